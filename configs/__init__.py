@@ -1,0 +1,1 @@
+"""Experiments: values only. A config is a difference from `configs/base.py`."""

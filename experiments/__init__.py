@@ -1,0 +1,1 @@
+"""Programs around the seqboat library: training, evaluation, data."""

@@ -1,0 +1,1 @@
+"""Sources of data, generators, tfds builders and the loader."""

@@ -1,0 +1,164 @@
+"""Parameters of the published PyTorch implementation (renll/SeqBoat), turned into ours.
+
+The state dict is a mapping of names to arrays, as its standalone layer and model write it; reading it from a file is
+the caller's. A Linear's weight is transposed, `hx_proj` is split into router and skip path, layers are stacked.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqboat.layers.seqboat import LayerConfig
+from seqboat.models.classifier import ClassifierConfig
+from seqboat.ops.positions import T5_BUCKETS
+
+Path = tuple[str, ...]
+Tree = dict[str, Any]
+# Counts forward passes; it has no meaning without PyTorch's cumulative average.
+IGNORED = "num_batches_tracked"
+
+
+class Entry(NamedTuple):
+    """One array of a state dict: its shape, and what becomes of it: our path -> function of the array."""
+
+    shape: tuple[int, ...]
+    leaves: dict[Path, Callable[[np.ndarray], np.ndarray]]
+
+
+def convert_ema(state: Mapping[str, np.ndarray], features: int, state_size: int, causal: bool) -> Tree:
+    """Variables of `layers.ema.EMA` from a state dict of the published `MultiHeadEMA`."""
+    return _convert(state, _ema_entries("", (), features, state_size, causal))
+
+
+def convert_layer(state: Mapping[str, np.ndarray], config: LayerConfig) -> Tree:
+    """Variables of `layers.seqboat.SeqBoatLayer` from a state dict of the published layer.
+
+    Raises ValueError naming every entry that is missing, unexpected or of another shape.
+    """
+    return _convert(state, _layer_entries(config))
+
+
+def convert_classifier(state: Mapping[str, np.ndarray], config: ClassifierConfig, input_size: int) -> Tree:
+    """Variables of `models.classifier.Classifier` from a state dict of the published model for numbers (B, L, F).
+
+    The config must be that model's: no vocabulary, a linear head. Raises ValueError like `convert_layer`.
+    """
+    if config.vocabulary_size is not None or config.head != "linear" or config.sinusoid:
+        raise ValueError("the published model takes numbers and has a linear head: vocabulary_size=None, head='linear'")
+    layer, encoder = config.encoder.layer, ("encoder",)
+    width = layer.features
+    entries = {}
+    for index in range(config.encoder.layers):
+        for name, entry in _layer_entries(layer).items():
+            leaves = {
+                (path[0], *encoder, "layers", *path[1:], str(index)): convert for path, convert in entry.leaves.items()
+            }
+            entries[f"seq_layers.{index}.{name}"] = Entry(entry.shape, leaves)
+    entries |= _dense("encoder", ("params", "embedding", "projection"), input_size, width)
+    entries |= _dense("decoder", ("params", "head"), width, config.classes)
+    if layer.norm_placement == "pre":
+        entries |= _norm_entries("final_norm.norm.", "encoder", "final_norm", config=layer)
+    variables = _convert(state, entries)
+    for collection in variables.values():
+        if "layers" in collection.get("encoder", {}):
+            collection["encoder"]["layers"] = _stack(collection["encoder"]["layers"])
+    return variables
+
+
+def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
+    if config.ssm != "ema" or config.feed_forward_size or not config.attention or config.activation == "never":
+        raise ValueError("the published layer has an EMA and one module, the gated attention unit")
+    width, key, value = config.features, config.key_size, config.value_size
+    entries = _ema_entries("ssm.", ("ssm",), width, config.state_size, config.causal)
+    entries |= _norm_entries("norm.norm.", "norm", config=config)
+    entries |= _dense("mx_proj", ("params", "gau", "projection"), width, key + 2 * value)
+    entries |= _dense("h_proj", ("params", "gau", "output"), value, width)
+    for name in ("gamma", "beta"):
+        entries[name] = Entry((2, key), {("params", "gau", name): _same})
+    table = ("params", "gau", "position_bias")
+    if config.position == "relative":
+        entries["rel_pos_bias.rel_pos_bias"] = Entry((2 * config.max_positions - 1,), {table: _same})
+    elif config.position == "slot":
+        entries["rel_pos_bias.rel_pos_bias"] = Entry((6 * (config.window_size or 0) - 1,), {table: _same})
+    elif config.position == "t5":
+        entries["rel_pos_bias.relative_attention_bias"] = Entry((T5_BUCKETS, 1), {table: lambda a: a[:, 0]})
+    options = 0 if config.activation == "always" else 2
+    skip, logits = ("params", "skip_projection"), ("params", "sparse", "configurator", "logits")
+    weight = {(*skip, "kernel"): lambda a: a[options:].T}
+    bias = {(*skip, "bias"): lambda a: a[options:]}
+    if options:
+        weight[(*logits, "kernel")] = lambda a: a[:options].T
+        bias[(*logits, "bias")] = lambda a: a[:options]
+        entries["q_router.temp"] = Entry((1,), {("params", "sparse", "configurator", "log_temperature"): _same})
+    return entries | {"hx_proj.weight": Entry((options + width, width), weight), "hx_proj.bias": Entry((options + width,), bias)}
+
+
+def _ema_entries(prefix: str, path: Path, width: int, state_size: int, causal: bool) -> dict[str, Entry]:
+    rows = width if causal else 2 * width
+    entries = {
+        f"{prefix}{name}": Entry((rows, state_size, 1), {("params", *path, name): lambda a: a[..., 0]})
+        for name in ("delta", "alpha", "beta")
+    }
+    entries[f"{prefix}gamma"] = Entry((rows, state_size), {("params", *path, "gamma"): _same})
+    entries[f"{prefix}omega"] = Entry((width,), {("params", *path, "omega"): _same})
+    return entries
+
+
+def _norm_entries(prefix: str, *path: str, config: LayerConfig) -> dict[str, Entry]:
+    shape = (config.features,)
+    entries = {}
+    if config.norm in ("layer", "batch") and config.norm_affine:
+        entries["weight"] = Entry(shape, {("params", *path, "scale"): _same})
+        entries["bias"] = Entry(shape, {("params", *path, "offset"): _same})
+    if config.norm == "batch":
+        entries["running_mean"] = Entry(shape, {("batch_stats", *path, "mean"): _same})
+        entries["running_var"] = Entry(shape, {("batch_stats", *path, "variance"): _same})
+    if config.norm == "rms" and config.norm_affine:
+        entries["weight"] = Entry(shape, {("params", *path, "scale"): _same})
+    if config.norm == "scale" and config.norm_affine:
+        entries["scalar"] = Entry((1,), {("params", *path, "scale"): lambda a: a[0]})
+    return {prefix + name: entry for name, entry in entries.items()}
+
+
+def _dense(name: str, path: Path, inputs: int, outputs: int) -> dict[str, Entry]:
+    return {
+        f"{name}.weight": Entry((outputs, inputs), {(*path, "kernel"): np.transpose}),
+        f"{name}.bias": Entry((outputs,), {(*path, "bias"): _same}),
+    }
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _convert(state: Mapping[str, np.ndarray], entries: dict[str, Entry]) -> Tree:
+    found = {name: np.asarray(array) for name, array in state.items() if not name.endswith(IGNORED)}
+    wrong = [f"missing {name} {entry.shape}" for name, entry in entries.items() if name not in found]
+    wrong += [f"unexpected {name} {array.shape}" for name, array in found.items() if name not in entries]
+    wrong += [
+        f"{name} has shape {found[name].shape}, expected {entry.shape}"
+        for name, entry in entries.items()
+        if name in found and found[name].shape != entry.shape
+    ]
+    wrong += [
+        f"{name} holds {found[name].dtype}, expected floating point numbers"
+        for name in entries
+        if name in found and not np.issubdtype(found[name].dtype, np.floating)
+    ]
+    if wrong:
+        raise ValueError(f"the state dict does not fit the config: {'; '.join(wrong)}")
+    variables: Tree = {}
+    for name, entry in entries.items():
+        for path, convert in entry.leaves.items():
+            parent = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[:-1], variables)
+            parent[path[-1]] = np.ascontiguousarray(convert(found[name]), dtype=np.float32)
+    return variables
+
+
+def _stack(tree: Tree) -> Any:
+    """Leaves {"0": a, "1": b, ...}, one a layer, stacked on a first axis."""
+    if all(isinstance(leaf, np.ndarray) for leaf in tree.values()):
+        return np.stack([tree[str(index)] for index in range(len(tree))])
+    return {name: _stack(branch) for name, branch in tree.items()}

@@ -1,0 +1,33 @@
+"""The damped EMA as a layer: it holds the parameters of `ops.ema`."""
+
+import flax.linen as nn
+from jaxtyping import Array, Bool, Float
+
+from seqboat.layers.initializers import alternating, truncated_normal
+from seqboat.ops import ema
+
+
+class EMA(nn.Module):
+    """x (B, L, D) -> the damped average of every element's past, and of its future unless causal, plus omega x.
+
+    Elements that are not `valid` enter the average as zeros. Initial values are those of the published model: delta and
+    alpha ~ N(0, 0.2^2), beta ~ +-1 alternating + N(0, 0.02^2), gamma and omega ~ N(0, 1), cut at two deviations.
+    """
+
+    state_size: int
+    causal: bool
+    truncation: int | None = None
+    method: ema.Method = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        width = x.shape[-1]
+        shape = (width if self.causal else 2 * width, self.state_size)
+        params = ema.EMAParams(
+            delta=self.param("delta", truncated_normal(0.2), shape),
+            alpha=self.param("alpha", truncated_normal(0.2), shape),
+            beta=self.param("beta", alternating(), shape),
+            gamma=self.param("gamma", truncated_normal(1.0), shape),
+            omega=self.param("omega", truncated_normal(1.0), (width,)),
+        )
+        return ema.convolve(params, x, valid, truncation=self.truncation, method=self.method)

@@ -1,0 +1,102 @@
+"""Norms over the model width, and batch norm over everything else. All compute in float32, eps 1e-5."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+NormKind = Literal["layer", "scale", "rms", "batch"]
+
+EPSILON = 1e-5
+# The share of the newest batch in batch norm's running statistics.
+BATCH_MOMENTUM = 0.1
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps), then scale and offset if `affine`."""
+
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool) -> Float[Array, "B L D"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+        return _affine(self, y).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times a scale a channel if `affine`."""
+
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool) -> Float[Array, "B L D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+        if self.affine:
+            y = y * self.param("scale", nn.initializers.ones, y.shape[-1:]).astype(jnp.float32)[None, None]
+        return y.astype(x.dtype)
+
+
+class ScaleNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) times ONE learned scalar if `affine`."""
+
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool) -> Float[Array, "B L D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+        if self.affine:
+            y = y * self.param("scale", nn.initializers.ones, ()).astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel over the batch and the length, over valid elements only.
+
+    Training uses the batch's statistics and moves the running mean and (unbiased) variance by 0.1 towards them;
+    evaluation uses the running ones. Under jit the batch is the global one. Under pmap or shard_map `axis_name` names
+    the mesh axes to sum over. `count_padding` includes padding in the statistics, as the published code does.
+    """
+
+    affine: bool = True
+    axis_name: str | tuple[str, ...] | None = None
+    count_padding: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool) -> Float[Array, "B L D"]:
+        y = x.astype(jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, y.shape[-1:], jnp.float32)
+        variance = self.variable("batch_stats", "variance", jnp.ones, y.shape[-1:], jnp.float32)
+        if train:
+            weight = jnp.ones_like(y[..., :1]) if self.count_padding else valid[..., None].astype(jnp.float32)
+            count = jnp.maximum(self._sum(weight)[0], 1)
+            batch_mean = self._sum(y * weight) / count
+            batch_variance = self._sum(jnp.square(y - batch_mean[None, None]) * weight) / count
+            if not self.is_initializing():
+                unbiased = batch_variance * count / jnp.maximum(count - 1, 1)
+                mean.value += BATCH_MOMENTUM * (jax.lax.stop_gradient(batch_mean) - mean.value)
+                variance.value += BATCH_MOMENTUM * (jax.lax.stop_gradient(unbiased) - variance.value)
+        else:
+            batch_mean, batch_variance = mean.value, variance.value
+        y = (y - batch_mean[None, None]) * jax.lax.rsqrt(batch_variance + EPSILON)[None, None]
+        return _affine(self, y).astype(x.dtype)
+
+    def _sum(self, y: Float[Array, "B L D"]) -> Float[Array, "D"]:
+        total = y.sum((0, 1))
+        return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
+
+
+def _affine(module: nn.Module, y: Array) -> Array:
+    if not module.affine:
+        return y
+    scale = module.param("scale", nn.initializers.ones, y.shape[-1:])
+    offset = module.param("offset", nn.initializers.zeros, y.shape[-1:])
+    return y * scale.astype(jnp.float32)[None, None] + offset.astype(jnp.float32)[None, None]
+
+
+NORMS: dict[str, type[nn.Module]] = {"layer": LayerNorm, "scale": ScaleNorm, "rms": RMSNorm, "batch": BatchNorm}

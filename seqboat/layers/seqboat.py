@@ -1,0 +1,169 @@
+"""The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from seqboat.layers.ema import EMA
+from seqboat.layers.feed_forward import FeedForward
+from seqboat.layers.gau import GatedAttentionUnit
+from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.norm import NORMS, NormKind
+from seqboat.layers.s4d import S4D
+from seqboat.layers.sparse_activation import ActivationStats, Form, RouterConfig, SparseModularActivation
+from seqboat.layers.taps import tap
+from seqboat.ops.ema import Method
+from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`, N `state_size`.
+
+    `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
+    computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
+    sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
+    `batch_axis` names the mesh axes of batch norm's statistics under pmap or shard_map.
+    """
+
+    features: int
+    key_size: int
+    value_size: int
+    state_size: int = 16
+    window_size: int | None = 128
+    causal: bool = False
+    attention: bool = True
+    attention_function: AttentionFunction = "softmax"
+    position: PositionKind = "relative"
+    max_positions: int = 1024
+    feed_forward_size: int = 0
+    ssm: Literal["ema", "s4d"] = "ema"
+    ssm_truncation: int | None = None
+    ema_method: Method = "auto"
+    norm: NormKind = "layer"
+    norm_placement: Literal["pre", "post"] = "pre"
+    norm_affine: bool = True
+    norm_counts_padding: bool = False
+    batch_axis: str | tuple[str, ...] | None = None
+    activation: Literal["learned", "always", "never"] = "learned"
+    router: RouterConfig = RouterConfig()
+    dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    form: Form = "packed"
+    block_size: int = 128
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for field in ("features", "key_size", "value_size", "state_size", "max_positions", "block_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for field in ("window_size", "ssm_truncation"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
+        for field in ("dropout", "hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")
+        for field, known in _CHOICES.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r}: must be one of {', '.join(known)}")
+        if self.feed_forward_size < 0:
+            raise ValueError(f"feed_forward_size={self.feed_forward_size}: must be 0 (none) or more")
+        if self.position == "slot" and self.window_size is None:
+            raise ValueError("position='slot' needs a window_size: its table covers the distances within a window")
+        if self.position == "rotary" and self.key_size % 2:
+            raise ValueError(f"key_size={self.key_size}: rotary positions turn pairs, so it must be even")
+        if self.ssm == "s4d" and self.ema_method != "auto":
+            raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': leave it at 'auto'")
+        if self.router.temperature_scale <= 0:
+            raise ValueError(f"temperature_scale={self.router.temperature_scale}: must be positive")
+
+    def make_norm(self, name: str) -> nn.Module:
+        extra = {"axis_name": self.batch_axis, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
+        return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
+
+    def make_modules(self) -> tuple[nn.Module, ...]:
+        """What the configurator chooses from."""
+        modules: list[nn.Module] = []
+        dtype = jnp.dtype(self.dtype)
+        if self.activation != "never" and self.attention:
+            gau = GatedAttentionUnit(
+                features=self.features,
+                key_size=self.key_size,
+                value_size=self.value_size,
+                window=Window(self.window_size, self.causal, self.attention_function, self.position),
+                max_positions=self.max_positions,
+                hidden_dropout=self.hidden_dropout,
+                attention_dropout=self.attention_dropout,
+                dtype=dtype,
+                name="gau",
+            )
+            modules.append(gau)
+        if self.activation != "never" and self.feed_forward_size:
+            modules.append(FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward"))
+        return tuple(modules)
+
+
+_CHOICES = {
+    "attention_function": ("softmax", "relu2", "laplace"),
+    "position": ("none", "relative", "slot", "rotary", "t5"),
+    "ssm": ("ema", "s4d"),
+    "ema_method": ("auto", "fft", "chunked", "reference"),
+    "norm": tuple(NORMS),
+    "norm_placement": ("pre", "post"),
+    "activation": ("learned", "always", "never"),
+    "form": ("packed", "dense"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+class SeqBoatLayer(nn.Module):
+    """x (B, L, D) -> (B, L, D), and what its configurator decided.
+
+        m = dropout(silu(SSM(norm(x))))            norm here if placed "pre"
+        h = sum over modules of active * confidence * f(m)
+        y = silu(x + m W + b + h)                  then norm if placed "post"
+
+    Dropout falls on h, or on (m W + b + h) in a causal layer. `modules` replaces the config's own list.
+    """
+
+    config: LayerConfig
+    modules: tuple[nn.Module, ...] | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
+    ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+        config = self.config
+        drop = lambda y: nn.Dropout(config.dropout)(y, deterministic=not train)
+        residual = x
+        if config.norm_placement == "pre":
+            x = config.make_norm("norm")(x, valid, train)
+        tap(self, "pre_norm", x)
+        if config.ssm == "ema":
+            ssm: nn.Module = EMA(
+                config.state_size, config.causal, config.ssm_truncation, config.ema_method, name="ssm"
+            )
+        else:
+            ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
+        e = ssm(x, valid)
+        tap(self, "ssm_out", e)
+        m = drop(nn.silu(e))
+        skip = nn.Dense(config.features, dtype=m.dtype, kernel_init=truncated_normal(), name="skip_projection")(m)
+        tap(self, "skip", skip)
+        h, stats = SparseModularActivation(
+            config.make_modules() if self.modules is None else self.modules,
+            config.router,
+            always=config.activation == "always",
+            form=config.form,
+            block_size=config.block_size,
+            name="sparse",
+        )(m, valid, train)
+        y = nn.silu(residual + (drop(skip + h) if config.causal else skip + drop(h)))
+        if config.norm_placement == "post":
+            y = config.make_norm("norm")(y, valid, train)
+        tap(self, "resid", y)
+        return y, stats

@@ -1,0 +1,261 @@
+"""Sparse modular activation: every element decides, for each of a list of modules, whether to wake it.
+
+(Ren et al. 2023, arXiv 2306.11197.) A latent configurator reads an element's representation m_t and gives, for module
+i, two logits u; the module is computed for t iff u_1 > u_0, and its result is multiplied by the confidence
+c = max softmax(u / tau):
+
+    y_t = sum_i  a_{t,i} c_{t,i} f_i(m_t; the other elements that activated i)
+
+The decision a carries no gradient, the confidence does. A module is any Flax module from rows to rows, or a
+`WindowedModule`, whose rows also see their neighbours among the activated rows.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.taps import tap
+from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
+
+Form = Literal["packed", "dense"]
+
+
+class WindowedModule(nn.Module):
+    """A module whose rows see their neighbours among the activated rows. Subclasses define:
+
+    `halo(length) -> (left, right)`: how many packed rows on each side a row may see, in sequences of this length;
+    `project(x, rows) -> (own, halo)`: row-wise, from (T, D) rows to two trees of rows: what a row keeps for itself and
+    what its neighbours may see;
+    `mix(own, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo holds other sequences'
+    rows too: `rows` and `halo_rows` (`ops.packing.Rows`) say which may be seen.
+    """
+
+    def halo(self, length: int) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def project(self, x: Array, rows: Rows) -> tuple[dict, dict]:
+        raise NotImplementedError
+
+    def mix(self, own: dict, halo: dict, rows: Rows, halo_rows: Rows) -> Array:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterConfig:
+    """What trains the configurator. The defaults are the published router, whose inactive elements send it no gradient.
+
+    `centered`: subtract a running mean over training steps from its input. `straight_through`: in training, compute
+    inactive elements too and let the gradient of their results through their probability (dense cost, O(L^2) memory).
+    `key_credit`: in training, let an element's probability earn the gradient of being read by others.
+    `initial_bias`: added to the logit of activating. `temperature_scale`: tau starts at this times sqrt(D).
+    """
+
+    centered: bool = False
+    straight_through: bool = False
+    key_credit: bool = False
+    initial_bias: float = 0.0
+    temperature_scale: float = 1.0
+
+
+class Decision(NamedTuple):
+    """For M modules: `active` (B, L, M) bool, `probability` of activating and `confidence` in the decision (B, L, M),
+    `temperature` (M,)."""
+
+    active: Array
+    probability: Array
+    confidence: Array
+    temperature: Array
+
+
+class ActivationStats(NamedTuple):
+    """Sums over a batch's real elements, so that means are exact: `active`, `confidence` (of active elements),
+    `probability`, each (M,); `elements` (); and the `temperature` (M,)."""
+
+    active: Array
+    confidence: Array
+    probability: Array
+    elements: Array
+    temperature: Array
+
+
+class LatentConfigurator(nn.Module):
+    """m (B, L, D) -> for each of M modules the decision to activate it:  a = u_1 > u_0,  p = softmax(u / tau)_1, in float32."""
+
+    modules: int
+    router: RouterConfig
+
+    # The share of the newest batch in the running mean, once there are enough batches.
+    MOMENTUM = 0.01
+
+    @nn.compact
+    def __call__(self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool) -> Decision:
+        width = m.shape[-1]
+        if self.router.centered:
+            m = m - self._running_mean(m, valid, train).astype(m.dtype)[None, None]
+        bias = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[1::2].set(self.router.initial_bias)
+        u = nn.Dense(2 * self.modules, kernel_init=truncated_normal(), bias_init=bias, dtype=m.dtype, name="logits")(m)
+        u = u.reshape(*m.shape[:2], self.modules, 2).astype(jnp.float32)
+        start = math.log(self.router.temperature_scale * math.sqrt(width))
+        temperature = jnp.exp(self.param("log_temperature", nn.initializers.constant(start), (self.modules,)))
+        margin = u[..., 1] - u[..., 0]
+        active = (margin > 0) & valid[..., None]
+        probability = jax.nn.sigmoid(margin / temperature[None, None])
+        tap(self, "router_logits", u)
+        return Decision(active, probability, jnp.maximum(probability, 1 - probability), temperature)
+
+    def _running_mean(self, m: Array, valid: Array, train: bool) -> Array:
+        """The mean of previous training batches: causal, and independent of batch mates."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, m.shape[-1:], jnp.float32)
+        batches = self.variable("batch_stats", "batches", jnp.zeros, (), jnp.float32)
+        before = mean.value
+        if train and not self.is_initializing():
+            total = jnp.where(valid[..., None], m.astype(jnp.float32), 0).sum((0, 1))
+            batch = jax.lax.stop_gradient(total) / jnp.maximum(valid.sum(), 1)
+            batches.value += 1
+            mean.value += jnp.maximum(self.MOMENTUM, 1 / batches.value) * (batch - before)
+        return before
+
+
+class SparseModularActivation(nn.Module):
+    """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and what was decided.
+
+    `form` "packed" computes active rows alone, in blocks whose number follows the activation; "dense" computes all rows
+    and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
+    """
+
+    modules: tuple[nn.Module, ...]
+    router: RouterConfig = RouterConfig()
+    always: bool = False
+    form: Form = "packed"
+    block_size: int = 128
+
+    @nn.compact
+    def __call__(
+        self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
+    ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+        count = len(self.modules)
+        if self.always:
+            one = jnp.ones((*m.shape[:2], count), jnp.float32)
+            decision = Decision(one * valid[..., None] > 0, one, one, jnp.ones(count))
+        elif count:
+            decision = LatentConfigurator(count, self.router, name="configurator")(m, valid, train)
+        else:
+            empty = jnp.zeros((*m.shape[:2], 0), jnp.float32)
+            decision = Decision(empty > 0, empty, empty, jnp.zeros(0))
+        active, gate = decision.active, decision.confidence
+        for name, value in (("active", active), ("confidence", gate)):
+            tap(self, name, value)
+
+        dense = self.form == "dense" or (train and self.router.straight_through)
+        y = jnp.zeros_like(m)
+        for i, module in enumerate(self.modules):
+            weight = None
+            if train and self.router.key_credit and not self.always:
+                weight = _straight_through(active[..., i].astype(jnp.float32), decision.probability[..., i]).reshape(-1)
+            if self.is_initializing():
+                self._create(module, m, active[..., i])
+                continue
+            run = self._dense if dense else self._packed
+            result = run(module, m, active[..., i], weight, train)
+            chosen = jnp.where(active[..., i], gate[..., i], 0)
+            if train and self.router.straight_through and not self.always:
+                chosen = _straight_through(chosen, decision.probability[..., i]) * valid
+            y += chosen[..., None].astype(m.dtype) * result
+        on = active.astype(jnp.float32)
+        sums = [(a * valid[..., None]).sum((0, 1)) for a in (on, on * gate, decision.probability)]
+        stats = ActivationStats(*sums, valid.sum().astype(jnp.float32), decision.temperature)
+        return y, stats
+
+    def _packed(self, module, m, active, weight, train):
+        """The module over active rows alone; zero for the others."""
+        block = self.block_size
+        packing = pack(active, block)
+        rows = describe(active)._replace(weight=weight)
+        rows, packed = compress((rows, m.reshape(-1, m.shape[-1])), packing)
+        params, apply = self._functional(module, train)
+        own = {"x": packed, "rows": rows, "slot": jnp.arange(packed.shape[0], dtype=jnp.int32)}
+        each = functools.partial(map_blocks, params=params, count=packing.count, block_size=block)
+        if isinstance(module, WindowedModule):
+            project = lambda params, own, _: apply(params, own["slot"], "project", own["x"], own["rows"])
+            (private, shared), taps = each(project, own=own, halo=None)
+
+            def mix(params, own, halo):
+                return apply(params, own["slot"], "mix", own["private"], halo["shared"], own["rows"], halo["rows"])
+
+            left, right = module.halo(m.shape[1])
+            own = {"private": private, "rows": rows, "slot": own["slot"]}
+            y, more = each(mix, own=own, halo={"shared": shared, "rows": rows}, left=left, right=right)
+            taps = {**taps, **more}
+        else:
+            y, taps = each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
+        return self._in_place(*extract((y, taps), packing), m)
+
+    def _dense(self, module, m, active, weight, train):
+        """The module over all rows, of which only those with `rows.active` are read by others: the masked reference."""
+        rows = describe(active)._replace(weight=weight)
+        flat = m.reshape(-1, m.shape[-1])
+        params, apply = self._functional(module, train)
+        start = jnp.zeros(1, jnp.int32)
+        if isinstance(module, WindowedModule):
+            if weight is not None and self.router.straight_through:  # inactive keys have weight 0, and earn credit
+                visible = rows._replace(active=jnp.ones_like(rows.active))
+            else:
+                visible = rows
+            (private, shared), taps = apply(params, start, "project", flat, rows)
+            y, more = apply(params, start, "mix", private, shared, visible, visible)
+            taps = {**taps, **more}
+        else:
+            y, taps = apply(params, start, "__call__", flat)
+        return self._in_place(y, taps, m)
+
+    def _in_place(self, y: Array, taps: dict, m: Array) -> Array:
+        """Rows (B L, ...) back to (B, L, ...); what the module tapped is tapped here."""
+        for name, value in taps.items():
+            tap(self, name, value.reshape(*m.shape[:2], *value.shape[1:]))
+        return y.reshape(m.shape)
+
+    def _functional(self, module: nn.Module, train: bool):
+        """The module as a pure function of its parameters, for `map_blocks`: (params, apply).
+
+        `apply(params, slot, method, *args)` returns the method's result and what it tapped, {name: rows}. Dropout draws
+        from a key folded with the block's first slot.
+        """
+        unbound, tapping = module.clone(parent=None), self.is_mutable_collection("taps")
+        dropout = train and self.has_rng("dropout")
+        params = {"params": module.variables.get("params", {})}
+        if dropout:
+            params["key"] = jax.random.key_data(self.make_rng("dropout"))
+
+        def apply(params, slot, method, *args):
+            rngs = {"dropout": jax.random.fold_in(jax.random.wrap_key_data(params["key"]), slot[0])} if dropout else {}
+            result, sown = unbound.apply(
+                {"params": params["params"]}, *args, method=method, rngs=rngs, mutable=["taps"] if tapping else []
+            )
+            return result, dict(sown.get("taps", {}))
+
+        return params, apply
+
+    def _create(self, module: nn.Module, m: Array, active: Array) -> None:
+        """Create the module's parameters, from a few rows."""
+        count = min(m.shape[0] * m.shape[1], self.block_size)
+        rows = jax.tree.map(lambda leaf: leaf[:count], describe(active))
+        x = m.reshape(-1, m.shape[-1])[:count]
+        if isinstance(module, WindowedModule):
+            module.mix(*module.project(x, rows), rows, rows)
+        else:
+            module(x)
+        other = set(module.variables) - {"params", "taps"}
+        if other:
+            raise ValueError(f"a sparsely activated module may hold parameters only; {module.name} has {sorted(other)}")
+
+
+def _straight_through(value: Array, surrogate: Array) -> Array:
+    """The value, with the gradient of the surrogate."""
+    return surrogate + jax.lax.stop_gradient(value - surrogate)

@@ -1,0 +1,1 @@
+"""Composition of layers, and nothing else."""

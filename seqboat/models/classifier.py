@@ -1,0 +1,69 @@
+"""Sequence classification: embed, encode, average over the true length, decide (Ren et al. 2023, section 4)."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
+from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.models.encoder import Encoder, EncoderConfig
+
+
+class Output(NamedTuple):
+    """`logits` (B, Y) or (B, L, V), float32, and what every layer's configurator decided."""
+
+    logits: Array
+    layers: ActivationStats
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """`vocabulary_size` None takes inputs of numbers (B, L, F). `head` "mlp" is Linear(2D), dropout, GELU, Linear without
+    bias, as in the recipes of Long Range Arena; "linear" is one affine map."""
+
+    encoder: EncoderConfig
+    classes: int
+    vocabulary_size: int | None = None
+    sinusoid: bool = False
+    head: Literal["mlp", "linear"] = "mlp"
+
+    def __post_init__(self):
+        if self.classes < 1:
+            raise ValueError(f"classes={self.classes}: must be at least 1")
+        if self.head not in ("mlp", "linear"):
+            raise ValueError(f"head={self.head!r}: must be one of mlp, linear")
+
+
+class Classifier(nn.Module):
+    """inputs (B, L) of symbols or (B, L, F) of numbers, and true lengths (B,) -> `Output` with logits (B, Y)."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(
+        self, inputs: Int[Array, "B L"] | Float[Array, "B L F"], lengths: Int[Array, "B"], train: bool = False
+    ) -> Output:
+        config = self.config
+        layer = config.encoder.layer
+        drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
+        valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
+        if config.vocabulary_size is None:
+            x = LinearEmbedding(layer.features, name="embedding")(inputs)
+        else:
+            x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(inputs)
+        if config.sinusoid:
+            x = SinusoidalPosition(name="position")(x)
+        x = drop(jnp.where(valid[..., None], x, 0))
+        x, stats = Encoder(config.encoder, name="encoder")(x, valid, train)
+        x = jnp.where(valid[..., None], x, 0).astype(jnp.float32)
+        pooled = x.sum(1) / jnp.maximum(lengths, 1)[:, None]
+        if config.head == "linear":
+            return Output(nn.Dense(config.classes, kernel_init=truncated_normal(), name="head")(pooled), stats)
+        xavier = nn.initializers.xavier_uniform()
+        hidden = nn.Dense(2 * layer.features, kernel_init=xavier, name="head_hidden")(pooled)
+        hidden = nn.gelu(drop(hidden), approximate=False)
+        return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)

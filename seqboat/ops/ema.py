@@ -1,0 +1,191 @@
+"""The multi-dimensional damped exponential moving average (Ma et al. 2022, MEGA, arXiv 2209.10655, eq. 5-6).
+
+Every channel has N real states:  h_t = q h_{t-1} + p beta x_t,   y_t = <gamma, h_t> / sqrt(N) + omega x_t,   with
+p = sigmoid(delta) and q = 1 - p sigmoid(alpha) in (0, 1).  Unrolled, y is a convolution of x with the kernel
+kappa[l] = sum_n gamma_n / sqrt(N) p_n beta_n q_n^l.  A bidirectional average adds a second kernel that runs over the
+elements after t, lag 0 counted in both.
+
+Names follow the published code, not the paper: `delta` is the paper's alpha (weight), `alpha` its delta (damping).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from seqboat.ops.convolution import direct_convolve, fft_convolve
+
+Method = Literal["auto", "fft", "chunked", "reference"]
+
+CHUNK = 64
+# On a CPU the FFT wins up to this length, chunks beyond it, and truncated kernels always want the FFT.
+LONGEST_FFT = 4096
+
+
+class EMAParams(NamedTuple):
+    """`delta`, `alpha`, `beta`, `gamma` (D or 2D, N): the first D rows look back, a second D rows look ahead. `omega` (D,)."""
+
+    delta: Array
+    alpha: Array
+    beta: Array
+    gamma: Array
+    omega: Array
+
+    @property
+    def bidirectional(self) -> bool:
+        return self.delta.shape[0] != self.omega.shape[0]
+
+    def direction(self, ahead: bool) -> "EMAParams":
+        """The parameters of one direction alone."""
+        width = self.omega.shape[0]
+        rows = slice(width, 2 * width) if ahead else slice(0, width)
+        return EMAParams(self.delta[rows], self.alpha[rows], self.beta[rows], self.gamma[rows], self.omega)
+
+
+class Coefficients(NamedTuple):
+    """What the recurrence needs, each (D, N), float32: log q, the input weight p beta, the output weight gamma / sqrt(N)."""
+
+    log_decay: Array
+    input: Array
+    output: Array
+
+    def decay(self, steps: np.ndarray) -> Array:
+        """q^steps: (D, N, len(steps)) of integer numbers of steps >= 0."""
+        return jnp.exp(self.log_decay[..., None] * jnp.asarray(steps, jnp.float32)[None, None])
+
+
+def coefficients(params: EMAParams) -> Coefficients:
+    delta, alpha, beta, gamma = (a.astype(jnp.float32) for a in params[:4])
+    p = jax.nn.sigmoid(delta)
+    return Coefficients(jnp.log1p(-p * jax.nn.sigmoid(alpha)), p * beta, gamma / gamma.shape[-1] ** 0.5)
+
+
+def naive_kernel(params: EMAParams, length: int) -> Float[Array, "S K"]:
+    """kappa[0..length-1] by its definition: S N K exponentials."""
+    c = coefficients(params)
+    return jnp.einsum("sn,snk->sk", c.output * c.input, c.decay(np.arange(length)))
+
+
+def kernel(params: EMAParams, length: int) -> Float[Array, "S K"]:
+    """kappa[0..length-1] with q^(aC+b) = q^(aC) q^b: one batched product and S N (K/C + C) exponentials."""
+    c = coefficients(params)
+    inner = 1 << max(0, (length - 1).bit_length() // 2)
+    outer = -(-length // inner)
+    coarse = (c.output * c.input)[..., None] * c.decay(inner * np.arange(outer))
+    product = jnp.einsum("sna,snb->sab", coarse, c.decay(np.arange(inner)))
+    return product.reshape(product.shape[0], outer * inner)[:, :length]
+
+
+def convolve(
+    params: EMAParams,
+    x: Float[Array, "B L D"],
+    valid: Bool[Array, "B L"] | None = None,
+    *,
+    truncation: int | None = None,
+    method: Method = "auto",
+) -> Float[Array, "B L D"]:
+    """The average of every element's past (and future, where the parameters are bidirectional), plus omega x.
+
+    Elements that are not `valid` are averaged as zeros; their own direct term omega x stays.
+
+    `truncation` cuts the kernel to that many lags, as the published recipes do; None keeps all of it, and then the
+    result equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype.
+    """
+    length = x.shape[1]
+    signal = x.astype(jnp.float32) if valid is None else jnp.where(valid[..., None], x.astype(jnp.float32), 0)
+    taps = length if truncation is None else min(truncation, length)
+    if method == "auto":
+        method = "fft" if taps < length or length <= LONGEST_FFT else "chunked"
+    if method == "chunked":
+        if taps < length:
+            raise ValueError(f"a kernel truncated to {taps} lags has no chunked form: use method='fft'")
+        y = _chunked(params, signal, CHUNK)[0]
+    else:
+        apply, kernel_of = (direct_convolve, naive_kernel) if method == "reference" else (fft_convolve, kernel)
+        directions = [kernel_of(params.direction(ahead), taps) for ahead in (False, True)[: 1 + params.bidirectional]]
+        y = apply(signal, *directions)
+    return (y + _direct(params, x)).astype(x.dtype)
+
+
+def _direct(params: EMAParams, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    return jnp.einsum("d,...d->...d", params.omega.astype(jnp.float32), x.astype(jnp.float32))
+
+
+def recurrent_step(
+    params: EMAParams, state: Float[Array, "B D N"], x: Float[Array, "B D"]
+) -> tuple[Float[Array, "B D N"], Float[Array, "B D"]]:
+    """One step of a causal average:  h <- q h + p beta x,   y = <gamma, h> / sqrt(N) + omega x.
+
+    Exactly what an untruncated `convolve` computes at this position, for any number of steps before it.
+    """
+    c = coefficients(params)
+    state = jnp.exp(c.log_decay)[None] * state + c.input[None] * x.astype(jnp.float32)[..., None]
+    y = jnp.einsum("bdn,dn->bd", state, c.output) + _direct(params, x)
+    return state, y.astype(x.dtype)
+
+
+def stream(
+    params: EMAParams, state: Float[Array, "B D N"], x: Float[Array, "B L D"], *, chunk: int = CHUNK
+) -> tuple[Float[Array, "B D N"], Float[Array, "B L D"]]:
+    """`recurrent_step` over a piece of any length >= 1, in chunks: the state after it, and its outputs."""
+    if params.bidirectional:
+        raise ValueError("a bidirectional average looks ahead and cannot be streamed")
+    length = x.shape[1]
+    chunk = min(chunk, length)
+    signal = x.astype(jnp.float32)
+    y, entering, after = _chunked(params, signal, chunk, state.swapaxes(0, 1))
+    rest = length % chunk
+    if rest:  # the last chunk was padded: its state is taken after its last real element instead
+        c = coefficients(params)
+        after = entering[:, :, -1] * c.decay(np.array([rest]))[:, None, :, 0]
+        after += jnp.einsum("bjd,dnj->dbn", signal[:, length - rest :], c.input[..., None] * c.decay(np.arange(rest)[::-1]))
+    return after.swapaxes(0, 1), (y + _direct(params, x)).astype(x.dtype)
+
+
+def _chunked(
+    params: EMAParams, x: Float[Array, "B L D"], chunk: int, initial: Float[Array, "D B N"] | None = None
+) -> tuple[Float[Array, "B L D"], Float[Array, "D B M N"], Float[Array, "D B N"]]:
+    """The average without omega x, the states that enter each chunk from the left, and the one after the last chunk.
+
+    One product with the Toeplitz matrix of a chunk, whose extra N columns a direction give what each chunk adds to the
+    state; one scan over the M chunks; one product back from the states that enter.
+    """
+    batch, length, width = x.shape
+    count = -(-length // chunk)
+    blocks = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).transpose(2, 0, 1).reshape(width, batch, count, chunk)
+    forms = [_chunk_form(params.direction(ahead), chunk, ahead) for ahead in (False, True)[: 1 + params.bidirectional]]
+    columns = jnp.concatenate([sum(f.within for f in forms), *(f.into_state for f in forms)], -1)
+    product = jnp.einsum("dbmj,djk->dbmk", blocks, columns)
+    y, *added = jnp.split(product, np.cumsum([chunk] + [params.gamma.shape[1]] * len(forms))[:-1], -1)
+    entering, after = [], []
+    for form, own in zip(forms, added, strict=True):
+        carried = jnp.exp(chunk * form.log_decay)[:, None]
+        start = jnp.zeros_like(own[:, :, 0]) if initial is None else initial
+        last, before = jax.lax.scan(lambda h, u, q=carried: (q * h + u, h), start, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
+        entering.append(jnp.moveaxis(before, 0, 2))
+        after.append(last)
+    y += jnp.einsum("dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([f.out_of_state for f in forms], 1))
+    return y.reshape(width, batch, -1)[..., :length].transpose(1, 2, 0), entering[0], after[0]
+
+
+class _ChunkForm(NamedTuple):
+    """One direction inside a chunk: sources to targets (D, C, C), sources to state (D, C, N), state to targets (D, N, C)."""
+
+    ahead: bool
+    log_decay: Array
+    within: Array
+    into_state: Array
+    out_of_state: Array
+
+
+def _chunk_form(params: EMAParams, chunk: int, ahead: bool) -> _ChunkForm:
+    c = coefficients(params)
+    lag = np.arange(chunk)[None, :] - np.arange(chunk)[:, None]
+    within = jnp.where(lag >= 0, kernel(params, chunk)[:, np.maximum(lag, 0)], 0)
+    into = (c.input[..., None] * c.decay(np.arange(chunk)[::-1])).swapaxes(1, 2)
+    out = c.output[..., None] * c.decay(np.arange(1, chunk + 1))
+    if ahead:  # the same chunk read from its end
+        within, into, out = within[:, ::-1, ::-1], into[:, ::-1], out[:, :, ::-1]
+    return _ChunkForm(ahead, c.log_decay, within, into, out)

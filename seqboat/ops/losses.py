@@ -1,0 +1,15 @@
+"""Losses, one value per example or element: sums and weights are kept apart until the very end, by the caller."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(logits: Float[Array, "*B Y"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """-log softmax(logits)[target] in nats, computed in float32.
+
+    A target outside 0..Y-1 gives NaN rather than a wrong number.
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1, mode="fill", fill_value=jnp.nan)
+    return -picked[..., 0]

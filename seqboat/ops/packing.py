@@ -1,0 +1,189 @@
+"""Active rows of a batch as one packed sequence, and functions over blocks of it whose number is data.
+
+The batch is flattened to B L rows. Its active rows, in order, fill the first `count` slots of a packed array; the rest
+stays empty. Nothing is dropped at any activation rate, and what runs over `count` slots costs what `count` asks for.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+Tree = Any
+
+
+class Packing(NamedTuple):
+    """Where every row goes: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `count` () active rows.
+
+    T is B L rounded up to whole blocks.
+    """
+
+    source: Array
+    slot: Array
+    count: Array
+
+
+class Rows(NamedTuple):
+    """What attention may know of each row, packed or not, each (T,).
+
+    `segment`: its sequence in the batch. `position`: where it stood there. `rank`: how many active rows stand before it
+    in its sequence. `total`: how many its sequence has. `active`: whether it may be read. `weight`: with which weight it
+    is read as a key, or None for 1.
+    """
+
+    segment: Array
+    position: Array
+    rank: Array
+    total: Array
+    active: Array
+    weight: Array | None = None
+
+
+def pack(active: Bool[Array, "B L"], block_size: int) -> Packing:
+    """Assign slots to the active rows by one cumulative sum and one scatter of indices."""
+    flat = active.reshape(-1)
+    capacity = -(-flat.shape[0] // block_size) * block_size
+    rank = jnp.cumsum(flat, dtype=jnp.int32) - 1
+    source = jnp.full(capacity, -1, jnp.int32)
+    source = source.at[jnp.where(flat, rank, capacity)].set(
+        jnp.arange(flat.shape[0], dtype=jnp.int32), mode="drop", unique_indices=False
+    )
+    return Packing(source, jnp.where(flat, rank, -1), rank[-1] + 1)
+
+
+def describe(active: Bool[Array, "B L"]) -> Rows:
+    """Every row of a flattened batch, in its place."""
+    batch, length = active.shape
+    rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
+    total = jnp.broadcast_to(rank[:, -1:], active.shape)
+    segment, position = np.divmod(np.arange(batch * length, dtype=np.int32), np.int32(length))
+    return Rows(
+        jnp.asarray(segment), jnp.asarray(position), (rank - active).reshape(-1), total.reshape(-1), active.reshape(-1)
+    )
+
+
+def compress(tree: Tree, packing: Packing) -> Tree:
+    """Rows (B L, ...) of every leaf to slots (T, ...); empty slots are zero."""
+    return jax.tree.map(lambda x: _move(x, packing.source, packing.slot), tree)
+
+
+def extract(tree: Tree, packing: Packing) -> Tree:
+    """Slots (T, ...) of every leaf back to rows (B L, ...); inactive rows are zero."""
+    return jax.tree.map(lambda x: _move(x, packing.slot, packing.source), tree)
+
+
+@jax.custom_vjp
+def _move(x: Array, index: Int[Array, "M"], inverse: Int[Array, "N"]) -> Array:
+    """x[index], zero where index is -1. Its transpose is the same gather by the inverse, so nothing scatters."""
+    chosen = (index >= 0).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(chosen, x[jnp.maximum(index, 0)], jnp.zeros((), x.dtype))
+
+
+def _move_forward(x, index, inverse):
+    return _move(x, index, inverse), (index, inverse)
+
+
+def _move_backward(indices, cotangent):
+    index, inverse = indices
+    return _move(cotangent, inverse, index), None, None
+
+
+_move.defvjp(_move_forward, _move_backward)
+
+
+def map_blocks(
+    fn: Callable[[Tree, Tree, Tree], Tree],
+    params: Tree,
+    own: Tree,
+    halo: Tree,
+    count: Int[Array, ""],
+    *,
+    block_size: int,
+    left: int = 0,
+    right: int = 0,
+) -> Tree:
+    """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; later rows of the result are 0.
+
+    Leaves of `own` and `halo` have T rows, a whole number of blocks. A block sees its own `block_size` rows of `own`,
+    and of `halo` also `left` rows before and `right` rows after them, zero outside the array. `fn` returns a tree of
+    `block_size` rows a leaf. The number of blocks is data, so the cost follows `count`, and `fn` must not mix a row
+    with empty ones (give it a leaf that says which are which).
+
+    The gradient runs over the same blocks, recomputes `fn` on each and transposes it: nothing is stored but the
+    arguments. Integer and boolean leaves get no gradient. `fn` may close over no traced array.
+    """
+    leaves = jax.tree.leaves((own, halo))
+    capacity = leaves[0].shape[0]
+    if capacity % block_size or any(leaf.shape[0] != capacity for leaf in leaves):
+        raise ValueError(f"rows {[leaf.shape[0] for leaf in leaves]} are not the same whole number of blocks of {block_size}")
+    blocks = (count + block_size - 1) // block_size
+    float_part, rest, merge = _split_floats((params, own, halo))
+
+    def read(tree, index, extra):
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * block_size, block_size + extra), tree)
+
+    def write(tree, index, update):
+        return jax.tree.map(lambda a, u: jax.lax.dynamic_update_slice_in_dim(a, u, index * block_size, 0), tree, update)
+
+    def pad(tree):
+        return jax.tree.map(lambda a: jnp.pad(a, [(left, right)] + [(0, 0)] * (a.ndim - 1)), tree)
+
+    def block_of(trees, index):
+        params, own, halo = trees
+        return params, read(own, index, 0), read(halo, index, left + right)
+
+    def padded(trees):
+        params, own, halo = trees
+        return params, own, pad(halo)
+
+    def apply(floats, rest):
+        return fn(*merge(floats, rest))
+
+    @jax.custom_vjp
+    def run(floats, rest, blocks):
+        floats, rest = padded(floats), padded(rest)
+        shapes = jax.eval_shape(apply, block_of(floats, 0), block_of(rest, 0))
+        out = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape[1:]), s.dtype), shapes)
+        return jax.lax.fori_loop(
+            0, blocks, lambda i, out: write(out, i, apply(block_of(floats, i), block_of(rest, i))), out
+        )
+
+    def forward(floats, rest, blocks):
+        return run(floats, rest, blocks), (floats, rest, blocks)
+
+    def backward(saved, cotangent):
+        floats, rest, blocks = saved
+        floats, rest = padded(floats), padded(rest)
+        cotangent, _, _ = _split_floats(cotangent)
+
+        def step(i, gradient):
+            constants = block_of(rest, i)
+            _, transpose = jax.vjp(lambda f: _split_floats(apply(f, constants))[0], block_of(floats, i))
+            (d_params, d_own, d_halo) = transpose(read(cotangent, i, 0))[0]
+            params, own, halo = gradient
+            seen = read(halo, i, left + right)
+            return jax.tree.map(jnp.add, params, d_params), write(own, i, d_own), write(halo, i, jax.tree.map(jnp.add, seen, d_halo))
+
+        params, own, halo = jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats))
+        return (params, own, jax.tree.map(lambda a: a[left : left + capacity], halo)), None, None
+
+    run.defvjp(forward, backward)
+    return run(float_part, rest, blocks)
+
+
+def _split_floats(tree: Tree) -> tuple[Tree, Tree, Callable[[Tree, Tree], Tree]]:
+    """The tree twice, once with only its float leaves and once with only the others, and how to put them together."""
+
+    def is_float(leaf):
+        return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
+    rest = jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
+
+    def merge(floats, rest):
+        return jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda leaf: leaf is None)
+
+    return floats, rest, merge

@@ -1,0 +1,72 @@
+"""What attention knows of positions: a bias for a pair of rows, or a rotation of queries and keys.
+
+Every function takes positions row by row, so nothing larger than a block of queries by a block of keys is ever made.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+T5_BUCKETS = 32
+T5_MAX_DISTANCE = 128
+ROTARY_BASE = 10000.0
+
+
+def relative_bias(table: Float[Array, "P"], query: Int[Array, "Q"], key: Int[Array, "J"]) -> Float[Array, "Q J"]:
+    """table[clip(P' - 1 + key - query, 0, 2P' - 2)] of a table of 2P' - 1 entries: distance in original positions.
+
+    Longer distances than the table has use its ends. Its size is the recipe's longest length P', whatever that is; a
+    block looks up only its own pairs.
+    """
+    center = (table.shape[0] - 1) // 2
+    return table[jnp.clip(center + key[None, :] - query[:, None], 0, table.shape[0] - 1)]
+
+
+def slot_bias(
+    table: Float[Array, "P"], query: Int[Array, "Q"], key: Int[Array, "J"], window: int
+) -> Float[Array, "Q J"]:
+    """table[4w - 1 + (key - query)] of a table of 6w - 1 entries: distance counted in activated elements.
+
+    The offset and the unused entries are those of the published layer: only 3w - 1 .. 5w - 1 are within the window.
+    """
+    return table[jnp.clip(4 * window - 1 + key[None, :] - query[:, None], 0, table.shape[0] - 1)]
+
+
+def t5_bias(
+    table: Float[Array, "P"], query: Int[Array, "Q"], key: Int[Array, "J"], causal: bool
+) -> Float[Array, "Q J"]:
+    """One scalar a bucket of original distance (Raffel et al. 2020, section 2.1)."""
+    return table[t5_bucket(key[None, :] - query[:, None], causal, table.shape[0])]
+
+
+def t5_bucket(distance: Int[Array, "..."], causal: bool, buckets: int = T5_BUCKETS) -> Int[Array, "..."]:
+    """Buckets of key - query: exact up to a half, then logarithmic to 128, then shared. Both directions halve them."""
+    if causal:
+        offset, distance = 0, jnp.maximum(-distance, 0)
+    else:
+        buckets //= 2
+        offset, distance = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)
+    exact = buckets // 2
+    scale = (buckets - exact) / math.log(T5_MAX_DISTANCE / exact)
+    far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+def rotate(x: Float[Array, "T Z"], position: Int[Array, "T"]) -> Float[Array, "T Z"]:
+    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is turned by position * 10000^(-2i / Z) radians, in float32."""
+    frequencies = ROTARY_BASE ** (-np.arange(0, x.shape[-1], 2, dtype=np.float32) / x.shape[-1])
+    angle = position.astype(jnp.float32)[:, None] * frequencies[None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    even, odd = x[:, 0::2].astype(jnp.float32), x[:, 1::2].astype(jnp.float32)
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def sinusoid(length: int, width: int) -> np.ndarray:
+    """(length, width) float32: sin in the first half of the channels and cos in the second, 10000^(-2i / width)."""
+    half = (width + 1) // 2
+    frequencies = ROTARY_BASE ** (-2 * np.arange(half) / width)
+    angle = np.arange(length)[:, None] * frequencies
+    return np.concatenate([np.sin(angle), np.cos(angle)], 1)[:, :width].astype(np.float32)

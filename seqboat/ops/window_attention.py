@@ -1,0 +1,108 @@
+"""Exact sliding-window attention over activated elements, the window counted in activated elements.
+
+Element i of a sequence's activated elements reads element j iff |i - j| <= w, or 0 <= i - j <= w when causal: a FIFO of
+the last w activated keys and values, however far apart they stood (Ren et al. 2023, arXiv 2306.11197).
+
+`attend` is the masked dense form over any rows: the reference over all rows of a batch, and what a fast form computes
+for one block of packed rows, whose keys are its own rows and `w` to each side (`packing.map_blocks`).
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from seqboat.ops import positions
+from seqboat.ops.packing import Rows
+
+AttentionFunction = Literal["softmax", "relu2", "laplace"]
+PositionKind = Literal["none", "relative", "slot", "rotary", "t5"]
+
+# Laplace approximates relu2: equal value and slope at sqrt(2) (Ma et al. 2022, section 3.4).
+LAPLACE_MEAN = math.sqrt(0.5)
+LAPLACE_DEVIATION = math.sqrt(0.25 / math.pi)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How activated elements see one another. `size` None: all of the same sequence (SeqBoat-full)."""
+
+    size: int | None
+    causal: bool
+    function: AttentionFunction
+    position: PositionKind
+
+    def halo(self, length: int) -> tuple[int, int]:
+        """How many packed rows before and after its own a block of rows of sequences of this length may read."""
+        reach = length - 1 if self.size is None else min(self.size, length - 1)
+        return reach, 0 if self.causal else reach
+
+    def visible(self, query: Rows, key: Rows) -> Bool[Array, "Q J"]:
+        """Which keys each query reads."""
+        see = key.active[None, :] & (query.segment[:, None] == key.segment[None, :])
+        if self.causal:
+            see &= key.position[None, :] <= query.position[:, None]
+        if self.size is not None:
+            see &= jnp.abs(query.rank[:, None] - key.rank[None, :]) <= self.size
+        return see
+
+    def scale(self, query: Rows, key_size: int) -> Array | float:
+        """What queries are multiplied by: Z^-1/2 for softmax, else one over the number of keys in reach."""
+        if self.function == "softmax":
+            return key_size**-0.5
+        if self.size is not None:
+            return 1.0 / (self.size if self.causal else 2 * self.size)
+        keys = query.rank + 1 if self.causal else jnp.maximum(query.total, 1)
+        return 1.0 / keys[:, None].astype(jnp.float32)
+
+    def bias(self, table: Float[Array, "P"], query: Rows, key: Rows) -> Float[Array, "Q J"]:
+        """The bias of every pair, for the kinds that have a table."""
+        if self.position == "relative":
+            return positions.relative_bias(table, query.position, key.position)
+        if self.position == "slot":
+            return positions.slot_bias(table, query.rank, key.rank, self.size)
+        return positions.t5_bias(table, query.position, key.position, self.causal)
+
+
+def attend(
+    window: Window,
+    table: Float[Array, "P"] | None,
+    q: Float[Array, "Q Z"],
+    k: Float[Array, "J Z"],
+    v: Float[Array, "J E"],
+    query: Rows,
+    key: Rows,
+    drop: Float[Array, "Q J"] | None = None,
+) -> Float[Array, "Q E"]:
+    """o_i = sum_j phi(s_i)_j v_j,  s_ij = scale q_i . k_j + bias_ij,  over the keys that row i sees; 0 where it sees none.
+
+    phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with `weight` w_j
+    enters with w_j times its exp(s) or phi(s). `drop` multiplies the weights (dropout). Scores and weights are float32.
+    """
+    if window.position == "rotary":
+        q, k = positions.rotate(q, query.position), positions.rotate(k, key.position)
+    q = (q.astype(jnp.float32) * window.scale(query, q.shape[-1])).astype(q.dtype)
+    scores = jnp.einsum("qz,jz->qj", q, k, preferred_element_type=jnp.float32)
+    if table is not None:
+        scores += window.bias(table.astype(jnp.float32), query, key)
+    visible = window.visible(query, key)
+    if window.function == "softmax":
+        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=1, keepdims=True)))
+    elif window.function == "relu2":
+        weights = jnp.square(jax.nn.relu(scores))
+    else:
+        weights = 0.5 * (1 + jax.lax.erf((scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2))))
+    weights = jnp.where(visible, weights, 0)
+    if key.weight is not None:
+        weights *= key.weight[None, :]
+    total = weights.sum(axis=1, keepdims=True)
+    if drop is not None:
+        weights *= drop
+    out = jnp.einsum("qj,je->qe", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    if window.function == "softmax":
+        out = out / jnp.where(total > 0, total, 1)
+    return out.astype(v.dtype)

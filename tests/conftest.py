@@ -1,0 +1,14 @@
+"""The test session: CPU, a compilation cache, strict shapes."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/seqboat/tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# grain asks for parsed flags when it reads ahead.
+flags.FLAGS.mark_as_parsed()
