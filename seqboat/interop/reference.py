@@ -92,7 +92,10 @@ def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
         weight[(*logits, "kernel")] = lambda a: a[:options].T
         bias[(*logits, "bias")] = lambda a: a[:options]
         entries["q_router.temp"] = Entry((1,), {("params", "sparse", "configurator", "log_temperature"): _same})
-    return entries | {"hx_proj.weight": Entry((options + width, width), weight), "hx_proj.bias": Entry((options + width,), bias)}
+    return entries | {
+        "hx_proj.weight": Entry((options + width, width), weight),
+        "hx_proj.bias": Entry((options + width,), bias),
+    }
 
 
 def _ema_entries(prefix: str, path: Path, width: int, state_size: int, causal: bool) -> dict[str, Entry]:

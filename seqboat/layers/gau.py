@@ -47,9 +47,7 @@ class GatedAttentionUnit(WindowedModule):
         return self.window.halo(length)
 
     def project(self, x: Float[Array, "T D"], rows: Rows) -> tuple[dict, dict]:
-        z, gate, v = jnp.split(
-            nn.silu(self.projection(x)), [self.key_size, self.key_size + self.value_size], axis=-1
-        )
+        z, gate, v = jnp.split(nn.silu(self.projection(x)), [self.key_size, self.key_size + self.value_size], axis=-1)
         gamma, beta = self.gamma.astype(z.dtype), self.beta.astype(z.dtype)
         q, k = (z * gamma[i][None] + beta[i][None] for i in (0, 1))
         v = self.drop_value(v, deterministic=not self.has_rng("dropout"))
@@ -68,4 +66,3 @@ class GatedAttentionUnit(WindowedModule):
         y = self.output(attended * own["gate"])
         tap(self, "gau_out", y)
         return y
-

@@ -82,7 +82,9 @@ class LayerConfig:
             raise ValueError(f"temperature_scale={self.router.temperature_scale}: must be positive")
 
     def make_norm(self, name: str) -> nn.Module:
-        extra = {"axis_name": self.batch_axis, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
+        extra = (
+            {"axis_name": self.batch_axis, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
+        )
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
 
     def make_modules(self) -> tuple[nn.Module, ...]:
@@ -144,9 +146,7 @@ class SeqBoatLayer(nn.Module):
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
         if config.ssm == "ema":
-            ssm: nn.Module = EMA(
-                config.state_size, config.causal, config.ssm_truncation, config.ema_method, name="ssm"
-            )
+            ssm: nn.Module = EMA(config.state_size, config.causal, config.ssm_truncation, config.ema_method, name="ssm")
         else:
             ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
         e = ssm(x, valid)

@@ -38,9 +38,7 @@ class LanguageModel(nn.Module):
     @nn.compact
     def __call__(self, inputs: Int[Array, "B L"], lengths: Int[Array, "B"], train: bool = False) -> Output:
         layer = self.config.encoder.layer
-        embedding = TokenEmbedding(
-            self.config.vocabulary_size, layer.features, layer.features**0.5, name="embedding"
-        )
+        embedding = TokenEmbedding(self.config.vocabulary_size, layer.features, layer.features**0.5, name="embedding")
         valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
         x = nn.Dropout(layer.dropout)(embedding(inputs), deterministic=not train)
         x = jnp.where(valid[..., None], x, 0)

@@ -140,7 +140,9 @@ def stream(
     if rest:  # the last chunk was padded: its state is taken after its last real element instead
         c = coefficients(params)
         after = entering[:, :, -1] * c.decay(np.array([rest]))[:, None, :, 0]
-        after += jnp.einsum("bjd,dnj->dbn", signal[:, length - rest :], c.input[..., None] * c.decay(np.arange(rest)[::-1]))
+        after += jnp.einsum(
+            "bjd,dnj->dbn", signal[:, length - rest :], c.input[..., None] * c.decay(np.arange(rest)[::-1])
+        )
     return after.swapaxes(0, 1), (y + _direct(params, x)).astype(x.dtype)
 
 
@@ -154,7 +156,9 @@ def _chunked(
     """
     batch, length, width = x.shape
     count = -(-length // chunk)
-    blocks = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).transpose(2, 0, 1).reshape(width, batch, count, chunk)
+    blocks = (
+        jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).transpose(2, 0, 1).reshape(width, batch, count, chunk)
+    )
     forms = [_chunk_form(params.direction(ahead), chunk, ahead) for ahead in (False, True)[: 1 + params.bidirectional]]
     columns = jnp.concatenate([sum(f.within for f in forms), *(f.into_state for f in forms)], -1)
     product = jnp.einsum("dbmj,djk->dbmk", blocks, columns)
@@ -163,10 +167,14 @@ def _chunked(
     for form, own in zip(forms, added, strict=True):
         carried = jnp.exp(chunk * form.log_decay)[:, None]
         start = jnp.zeros_like(own[:, :, 0]) if initial is None else initial
-        last, before = jax.lax.scan(lambda h, u, q=carried: (q * h + u, h), start, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
+        last, before = jax.lax.scan(
+            lambda h, u, q=carried: (q * h + u, h), start, jnp.moveaxis(own, 2, 0), reverse=form.ahead
+        )
         entering.append(jnp.moveaxis(before, 0, 2))
         after.append(last)
-    y += jnp.einsum("dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([f.out_of_state for f in forms], 1))
+    y += jnp.einsum(
+        "dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([f.out_of_state for f in forms], 1)
+    )
     return y.reshape(width, batch, -1)[..., :length].transpose(1, 2, 0), entering[0], after[0]
 
 

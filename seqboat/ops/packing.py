@@ -118,7 +118,9 @@ def map_blocks(
     leaves = jax.tree.leaves((own, halo))
     capacity = leaves[0].shape[0]
     if capacity % block_size or any(leaf.shape[0] != capacity for leaf in leaves):
-        raise ValueError(f"rows {[leaf.shape[0] for leaf in leaves]} are not the same whole number of blocks of {block_size}")
+        raise ValueError(
+            f"rows {[leaf.shape[0] for leaf in leaves]} are not the same whole number of blocks of {block_size}"
+        )
     blocks = (count + block_size - 1) // block_size
     float_part, rest, merge = _split_floats((params, own, halo))
 
@@ -165,7 +167,11 @@ def map_blocks(
             (d_params, d_own, d_halo) = transpose(read(cotangent, i, 0))[0]
             params, own, halo = gradient
             seen = read(halo, i, left + right)
-            return jax.tree.map(jnp.add, params, d_params), write(own, i, d_own), write(halo, i, jax.tree.map(jnp.add, seen, d_halo))
+            return (
+                jax.tree.map(jnp.add, params, d_params),
+                write(own, i, d_own),
+                write(halo, i, jax.tree.map(jnp.add, seen, d_halo)),
+            )
 
         params, own, halo = jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats))
         return (params, own, jax.tree.map(lambda a: a[left : left + capacity], halo)), None, None

@@ -151,20 +151,26 @@ def test_agrees_with_the_published_implementation(path):
         np.testing.assert_array_equal(changed["taps"]["sparse"]["active"][..., 0], arrays["active"])
     for ours_name, name in (("mean", "running_mean"), ("variance", "running_var")):
         if f"after:{name}" in arrays:
-            np.testing.assert_allclose(changed["batch_stats"]["norm"][ours_name], arrays[f"after:{name}"], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                changed["batch_stats"]["norm"][ours_name], arrays[f"after:{name}"], rtol=1e-5, atol=1e-6
+            )
     if meta["kind"] == "ema":
         check_kernel_and_steps(meta, arrays, variables["params"])
 
 
 def assert_gradient(got, expected, scale, name):
     assert np.shape(got) == np.shape(expected), name
-    np.testing.assert_allclose(got, expected, rtol=0, atol=GRADIENT_TOLERANCE * scale + 1e-12, err_msg=f"gradient of {name}")
+    np.testing.assert_allclose(
+        got, expected, rtol=0, atol=GRADIENT_TOLERANCE * scale + 1e-12, err_msg=f"gradient of {name}"
+    )
 
 
 def check_kernel_and_steps(meta, arrays, params):
     params = ema.EMAParams(**{name: jnp.asarray(array) for name, array in params.items()})
     if "kernel" in arrays:
-        np.testing.assert_allclose(ema.kernel(params, arrays["kernel"].shape[1]), arrays["kernel"], atol=OUTPUT_TOLERANCE)
+        np.testing.assert_allclose(
+            ema.kernel(params, arrays["kernel"].shape[1]), arrays["kernel"], atol=OUTPUT_TOLERANCE
+        )
     state, start = jnp.zeros((arrays["x"].shape[1], meta["D"], meta["N"])), 0
     for index, length in enumerate(meta.get("steps", [])):
         x = jnp.asarray(arrays["x"][start : start + length]).swapaxes(0, 1)

@@ -1,0 +1,96 @@
+"""What every experiment shares. A config is a difference from this one."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    # Prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
+    config.data_dir = config_dict.placeholder(str)
+    config.task = ConfigDict()
+    config.model = model()
+    config.optimizer = optimizer()
+    config.train = ConfigDict(
+        {
+            "steps": 1000,
+            "batch_size": 32,
+            "accumulate": 1,
+            "log_every": 50,
+            "evaluate_every": 500,
+            "checkpoint_every": 500,
+            "keep_checkpoints": 2,
+            "activation_price": 0.0,
+            "tensorboard": True,
+        }
+    )
+    return config
+
+
+def model() -> ConfigDict:
+    """The published layer's defaults; widths are a recipe's own."""
+    fields = ConfigDict(
+        {
+            "name": "classifier",
+            "layers": 2,
+            "features": 64,
+            "key_size": 32,
+            "value_size": 128,
+            "state_size": 16,
+            "causal": False,
+            "attention": True,
+            "attention_function": "softmax",
+            "position": "relative",
+            "max_positions": 1024,
+            "feed_forward_size": 0,
+            "ssm": "ema",
+            "ema_method": "auto",
+            "norm": "layer",
+            "norm_placement": "post",
+            "norm_affine": True,
+            "activation": "learned",
+            "dropout": 0.0,
+            "hidden_dropout": 0.0,
+            "attention_dropout": 0.0,
+            "form": "packed",
+            "block_size": 128,
+            "remat": "layer",
+            "dtype": "float32",
+            "sinusoid": False,
+            "head": "mlp",
+        }
+    )
+    fields.window_size = config_dict.placeholder(int)
+    fields.window_size = 128
+    fields.ssm_truncation = config_dict.placeholder(int)
+    fields.router = ConfigDict(
+        {
+            "centered": False,
+            "straight_through": False,
+            "key_credit": False,
+            "initial_bias": 0.0,
+            "temperature_scale": 1.0,
+        }
+    )
+    return fields
+
+
+def optimizer() -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 4e-3,
+            "schedule": "linear",
+            "warmup_steps": 100,
+            "warmup_start": 1e-7,
+            "warmup_power": 1.0,
+            "final_learning_rate": 0.0,
+            "b1": 0.9,
+            "b2": 0.98,
+            "epsilon": 1e-8,
+            "weight_decay": 0.01,
+            "weight_decays": (),
+            "learning_rate_scales": (),
+            "clip_norm": 1.0,
+        }
+    )

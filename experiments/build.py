@@ -1,0 +1,158 @@
+"""From a config's values to a model, an optimiser and a task: the only place that knows both worlds."""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import numpy as np
+
+from experiments.config import split_fields, to_dataclass
+from experiments.errors import UserError
+from experiments.optimizers import OptimizerConfig, make_optimizer
+from experiments.step import StepFunctions, make_steps
+from seqboat.layers.seqboat import LayerConfig
+from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.models.encoder import EncoderConfig
+from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and how often. Steps count updates; `batch_size` is of one update over all processes.
+
+    `accumulate` computes a batch in that many parts. `activation_price` is the loss's weight of the mean probability
+    of activating. The newest `keep_checkpoints` and the best are kept.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    activation_price: float = 0.0
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        for field in (
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps}: must not be negative")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
+        if self.activation_price < 0:
+            raise ValueError(f"activation_price={self.activation_price}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment. `model` and `task` are groups whose fields depend on their `name`."""
+
+    task: dict
+    model: dict
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    seed: int = 0
+    data_dir: str | None = None
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """`values` is the config as plain values, what a checkpoint carries."""
+
+    values: dict[str, Any]
+    config: Config
+    model: nn.Module
+    task: Any
+    steps: StepFunctions
+
+    def describe(self) -> str:
+        layer = self.model.config.encoder.layer  # type: ignore[attr-defined]
+        return (
+            f"{self.values['task']['name']}: {self.model.config.encoder.layers} layers, width {layer.features}, "  # type: ignore[attr-defined]
+            f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
+            f"{layer.form} form, {layer.ssm} ({layer.ema_method})"
+        )
+
+
+def build(values: Mapping[str, Any]) -> Experiment:
+    """Everything of an experiment, validated: raises UserError with the field and what it wants, before any compile."""
+    values = _plain(values)
+    config = to_dataclass(Config, values, "config")
+    task = build_task(config)
+    model = build_model(config.model, task)
+    example = task.train_batch(0)
+    steps = make_steps(
+        model,
+        task.loss,
+        lambda params: make_optimizer(config.optimizer, config.train.steps, params),
+        {name: np.asarray(array) for name, array in example.items()},
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        activation_price=config.train.activation_price,
+    )
+    return Experiment(values, config, model, task, steps)
+
+
+def build_task(config: Config) -> Any:
+    name, fields = _named(config.task, "config.task")
+    module_name = f"experiments.tasks.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
+        raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
+    module = importlib.import_module(module_name)
+    if not hasattr(module, "Task"):
+        raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
+    task_config = to_dataclass(module.Config, fields, "config.task")
+    return module.Task(task_config, batch_size=config.train.batch_size, seed=config.seed, data_dir=config.data_dir)
+
+
+def build_model(values: Mapping[str, Any], task: Any) -> nn.Module:
+    """The model of `config.model`, a flat group of the fields of its dataclasses, with the task's vocabulary and classes."""
+    name, fields = _named(values, "config.model")
+    if name == "classifier":
+        model_class: type = ClassifierConfig
+        given = {"classes": task.classes, "vocabulary_size": getattr(task, "vocabulary_size", None)}
+    elif name == "language_model":
+        model_class, given = LanguageModelConfig, {"vocabulary_size": task.vocabulary_size}
+    else:
+        raise UserError(f"config.model.name={name!r}: must be one of classifier, language_model")
+    for field in ("encoder", "layer", *given):
+        if field in fields:
+            raise UserError(f"config.model.{field}: not set here, the task decides it")
+    where = "config.model"
+    own, encoder, layer = split_fields(fields, model_class, EncoderConfig, LayerConfig, where=where)
+    layer_config = to_dataclass(LayerConfig, layer, where)
+    encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
+    model_config = to_dataclass(model_class, {**own, **given, "encoder": encoder_config}, where)
+    return (Classifier if name == "classifier" else LanguageModel)(model_config)
+
+
+def _named(group: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    fields = dict(group)
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{where}.name: missing")
+    return name, fields
+
+
+def _plain(values: Any) -> Any:
+    """Nested mappings as dicts and sequences as tuples, so that a config and its JSON read the same."""
+    if isinstance(values, Mapping):
+        return {name: _plain(value) for name, value in values.items()}
+    return tuple(_plain(value) for value in values) if isinstance(values, list | tuple) else values

@@ -1,0 +1,502 @@
+"""Checkpoints that are atomic, sealed by checksums, and refused with a clear error when they do not fit.
+
+    DIR/<step>/state/...      the arrays, written by orbax
+    DIR/<step>/meta/metadata  JSON: config, versions, format number
+    DIR/<step>/seal.json      sha256 and size of every file of the two above, and the metrics of the step
+    DIR/damaged/<step>-<n>    steps that failed their seal: kept for their owner, never read again
+
+The seal is written inside orbax's temporary directory, so the rename that commits a step commits its seal: there is no
+moment at which a committed step is not sealed, and old steps are deleted only after it. Orbax keeps no checksums of
+its own: a flipped byte in a chunk would restore silently as wrong numbers.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import logging as python_logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
+
+from experiments.errors import UserError
+from seqboat.version import CHECKPOINT_FORMAT, migrate
+
+_SEAL = "seal.json"
+_META = "meta/metadata"
+_DAMAGED = "damaged"
+_NOTHING, _REFUSED = -1, -2  # what process 0 tells the others instead of a step
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A state read back: `step`, `state` (the tree asked for), `meta` (migrated to today's format)."""
+
+    step: int
+    state: Any
+    meta: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, the last `keep` and the best by `best_metric` kept.
+
+    Every process of a run makes the same calls; process 0 seals, verifies and sets aside, the others follow it.
+    `read_only` is for evaluation and for other people's runs: nothing is created, cleaned up or set aside, so it is
+    safe while the run that owns the directory is training. Raises UserError for a directory that cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int = 3,
+        best_metric: str | None = None,
+        higher_is_better: bool = True,
+        read_only: bool = False,
+    ):
+        if keep < 1:
+            raise UserError(f"checkpoints to keep: {keep} given, at least 1 expected")
+        if "://" in str(directory):
+            raise UserError(
+                f"checkpoints need a mounted file system, {directory} is an address: mount it and give its path"
+            )
+        self.directory = Path(directory).absolute()
+        self._keep, self._metric, self._sign = keep, best_metric, 1 if higher_is_better else -1
+        self._read_only = read_only
+        self._manager: ocp.CheckpointManager | None = None
+        self._saving: tuple[int, dict] = (-1, {})
+        self._scores: dict[int, float] = {}
+        logging.get_absl_logger().addFilter(_quiet_orbax)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"the checkpoint directory {self.directory} is a file: choose another directory")
+        if read_only:
+            if not self.directory.exists():
+                raise UserError(f"there is no checkpoint directory {self.directory}: was this run ever started?")
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.directory).close()
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if kind is None:
+                raise
+            logging.error("%s", error)  # the exception under way is the one to raise
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first. A save under way is not among them before `wait`."""
+        return [step for step in self._folders() if (self._folder(step) / _SEAL).is_file()]
+
+    def best_step(self) -> int | None:
+        """The first step with the best finite value of `best_metric`, or None where no step has one."""
+        return _first_best({step: self._saved_score(step) for step in self.steps()})
+
+    def save(self, step: int, state: Any, meta: dict, metrics: Mapping[str, float] | None = None) -> bool:
+        """Starts saving `state` (any tree of arrays); returns False where this step is saved already.
+
+        `meta` is JSON: config and versions. Raises UserError where the save before this one failed, where a newer
+        step exists, and where `metrics` lacks the metric by which the best is chosen.
+        """
+        self.wait()
+        if self._ask_process_0(lambda: self._to_save(step)) == _NOTHING:
+            return False
+        if metrics is not None and self._metric is not None and self._metric not in metrics:
+            raise UserError(f"the best checkpoint is chosen by {self._metric!r}; the metrics are {sorted(metrics)}")
+        meta = {**meta, "format": "seqboat", "format_version": CHECKPOINT_FORMAT}
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        self._saving = (step, {name: value if math.isfinite(value) else None for name, value in values.items()})
+        manager = self._writer()
+        self._scores[step] = self._score(self._saving[1])
+        with self._save_errors():
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+            manager.save(step, args=items, force=True)
+        return True
+
+    def wait(self) -> None:
+        """Returns when the save under way is committed and sealed. Raises UserError where it failed."""
+        if self._manager is not None:
+            with self._save_errors():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save under way and frees the threads. Raises UserError where that save failed."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes are to save at this step and stop; False where jax.distributed is not initialised.
+
+        Every process calls it at every step.
+        """
+        return self._writer().reached_preemption(step)
+
+    def restore_latest(self, abstract_state: Any) -> Restored | None:
+        """The newest step whose seal holds, or None where nothing was ever saved.
+
+        `abstract_state` has the tree, shapes, dtypes and shardings wanted. Damaged steps are set aside with a warning.
+        Raises UserError where no usable step is left, and where the step does not fit `abstract_state` (it stays).
+        """
+        step = self._newest_usable()
+        return None if step is None else self._restore(step, abstract_state, partial=False)
+
+    def restore(self, step: int, abstract_state: Any) -> Restored:
+        """One step. Raises UserError where it is missing, damaged (it stays in its place) or does not fit."""
+        return self._restore(self._usable(step), abstract_state, partial=False)
+
+    def restore_params(self, step: int | None, abstract_params: Any, abstract_batch_stats: Any = None) -> Restored:
+        """Only `params`, and `batch_stats` if wanted, of a saved state with these fields; None is the newest step.
+
+        The result's `state` is a dict with these keys. The rest of the saved state is neither read nor compared.
+        """
+        wanted = {"params": abstract_params}
+        if abstract_batch_stats is not None:
+            wanted["batch_stats"] = abstract_batch_stats
+        return self._restore(self._usable(step), wanted, partial=True)
+
+    def read_meta(self, step: int | None = None) -> dict:
+        """The meta dictionary of one step, migrated to today's format; None is the newest usable step."""
+        return self._meta(self._usable(step))
+
+    def _folders(self) -> list[int]:
+        """Steps with a folder, sealed or not, oldest first."""
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name, re.ASCII))
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _name(self, step: int) -> str:
+        return f"the checkpoint of step {step} in {self.directory}"
+
+    def _score(self, metrics: Any) -> float:
+        """Greater is better; NaN where `best_metric` is missing or not finite."""
+        value = metrics.get(self._metric) if isinstance(metrics, dict) else None
+        return self._sign * value if isinstance(value, int | float) else math.nan
+
+    def _saved_score(self, step: int) -> float:
+        try:
+            return self._score(_read_json(self._folder(step) / _SEAL).get("metrics"))
+        except (OSError, ValueError):
+            return math.nan  # damaged: restoring it will say so
+
+    def _writer(self) -> ocp.CheckpointManager:
+        """Orbax's manager, made at its first use, after damaged steps were set aside."""
+        if self._read_only:
+            raise ValueError(f"the checkpoints in {self.directory} were opened read_only")
+        if self._manager is None:
+            self._scores = {step: self._saved_score(step) for step in self.steps()}
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(self._keep), _KeepBest(self._scores)]),
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,  # orbax's own metadata files may be damaged
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        return self._manager
+
+    def _seal(self) -> None:
+        """Writes the seal of the step being saved: on process 0, in orbax's thread, after the last file of all hosts
+        and before the rename that commits the step. A failure here fails the save."""
+        step, metrics = self._saving
+        (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        files = {
+            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            for item in ("meta", "state")
+            for path in sorted((folder / item).rglob("*"))
+            if path.is_file()
+        }
+        partial = folder / f"{_SEAL}.partial"
+        with partial.open("w") as file:
+            json.dump({"step": step, "metrics": metrics, "files": files}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / _SEAL)
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """Turns what orbax and tensorstore raise on a full disk and the like into one line for the user."""
+        try:
+            yield
+        except Exception as error:
+            self._drop_manager()
+            step, code = self._saving[0], _os_error(error)
+            if code is None:
+                raise
+            good = self.steps()
+            raise UserError(
+                f"could not save the checkpoint of step {step} to {self.directory}: {os.strerror(code)}; "
+                + (f"the last good checkpoint is step {good[-1]}; " if good else "there is no earlier checkpoint; ")
+                + ("free some space" if code in _FULL else "remove the cause")
+                + " and run the same command again"
+            ) from error
+
+    def _drop_manager(self) -> None:
+        """Frees the threads after a failed save and forgets it: the next save lists the steps afresh."""
+        manager, self._manager = self._manager, None
+        for _ in range(2):  # one error may be pending in several places, and each close raises the next
+            with suppress(Exception):
+                manager and manager.close()
+
+    def _newest_usable(self) -> int | None:
+        self.close()  # the manager lists the steps afresh at its next use
+        step = self._ask_process_0(self._find_newest)
+        return None if step == _NOTHING else step
+
+    def _usable(self, step: int | None) -> int:
+        """The step, or the newest, with its seal verified; raises UserError."""
+        if step is None:
+            step = self._newest_usable()
+            if step is None:
+                raise UserError(f"there is no checkpoint in {self.directory} yet")
+            return step
+        self.wait()
+        return self._ask_process_0(lambda: self._verified(step))
+
+    def _ask_process_0(self, find: Callable[[], int]) -> int:
+        """Every process gets what `find` returned on process 0, which alone reads, hashes and moves whole steps."""
+        step, refusal = _REFUSED, None
+        if jax.process_index() == 0:
+            try:
+                step = find()
+            except UserError as error:
+                refusal = error
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step == _REFUSED:
+            raise refusal or UserError(f"process 0 refused the checkpoints in {self.directory} and says why")
+        return step
+
+    def _to_save(self, step: int) -> int:
+        """The step, or _NOTHING where it is saved already; raises UserError where a later one exists."""
+        newest = max(self._folders(), default=-1)
+        if step <= newest and step not in self.steps():
+            raise UserError(
+                f"cannot save step {step}: {self.directory} holds step {newest} already; "
+                "continue from that step or choose another directory"
+            )
+        return step if step > newest else _NOTHING
+
+    def _verified(self, step: int) -> int:
+        if step not in self._folders():
+            raise UserError(f"there is no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
+        problem = _problem(self._folder(step), step)
+        if problem:
+            raise UserError(f"{self._name(step)} is damaged: {problem}; use another step")
+        return step
+
+    def _find_newest(self) -> int:
+        """The newest step whose seal holds, or _NOTHING; sets aside the damaged steps after it."""
+        damaged, usable = [], _NOTHING
+        for step in reversed(self._folders()):
+            problem = _problem(self._folder(step), step)
+            if problem is None:
+                usable = step
+                break
+            damaged.append(f"step {step} ({problem})")
+            if not self._read_only:
+                self._set_aside(step)
+        if damaged:
+            text = f"damaged checkpoints in {self.directory}: {', '.join(damaged)}"
+            text += "" if self._read_only else f", moved to its folder {_DAMAGED}/"
+            if usable == _NOTHING:
+                raise UserError(f"{text}; no usable one is left: restore a copy, or start in another directory")
+            logging.warning("%s; using step %d instead", text, usable)
+        elif usable == _NOTHING:
+            self._refuse_other_content()
+        return usable
+
+    def _set_aside(self, step: int) -> None:
+        (self.directory / _DAMAGED).mkdir(exist_ok=True)
+        names = (self.directory / _DAMAGED / f"{step}-{n}" for n in itertools.count())
+        self._folder(step).rename(next(name for name in names if not name.exists()))
+
+    def _refuse_other_content(self) -> None:
+        """A directory without steps starts a run, unless something else lives there or all its steps were damaged."""
+        names = {path.name for path in self.directory.iterdir() if not path.name.startswith(".")}
+        if _DAMAGED in names:
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged and in its folder {_DAMAGED}/: "
+                "restore a copy, or remove that folder to start from the beginning"
+            )
+        names = {name for name in names if ".orbax-checkpoint-tmp" not in name}
+        if names:
+            raise UserError(
+                f"{self.directory} holds no checkpoint of seqboat but other content ({', '.join(sorted(names)[:3])}): "
+                "choose another directory"
+            )
+
+    def _meta(self, step: int) -> dict:
+        try:
+            return migrate(_read_json(self._folder(step) / _META))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._name(step)} {error}") from error
+
+    def _restore(self, step: int, wanted: Any, *, partial: bool) -> Restored:
+        """Reads the arrays of a verified step onto today's devices, once its tree is known to be the one `wanted`."""
+        meta = self._meta(step)
+        target = jax.tree.map(_with_sharding, wanted)
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            differences = _differences(handler.metadata(self._folder(step) / "state").tree, target, partial=partial)
+            if differences:
+                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+                raise UserError(
+                    f"{self._name(step)} does not fit this model: {'; '.join(differences[:3])}{more}; "
+                    "use the config it was made with, or another directory"
+                )
+            arguments = ocp.checkpoint_utils.construct_restore_args(target)
+            args = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
+            with ocp.Checkpointer(handler) as reader:
+                return Restored(step, reader.restore(self._folder(step) / "state", args=args), meta)
+        except UserError:
+            raise
+        except Exception as error:  # a forged or foreign file may raise anything in orbax
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise UserError(f"{self._name(step)} cannot be read: {reason}") from error
+
+
+@dataclasses.dataclass
+class _KeepBest:
+    """Orbax's policy for the best step. Its own BestN keeps the last of equal ones, not the first, and ranks NaN."""
+
+    scores: dict[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = _first_best({info.step: self.scores.get(info.step, math.nan) for info in checkpoints})
+        return [info.step == best for info in checkpoints]
+
+
+def _first_best(scores: dict[int, float]) -> int | None:
+    """The lowest step with the greatest score; NaN is no score."""
+    ranked = [(score, -step) for step, score in scores.items() if not math.isnan(score)]
+    return -max(ranked)[1] if ranked else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict:
+    """A JSON object; raises OSError or ValueError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _problem(folder: Path, step: int) -> str | None:
+    """What is wrong with a step, in a few words, or None. Raises UserError for a step that is not ours.
+
+    Nothing in it is trusted: names that lead out of the folder are refused, not followed.
+    """
+    if not any(folder.iterdir()):
+        return "it is empty"
+    try:
+        if not (folder / _SEAL).exists():
+            _refuse_foreign(folder)
+            return f"{_SEAL} is missing"
+        seal = _read_json(folder / _SEAL)
+        files = seal.get("files")
+        if seal.get("step") != step or not isinstance(files, dict) or _META not in files:
+            return f"{_SEAL} is not the seal of this step"
+        problems = (_file_problem(folder, name, entry) for name, entry in files.items())
+        return next((problem for problem in problems if problem), None)
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"it cannot be verified: {error}"
+
+
+def _file_problem(folder: Path, name: str, entry: Any) -> str | None:
+    """What is wrong with one file of a seal."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return f"{_SEAL} names {name!r}, outside of the checkpoint"
+    if not isinstance(entry, dict):
+        return f"{_SEAL} is malformed at {name}"
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != entry.get("size"):
+        return f"{name} has {path.stat().st_size} bytes instead of {entry.get('size')}"
+    return None if _sha256(path) == entry.get("sha256") else f"{name} has changed"
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises UserError unless the unsealed step is ours by its meta dictionary."""
+    try:
+        ours = _read_json(folder / _META).get("format") == "seqboat"
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise UserError(f"{folder} was not written by seqboat: choose another directory for the checkpoints")
+
+
+def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
+    """One phrase for every array that is missing, unknown here, or of another shape or dtype (orbax would cast)."""
+    here, there = _arrays(wanted), _arrays(saved)
+    differences = []
+    for path, array in here.items():
+        if path not in there:
+            differences.append(f"{path} {array} is missing in it")
+        elif there[path] != array:
+            differences.append(f"{path} is {there[path]} in it, {array} here")
+    fields = {path.split("/")[0] for path in there} & set(wanted) if partial else None
+    unknown = [path for path in there if path not in here and (fields is None or path.split("/")[0] in fields)]
+    return differences + [f"{path} {there[path]} is only in it" for path in unknown]
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Path -> shape and dtype as stored; a typed key is stored as its key data."""
+    stored = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        stored[jax.tree_util.keystr(path, simple=True, separator="/")] = f"{tuple(leaf.shape)} {leaf.dtype}"
+    return stored
+
+
+def _os_error(error: BaseException | None) -> int | None:
+    """The errno behind an exception; tensorstore raises ValueError with the number in its text."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            return int(code[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _quiet_orbax(record: python_logging.LogRecord) -> bool:
+    """Drops orbax's progress lines, and its traces of exceptions that it raises as well."""
+    loud = record.levelno >= python_logging.WARNING and not record.exc_info
+    return loud or f"{os.sep}orbax{os.sep}" not in record.pathname

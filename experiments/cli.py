@@ -1,0 +1,86 @@
+"""What every program does around its own work: flags in, one-line errors out."""
+
+import logging
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from experiments.errors import UserError
+
+# Compilations shorter than this are not worth a file.
+SHORTEST_CACHED_COMPILATION = 0.5
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call `main`; print an error made by the user in one line and exit with 2."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.use_absl_handler()
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    try:
+        app.run(lambda _: _call(main), flags_parser=_parse)
+    except UserError as error:
+        _fail(str(error))
+
+
+def _call(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on from the last checkpoint")
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, TypeError, KeyError, ValueError, OSError, ImportError) as error:
+        raise UserError(_one_line(error)) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    return rest
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line that says something, without the trace that a config file's own error carries."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    config_error = next((line for line in reversed(lines) if "Error: " in line and not line.startswith("File")), None)
+    return config_error or (lines[0] if lines else traceback.format_exception_only(error)[-1].strip())
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in ~/.cache/seqboat, apart for every kind of processor. JAX_COMPILATION_CACHE_DIR wins."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "seqboat" / "compiled" / _processor()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: code compiled for one may use instructions that another lacks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags_line = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{_digest(flags_line)}"
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

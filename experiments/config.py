@@ -1,0 +1,90 @@
+"""From a config's values to frozen dataclasses, with an error that names the field."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from experiments.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_dataclass(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of a frozen dataclass from a mapping; nested dataclasses from nested mappings.
+
+    Raises UserError for an unknown or missing field, a value of another type, or one that the dataclass refuses.
+    """
+    types_of = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{where}.{name}: unknown field{_suggestion(name, fields)}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _value(types_of[name], values[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}.{name}: missing")
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from error
+
+
+def split_fields(values: Mapping[str, Any], *classes: type, where: str) -> list[dict[str, Any]]:
+    """A flat mapping distributed over several dataclasses by their fields' names."""
+    names = [{field.name for field in dataclasses.fields(cls)} for cls in classes]
+    known = set().union(*names)
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}.{name}: unknown field{_suggestion(name, known)}")
+    return [{name: value for name, value in values.items() if name in group} for group in names]
+
+
+def _suggestion(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [argument for argument in arguments if argument is not type(None)]
+        if len(options) == 1:
+            return _value(options[0], value, where)
+        if any(isinstance(value, typing.get_origin(option) or option) for option in options):
+            return tuple(value) if isinstance(value, list | tuple) else value
+        raise UserError(f"{where}={value!r}: expected {kind}")
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where}={value!r}: must be one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value!r}: expected a tuple")
+        return tuple(tuple(item) if isinstance(item, list | tuple) else item for item in value)
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, kind):  # type: ignore[arg-type]
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}={value!r}: expected a group of fields")
+        return to_dataclass(kind, value, where)  # type: ignore[type-var]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{where}={value!r}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def differences(old: Any, new: Any, where: str = "config") -> list[str]:
+    """The leaves in which two nested mappings of values differ, as `path: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = sorted({*old, *new})
+        return [line for name in names for line in differences(old.get(name), new.get(name), f"{where}.{name}")]
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]

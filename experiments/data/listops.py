@@ -1,0 +1,196 @@
+"""ListOps expressions as the Long Range Arena draws them (LRA: Tay et al. 2021, arXiv 2011.04006).
+
+An expression is its pre-order token sequence, `[MAX 2 9 X` for MAX(2, 9): LRA's files without their parentheses and
+with the closing bracket read as X. Everything here is a pure function of parameters and a random stream.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+# 0 is padding and 1 is out of vocabulary, as in LRA's TokenTextEncoder; neither is ever drawn.
+VOCABULARY = ("<pad>", "<oov>", "[MIN", "[MAX", "[MED", "[SM", "X", *"0123456789")
+VOCABULARY_SIZE = len(VOCABULARY)
+MINIMUM, MAXIMUM, MEDIAN, SUM_MODULO = range(2, 6)
+CLOSE = 6
+ZERO = 7
+CLASSES = 10
+
+CHUNK = 250  # expressions of one random stream: the unit of parallel work, about 0.2 s at LRA's lengths
+_BLOCK = 1024  # nodes drawn at once; any number would do, but it is part of what a seed means
+
+
+@dataclass(frozen=True)
+class ListOpsParameters:
+    """What to draw; the defaults are LRA's. Both bounds of the length (in tokens) are strict: min < length < max.
+
+    max_depth counts nodes from the root to a leaf; operators have uniformly min_arguments to max_arguments arguments.
+    """
+
+    max_depth: int = 10
+    max_arguments: int = 10
+    min_arguments: int = 2
+    operator_probability: float = 0.25
+    min_length: int = 500
+    max_length: int = 2000
+
+
+Example = tuple[list[int], int]  # tokens, value
+
+
+def generate(parameters: ListOpsParameters, rng: np.random.Generator) -> list[int]:
+    """Draws trees until one has an allowed length, and returns its ids in pre-order, every operator closed by X.
+
+    Each node above max_depth is an operator with operator_probability (min, max, median or sum modulo 10, uniformly),
+    otherwise a digit 0-9. Never returns if the parameters allow no tree of such a length.
+    """
+    nodes = _draw_nodes(parameters, rng)
+    while True:
+        if tokens := _grow(parameters, nodes):
+            return tokens
+
+
+def evaluate(tokens: Sequence[int]) -> int:
+    """The value 0-9 of an expression. A median of an even count is the mean of the middle two, truncated, as in LRA.
+
+    Raises ValueError if the tokens are not exactly one expression.
+    """
+    # The root's value lands in the bottom list; every open operator has a list of the values of its arguments above it.
+    operators: list[int] = []
+    arguments: list[list[int]] = [[]]
+    for token in tokens:
+        if token >= ZERO:
+            arguments[-1].append(token - ZERO)
+        elif token == CLOSE and operators and arguments[-1]:
+            value = _apply(operators.pop(), arguments.pop())
+            arguments[-1].append(value)
+        elif token in (MINIMUM, MAXIMUM, MEDIAN, SUM_MODULO):
+            operators.append(token)
+            arguments.append([])
+        else:
+            raise ValueError(f"not a ListOps expression: id {token} out of place")
+    if operators or len(arguments[0]) != 1:
+        raise ValueError(f"not one ListOps expression: {len(operators)} operators open, {len(arguments[0])} values")
+    return arguments[0][0]
+
+
+def render(tokens: Iterable[int]) -> str:
+    """The expression in LRA's words, for people."""
+    return " ".join(VOCABULARY[token] for token in tokens)
+
+
+def generate_chunk(parameters: ListOpsParameters, seed: int, split: int, chunk: int) -> list[Example]:
+    """CHUNK labelled expressions: a pure function of its arguments, so chunks can be made in any order, anywhere."""
+    rng = np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence([seed, split, chunk])))
+    expressions = [generate(parameters, rng) for _ in range(CHUNK)]
+    return [(tokens, evaluate(tokens)) for tokens in expressions]
+
+
+def generate_split(
+    parameters: ListOpsParameters, seed: int, split: int, size: int, seen: set[bytes], processes: int = 1
+) -> Iterator[Example]:
+    """The first `size` expressions of a split, in the order of the chunks, without those already in `seen`.
+
+    `seen` holds digests and grows: hand the same set to the splits one after the other and they share no expression.
+    The result does not depend on `processes`. It never ends if the parameters allow fewer than `size` expressions.
+    """
+    if size == 0:
+        return
+    written = 0
+    for chunk in _chunks(parameters, seed, split, processes):
+        for tokens, value in chunk:
+            digest = hashlib.blake2b(bytes(tokens), digest_size=16).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            yield tokens, value
+            written += 1
+            if written == size:
+                return
+
+
+def _chunks(parameters: ListOpsParameters, seed: int, split: int, processes: int) -> Iterator[list[Example]]:
+    """All chunks of a split in order, without end; a few are made ahead when there are processes to make them."""
+    if processes == 1:
+        yield from (generate_chunk(parameters, seed, split, chunk) for chunk in count())
+        return
+    # Spawned, not forked: a forked copy of a process with threads (JAX, array_record) may deadlock.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    try:
+        ahead: deque[Future[list[Example]]] = deque()
+        for chunk in count():
+            ahead.append(pool.submit(generate_chunk, parameters, seed, split, chunk))
+            if len(ahead) > 2 * processes:
+                yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leaves ctrl-C to the parent, and ends this process when the parent is gone, even if it was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _draw_nodes(parameters: ListOpsParameters, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+    """Endless independent nodes (operator id or 0, number of arguments, digit id); the digit is for those at max_depth.
+
+    A node with operator 0 is the digit at any depth.
+    """
+    while True:
+        is_operator = rng.random(_BLOCK) <= parameters.operator_probability
+        operators = rng.integers(MINIMUM, SUM_MODULO, _BLOCK, endpoint=True)
+        arguments = rng.integers(parameters.min_arguments, parameters.max_arguments, _BLOCK, endpoint=True)
+        digits = rng.integers(ZERO, ZERO + CLASSES, _BLOCK)
+        yield from zip((operators * is_operator).tolist(), arguments.tolist(), digits.tolist(), strict=True)
+
+
+def _grow(parameters: ListOpsParameters, nodes: Iterator[tuple[int, int, int]]) -> list[int]:
+    """One tree in pre-order; empty if its length is not allowed, which is found out as soon as it grows too long."""
+    tokens: list[int] = []
+    missing: list[int] = []  # arguments still to come, for every open operator
+    for operator, arguments, digit in nodes:
+        if operator and len(missing) + 1 < parameters.max_depth:
+            tokens.append(operator)
+            missing.append(arguments)
+        else:
+            tokens.append(digit)
+            while missing:
+                missing[-1] -= 1
+                if missing[-1]:
+                    break
+                missing.pop()
+                tokens.append(CLOSE)
+            if not missing:
+                break
+        if len(tokens) >= parameters.max_length:
+            return []
+    return tokens if parameters.min_length < len(tokens) < parameters.max_length else []
+
+
+def _apply(operator: int, values: list[int]) -> int:
+    """The value 0-9 of one operator on at least one value 0-9."""
+    if operator == MINIMUM:
+        return min(values)
+    if operator == MAXIMUM:
+        return max(values)
+    if operator == SUM_MODULO:
+        return sum(values) % CLASSES
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) // 2

@@ -1,0 +1,68 @@
+"""Where a number stopped being finite."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.build import Experiment
+from experiments.step import TrainState
+
+# In the order in which a layer computes them.
+_ORDER = (
+    "pre_norm",
+    "ssm_out",
+    "router_logits",
+    "confidence",
+    "q",
+    "k",
+    "v",
+    "gate",
+    "attended",
+    "gau_out",
+    "skip",
+    "resid",
+)
+
+
+def locate(experiment: Experiment, state: TrainState) -> str:
+    """Runs the step that went wrong again and names the first value of the first layer, or the parameters' gradients,
+    that are not finite. `state` still holds the parameters before that step."""
+    step = int(state.bad_step)
+    batch = experiment.task.train_batch(step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), step), 0)
+
+    def objective(params):
+        return experiment.steps.objective(params, state.batch_stats, batch, key, ("batch_stats", "taps"))
+
+    gradient, (_, _, changed) = jax.jit(jax.grad(objective, has_aux=True))(state.params)
+    layer = _first_layer(changed["taps"])
+    if layer:
+        return layer
+    bad = [
+        _name(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not bool(jnp.isfinite(leaf).all())
+    ]
+    if bad:
+        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        return f"every layer's values are finite, the gradient is not: {shown}"
+    return "every layer's values are finite; the loss itself is not"
+
+
+def _first_layer(taps: Any) -> str | None:
+    """Taps are stacked over layers: the lowest layer with a value that is not finite, and the first such value in it."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(taps):
+        name = str(path[-1].key)
+        if name in _ORDER:
+            finite = jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1)
+            found += [(layer, _ORDER.index(name)) for layer in range(leaf.shape[0]) if not bool(finite[layer])]
+    if not found:
+        return None
+    layer, order = min(found)
+    return f"first in layer {layer}, in {_ORDER[order]}"
+
+
+def _name(path: Any) -> str:
+    return "/".join(str(getattr(key, "key", key)) for key in path)

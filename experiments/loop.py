@@ -1,0 +1,170 @@
+"""The training loop, the only one."""
+
+import functools
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.build import Experiment
+from experiments.checkpoints import Checkpoints
+from experiments.config import differences
+from experiments.diagnosis import locate
+from experiments.errors import UserError
+from experiments.reporting import Reporter
+from experiments.restore import initial_variables
+from experiments.step import Sums, TrainState, means
+from seqboat.version import __version__
+
+CHECKPOINTS = "checkpoints"
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides the config."""
+    found = {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {"seqboat": __version__, "python": platform.python_version(), **found}
+
+
+def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) -> None:
+    """Trains to the config's last step, from the newest checkpoint in `workdir` if there is one.
+
+    A run that is stopped anywhere and started again makes the same parameters and metrics, bit for bit, as one that
+    was not: batches and dropout are functions of the step, and the sums of metrics are part of the state.
+    """
+    task, settings = experiment.task, experiment.config.train
+    with Checkpoints(
+        workdir / CHECKPOINTS,
+        keep=settings.keep_checkpoints,
+        best_metric=task.headline,
+        higher_is_better=task.higher_is_better,
+    ) as checkpoints:
+        init = functools.partial(experiment.steps.init, experiment.config.seed)
+        restored = checkpoints.restore_latest(jax.eval_shape(init))
+        state = restored.state if restored else jax.jit(init)()
+        if restored is None and init_from is not None:
+            state = state.replace(**initial_variables(experiment, init_from))
+        start = int(state.step)
+        with Reporter(
+            workdir,
+            total_steps=settings.steps,
+            start_step=start,
+            tensorboard=settings.tensorboard,
+            process_index=jax.process_index(),
+        ) as reporter:
+            reporter.message(experiment.describe())
+            count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            reporter.message(f"{count:,} parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)")
+            if restored:
+                reporter.message(f"going on from step {start} of {checkpoints.directory}")
+                for line in differences(restored.meta.get("config"), experiment.values):
+                    reporter.message(f"changed since that checkpoint: {line}")
+            _Run(experiment, checkpoints, reporter, state).steps()
+
+
+class _Run:
+    """One process's pass from a step to the last."""
+
+    def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, state: TrainState):
+        self.experiment, self.checkpoints, self.reporter, self.state = experiment, checkpoints, reporter, state
+        self.settings, self.task = experiment.config.train, experiment.task
+        self.evaluate_batch = jax.jit(experiment.steps.evaluate)
+        # A report that is due waits until the next step is under way, so that the device does not wait for the host.
+        self.due: tuple[int, Sums, jax.Array] | None = None
+        self.clock = time.monotonic()
+
+    def steps(self) -> None:
+        start, settings = int(self.state.step), self.settings
+        if start >= settings.steps:
+            self.reporter.message(f"step {start} of {settings.steps}: nothing left to train")
+            if start == 0:
+                self.save(0, None)
+            return
+        update = self.compile(self.task.train_batch(start))
+        batches = self.task.train_batches(start)
+        for step in range(start + 1, settings.steps + 1):
+            self.state = update(self.state, next(batches))
+            self.report()
+            self.reporter.progress(step)
+            last = step == settings.steps
+            if last or step % settings.log_every == 0:
+                self.due = (step, self.state.metrics, jnp.copy(self.state.bad_step))
+                self.state = self.state.replace(metrics=jax.tree.map(jnp.zeros_like, self.state.metrics))
+            stop = self.checkpoints.reached_preemption(step)
+            metrics = self.evaluate(step) if last or step % settings.evaluate_every == 0 else None
+            if last or stop or step % settings.checkpoint_every == 0:
+                self.save(step, metrics)
+            if stop and not last:
+                self.checkpoints.wait()
+                self.reporter.message(f"asked to stop: saved step {step}; the same command goes on from it")
+                return
+        self.checkpoints.wait()
+        best = self.checkpoints.best_step()
+        self.reporter.message(f"done: step {settings.steps}" + (f", best step {best}" if best is not None else ""))
+
+    def compile(self, batch: Any) -> Any:
+        began = time.monotonic()
+        update = jax.jit(self.experiment.steps.train, donate_argnums=0).lower(self.state, batch).compile()
+        self.clock = time.monotonic()
+        self.reporter.message(f"compiled the training step in {self.clock - began:.1f} s")
+        return update
+
+    def report(self) -> None:
+        """Print and store the sums that are due; they are of finished steps."""
+        if self.due is None:
+            return
+        (step, metrics, bad_step), self.due = self.due, None
+        if bad_step >= 0:
+            self.stop()
+        values = means(metrics)
+        now = time.monotonic()
+        seconds, self.clock = now - self.clock, now
+        values |= {"elements_per_second": float(metrics["elements"][0]) / seconds, "seconds": seconds}
+        self.reporter.train(step, values)
+
+    def stop(self) -> None:
+        """The state has not changed since before the bad step: say where it went wrong and leave the checkpoints alone."""
+        step = int(self.state.bad_step)
+        where = locate(self.experiment, self.state)
+        good = self.checkpoints.steps()
+        raise UserError(
+            f"the loss or its gradient stopped being finite at step {step}: {where}; "
+            + (f"the last good checkpoint is step {good[-1]}; " if good else "there is no checkpoint yet; ")
+            + "a lower config.optimizer.learning_rate or clip_norm may help"
+        )
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        self.report()
+        if self.state.bad_step >= 0:
+            self.stop()
+        began = time.monotonic()
+        split = self.task.splits[0]
+        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
+        values = evaluate(self.evaluate_batch, variables, self.task.evaluation_batches(split))
+        self.reporter.evaluation(step, split, values)
+        self.clock += time.monotonic() - began
+        return values
+
+    def save(self, step: int, metrics: dict[str, Any] | None) -> None:
+        self.report()
+        if self.state.bad_step >= 0:
+            self.stop()
+        meta = {"config": self.experiment.values, "versions": versions(), "hardware": jax.devices()[0].device_kind}
+        headline = self.task.headline
+        self.checkpoints.save(step, self.state, meta, None if metrics is None else {headline: metrics[headline]})
+
+
+def evaluate(evaluate_batch: Any, variables: Any, batches: Iterator[Any]) -> dict[str, Any]:
+    """Exact means over a whole split."""
+    total: Sums | None = None
+    for batch in batches:
+        sums = evaluate_batch(variables, batch)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    if total is None:
+        raise UserError("the split is empty: there is nothing to evaluate")
+    return means(total)

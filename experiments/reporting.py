@@ -1,0 +1,235 @@
+"""Where the numbers of a run go: a metrics file, TensorBoard, and the console."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+WALL_CLOCK_FIELDS = ("seconds", "elements_per_second")
+"""Fields that differ between two equal runs: whoever compares metrics files leaves these out."""
+
+Values = Mapping[str, float | Sequence[float]]
+
+
+class MetricsFile:
+    """JSON lines: {"step": 20, "kind": "train", "loss": 0.7, "activation_rate": [0.43, 0.12], ...}
+
+    Valid JSON throughout: NaN and infinities are written as null, which pandas and numpy read as NaN. Every line is
+    one write to a file opened for appending, so a run that is killed leaves at most a torn last line.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path).absolute()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Writes one line; `record` holds `step`, `kind` and values (numbers, strings, arrays, lists of numbers).
+
+        Raises UserError where the disk is full or the file cannot be written.
+        """
+        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False) + "\n"
+        data = line.encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                written = file.write(data)
+        except OSError as error:
+            raise UserError(f"could not write to {self.path}: {error.strerror}") from error
+        if written != len(data):
+            raise UserError(f"could not write to {self.path}: the disk is full; free some space and run it again")
+
+    def records(self) -> Iterator[dict]:
+        """The lines of the file as dicts, in their order; torn and foreign lines are left out with a warning."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                record = _parse(line)
+                if record is None:
+                    logging.warning("%s: line %d is torn or not a record, left out", self.path, number)
+                else:
+                    yield record
+
+    def truncate_after(self, step: int) -> None:
+        """Cuts the file back to the records up to and with `step`, when a run resumes there. Atomic."""
+        if not self.path.exists():
+            return
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        try:
+            with partial.open("w") as file:
+                for record in self.records():
+                    if record["step"] <= step:
+                        file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except OSError as error:
+            raise UserError(f"could not rewrite {self.path}: {error.strerror}") from error
+
+
+class Reporter:
+    """Writes what a run reports to `workdir` and to standard output; only process 0 does anything.
+
+    `start_step` is the step resumed from: records after it are cut from the metrics file and purged in TensorBoard.
+    0 is a new run, and its records start afresh. On a terminal a progress bar stays below the lines printed; elsewhere
+    every report is one plain line. `console` is for notebooks and tests.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        total_steps: int,
+        start_step: int,
+        tensorboard: bool,
+        process_index: int,
+        console: Console | None = None,
+    ):
+        self._primary = process_index == 0
+        self._progress: Progress | None = None
+        self._writer: Any = None
+        if not self._primary:
+            return
+        self._total_steps = total_steps
+        self._first: tuple[int, float] | None = None
+        workdir = Path(workdir).absolute()
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {workdir}: {error.strerror}") from error
+        self._metrics = MetricsFile(workdir / METRICS_FILE)
+        self._metrics.truncate_after(start_step or -1)
+        if tensorboard:
+            self._writer = _summary_writer(workdir / "tensorboard", purge_step=start_step + 1 if start_step else 0)
+        self._console = console or Console(file=sys.stdout)
+        if self._console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=self._console)
+            self._task = self._progress.add_task("", total=total_steps, completed=start_step)
+            self._progress.start()
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def train(self, step: int, values: Values) -> None:
+        """Training values at `step`. The console shows the loss, accuracy, throughput and activation rates."""
+        if not self._primary:
+            return
+        self._record({"step": step, "kind": "train", **values}, prefix="")
+        text = _summary(values)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=text)
+        else:
+            self._print(f"step {step}/{self._total_steps}  {text}{self._remaining(step)}")
+
+    def evaluation(self, step: int, split: str, values: Values) -> None:
+        """Values on a whole split, with the parameters of `step`; all of them are printed."""
+        if not self._primary:
+            return
+        self._record({"step": step, "kind": "evaluation", "split": split, **values}, prefix=f"{split}/")
+        self._print(f"step {step}/{self._total_steps}  {split}  " + "  ".join(_item(*item) for item in values.items()))
+
+    def message(self, text: str) -> None:
+        """Prints a line."""
+        if self._primary:
+            self._print(text)
+
+    def progress(self, step: int) -> None:
+        """Moves the bar; cheap enough for every step."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        """Ends the bar and flushes TensorBoard."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _record(self, record: Mapping[str, Any], prefix: str) -> None:
+        self._metrics.append(record)
+        if self._writer is None:
+            return
+        for name, value in record.items():
+            if name in ("step", "kind", "split"):
+                continue
+            if np.ndim(value):
+                for layer, rate in enumerate(value):
+                    self._writer.add_scalar(f"{prefix}{name}/layer_{layer}", float(rate), record["step"])
+            else:
+                self._writer.add_scalar(f"{prefix}{name}", float(value), record["step"])
+
+    def _print(self, text: str) -> None:
+        if self._progress is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._console.file, flush=True)
+
+    def _remaining(self, step: int) -> str:
+        """The time left, from the second report on: the first one contains the compilation."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = (step, now)
+            return ""
+        seconds = (now - self._first[1]) / (step - self._first[0]) * (self._total_steps - step)
+        return f"  eta {timedelta(seconds=round(seconds))}"
+
+
+def _summary_writer(directory: Path, purge_step: int) -> Any:
+    """A new event file; TensorBoard discards earlier events from `purge_step` on."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("TensorBoard files need the package tensorboardX: install it or set tensorboard off") from error
+    return SummaryWriter(logdir=str(directory), purge_step=purge_step)
+
+
+def _parse(line: bytes) -> dict | None:
+    """A record, or None for a line without its end, or that is no JSON object with a step."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: arrays and their scalars as lists and numbers, null for what is not finite."""
+    value = np.asarray(value).tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary(values: Values) -> str:
+    names = ("loss", "accuracy", "elements_per_second", "activation_rate")
+    return "  ".join(_item(name, values[name]) for name in names if name in values)
+
+
+def _item(name: str, value: float | Sequence[float]) -> str:
+    """`loss 0.6931`, `act 0.43 0.12`, `elements/s 12,345`."""
+    if name == "elements_per_second":
+        return f"elements/s {float(np.asarray(value)):,.0f}"
+    if np.ndim(value):
+        numbers = " ".join(f"{number:.2f}" for number in np.asarray(value).tolist())
+        return f"{'act' if name == 'activation_rate' else name} {numbers}"
+    return f"{name} {float(np.asarray(value)):.4g}"

@@ -1,0 +1,114 @@
+"""Trained parameters from a work directory, or from a file of the published implementation."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.build import Experiment, build
+from experiments.checkpoints import Checkpoints
+from experiments.config import differences
+from experiments.errors import UserError
+from seqboat.interop import reference
+from seqboat.models.classifier import Classifier
+
+CHECKPOINTS = "checkpoints"
+SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model: `apply = run.experiment.model.apply`, its `variables`, and the step they are of."""
+
+    experiment: Experiment
+    variables: dict[str, Any]
+    step: int
+
+
+def load(workdir: str | Path, step: int | None = None, data_dir: str | None = None) -> Run:
+    """The model of a work directory with the parameters of a step: the best one by default, else the newest.
+
+    Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. Raises UserError.
+    """
+    with Checkpoints(_checkpoints(Path(workdir)), best_metric="", read_only=True) as checkpoints:
+        meta = checkpoints.read_meta(step)
+    if not isinstance(meta.get("config"), Mapping):
+        raise UserError(f"the checkpoint in {workdir} holds no config: was it made by another program?")
+    values = dict(meta["config"])
+    if data_dir is not None:
+        values["data_dir"] = data_dir
+    experiment = build(values)
+    with _open(experiment, Path(workdir)) as checkpoints:
+        chosen = step if step is not None else checkpoints.best_step()
+        params, stats = _abstract(experiment)
+        restored = checkpoints.restore_params(chosen, params, stats)
+    return Run(experiment, restored.state, restored.step)
+
+
+def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
+    """Parameters and batch statistics to start from: of another run's best step, or of a published state dict."""
+    params, stats = _abstract(experiment)
+    if source.is_dir():
+        with _open(experiment, source) as checkpoints:
+            return checkpoints.restore_params(checkpoints.best_step(), params, stats).state
+    if not source.is_file():
+        raise UserError(f"--init_from={source}: there is neither a work directory nor a file")
+    model = experiment.model
+    if not isinstance(model, Classifier):
+        raise UserError(
+            f"--init_from={source}: a published state dict is of a classifier, this is {type(model).__name__}"
+        )
+    channels = experiment.task.train_batch(0)["inputs"].shape[-1]
+    try:
+        variables = reference.convert_classifier(read_state(source), model.config, channels)
+    except ValueError as error:
+        raise UserError(f"--init_from={source}: {error}") from error
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def read_state(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz, safetensors or PyTorch file by name. Nothing in the file is executed."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"{path}: reading it needs the package {error.name}; pip install {error.name}") from error
+    except Exception as error:  # whatever a broken or hostile file makes its reader raise
+        raise UserError(
+            f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(array, torch.Tensor) for array in state.values()):
+        raise UserError(f"{path} holds no state dict: expected a mapping of names to tensors")
+    return {name: array.float().numpy() for name, array in state.items()}
+
+
+def _checkpoints(workdir: Path) -> Path:
+    if not workdir.is_dir():
+        raise UserError(f"there is no work directory {workdir}")
+    return workdir / CHECKPOINTS
+
+
+def _open(experiment: Experiment, workdir: Path) -> Checkpoints:
+    task = experiment.task
+    return Checkpoints(
+        _checkpoints(workdir), best_metric=task.headline, higher_is_better=task.higher_is_better, read_only=True
+    )
+
+
+def _abstract(experiment: Experiment) -> tuple[Any, Any]:
+    state = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+    return state.params, state.batch_stats

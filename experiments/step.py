@@ -1,0 +1,160 @@
+"""One training step and one evaluation step: pure functions of a state and a batch."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from seqboat.layers.sparse_activation import ActivationStats
+
+# Folded into the seed for initial parameters; steps fold in their own, smaller numbers.
+INITIALISATION = 2**32 - 1
+
+# name -> (sum, weight): means are taken at the very end, and so are exact over batches of any size.
+Sums = dict[str, tuple[Any, Any]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a run needs to go on: after `step` updates.
+
+    `metrics` are sums since they were last reported. `bad_step` is the first step whose loss or gradient was not
+    finite, or -1: from it on nothing changes any more, so the state stays the last good one.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    metrics: Sums
+    bad_step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFunctions:
+    """What a run calls: `init(seed)`, `train(state, batch)`, `evaluate(variables, batch)` and `objective`, for diagnosis."""
+
+    init: Callable[[int], TrainState]
+    train: Callable[[TrainState, Any], TrainState]
+    evaluate: Callable[[Any, Any], Sums]
+    objective: Callable[..., Any]
+
+
+def make_steps(
+    model: nn.Module,
+    loss: Callable[[Any, Any], tuple[Any, Any, Sums]],
+    make_optimizer: Callable[[Any], optax.GradientTransformation],
+    example: dict[str, Any],
+    *,
+    seed: int,
+    accumulate: int = 1,
+    activation_price: float = 0.0,
+) -> StepFunctions:
+    """Steps of a model under a task's loss.
+
+    The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
+    for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
+    `example` is a batch, for shapes.
+    """
+
+    def objective(params, batch_stats, batch, key, mutable=("batch_stats",)):
+        out, changed = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["inputs"],
+            batch["lengths"],
+            True,
+            rngs={"dropout": key},
+            mutable=list(mutable),
+        )
+        total, weight, metrics = loss(out, batch)
+        probability = out.layers.probability.sum() / jnp.maximum(_choices(out.layers), 1)
+        metrics = metrics | activation_metrics(out.layers)
+        return total + activation_price * weight * probability, (metrics, weight, changed)
+
+    def gradients(params, batch_stats, batch, key):
+        """Gradient of the mean, metrics, and new batch statistics, over `accumulate` parts."""
+        parts = jax.tree.map(lambda a: a.reshape(accumulate, a.shape[0] // accumulate, *a.shape[1:]), batch)
+
+        def one(carry, part_and_index):
+            summed, stats = carry
+            part, index = part_and_index
+            grad = jax.grad(objective, has_aux=True)
+            gradient, (metrics, weight, changed) = grad(params, stats, part, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})), (metrics, weight)
+
+        start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
+        (summed, stats), (metrics, weight) = jax.lax.scan(one, start, (parts, jnp.arange(accumulate)))
+        scale = 1 / jnp.maximum(weight.sum(), 1e-9)
+        return jax.tree.map(lambda g: g * scale, summed), stats, jax.tree.map(lambda a: a.sum(0), metrics)
+
+    def train(state: TrainState, batch) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient, stats, metrics = gradients(state.params, state.batch_stats, batch, key)
+        norm = optax.global_norm(gradient)
+        metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
+        updates, opt_state = make_optimizer(state.params).update(gradient, state.opt_state, state.params)
+        moved = TrainState(
+            step=state.step,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=stats,
+            opt_state=opt_state,
+            metrics=jax.tree.map(jnp.add, state.metrics, metrics),
+            bad_step=state.bad_step,
+        )
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
+        bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
+        return kept.replace(step=state.step + 1, bad_step=bad_step)
+
+    def init(seed: int) -> TrainState:
+        # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
+        inputs = jax.tree.map(lambda a: jnp.zeros((1, 1, *a.shape[2:]), a.dtype), example["inputs"])
+        key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
+        variables = model.init({"params": key}, inputs, jnp.ones(1, jnp.int32))
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        shapes = jax.eval_shape(lambda: gradients(params, stats, example, key)[2])
+        metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
+        metrics["gradient_norm"] = (jnp.zeros(()), jnp.zeros(()))
+        opt_state = make_optimizer(params).init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, jnp.full((), -1, jnp.int32))
+
+    def evaluate(variables, batch) -> Sums:
+        out = model.apply(variables, batch["inputs"], batch["lengths"], False)
+        _, _, metrics = loss(out, batch)
+        return metrics | activation_metrics(out.layers)
+
+    return StepFunctions(init, train, evaluate, objective)
+
+
+def activation_metrics(layers: ActivationStats) -> Sums:
+    """Per layer (and module, where a layer has several): the share of active elements, their mean confidence, tau."""
+    modules = layers.active.shape[-1]
+    if modules == 0:
+        return {"elements": (layers.elements[0], jnp.ones(()))}
+    squeeze = (lambda a: a[..., 0]) if modules == 1 else (lambda a: a)
+    elements = jnp.broadcast_to(layers.elements[:, None], layers.active.shape)
+    return {
+        "elements": (layers.elements[0], jnp.ones(())),
+        "activation_rate": (squeeze(layers.active), squeeze(elements)),
+        "confidence": (squeeze(layers.confidence), squeeze(layers.active)),
+        "temperature": (squeeze(layers.temperature), jnp.ones_like(squeeze(layers.temperature))),
+    }
+
+
+def _choices(layers: ActivationStats) -> jax.Array:
+    return layers.elements.sum() * layers.active.shape[-1]
+
+
+def means(sums: Sums) -> dict[str, Any]:
+    """The sums on the host, divided: floats, and nested lists where a metric is per layer. An empty mean is 0."""
+    host = jax.device_get(sums)
+    result = {}
+    for name, (total, weight) in host.items():
+        mean = total / weight.clip(min=1e-30) if weight.ndim else (total / weight if weight else total * 0)
+        result[name] = mean.tolist()
+    return result

@@ -1,0 +1,33 @@
+"""ListOps of the Long Range Arena (Tay et al. 2021): the value 0-9 of a nested expression of 501 to 1999 tokens.
+
+Reads the data set that `python -m experiments.prepare --dataset=listops` writes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.data import listops
+from experiments.data.sources import open_split
+from experiments.tasks.base import ClassificationTask
+
+
+@dataclass(frozen=True)
+class Config:
+    """length: tokens of the padded input; longer expressions are cut, which 2000 (LRA's) never does."""
+
+    length: int = 2000
+
+
+class Task(ClassificationTask):
+    vocabulary_size = listops.VOCABULARY_SIZE
+    classes = listops.CLASSES
+
+    def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
+        """`batching` is batch_size, seed, process_index and process_count, as in ClassificationTask."""
+        sources = {split: open_split("listops", split, data_dir) for split in ("train", *self.splits)}
+        super().__init__(sources, config.length, **batching)
+
+    def encode(self, example: dict[str, Any]) -> tuple[np.ndarray, int]:
+        return example["tokens"], example["label"]

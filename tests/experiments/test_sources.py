@@ -1,0 +1,226 @@
+"""Prepared data sets: made, read back, and every way in which they can be missing or broken named at once."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from experiments.data import builders, listops
+from experiments.data.sources import OWN_DATASETS, data_directory, open_split
+from experiments.errors import UserError
+
+PARAMETERS = listops.ListOpsParameters(max_depth=4, max_arguments=5, min_length=7, max_length=60)
+# 64 KiB is one block of array_record: train must have several for a cut file to be something else than a short one.
+SIZES = {"train": 3000, "validation": 20, "test": 10}
+
+
+def make(data_dir: Path, processes: int = 1, sizes: dict[str, int] = SIZES) -> builders.ListOps:
+    return builders.ListOps(data_dir=data_dir, processes=processes, sizes=sizes, parameters=PARAMETERS)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    data_dir = tmp_path_factory.mktemp("data")
+    assert builders.prepare(make(data_dir)) == data_dir / "listops" / "1.0.0"
+    return data_dir
+
+
+@pytest.fixture
+def data_dir(prepared, tmp_path, monkeypatch) -> Path:
+    """A copy to break, on a machine without a network."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    return shutil.copytree(prepared, tmp_path / "copy")
+
+
+def shard(data_dir: Path, split: str = "train") -> Path:
+    return data_dir / "listops" / "1.0.0" / f"listops-{split}.array_record-00000-of-00001"
+
+
+def edit_info(data_dir: Path, **changes) -> None:
+    path = data_dir / "listops" / "1.0.0" / "dataset_info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_what_was_prepared_is_what_is_generated(data_dir):
+    seen: set[bytes] = set()
+    for number, (split, size) in enumerate(SIZES.items()):
+        expected = list(listops.generate_split(PARAMETERS, builders.ListOps.SEED, number, size, seen))
+        source = open_split("listops", split, str(data_dir))
+        examples = [source[index] for index in range(len(source))]
+        assert {example["tokens"].dtype for example in examples} == {np.dtype(np.uint8)}
+        # tensorflow-datasets shuffles what it writes.
+        found = [(example["tokens"].tolist(), int(example["label"])) for example in examples]
+        assert sorted(found) == sorted(expected)
+        assert found[:5] != expected[:5]
+
+
+def test_preparing_again_writes_nothing(data_dir):
+    before = shard(data_dir).stat().st_mtime_ns
+    builders.prepare(make(data_dir))
+    assert shard(data_dir).stat().st_mtime_ns == before
+
+
+def test_the_number_of_processes_changes_neither_examples_nor_order(tmp_path):
+    """The files' bytes may differ: protobuf writes the features of an example in either order, run by run."""
+    few = {"train": 300, "validation": 10, "test": 10}
+    for processes in (1, 2):
+        builders.prepare(make(tmp_path / str(processes), processes, few))
+    for split, size in few.items():
+        sources = [open_split("listops", split, str(tmp_path / processes)) for processes in ("1", "2")]
+        found = [
+            [(source[index]["tokens"].tolist(), int(source[index]["label"])) for index in range(len(source))]
+            for source in sources
+        ]
+        assert len(found[0]) == size
+        assert found[0] == found[1]
+
+
+def test_an_interrupted_preparation_is_not_read_and_can_be_run_again(tmp_path, monkeypatch):
+    def interrupted(*_):
+        yield from listops.generate_chunk(PARAMETERS, 0, 0, 0)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listops, "generate_split", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            builders.prepare(make(tmp_path))
+    # What a killed process leaves, which can tidy nothing up.
+    (tmp_path / "listops" / "incomplete.ABC123_1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not in"):
+        open_split("listops", "train", str(tmp_path))
+    builders.prepare(make(tmp_path))
+    assert len(open_split("listops", "train", str(tmp_path))) == SIZES["train"]
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/file"):
+        builders.prepare(make(tmp_path / "file"))
+
+
+def test_the_newest_version_is_read(data_dir):
+    versions = data_dir / "listops"
+    (versions / "0.9.0").mkdir()
+    (versions / "0.9.0" / "dataset_info.json").write_text("{}")
+    shutil.copytree(versions / "1.0.0", versions / "1.10.0")
+    shutil.copytree(versions / "1.0.0", versions / "1.9.0")
+    shutil.copytree(versions / "1.0.0", versions / "incomplete.ABC123_2.0.0")
+    shutil.rmtree(versions / "1.0.0")
+    shard(data_dir).parent.parent.joinpath("1.9.0", shard(data_dir).name).unlink()
+    assert len(open_split("listops", "train", str(data_dir))) == SIZES["train"]
+
+
+def test_a_missing_data_set_of_ours_comes_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    where = tmp_path / "my data"
+    command = f"python -m experiments.prepare --dataset=listops --data_dir='{where}'"
+    with pytest.raises(UserError) as caught:
+        open_split("listops", "train", str(where))
+    assert f"is not in {where} " in str(caught.value)
+    assert command in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_stock_data_set_says_where_to_prepare_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(UserError, match="machine that has TensorFlow") as caught:
+        open_split("imdb_reviews/plain_text", "train", str(tmp_path))
+    assert 'tfds.builder("imdb_reviews/plain_text", file_format="array_record")' in str(caught.value)
+    assert str(tmp_path / "imdb_reviews/plain_text") in str(caught.value)
+
+
+def test_tfrecord_files_are_refused(data_dir):
+    edit_info(data_dir, fileFormat="tfrecord")
+    with pytest.raises(UserError, match=r"1\.0\.0 holds tfrecord files, .* file_format=\"array_record\""):
+        open_split("listops", "train", str(data_dir))
+
+
+def test_an_unknown_split_is_named(data_dir):
+    with pytest.raises(UserError, match="no split 'dev'; it has: train, validation, test"):
+        open_split("listops", "dev", str(data_dir))
+
+
+@pytest.mark.parametrize("keep", [0, 0.5, 0.999])
+def test_a_truncated_file_is_named(data_dir, keep):
+    os.truncate(shard(data_dir), int(keep * shard(data_dir).stat().st_size))
+    with pytest.raises(UserError, match="damaged or cut short; copy it again") as caught:
+        open_split("listops", "train", str(data_dir))
+    assert str(shard(data_dir)) in str(caught.value)
+
+
+def test_a_missing_file_is_named(data_dir):
+    for path in (shard(data_dir), shard(data_dir).parent / "features.json"):
+        path.rename(path.with_suffix(".away"))
+        with pytest.raises(UserError, match="is missing; copy it again") as caught:
+            open_split("listops", "train", str(data_dir))
+        assert str(path) in str(caught.value)
+        path.with_suffix(".away").rename(path)
+
+
+def test_a_file_with_another_number_of_examples_is_named(data_dir):
+    shutil.copy(shard(data_dir, "test"), shard(data_dir))
+    with pytest.raises(UserError, match=f"holds 10 examples instead of {SIZES['train']}"):
+        open_split("listops", "train", str(data_dir))
+
+
+def test_a_broken_description_is_named(data_dir):
+    path = data_dir / "listops" / "1.0.0" / "dataset_info.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UserError, match=r"cannot read .*dataset_info\.json"):
+        open_split("listops", "train", str(data_dir))
+
+
+def test_damage_inside_a_file_is_named_when_it_is_met(data_dir):
+    with shard(data_dir).open("r+b") as file:
+        file.seek(shard(data_dir).stat().st_size // 2)
+        file.write(bytes(4000))
+    source = open_split("listops", "train", str(data_dir))
+    with pytest.raises(UserError, match=r"of split 'train' in .* is damaged"):
+        _ = [source[index] for index in range(len(source))]
+
+
+def test_where_data_are_looked_for(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    assert data_directory(None) == Path.home() / "tensorflow_datasets"
+    monkeypatch.setenv("TFDS_DATA_DIR", "/elsewhere")
+    assert data_directory(None) == Path("/elsewhere")
+    assert data_directory("~/mine") == Path.home() / "mine"
+
+
+def test_the_program_knows_every_builder():
+    assert set(builders.available()) == set(OWN_DATASETS)
+    assert all(issubclass(builder, tfds.core.GeneratorBasedBuilder) for builder in builders.available().values())
+
+
+@pytest.mark.parametrize("arguments", [["--dataset=listop"], []])
+def test_the_program_names_what_it_can_make(tmp_path, arguments):
+    command = [sys.executable, "-m", "experiments.prepare", f"--data_dir={tmp_path}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "--dataset can be: listops" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_program_makes_listops(tmp_path):
+    command = [sys.executable, "-m", "experiments.prepare", "--dataset=listops", f"--data_dir={tmp_path}"]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, timeout=500, check=True).stdout for _ in range(2)
+    ]
+    where = str(tmp_path / "listops" / "1.0.0")
+    assert outputs[0].startswith(f"wrote {where} (")
+    assert all(part in outputs[0] for part in ("train 96,000", "validation 2,000", "test 2,000"))
+    assert outputs[1] == f"{where} is there already; nothing done\n"
+    for split, size in builders.ListOps.SIZES.items():
+        source = open_split("listops", split, str(tmp_path))
+        assert len(source) == size
+        tokens = source[0]["tokens"].tolist()
+        assert listops.evaluate(tokens) == source[0]["label"]
