@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -93,8 +93,8 @@ class Experiment:
 
 def build(values: Mapping[str, Any]) -> Experiment:
     """Everything of an experiment, validated: raises UserError with the field and what it wants, before any compile."""
-    values = _plain(values)
-    config = to_dataclass(Config, values, "config")
+    plain: dict[str, Any] = _plain(values)
+    config = to_dataclass(Config, plain, "config")
     task = build_task(config)
     model = build_model(config.model, task)
     example = task.train_batch(0)
@@ -107,7 +107,7 @@ def build(values: Mapping[str, Any]) -> Experiment:
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
     )
-    return Experiment(values, config, model, task, steps)
+    return Experiment(plain, config, model, task, steps)
 
 
 def build_task(config: Config) -> Any:
@@ -123,7 +123,7 @@ def build_task(config: Config) -> Any:
 
 
 def build_model(values: Mapping[str, Any], task: Any) -> nn.Module:
-    """The model of `config.model`, a flat group of the fields of its dataclasses, with the task's vocabulary and classes."""
+    """The model of `config.model`: a flat group of the fields of its dataclasses, with the task's sizes."""
     name, fields = _named(values, "config.model")
     if name == "classifier":
         model_class: type = ClassifierConfig
@@ -139,7 +139,7 @@ def build_model(values: Mapping[str, Any], task: Any) -> nn.Module:
     own, encoder, layer = split_fields(fields, model_class, EncoderConfig, LayerConfig, where=where)
     layer_config = to_dataclass(LayerConfig, layer, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
-    model_config = to_dataclass(model_class, {**own, **given, "encoder": encoder_config}, where)
+    model_config: Any = to_dataclass(model_class, {**own, **given, "encoder": encoder_config}, where)
     return (Classifier if name == "classifier" else LanguageModel)(model_config)
 
 

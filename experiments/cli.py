@@ -1,5 +1,6 @@
 """What every program does around its own work: flags in, one-line errors out."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -35,7 +36,7 @@ def _call(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on from the last checkpoint")
+        _fail("interrupted")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
@@ -77,10 +78,4 @@ def _processor() -> str:
     except OSError:
         lines = []
     flags_line = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()}-{_digest(flags_line)}"
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{platform.machine()}-{hashlib.sha256(flags_line.encode()).hexdigest()[:12]}"

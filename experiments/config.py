@@ -73,7 +73,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             raise UserError(f"{where}={value!r}: expected a group of fields")
-        return to_dataclass(kind, value, where)  # type: ignore[type-var]
+        return to_dataclass(kind, value, where)  # type: ignore[arg-type]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -51,7 +51,7 @@ def locate(experiment: Experiment, state: TrainState) -> str:
 
 
 def _first_layer(taps: Any) -> str | None:
-    """Taps are stacked over layers: the lowest layer with a value that is not finite, and the first such value in it."""
+    """Taps are stacked over layers: the lowest layer with a value that is not finite, and the first such value."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(taps):
         name = str(path[-1].key)

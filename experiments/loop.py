@@ -1,5 +1,6 @@
 """The training loop, the only one."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import platform
@@ -48,7 +49,7 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
         restored = checkpoints.restore_latest(jax.eval_shape(init))
         state = restored.state if restored else jax.jit(init)()
         if restored is None and init_from is not None:
-            state = state.replace(**initial_variables(experiment, init_from))
+            state = dataclasses.replace(state, **initial_variables(experiment, init_from))
         start = int(state.step)
         with Reporter(
             workdir,
@@ -94,7 +95,7 @@ class _Run:
             last = step == settings.steps
             if last or step % settings.log_every == 0:
                 self.due = (step, self.state.metrics, jnp.copy(self.state.bad_step))
-                self.state = self.state.replace(metrics=jax.tree.map(jnp.zeros_like, self.state.metrics))
+                self.state = dataclasses.replace(self.state, metrics=jax.tree.map(jnp.zeros_like, self.state.metrics))
             stop = self.checkpoints.reached_preemption(step)
             metrics = self.evaluate(step) if last or step % settings.evaluate_every == 0 else None
             if last or stop or step % settings.checkpoint_every == 0:
@@ -128,7 +129,7 @@ class _Run:
         self.reporter.train(step, values)
 
     def stop(self) -> None:
-        """The state has not changed since before the bad step: say where it went wrong and leave the checkpoints alone."""
+        """The state is still that of before the bad step: say where it went wrong; the checkpoints stay."""
         step = int(self.state.bad_step)
         where = locate(self.experiment, self.state)
         good = self.checkpoints.steps()

@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments.build import Experiment, build
 from experiments.checkpoints import Checkpoints
-from experiments.config import differences
 from experiments.errors import UserError
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier

@@ -37,7 +37,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class StepFunctions:
-    """What a run calls: `init(seed)`, `train(state, batch)`, `evaluate(variables, batch)` and `objective`, for diagnosis."""
+    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, and the `objective` for diagnosis."""
 
     init: Callable[[int], TrainState]
     train: Callable[[TrainState, Any], TrainState]
@@ -109,7 +109,7 @@ def make_steps(
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
         kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
         bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
-        return kept.replace(step=state.step + 1, bad_step=bad_step)
+        return dataclasses.replace(kept, step=state.step + 1, bad_step=bad_step)
 
     def init(seed: int) -> TrainState:
         # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
@@ -124,7 +124,7 @@ def make_steps(
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, jnp.full((), -1, jnp.int32))
 
     def evaluate(variables, batch) -> Sums:
-        out = model.apply(variables, batch["inputs"], batch["lengths"], False)
+        out: Any = model.apply(variables, batch["inputs"], batch["lengths"], False)
         _, _, metrics = loss(out, batch)
         return metrics | activation_metrics(out.layers)
 

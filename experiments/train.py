@@ -1,4 +1,7 @@
-"""Train one experiment:  python -m experiments.train --config=configs/quickstart.py --workdir=runs/x [--config.train.steps=100]"""
+"""Train one experiment.
+
+python -m experiments.train --config=configs/quickstart.py --workdir=runs/x [--config.train.steps=100 ...]
+"""
 
 from pathlib import Path
 

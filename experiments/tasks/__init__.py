@@ -1,1 +1,1 @@
-"""One file a task; each turns one data source into batches, a loss and metrics. Found by module name: `config.task.name`."""
+"""One file a task; each turns one data source into batches, a loss and metrics. Found by its name."""

@@ -52,7 +52,7 @@ def convert_classifier(state: Mapping[str, np.ndarray], config: ClassifierConfig
     entries = {}
     for index in range(config.encoder.layers):
         for name, entry in _layer_entries(layer).items():
-            leaves = {
+            leaves: dict[Path, Callable] = {
                 (path[0], *encoder, "layers", *path[1:], str(index)): convert for path, convert in entry.leaves.items()
             }
             entries[f"seq_layers.{index}.{name}"] = Entry(entry.shape, leaves)
@@ -86,8 +86,8 @@ def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
         entries["rel_pos_bias.relative_attention_bias"] = Entry((T5_BUCKETS, 1), {table: lambda a: a[:, 0]})
     options = 0 if config.activation == "always" else 2
     skip, logits = ("params", "skip_projection"), ("params", "sparse", "configurator", "logits")
-    weight = {(*skip, "kernel"): lambda a: a[options:].T}
-    bias = {(*skip, "bias"): lambda a: a[options:]}
+    weight: dict[Path, Callable] = {(*skip, "kernel"): lambda a: a[options:].T}
+    bias: dict[Path, Callable] = {(*skip, "bias"): lambda a: a[options:]}
     if options:
         weight[(*logits, "kernel")] = lambda a: a[:options].T
         bias[(*logits, "bias")] = lambda a: a[:options]

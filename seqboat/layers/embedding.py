@@ -11,7 +11,7 @@ from seqboat.ops.positions import sinusoid
 
 
 class TokenEmbedding(nn.Module):
-    """tokens (B, L) of a vocabulary of V -> (B, L, D), entries ~ N(0, 1/D), times `scale`. `attend` gives tied logits."""
+    """tokens (B, L) of a vocabulary of V -> (B, L, D), entries ~ N(0, 1/D), times `scale`."""
 
     vocabulary_size: int
     features: int
@@ -40,7 +40,7 @@ class LinearEmbedding(nn.Module):
 
 
 class SinusoidalPosition(nn.Module):
-    """x (B, L, D) plus sin and cos of the position in halves of the channels, times one learned scalar, initially D^-1/2."""
+    """x (B, L, D) plus sin | cos of the position, in halves of the channels, times a learned scalar, first D^-1/2."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

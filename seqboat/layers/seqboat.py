@@ -49,7 +49,7 @@ class LayerConfig:
     norm_counts_padding: bool = False
     batch_axis: str | tuple[str, ...] | None = None
     activation: Literal["learned", "always", "never"] = "learned"
-    router: RouterConfig = RouterConfig()
+    router: RouterConfig = dataclasses.field(default_factory=RouterConfig)
     dropout: float = 0.0
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0

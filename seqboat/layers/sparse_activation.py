@@ -13,7 +13,7 @@ The decision a carries no gradient, the confidence does. A module is any Flax mo
 import dataclasses
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -86,7 +86,7 @@ class ActivationStats(NamedTuple):
 
 
 class LatentConfigurator(nn.Module):
-    """m (B, L, D) -> for each of M modules the decision to activate it:  a = u_1 > u_0,  p = softmax(u / tau)_1, in float32."""
+    """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32."""
 
     modules: int
     router: RouterConfig
@@ -169,8 +169,12 @@ class SparseModularActivation(nn.Module):
                 chosen = _straight_through(chosen, decision.probability[..., i]) * valid
             y += chosen[..., None].astype(m.dtype) * result
         on = active.astype(jnp.float32)
-        sums = [(a * valid[..., None]).sum((0, 1)) for a in (on, on * gate, decision.probability)]
-        stats = ActivationStats(*sums, valid.sum().astype(jnp.float32), decision.temperature)
+        sums = {"active": on, "confidence": on * gate, "probability": decision.probability}
+        stats = ActivationStats(
+            **{name: (value * valid[..., None]).sum((0, 1)) for name, value in sums.items()},
+            elements=valid.sum().astype(jnp.float32),
+            temperature=decision.temperature,
+        )
         return y, stats
 
     def _packed(self, module, m, active, weight, train):
@@ -181,7 +185,7 @@ class SparseModularActivation(nn.Module):
         rows, packed = compress((rows, m.reshape(-1, m.shape[-1])), packing)
         params, apply = self._functional(module, train)
         own = {"x": packed, "rows": rows, "slot": jnp.arange(packed.shape[0], dtype=jnp.int32)}
-        each = functools.partial(map_blocks, params=params, count=packing.count, block_size=block)
+        each = functools.partial(map_blocks, params=params, count=packing.filled, block_size=block)
         if isinstance(module, WindowedModule):
             project = lambda params, own, _: apply(params, own["slot"], "project", own["x"], own["rows"])
             (private, shared), taps = each(project, own=own, halo=None)
@@ -195,7 +199,8 @@ class SparseModularActivation(nn.Module):
             taps = {**taps, **more}
         else:
             y, taps = each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
-        return self._in_place(*extract((y, taps), packing), m)
+        y, taps = extract((y, taps), packing)
+        return self._in_place(y, taps, m)
 
     def _dense(self, module, m, active, weight, train):
         """The module over all rows, of which only those with `rows.active` are read by others: the masked reference."""
@@ -229,7 +234,7 @@ class SparseModularActivation(nn.Module):
         """
         unbound, tapping = module.clone(parent=None), self.is_mutable_collection("taps")
         dropout = train and self.has_rng("dropout")
-        params = {"params": module.variables.get("params", {})}
+        params: dict[str, Any] = {"params": module.variables.get("params", {})}
         if dropout:
             params["key"] = jax.random.key_data(self.make_rng("dropout"))
 

@@ -2,11 +2,14 @@
 
 One name per value that matters; the names are interface. Shapes for one layer (M modules to choose from, here the GAU):
 
-    pre_norm (B, L, D) what enters the SSM      ssm_out (B, L, D)              skip (B, L, D) the always-on path
-    router_logits (B, L, M, 2)                  active, confidence (B, L, M)   q, k (B, L, Z)   v, gate, attended (B, L, E)
-    gau_out (B, L, D) before its confidence     resid (B, L, D) what leaves the layer
+    pre_norm (B, L, D)          what enters the SSM
+    ssm_out, skip (B, L, D)     what leaves it, and the always-on path
+    router_logits (B, L, M, 2)  active, confidence (B, L, M)
+    q, k (B, L, Z)              v, gate, attended (B, L, E)
+    gau_out (B, L, D)           before its confidence
+    resid (B, L, D)             what leaves the layer
 
-Values of packed rows are put back in their places, zero where inactive. Nothing is computed for a tap that is not asked for.
+Values of packed rows are put back in their places, zero where inactive. A tap that is not asked for costs nothing.
 """
 
 import flax.linen as nn

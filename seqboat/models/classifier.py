@@ -22,8 +22,8 @@ class Output(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """`vocabulary_size` None takes inputs of numbers (B, L, F). `head` "mlp" is Linear(2D), dropout, GELU, Linear without
-    bias, as in the recipes of Long Range Arena; "linear" is one affine map."""
+    """`vocabulary_size` None takes inputs of numbers (B, L, F). `head` "mlp" is Linear(2D), dropout, GELU,
+    Linear without bias, as in the recipes of Long Range Arena; "linear" is one affine map."""
 
     encoder: EncoderConfig
     classes: int

@@ -1,1 +1,1 @@
-"""Pure functions of arrays. One operation a file: the reference first, fast paths after it, one dispatcher that picks."""
+"""Pure functions of arrays. One operation a file: reference, fast paths, one dispatcher."""

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 def direct_convolve(
     x: Float[Array, "B L D"], forward: Float[Array, "D K"], backward: Float[Array, "D K"] | None = None
 ) -> Float[Array, "B L D"]:
-    """y_t = sum_l forward[l] x_{t-l} + sum_l backward[l] x_{t+l}, lag 0 counted in both: the reference, O(L^2) memory."""
+    """y_t = sum_l forward[l] x_{t-l} + sum_l backward[l] x_{t+l}, lag 0 in both: the reference, O(L^2) memory."""
     length, taps = x.shape[1], forward.shape[1]
     lag = np.arange(length)[:, None] - np.arange(length)[None, :]
 

@@ -8,6 +8,7 @@ elements after t, lag 0 counted in both.
 Names follow the published code, not the paper: `delta` is the paper's alpha (weight), `alpha` its delta (damping).
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ LONGEST_FFT = 4096
 
 
 class EMAParams(NamedTuple):
-    """`delta`, `alpha`, `beta`, `gamma` (D or 2D, N): the first D rows look back, a second D rows look ahead. `omega` (D,)."""
+    """`delta`, `alpha`, `beta`, `gamma` (D or 2D, N): D rows that look back, then D that look ahead. `omega` (D,)."""
 
     delta: Array
     alpha: Array
@@ -45,7 +46,7 @@ class EMAParams(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """What the recurrence needs, each (D, N), float32: log q, the input weight p beta, the output weight gamma / sqrt(N)."""
+    """What the recurrence needs, each (D, N), float32: log q, input weight p beta, output weight gamma / sqrt(N)."""
 
     log_decay: Array
     input: Array
@@ -165,11 +166,9 @@ def _chunked(
     y, *added = jnp.split(product, np.cumsum([chunk] + [params.gamma.shape[1]] * len(forms))[:-1], -1)
     entering, after = [], []
     for form, own in zip(forms, added, strict=True):
-        carried = jnp.exp(chunk * form.log_decay)[:, None]
         start = jnp.zeros_like(own[:, :, 0]) if initial is None else initial
-        last, before = jax.lax.scan(
-            lambda h, u, q=carried: (q * h + u, h), start, jnp.moveaxis(own, 2, 0), reverse=form.ahead
-        )
+        step = functools.partial(_carry, jnp.exp(chunk * form.log_decay)[:, None])
+        last, before = jax.lax.scan(step, start, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
         entering.append(jnp.moveaxis(before, 0, 2))
         after.append(last)
     y += jnp.einsum(
@@ -178,8 +177,13 @@ def _chunked(
     return y.reshape(width, batch, -1)[..., :length].transpose(1, 2, 0), entering[0], after[0]
 
 
+def _carry(decay: Array, state: Array, added: Array) -> tuple[Array, Array]:
+    """The state after a chunk, and the one that entered it."""
+    return decay * state + added, state
+
+
 class _ChunkForm(NamedTuple):
-    """One direction inside a chunk: sources to targets (D, C, C), sources to state (D, C, N), state to targets (D, N, C)."""
+    """One direction in a chunk: source to target (D, C, C), source to state (D, C, N), state to target (D, N, C)."""
 
     ahead: bool
     log_decay: Array

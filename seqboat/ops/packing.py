@@ -1,7 +1,7 @@
 """Active rows of a batch as one packed sequence, and functions over blocks of it whose number is data.
 
-The batch is flattened to B L rows. Its active rows, in order, fill the first `count` slots of a packed array; the rest
-stays empty. Nothing is dropped at any activation rate, and what runs over `count` slots costs what `count` asks for.
+The batch is flattened to B L rows. Its active rows, in order, fill the first slots of a packed array; the rest stays
+empty. Nothing is dropped at any activation rate, and what runs over the filled slots costs as much as they ask for.
 """
 
 from collections.abc import Callable
@@ -10,28 +10,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 Tree = Any
 
 
 class Packing(NamedTuple):
-    """Where every row goes: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `count` () active rows.
+    """Where every row goes: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `filled` () slots.
 
     T is B L rounded up to whole blocks.
     """
 
     source: Array
     slot: Array
-    count: Array
+    filled: Array
 
 
 class Rows(NamedTuple):
     """What attention may know of each row, packed or not, each (T,).
 
     `segment`: its sequence in the batch. `position`: where it stood there. `rank`: how many active rows stand before it
-    in its sequence. `total`: how many its sequence has. `active`: whether it may be read. `weight`: with which weight it
-    is read as a key, or None for 1.
+    in its sequence. `total`: how many its sequence has. `active`: whether it may be read. `weight`: the weight with
+    which it is read as a key, or None for 1.
     """
 
     segment: Array
@@ -105,7 +105,7 @@ def map_blocks(
     left: int = 0,
     right: int = 0,
 ) -> Tree:
-    """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; later rows of the result are 0.
+    """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 in all later blocks.
 
     Leaves of `own` and `halo` have T rows, a whole number of blocks. A block sees its own `block_size` rows of `own`,
     and of `halo` also `left` rows before and `right` rows after them, zero outside the array. `fn` returns a tree of

@@ -44,7 +44,7 @@ def t5_bias(
 def t5_bucket(distance: Int[Array, "..."], causal: bool, buckets: int = T5_BUCKETS) -> Int[Array, "..."]:
     """Buckets of key - query: exact up to a half, then logarithmic to 128, then shared. Both directions halve them."""
     if causal:
-        offset, distance = 0, jnp.maximum(-distance, 0)
+        offset, distance = jnp.zeros_like(distance), jnp.maximum(-distance, 0)
     else:
         buckets //= 2
         offset, distance = jnp.where(distance > 0, buckets, 0), jnp.abs(distance)
@@ -55,7 +55,7 @@ def t5_bucket(distance: Int[Array, "..."], causal: bool, buckets: int = T5_BUCKE
 
 
 def rotate(x: Float[Array, "T Z"], position: Int[Array, "T"]) -> Float[Array, "T Z"]:
-    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is turned by position * 10000^(-2i / Z) radians, in float32."""
+    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is turned by position * 10000^(-2i / Z), in float32."""
     frequencies = ROTARY_BASE ** (-np.arange(0, x.shape[-1], 2, dtype=np.float32) / x.shape[-1])
     angle = position.astype(jnp.float32)[:, None] * frequencies[None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)

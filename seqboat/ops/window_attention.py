@@ -62,7 +62,7 @@ class Window:
         """The bias of every pair, for the kinds that have a table."""
         if self.position == "relative":
             return positions.relative_bias(table, query.position, key.position)
-        if self.position == "slot":
+        if self.position == "slot" and self.size is not None:
             return positions.slot_bias(table, query.rank, key.rank, self.size)
         return positions.t5_bias(table, query.position, key.position, self.causal)
 
@@ -77,7 +77,7 @@ def attend(
     key: Rows,
     drop: Float[Array, "Q J"] | None = None,
 ) -> Float[Array, "Q E"]:
-    """o_i = sum_j phi(s_i)_j v_j,  s_ij = scale q_i . k_j + bias_ij,  over the keys that row i sees; 0 where it sees none.
+    """o_i = sum_j phi(s_i)_j v_j,  s_ij = scale q_i . k_j + bias_ij,  over the keys that row i sees, else 0.
 
     phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with `weight` w_j
     enters with w_j times its exp(s) or phi(s). `drop` multiplies the weights (dropout). Scores and weights are float32.

@@ -1,0 +1,30 @@
+"""The arms that every recipe has, by config argument: --config=configs/lra/text.py:tiny,no_attention"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+
+def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], None]) -> None:
+    """Change a recipe by one or several comma-separated names.
+
+    paper: nothing. tiny: what the recipe says. full: no window. always: attention everywhere. no_attention: none.
+    s4d: another SSM. Raises ValueError for another name.
+    """
+    changes = {
+        "paper": lambda: None,
+        "tiny": lambda: tiny(config),
+        "full": lambda: config.model.update(window_size=None, position=_without_slots(config.model.position)),
+        "always": lambda: config.model.update(activation="always"),
+        "no_attention": lambda: config.model.update(activation="never"),
+        "s4d": lambda: config.model.update(ssm="s4d"),
+    }
+    for name in names.split(","):
+        if name not in changes:
+            raise ValueError(f"unknown variant {name!r}: there are {', '.join(changes)}")
+        changes[name]()
+
+
+def _without_slots(position: str) -> str:
+    """A table of distances within a window has no meaning without a window."""
+    return "relative" if position == "slot" else position
