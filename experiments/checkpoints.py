@@ -12,9 +12,7 @@ its own: a flipped byte in a chunk would restore silently as wrong numbers.
 
 import dataclasses
 import errno
-import hashlib
 import itertools
-import json
 import logging as python_logging
 import math
 import os
@@ -32,11 +30,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from experiments import seals
 from experiments.errors import UserError
 from seqboat.version import CHECKPOINT_FORMAT, migrate
 
-_SEAL = "seal.json"
-_META = "meta/metadata"
 _DAMAGED = "damaged"
 _NOTHING, _REFUSED = -1, -2  # what process 0 tells the others instead of a step
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -106,7 +103,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first. A save under way is not among them before `wait`."""
-        return [step for step in self._folders() if (self._folder(step) / _SEAL).is_file()]
+        return [step for step in self._folders() if (self._folder(step) / seals.SEAL).is_file()]
 
     def best_step(self) -> int | None:
         """The first step with the best finite value of `best_metric`, or None where no step has one."""
@@ -198,7 +195,7 @@ class Checkpoints:
 
     def _saved_score(self, step: int) -> float:
         try:
-            return self._score(_read_json(self._folder(step) / _SEAL).get("metrics"))
+            return self._score(seals.read_json(self._folder(step) / seals.SEAL).get("metrics"))
         except (OSError, ValueError):
             return math.nan  # damaged: restoring it will say so
 
@@ -222,18 +219,7 @@ class Checkpoints:
         and before the rename that commits the step. A failure here fails the save."""
         step, metrics = self._saving
         (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
-        files = {
-            path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-            for item in ("meta", "state")
-            for path in sorted((folder / item).rglob("*"))
-            if path.is_file()
-        }
-        partial = folder / f"{_SEAL}.partial"
-        with partial.open("w") as file:
-            json.dump({"step": step, "metrics": metrics, "files": files}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / _SEAL)
+        seals.write(folder, step, metrics)
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -302,7 +288,7 @@ class Checkpoints:
     def _verified(self, step: int) -> int:
         if step not in self._folders():
             raise UserError(f"there is no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
-        problem = _problem(self._folder(step), step)
+        problem = seals.problem(self._folder(step), step)
         if problem:
             raise UserError(f"{self._name(step)} is damaged: {problem}; use another step")
         return step
@@ -311,7 +297,7 @@ class Checkpoints:
         """The newest step whose seal holds, or _NOTHING; sets aside the damaged steps after it."""
         damaged, usable = [], _NOTHING
         for step in reversed(self._folders()):
-            problem = _problem(self._folder(step), step)
+            problem = seals.problem(self._folder(step), step)
             if problem is None:
                 usable = step
                 break
@@ -350,7 +336,7 @@ class Checkpoints:
 
     def _meta(self, step: int) -> dict:
         try:
-            return migrate(_read_json(self._folder(step) / _META))
+            return migrate(seals.read_json(self._folder(step) / seals.META))
         except (OSError, ValueError) as error:
             raise UserError(f"{self._name(step)} {error}") from error
 
@@ -393,67 +379,6 @@ def _first_best(scores: dict[int, float]) -> int | None:
     """The lowest step with the greatest score; NaN is no score."""
     ranked = [(score, -step) for step, score in scores.items() if not math.isnan(score)]
     return -max(ranked)[1] if ranked else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: Path) -> dict:
-    """A JSON object; raises OSError or ValueError."""
-    try:
-        value = json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _problem(folder: Path, step: int) -> str | None:
-    """What is wrong with a step, in a few words, or None. Raises UserError for a step that is not ours.
-
-    Nothing in it is trusted: names that lead out of the folder are refused, not followed.
-    """
-    if not any(folder.iterdir()):
-        return "it is empty"
-    try:
-        if not (folder / _SEAL).exists():
-            _refuse_foreign(folder)
-            return f"{_SEAL} is missing"
-        seal = _read_json(folder / _SEAL)
-        files = seal.get("files")
-        if seal.get("step") != step or not isinstance(files, dict) or _META not in files:
-            return f"{_SEAL} is not the seal of this step"
-        problems = (_file_problem(folder, name, entry) for name, entry in files.items())
-        return next((problem for problem in problems if problem), None)
-    except (OSError, ValueError, RuntimeError) as error:
-        return f"it cannot be verified: {error}"
-
-
-def _file_problem(folder: Path, name: str, entry: Any) -> str | None:
-    """What is wrong with one file of a seal."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return f"{_SEAL} names {name!r}, outside of the checkpoint"
-    if not isinstance(entry, dict):
-        return f"{_SEAL} is malformed at {name}"
-    if not path.is_file():
-        return f"{name} is missing"
-    if path.stat().st_size != entry.get("size"):
-        return f"{name} has {path.stat().st_size} bytes instead of {entry.get('size')}"
-    return None if _sha256(path) == entry.get("sha256") else f"{name} has changed"
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raises UserError unless the unsealed step is ours by its meta dictionary."""
-    try:
-        ours = _read_json(folder / _META).get("format") == "seqboat"
-    except (OSError, ValueError):
-        ours = False
-    if not ours:
-        raise UserError(f"{folder} was not written by seqboat: choose another directory for the checkpoints")
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

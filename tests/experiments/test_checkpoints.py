@@ -20,6 +20,7 @@ import pytest
 from absl import logging
 
 from experiments import checkpoints as checkpoints_module
+from experiments import seals
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from seqboat import version
@@ -105,7 +106,7 @@ def reseal(folder: Path) -> None:
     files = {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
-            "sha256": checkpoints_module._sha256(path),
+            "sha256": seals.sha256(path),
         }
         for item in ("meta", "state")
         for path in (folder / item).rglob("*")
@@ -257,7 +258,7 @@ def escape(name: str):
 
     def damage(folder: Path) -> None:
         target = folder.parent / "10/seal.json"
-        entry = {"size": target.stat().st_size, "sha256": checkpoints_module._sha256(target)}
+        entry = {"size": target.stat().st_size, "sha256": seals.sha256(target)}
         files = json.loads((folder / "seal.json").read_text())["files"]
         edit_json(folder / "seal.json", files={**files, name.format(target=target): entry})
 
@@ -528,7 +529,7 @@ def test_a_seal_that_cannot_be_written_leaves_no_checkpoint(tmp_path: Path, monk
     save_steps(tmp_path, 1)
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints_module.os, "fsync", full)
+            patch.setattr(seals.os, "fsync", full)
             checkpoints.save(2, make_state(2), META)
             with pytest.raises(
                 UserError, match=r"step 2 to .*: No space left on device; .* is step 1; free some space"
@@ -548,7 +549,7 @@ def test_an_error_of_the_body_is_not_replaced(tmp_path: Path, monkeypatch: pytes
             checkpoints.save(1, make_state(), META)
             _ = 1 / 0
 
-    monkeypatch.setattr(checkpoints_module, "_sha256", full)
+    monkeypatch.setattr(seals, "sha256", full)
     with pytest.raises(ZeroDivisionError):
         body()
 
@@ -568,11 +569,12 @@ checkpoints = module.Checkpoints(sys.argv[1])
 checkpoints.save(1, {"x": jnp.ones(3)}, {})
 checkpoints.wait()
 place = sys.argv[2]
-sha256 = module._sha256
+from experiments import seals
+sha256 = seals.sha256
 def kill(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if place == "before the seal":
-    module._sha256 = kill
+    seals.sha256 = kill
 elif place == "in the seal":
     os.fsync = kill
 else:
