@@ -1,7 +1,7 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -131,6 +131,9 @@ class SeqBoatLayer(nn.Module):
 
     Dropout falls on h, or on (m W + b + h) in a causal layer. `modules` replaces the config's own list.
     """
+
+    # Flax: modules passed in keep the names they were given.
+    preserve_adopted_names: ClassVar[bool] = True
 
     config: LayerConfig
     modules: tuple[nn.Module, ...] | None = None

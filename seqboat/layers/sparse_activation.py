@@ -13,7 +13,7 @@ The decision a carries no gradient, the confidence does. A module is any Flax mo
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -129,6 +129,9 @@ class SparseModularActivation(nn.Module):
     `form` "packed" computes active rows alone, in blocks whose number follows the activation; "dense" computes all rows
     and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
     """
+
+    # Flax: modules passed in keep the names they were given.
+    preserve_adopted_names: ClassVar[bool] = True
 
     modules: tuple[nn.Module, ...]
     router: RouterConfig = RouterConfig()

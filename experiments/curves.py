@@ -1,0 +1,91 @@
+"""Draw runs' learning curves:  python -m experiments.curves --out=docs/results/text --run=ours=runs/a --run=base=runs/b
+
+Writes OUT.png and OUT.json: of every run its config, hardware, versions, curve and test result.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.reporting import METRICS_FILE, MetricsFile
+from experiments.restore import CHECKPOINTS
+
+_OUT = flags.DEFINE_string("out", None, "Path of the picture and the JSON file, without suffix.", required=True)
+_RUNS = flags.DEFINE_multi_string("run", None, "label=workdir, once for every run.", required=True)
+
+
+def main() -> None:
+    runs = {}
+    for item in _RUNS.value:
+        label, _, workdir = item.partition("=")
+        if not workdir:
+            raise UserError(f"--run={item}: expected label=workdir")
+        runs[label] = read_run(Path(workdir))
+    out = Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n")
+    draw(runs, out.with_suffix(".png"))
+    print(f"written {out}.json and {out}.png")
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """Everything a result in the docs must name, from a work directory."""
+    records = list(MetricsFile(workdir / METRICS_FILE).records())
+    if not records:
+        raise UserError(f"{workdir} holds no {METRICS_FILE}: was this run ever started?")
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+    tests = [json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation_test_*.json"))]
+    keep = ("step", "loss", "accuracy", "activation_rate", "confidence")
+    curve = {
+        kind: [{name: record[name] for name in keep if name in record} for record in records if record["kind"] == kind]
+        for kind in ("train", "evaluation")
+    }
+    seconds = sum(record.get("seconds", 0.0) for record in records if record["kind"] == "train")
+    facts = {name: meta.get(name) for name in ("config", "versions", "hardware")}
+    for test in tests:
+        test.pop("config", None)
+        test.pop("versions", None)
+    return {**facts, "training_seconds": seconds, "test": tests, "curve": curve}
+
+
+def draw(runs: dict[str, Any], path: Path) -> None:
+    """Accuracy in training and validation, and the activation rate of every layer, over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    for number, (label, run) in enumerate(runs.items()):
+        color = f"C{number}"
+        train, evaluation = run["curve"]["train"], run["curve"]["evaluation"]
+        left.plot(*_xy(train, "accuracy"), color=color, alpha=0.4, linewidth=1)
+        left.plot(*_xy(evaluation, "accuracy"), color=color, marker="o", markersize=3, label=label)
+        rates = [record for record in train if record.get("activation_rate")]
+        for layer in range(len(rates[0]["activation_rate"]) if rates else 0):
+            steps = [record["step"] for record in rates]
+            values = [record["activation_rate"][layer] for record in rates]
+            style = ("-", "--", ":", "-.")[layer % 4]
+            right.plot(steps, values, style, color=color, linewidth=1, label=f"{label}, layer {layer}")
+    left.set(xlabel="step", ylabel="accuracy", title="training (thin) and validation")
+    right.set(
+        xlabel="step", ylabel="activation rate", ylim=(-0.02, 1.02), title="share of elements that wake attention"
+    )
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def _xy(records: list[dict], name: str) -> tuple[list, list]:
+    return [record["step"] for record in records], [record[name] for record in records]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,215 @@
+"""From values to dataclasses: every mistake is one line that names the field and says what was expected."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from experiments.build import Config, TrainConfig, build, build_model
+from experiments.config import differences, split_fields, to_dataclass
+from experiments.errors import UserError
+from experiments.optimizers import OptimizerConfig
+from experiments.tasks import short_listops
+from seqboat.layers.seqboat import LayerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    size: int
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    limit: int | None = 3
+    axis: str | tuple[str, ...] | None = None
+    name: str = "x"
+    flag: bool = False
+    rules: tuple = ()
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size={self.size}: must be at least 1")
+
+
+def test_values_arrive():
+    values = {"size": 2, "inner": {"rate": 1}, "limit": None, "axis": ("x", "y"), "flag": True, "rules": (("a", 1),)}
+    assert to_dataclass(Outer, values, "config") == Outer(
+        2, Inner(1.0), None, ("x", "y"), "x", True, (("a", 1),)
+    )
+    assert isinstance(to_dataclass(Outer, values, "config").inner.rate, float)
+    assert to_dataclass(Outer, {"size": 2, "inner": Inner(0.25)}, "config").inner.rate == 0.25
+    assert to_dataclass(Outer, {"size": 2, "axis": "x"}, "config").axis == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 2, "limt": 3}, "config.limt: unknown field; did you mean 'limit'?"),
+        (
+            {"size": 2, "colour": 3},
+            "config.colour: unknown field; there are axis, flag, inner, limit, name, rules, size",
+        ),
+        ({"size": 2, "inner": {"rat": 3}}, "config.inner.rat: unknown field; did you mean 'rate'?"),
+        ({}, "config.size: missing"),
+        ({"size": 0}, "config.size=0: must be at least 1"),
+        ({"size": 2.0}, "config.size=2.0: expected int, got float"),
+        ({"size": "2"}, "config.size='2': expected int, got str"),
+        ({"size": True}, "config.size=True: expected int, got bool"),
+        ({"size": None}, "config.size=None: expected int, got NoneType"),
+        ({"size": 2, "limit": "3"}, "config.limit='3': expected int, got str"),
+        ({"size": 2, "limit": False}, "config.limit=False: expected int, got bool"),
+        ({"size": 2, "name": None}, "config.name=None: expected str, got NoneType"),
+        ({"size": 2, "flag": 1}, "config.flag=1: expected bool, got int"),
+        ({"size": 2, "inner": 3}, "config.inner=3: expected a group of fields"),
+        ({"size": 2, "inner": None}, "config.inner=None: expected a group of fields"),
+        ({"size": 2, "inner": {"rate": True}}, "config.inner.rate=True: expected float, got bool"),
+        ({"size": 2, "inner": {"rate": "fast"}}, "config.inner.rate='fast': expected float, got str"),
+        ({"size": 2, "inner": {"kind": "c"}}, "config.inner.kind='c': must be one of a, b"),
+        ({"size": 2, "inner": {"kind": ["a"]}}, "config.inner.kind=['a']: must be one of a, b"),
+        ({"size": 2, "axis": 3}, "config.axis=3: expected str | tuple[str, ...] | None"),
+        ({"size": 2, "rules": "ab"}, "config.rules='ab': expected tuple, got str"),
+    ],
+)
+def test_mistakes(values, message):
+    with pytest.raises(UserError) as caught:
+        to_dataclass(Outer, values, "config")
+    assert str(caught.value) == message
+
+
+def test_split_fields():
+    assert split_fields({"size": 1, "rate": 2.0}, Outer, Inner, where="config") == [{"size": 1}, {"rate": 2.0}]
+    with pytest.raises(UserError, match=r"^config\.kinds: unknown field; did you mean 'kind'\?$"):
+        split_fields({"kinds": 1}, Outer, Inner, where="config")
+
+
+def test_differences_name_the_leaves():
+    old = {"model": {"layers": 2, "rules": [["a", 1]], "gone": 1}, "seed": 0, "same": [1, [2]]}
+    new = {"model": {"layers": 3, "rules": (("a", 1),), "added": None}, "seed": 0, "same": (1, (2,))}
+    assert differences(old, old) == []
+    assert differences(old, new) == ["config.model.gone: 1 -> None", "config.model.layers: 2 -> 3"]
+
+
+# What the dataclasses of an experiment refuse, in the words of the config.
+
+TASK = short_listops.Task(short_listops.Config(20, 5, 5), batch_size=5, seed=0)
+MODEL = {"name": "classifier", "layers": 2, "features": 8, "key_size": 4, "value_size": 16}
+
+MODEL_MISTAKES = [
+    *(({name: 0}, f"{name}=0: must be at least 1") for name in ("features", "key_size", "value_size", "state_size")),
+    *(({name: 0}, f"{name}=0: must be at least 1") for name in ("max_positions", "block_size", "layers")),
+    ({"window_size": 0}, "window_size=0: must be at least 1, or None for no limit"),
+    ({"ssm_truncation": 0}, "ssm_truncation=0: must be at least 1, or None for no limit"),
+    *(({name: 1.0}, f"{name}=1.0: must be in [0, 1)") for name in ("dropout", "hidden_dropout", "attention_dropout")),
+    ({"dropout": -0.1}, "dropout=-0.1: must be in [0, 1)"),
+    ({"attention_function": "relu"}, "attention_function='relu': must be one of softmax, relu2, laplace"),
+    ({"position": "learned"}, "position='learned': must be one of none, relative, slot, rotary, t5"),
+    ({"ssm": "s5"}, "ssm='s5': must be one of ema, s4d"),
+    ({"norm": "group"}, "norm='group': must be one of layer, scale, rms, batch"),
+    ({"norm_placement": "both"}, "norm_placement='both': must be one of pre, post"),
+    ({"activation": "relu"}, "activation='relu': must be one of learned, always, never"),
+    ({"form": "sparse"}, "form='sparse': must be one of packed, dense"),
+    ({"dtype": "float16"}, "dtype='float16': must be one of float32, bfloat16"),
+    ({"remat": "all"}, "remat='all': must be one of none, dots, layer"),
+    ({"head": "deep"}, "head='deep': must be one of mlp, linear"),
+    ({"feed_forward_size": -1}, "feed_forward_size=-1: must be 0 (none) or more"),
+    (
+        {"position": "slot", "window_size": None},
+        "position='slot' needs a window_size: its table covers the distances within a window",
+    ),
+    ({"position": "rotary", "key_size": 3}, "key_size=3: rotary positions turn pairs, so it must be even"),
+    ({"ssm": "s4d", "ema_method": "fft"}, "ema_method='fft' with ssm='s4d': leave it at 'auto'"),
+    ({"router": {"temperature_scale": 0.0}}, "router.temperature_scale=0.0: must be positive"),
+    ({"router": {"centred": True}}, "router.centred: unknown field; did you mean 'centered'?"),
+    ({"router": {"initial_bias": "high"}}, "router.initial_bias='high': expected float, got str"),
+    ({"features": 8.5}, "features=8.5: expected int, got float"),
+    ({"window": 8}, "window: unknown field; did you mean 'window_size'?"),
+    ({"classes": 3}, "classes: not set here, the task decides it"),
+    ({"vocabulary_size": 3}, "vocabulary_size: not set here, the task decides it"),
+    ({"layer": {}}, "layer: not set here, the task decides it"),
+    ({"name": "transformer"}, "name='transformer': must be one of classifier, language_model"),
+    ({"name": None}, "name: missing"),
+    ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
+    (
+        {"name": "language_model", "causal": True, "norm": "batch"},
+        "norm='batch': its statistics look ahead; a language model needs layer, scale or rms",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MODEL_MISTAKES)
+def test_mistakes_in_a_model(changes, message):
+    with pytest.raises(UserError) as caught:
+        build_model({**MODEL, **changes}, TASK)
+    assert str(caught.value) == f"config.model.{message}"
+
+
+def test_every_choice_of_the_layer_is_guarded():
+    """A new field with choices needs a line above."""
+    named = {name for changes, _ in MODEL_MISTAKES for name in changes}
+    free = {"attention", "norm_affine", "norm_counts_padding", "batch_axis"}  # nothing to refuse
+    assert {field.name for field in dataclasses.fields(LayerConfig)} - named == free
+
+
+def test_a_missing_width():
+    with pytest.raises(UserError, match=r"^config\.model\.features: missing$"):
+        build_model({name: value for name, value in MODEL.items() if name != "features"}, TASK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 0}, f"{name}=0: must be at least 1") for name in ("batch_size", "accumulate", "log_every")),
+        *(({name: 0}, f"{name}=0: must be at least 1") for name in ("evaluate_every", "checkpoint_every")),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0: must be at least 1"),
+        ({"steps": -1}, "steps=-1: must not be negative"),
+        ({"steps": "abc"}, "steps='abc': expected int, got str"),
+        ({"accumulate": 3}, "accumulate=3: must divide batch_size=8"),
+        ({"activation_price": -0.5}, "activation_price=-0.5: must not be negative"),
+        ({"stesp": 3}, "stesp: unknown field; did you mean 'steps'?"),
+    ],
+)
+def test_mistakes_in_training(changes, message):
+    with pytest.raises(UserError) as caught:
+        to_dataclass(TrainConfig, {"steps": 6, "batch_size": 8, **changes}, "config.train")
+    assert str(caught.value) == f"config.train.{message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.name": "sgd"}, "config.optimizer.name='sgd': must be one of adamw, radam"),
+        ({"optimizer.b2": 1.0}, r"config.optimizer.b2=1.0: must be in [0, 1)"),
+        ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate=0.0: must be positive"),
+        ({"seed": -1}, "config.seed=-1: must be in 0..4294967295"),
+        ({"seed": 2**32}, "config.seed=4294967296: must be in 0..4294967295"),
+        ({"task.name": "imdb"}, "config.task.name='imdb': there is no file experiments/tasks/imdb.py"),
+        ({"task.name": "../x"}, "config.task.name='../x': there is no file experiments/tasks/../x.py"),
+        ({"task.name": "base"}, "config.task.name='base': experiments/tasks/base.py holds no Task"),
+        ({"task.train_examples": 0}, "config.task.train_examples is 0; it must be in 1..1000000"),
+        ({"task.data_seed": "x"}, "config.task.data_seed='x': expected int, got str"),
+        ({"task.length": 5}, "config.task.length: unknown field; there are"),
+        ({"trian": {}}, "config.trian: unknown field; did you mean 'train'?"),
+        ({"optimizer": None}, "config.optimizer=None: expected a group of fields"),
+        ({"model": 3}, "config.model=3: expected dict, got int"),
+        ({"data_dir": 3}, "config.data_dir=3: expected str, got int"),
+    ],
+)
+def test_mistakes_in_an_experiment(tiny, changes, message):
+    values = tiny()
+    for path, value in changes.items():
+        group, _, field = path.rpartition(".")
+        (values[group] if group else values)[field] = value
+    with pytest.raises(UserError) as caught:
+        build(values)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_groups_of_a_config_are_the_dataclasses(tiny):
+    config = to_dataclass(Config, tiny(), "config")
+    assert isinstance(config.optimizer, OptimizerConfig)
+    assert isinstance(config.train, TrainConfig)
+    assert config.data_dir is None

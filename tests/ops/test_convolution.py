@@ -1,0 +1,70 @@
+"""Long convolutions: the FFT form against the Toeplitz form, and both against a plain sum in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import BF16, assert_close, normal, value_and_vjp
+
+from seqboat.ops.convolution import direct_convolve, fast_fft_length, fft_convolve
+
+BATCH, WIDTH = 2, 3
+SIZES = [(1, 1, 2), (7, 7, 1), (7, 7, 2), (7, 3, 2), (7, 9, 2), (63, 63, 1), (63, 63, 2), (63, 5, 2)]
+
+
+def plain_sum(x, forward, backward=None):
+    """The definition, one product at a time."""
+    x, forward = np.asarray(x, np.float64), np.asarray(forward, np.float64)
+    y = np.zeros(x.shape)
+    for t in range(x.shape[1]):
+        for lag in range(forward.shape[1]):
+            if t - lag >= 0:
+                y[:, t] += forward[:, lag] * x[:, t - lag]
+            if backward is not None and t + lag < x.shape[1]:
+                y[:, t] += np.asarray(backward[:, lag]) * x[:, t + lag]
+    return y
+
+
+def arguments(length, taps, directions):
+    return normal(0, BATCH, length, WIDTH), *(normal(1 + i, WIDTH, taps) for i in range(directions))
+
+
+@pytest.mark.parametrize(("length", "taps", "directions"), SIZES)
+def test_fft_form_equals_the_sum_in_values_and_gradients(length, taps, directions):
+    args, cotangent = arguments(length, taps, directions), normal(9, BATCH, length, WIDTH)
+    expected = value_and_vjp(direct_convolve)(cotangent, *args)
+    assert_close(expected[0], plain_sum(*args))
+    assert_close(value_and_vjp(fft_convolve)(cotangent, *args), expected)
+
+
+def test_an_impulse_gives_the_kernel():
+    x = jnp.zeros((1, 7, 1)).at[0, 2].set(1)
+    forward, backward = jnp.array([[1.0, 2, 3]]), jnp.array([[10.0, 20, 30]])
+    assert_close(fft_convolve(x, forward, backward)[0, :, 0], np.array([30, 20, 11, 2, 3, 0, 0], np.float32))
+
+
+def test_half_precision_comes_back_as_half_precision():
+    x, forward = arguments(7, 7, 1)
+    half = fft_convolve(jnp.asarray(x, jnp.bfloat16), forward)
+    assert half.dtype == jnp.bfloat16
+    assert_close(half, plain_sum(x, forward), BF16)
+
+
+def test_lengths_of_transforms_are_the_smallest_that_are_fast():
+    def is_fast(n):
+        for prime in (2, 3, 5):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    fast = [n for n in range(1, 4097) if is_fast(n)]
+    for minimum in range(1, 2001):
+        assert fast_fft_length(minimum) == next(n for n in fast if n >= minimum)
+
+
+def test_nothing_wraps_around_the_circle():
+    """The gradient of the last output reaches `taps` elements back and no further."""
+    x, forward = arguments(63, 5, 1)
+    reach = jax.grad(lambda x: fft_convolve(x, forward)[0, 0].sum() + fft_convolve(x, forward)[0, 62].sum())(x)
+    seen = np.flatnonzero(np.abs(np.asarray(reach[0])).max(1) > 1e-5)
+    assert seen.tolist() == [0, 58, 59, 60, 61, 62]

@@ -1,0 +1,144 @@
+"""The damped EMA: every form against the reference in values and gradients, the reference against float64 loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import BF16, assert_close, normal, value_and_vjp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqboat.ops import ema
+from seqboat.ops.ema import EMAParams
+
+BATCH, WIDTH, STATES = 2, 3, 4
+
+
+def make_params(directions=1):
+    rows = directions * WIDTH
+    return EMAParams(*(normal(i, rows, STATES) for i in range(4)), omega=normal(4, WIDTH))
+
+
+def numpy_kernel(params, length):
+    delta, alpha, beta, gamma = (np.asarray(a, np.float64) for a in params[:4])
+    p = 1 / (1 + np.exp(-delta))
+    q = 1 - p / (1 + np.exp(-alpha))
+    return np.stack([(gamma / np.sqrt(STATES) * p * beta * q**lag).sum(1) for lag in range(length)], 1)
+
+
+def numpy_average(params, x, valid=None, truncation=None):
+    """The definition of both directions, in float64."""
+    x = np.asarray(x, np.float64)
+    length = x.shape[1]
+    signal = x if valid is None else np.where(np.asarray(valid)[..., None], x, 0)
+    y = np.asarray(params.omega, np.float64) * x
+    for ahead in (False, True)[: 1 + params.bidirectional]:
+        kappa = numpy_kernel(params.direction(ahead), length if truncation is None else min(truncation, length))
+        for t in range(length):
+            for lag in range(kappa.shape[1]):
+                source = t + lag if ahead else t - lag
+                if 0 <= source < length:
+                    y[:, t] += kappa[:, lag] * signal[:, source]
+    return y
+
+
+def average(method, truncation=None, valid=None):
+    return lambda params, x: ema.convolve(params, x, valid, truncation=truncation, method=method)
+
+
+@pytest.mark.parametrize(
+    ("length", "directions", "truncation"), [(1, 2, None), (7, 1, None), (7, 2, 5), (63, 1, None), (63, 2, None)]
+)
+def test_fast_forms_equal_the_reference(length, directions, truncation, monkeypatch):
+    monkeypatch.setattr(ema, "CHUNK", 8)  # 63 elements are then eight chunks, the last one padded
+    params, x, cotangent = make_params(directions), normal(5, BATCH, length, WIDTH), normal(6, BATCH, length, WIDTH)
+    expected = value_and_vjp(average("reference", truncation))(cotangent, params, x)
+    assert_close(expected[0], numpy_average(params, x, truncation=truncation))
+    for method in ("fft",) if truncation else ("fft", "chunked"):
+        assert_close(value_and_vjp(average(method, truncation))(cotangent, params, x), expected)
+
+
+def test_the_dispatcher_takes_the_form_that_its_comment_promises(monkeypatch):
+    params, x = make_params(), normal(5, 1, 16, WIDTH)
+
+    def uses_scan(truncation):
+        return "scan" in str(jax.make_jaxpr(average("auto", truncation))(params, x))
+
+    assert not uses_scan(None)
+    monkeypatch.setattr(ema, "LONGEST_FFT", 15)
+    assert uses_scan(None)
+    assert not uses_scan(5)
+
+
+@pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
+def test_elements_that_are_not_valid_are_averaged_as_zeros(method):
+    params, x = make_params(2), normal(5, BATCH, 7, WIDTH)
+    valid = normal(7, BATCH, 7) > -0.3
+    got = average(method, valid=valid)(params, x)
+    assert_close(got, numpy_average(params, x, valid))
+    poisoned = average(method, valid=valid)(params, jnp.where(valid[..., None], x, jnp.nan))
+    assert_close(poisoned[valid], got[valid])
+
+
+@pytest.mark.parametrize("length", [1, 7, 63])
+def test_factored_kernel_equals_its_definition(length):
+    params, cotangent = make_params(), normal(6, WIDTH, length)
+    expected = value_and_vjp(functools.partial(ema.naive_kernel, length=length))(cotangent, params)
+    assert_close(expected[0], numpy_kernel(params, length))
+    assert_close(value_and_vjp(functools.partial(ema.kernel, length=length))(cotangent, params), expected)
+
+
+def steps(params, state, x):
+    """`recurrent_step` over all elements."""
+    state, y = jax.lax.scan(functools.partial(ema.recurrent_step, params), state, x.swapaxes(0, 1))
+    return state, y.swapaxes(0, 1)
+
+
+def test_recurrent_steps_equal_the_convolution():
+    params, x, cotangent = make_params(), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
+    recurrence = lambda params, x: steps(params, jnp.zeros((BATCH, WIDTH, STATES)), x)[1]
+    expected = value_and_vjp(average("fft"))(cotangent, params, x)
+    assert_close(value_and_vjp(recurrence)(cotangent, params, x), expected)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(1, 8), (8, 4), (63, 8)])
+def test_stream_equals_recurrent_steps_from_any_state(length, chunk):
+    args = make_params(), normal(7, BATCH, WIDTH, STATES), normal(5, BATCH, length, WIDTH)
+    cotangent = normal(8, BATCH, WIDTH, STATES), normal(6, BATCH, length, WIDTH)
+    expected = value_and_vjp(steps)(cotangent, *args)
+    assert_close(value_and_vjp(functools.partial(ema.stream, chunk=chunk))(cotangent, *args), expected)
+
+
+STREAM = jax.jit(functools.partial(ema.stream, chunk=4))
+WHOLE = jax.jit(average("fft"))
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=8))
+def test_streamed_in_any_pieces_equals_the_whole(pieces):
+    params, x = make_params(), normal(5, BATCH, 64, WIDTH)
+    whole = WHOLE(params, x)
+    state, start = jnp.zeros((BATCH, WIDTH, STATES)), 0
+    for length in pieces:
+        state, y = STREAM(params, state, x[:, start : start + length])
+        assert_close(y, whole[:, start : start + length])
+        start += length
+
+
+def test_half_precision_is_computed_in_float32():
+    params, x = make_params(), normal(5, BATCH, 63, WIDTH)
+    half = jnp.asarray(x, jnp.bfloat16)
+    _, streamed = ema.stream(params, jnp.zeros((BATCH, WIDTH, STATES)), half)
+    for y in (average("fft")(params, half), streamed):
+        assert y.dtype == jnp.bfloat16
+        assert_close(y, numpy_average(params, half), BF16)
+
+
+def test_what_cannot_be_computed_is_refused():
+    x = normal(5, BATCH, 7, WIDTH)
+    with pytest.raises(ValueError, match="cannot be streamed"):
+        ema.stream(make_params(2), jnp.zeros((BATCH, WIDTH, STATES)), x)
+    with pytest.raises(ValueError, match="truncated to 3 lags has no chunked form"):
+        ema.convolve(make_params(), x, truncation=3, method="chunked")
