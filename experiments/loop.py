@@ -93,7 +93,7 @@ class _Run:
             self.report()
             self.reporter.progress(step)
             last = step == settings.steps
-            if last or step % settings.log_every == 0:
+            if last or step == 1 or step % settings.log_every == 0:
                 self.due = (step, self.state.metrics, jnp.copy(self.state.bad_step))
                 self.state = dataclasses.replace(self.state, metrics=jax.tree.map(jnp.zeros_like, self.state.metrics))
             stop = self.checkpoints.reached_preemption(step)

@@ -83,7 +83,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
         return AdamState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
 
     def update(gradients, state, params):
-        factor = jnp.minimum(1.0, config.clip_norm / (optax.global_norm(gradients) + CLIP_EPSILON))
+        factor = jnp.minimum(1.0, config.clip_norm / (optax.tree.norm(gradients) + CLIP_EPSILON))
         gradients = jax.tree.map(lambda g: g * factor, gradients)
         direction, new = adam_direction(config, gradients, state)
         updates = jax.tree.map(

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from seqboat.layers.sparse_activation import ActivationStats
@@ -95,7 +96,7 @@ def make_steps(
     def train(state: TrainState, batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient, stats, metrics = gradients(state.params, state.batch_stats, batch, key)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
         updates, opt_state = make_optimizer(state.params).update(gradient, state.opt_state, state.params)
         moved = TrainState(
@@ -151,10 +152,6 @@ def _choices(layers: ActivationStats) -> jax.Array:
 
 
 def means(sums: Sums) -> dict[str, Any]:
-    """The sums on the host, divided: floats, and nested lists where a metric is per layer. An empty mean is 0."""
-    host = jax.device_get(sums)
-    result = {}
-    for name, (total, weight) in host.items():
-        mean = total / weight.clip(min=1e-30) if weight.ndim else (total / weight if weight else total * 0)
-        result[name] = mean.tolist()
-    return result
+    """The sums on the host, divided: floats, and nested lists where a metric is per layer. A mean of nothing is NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: np.divide(*pair).tolist() for name, pair in jax.device_get(sums).items()}

@@ -1,6 +1,7 @@
 """What the library tests share: how far two trees of arrays are apart, and the tolerances of the house."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,13 @@ import numpy as np
 F32 = 1e-5
 BF16 = 1e-2
 
+# Test time is compile time: half of it, for tiny programs that need no fast code.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def rms(x) -> float:
-    return float(np.sqrt(np.mean(np.square(np.abs(np.asarray(x, np.complex128))))))
+    x = np.asarray(x, np.complex128)
+    return float(np.sqrt(np.square(np.abs(x)).sum() / max(x.size, 1)))
 
 
 def assert_close(got, expected, tolerance: float = F32, floor: float = 0.0) -> None:
@@ -42,13 +47,25 @@ def tree_rms(tree) -> float:
 def value_and_vjp(fn):
     """`(cotangent, *args) -> (fn(*args), gradients of <cotangent, fn(*args)>)`, compiled once for each shape."""
 
-    @jax.jit
+    @jit
     @functools.wraps(fn)
     def run(cotangent, *args):
         value, transpose = jax.vjp(fn, *args)
         return value, transpose(cotangent)
 
     return run
+
+
+def random_like(shapes):
+    """Numbers for a tree of shapes, without compiling an initialiser: ~ N(0, 1/4), scales and variances around 1."""
+
+    def fill(path, shape):
+        name = path[-1].key
+        x = normal(zlib.crc32(jax.tree_util.keystr(path).encode()), *shape.shape) / 2
+        x = 1 + jnp.tanh(x) / 2 if name in ("scale", "variance") else x
+        return x.astype(shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

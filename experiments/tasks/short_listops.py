@@ -1,4 +1,4 @@
-"""Short ListOps: expressions of 8 to 64 tokens, made in memory in seconds. For the quickstart; not a benchmark.
+"""Short ListOps: expressions of 8 to 40 tokens, made in memory in seconds. For the quickstart; not a benchmark.
 
 Like LRA's ListOps (Tay et al. 2021) with smaller trees. The splits share no expression.
 """
@@ -10,8 +10,8 @@ import numpy as np
 from experiments.data import listops
 from experiments.tasks.base import ClassificationTask, require
 
-LENGTH = 64
-# Lengths: 5 % below 10, median 18, 95 % below 38 tokens. Classes: 9 % to 12 % each. (20,000 expressions, seed 0.)
+LENGTH = 40
+# Lengths: 5 % below 9, median 18, 95 % below 34 tokens. Classes: 9 % to 12 % each. (20,000 expressions, seed 0.)
 PARAMETERS = listops.ListOpsParameters(
     max_depth=4, max_arguments=5, operator_probability=0.3, min_length=7, max_length=LENGTH + 1
 )

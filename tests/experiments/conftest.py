@@ -1,11 +1,21 @@
 """A tiny experiment on short ListOps: a step compiles in seconds and runs in milliseconds."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import quickstart
+from experiments.build import Experiment, build
+from experiments.optimizers import make_optimizer
+from experiments.step import make_steps
+from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.models.classifier import Output
+from seqboat.models.encoder import EncoderConfig
 
 TINY = {
     "task.train_examples": 200,
@@ -39,3 +49,69 @@ def tiny() -> Callable[..., dict[str, Any]]:
         return config.to_dict()
 
     return values
+
+
+# A model of one table instead of a SeqBoat: what the loop and the step do with a model, without its compile time.
+
+
+@dataclasses.dataclass(frozen=True)
+class LightConfig:
+    encoder: EncoderConfig
+    classes: int
+    vocabulary_size: int
+    dropout: float = 0.0
+
+
+class Light(nn.Module):
+    """The logits are the mean of the symbols' rows of a table; a symbol is active where its first entry is positive.
+
+    The configurator is `gate`, and only its probability sees it. The running mean of the logits is a batch statistic.
+    """
+
+    config: LightConfig
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, lengths: jax.Array, train: bool = False) -> Output:
+        config = self.config
+        table = self.param("table", nn.initializers.normal(1.0), (config.vocabulary_size, config.classes))
+        gate = self.param("gate", nn.initializers.ones, (config.classes,))
+        valid = (jnp.arange(inputs.shape[1])[None] < lengths[:, None]).astype(jnp.float32)
+        rows = nn.Dropout(config.dropout)(table[inputs], deterministic=not train)
+        logits = (rows * valid[..., None]).sum(1) / jnp.maximum(lengths, 1)[:, None]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, config.classes)
+        if train and not self.is_initializing():
+            mean.value = 0.5 * mean.value + 0.5 * logits.mean(0)
+        probability = jax.nn.sigmoid(rows @ gate) * valid
+        active = (probability > 0.5).astype(jnp.float32)
+        layers = config.encoder.layers
+        one = lambda value: jnp.broadcast_to(value.sum(), (layers, 1))
+        stats = ActivationStats(
+            one(active),
+            one(jnp.maximum(probability, 1 - probability) * active),
+            one(probability),
+            jnp.broadcast_to(valid.sum(), (layers,)),
+            jnp.ones((layers, 1)),
+        )
+        return Output(logits, stats)
+
+
+@pytest.fixture(scope="session")
+def light(tiny) -> Callable[..., Experiment]:
+    """light({"train.steps": 8}) is the tiny experiment on the light model; `loss` replaces the task's own."""
+
+    def experiment(changes: dict[str, Any] | None = None, loss: Callable | None = None) -> Experiment:
+        built = build(tiny(changes))
+        config, encoder, task = built.config, built.model.config.encoder, built.task  # type: ignore[attr-defined]
+        model = Light(LightConfig(encoder, task.classes, task.vocabulary_size, encoder.layer.dropout))
+        steps = make_steps(
+            model,
+            loss or task.loss,
+            lambda params: make_optimizer(config.optimizer, config.train.steps, params),
+            task.train_batch(0),
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            activation_price=config.train.activation_price,
+        )
+        return dataclasses.replace(built, model=model, steps=steps)
+
+    return experiment

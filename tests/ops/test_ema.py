@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal, value_and_vjp
+from helpers import BF16, assert_close, jit, normal, value_and_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,8 +111,8 @@ def test_stream_equals_recurrent_steps_from_any_state(length, chunk):
     assert_close(value_and_vjp(functools.partial(ema.stream, chunk=chunk))(cotangent, *args), expected)
 
 
-STREAM = jax.jit(functools.partial(ema.stream, chunk=4))
-WHOLE = jax.jit(average("fft"))
+STREAM = jit(functools.partial(ema.stream, chunk=4))
+WHOLE = jit(average("fft"))
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)

@@ -1,6 +1,5 @@
 """Sliding-window attention over activated elements against loops in float64, its definition."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal, value_and_vjp
+from helpers import BF16, assert_close, jit, normal, value_and_vjp
 
 from seqboat.ops.packing import describe
 from seqboat.ops.window_attention import Window, attend
@@ -154,7 +153,7 @@ def test_keys_outside_the_window_and_of_other_sequences_leak_nothing(function):
     table = table + 3  # nothing is cut off by relu2
     query = 3 * 9 + 6  # element 6 of the sequence that is wholly active: it sees 4, 5 and itself
     seen = [query - 2, query - 1, query]
-    d_k, d_v = jax.jit(jax.grad(lambda k, v: dense(window, table, q, k, v)[query].sum(), argnums=(0, 1)))(k, v)
+    d_k, d_v = jit(jax.grad(lambda k, v: dense(window, table, q, k, v)[query].sum(), argnums=(0, 1)))(k, v)
     assert np.flatnonzero(np.abs(d_k).max(1)).tolist() == seen
     assert np.flatnonzero(np.abs(d_v).max(1)).tolist() == seen
 
@@ -197,7 +196,8 @@ def test_dropped_weights_do_not_change_the_normaliser():
 def test_large_scores_do_not_overflow_softmax():
     window = Window(2, False, "softmax", "none")
     q, k, v = inputs()
-    assert_close(dense(window, None, 1e3 * q, k, v), oracle(window, None, 1e3 * q, k, v, ACTIVE), 1e-4)
+    q, k = 100 * jnp.round(q), jnp.round(k)  # scores of some hundreds, exact in float32
+    assert_close(dense(window, None, q, k, v), oracle(window, None, q, k, v, ACTIVE))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -213,9 +213,8 @@ def test_half_precision(function):
 def test_odd_lengths(length):
     active = normal(9, 2, length) > -0.5
     q, k, v = (normal(i, 2 * length, size) for i, size in enumerate((KEY_SIZE, KEY_SIZE, VALUE_SIZE)))
-    window = Window(3, True, "softmax", "t5")
-    causal = dataclasses.replace(window, position="rotary")
-    assert_close(dense(causal, None, q, k, v, active), oracle(causal, None, q, k, v, np.asarray(active)))
+    window = Window(3, True, "softmax", "rotary")
+    assert_close(dense(window, None, q, k, v, active), oracle(window, None, q, k, v, np.asarray(active)))
 
 
 def test_halo_reaches_no_further_than_the_sequence():

@@ -1,0 +1,360 @@
+"""Every config builds, its resolved values are known, and none of its knobs does nothing.
+
+Where a config was changed on purpose, `python -m tests.experiments.test_build` writes tests/golden/config_*.txt anew.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from experiments.build import Config, TrainConfig, build, build_model
+from experiments.config import differences, to_dataclass
+from experiments.optimizers import make_optimizer
+from experiments.step import make_steps
+from seqboat.layers.seqboat import LayerConfig
+from seqboat.layers.sparse_activation import RouterConfig
+from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.models.encoder import EncoderConfig
+from seqboat.models.language_model import LanguageModel
+
+REPOSITORY = Path(__file__).parents[2]
+GOLDEN = REPOSITORY / "tests/golden"
+VARIANTS = ("paper", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
+SHARED = {"base.py", "variants.py", "__init__.py"}
+RECIPES = sorted(
+    path.relative_to(REPOSITORY).with_suffix("").as_posix()
+    for path in (REPOSITORY / "configs").rglob("*.py")
+    if path.name not in SHARED
+)
+
+
+def get_config(recipe: str):
+    return importlib.import_module(recipe.replace("/", ".")).get_config
+
+
+def variants(recipe: str) -> dict[str, ConfigDict]:
+    """The resolved configs of a recipe by variant; "" is the one of no argument."""
+    make = get_config(recipe)
+    has_variants = bool(inspect.signature(make).parameters)
+    return {"": make()} | ({name: make(name) for name in VARIANTS} if has_variants else {})
+
+
+def model_of(config: ConfigDict) -> nn.Module:
+    """The model, with the sizes of its task and none of its data."""
+    module = importlib.import_module(f"experiments.tasks.{config.task.name}")
+    return build_model(config.model.to_dict(), module.Task)
+
+
+def parameters(model: nn.Module) -> Any:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+
+
+def describe(recipe: str) -> str:
+    """Every leaf of the recipe and its number of parameters; of every variant what differs."""
+    first, *others = variants(recipe).items()
+    lines = [f"{recipe}.py: {count(first[1]):,} parameters", *leaves(first[1].to_dict(), "config")]
+    for name, config in others:
+        lines += ["", f"{recipe}.py:{name}: {count(config):,} parameters"]
+        lines += differences(first[1].to_dict(), config.to_dict())
+    return "\n".join(lines) + "\n"
+
+
+def leaves(values: Any, where: str) -> list[str]:
+    if isinstance(values, dict):
+        return [line for name in sorted(values) for line in leaves(values[name], f"{where}.{name}")]
+    return [f"{where} = {values!r}"]
+
+
+def count(config: ConfigDict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters(model_of(config))))
+
+
+def golden(recipe: str) -> Path:
+    return GOLDEN / f"config_{recipe.removeprefix('configs/').replace('/', '_')}.txt"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resolved_configs_are_the_golden_ones(recipe):
+    expected, actual = golden(recipe).read_text().splitlines(), describe(recipe).splitlines()
+    changes = "\n".join(difflib.unified_diff(expected, actual, "golden", "now", lineterm="", n=0))
+    assert not changes, f"if this is meant: python -m tests.experiments.test_build\n{changes}"
+
+
+def test_no_golden_config_is_left_over():
+    assert sorted(path.name for path in GOLDEN.glob("config_*.txt")) == sorted(golden(r).name for r in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_variant_of_every_config_is_valid(recipe):
+    for name, config in variants(recipe).items():
+        values = config.to_dict()
+        whole = to_dataclass(Config, values, "config")
+        task = dict(whole.task)
+        to_dataclass(importlib.import_module(f"experiments.tasks.{task.pop('name')}").Config, task, "config.task")
+        assert whole.optimizer.warmup_steps < whole.train.steps, name
+        assert whole.train.steps % whole.train.checkpoint_every == 0, name
+        assert whole.train.checkpoint_every <= whole.train.evaluate_every, name
+        make_optimizer(whole.optimizer, whole.train.steps, parameters(model_of(config)))
+        assert str(REPOSITORY) not in repr(values)
+
+
+def test_variants_change_what_they_say():
+    (_, paper), (_, same), (_, tiny), (_, full), (_, always), (_, none), (_, s4d), (_, both) = variants(
+        "configs/lra/text"
+    ).items()
+    assert paper.to_dict() == same.to_dict()
+    assert tiny.model.features < paper.model.features
+    assert full.model.window_size is None
+    assert full.model.position == "relative"  # the recipe's "slot" has no meaning without a window
+    assert always.model.activation == "always"
+    assert none.model.activation == "never"
+    assert s4d.model.ssm == "s4d"
+    assert both.model.activation == "never"
+    assert both.model.features == tiny.model.features
+
+
+def test_an_unknown_variant_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown variant 'small': there are paper, tiny, full, always"):
+        get_config("configs/lra/text")("tiny,small")
+
+
+def test_values_of_a_config_and_of_its_json_build_the_same(tiny):
+    values = tiny({"optimizer.weight_decays": (("ssm", 0.0),)})
+    as_json = {**values, "optimizer": {**values["optimizer"], "weight_decays": [["ssm", 0.0]]}}
+    assert build(values).config == build(as_json).config
+    assert build(values).values == build(as_json).values
+
+
+def test_a_description_is_one_line(tiny):
+    text = build(tiny()).describe()
+    assert text == (
+        "short_listops: 2 layers, width 8, window 4, softmax attention, activation learned, packed form, ema (auto)"
+    )
+
+
+# No knob does nothing: each leaf is changed alone, and something that can be observed changes.
+
+MODEL_KNOBS = {
+    "layers": 1,
+    "features": 16,
+    "key_size": 6,
+    "value_size": 8,
+    "state_size": 3,
+    "causal": True,
+    "attention": False,
+    "attention_function": "relu2",
+    "position": "rotary",
+    "max_positions": 65,
+    "feed_forward_size": 8,
+    "ssm": "s4d",
+    "ssm_truncation": 8,
+    "ema_method": "chunked",
+    "norm": "rms",
+    "norm_placement": "pre",
+    "norm_affine": False,
+    "activation": "always",
+    "dropout": 0.1,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "form": "dense",
+    "block_size": 8,
+    "remat": "none",
+    "dtype": "bfloat16",
+    "sinusoid": True,
+    "head": "linear",
+    "window_size": 5,
+    "router.centered": True,
+    "router.straight_through": True,
+    "router.key_credit": True,
+    "router.initial_bias": 0.5,
+    "router.temperature_scale": 0.5,
+}
+# Fields of the dataclasses that configs/base.py leaves at their default, with what must be set for them to matter.
+MORE_MODEL_KNOBS = {
+    "norm_counts_padding": (True, {"norm": "batch"}),
+    "final_norm_affine": (False, {"norm_placement": "pre"}),
+}
+UNTOUCHED = {
+    "name": "chooses the class: test_the_name_chooses_the_class",
+    "batch_axis": "an axis of pmap or shard_map, and there is none in a single step: an error, tested below",
+    "encoder": "a group, not a leaf",
+    "layer": "a group, not a leaf",
+    "router": "a group, not a leaf",
+    "classes": "the task's",
+    "vocabulary_size": "the task's",
+}
+
+OPTIMIZER_KNOBS = {
+    "name": "radam",
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "warmup_steps": 3,
+    "warmup_start": 1e-6,
+    "warmup_power": 2.0,
+    "final_learning_rate": 1e-4,
+    "b1": 0.8,
+    "b2": 0.99,
+    "epsilon": 1e-7,
+    "weight_decay": 0.1,
+    "weight_decays": (("kernel", 0.5),),
+    "learning_rate_scales": (("kernel", 0.5),),
+    "clip_norm": 0.5,
+}
+TRAIN_KNOBS = {"steps": 7, "batch_size": 10, "accumulate": 2, "activation_price": 0.1}
+LOOP_KNOBS = {
+    "log_every": "test_loop.py: test_every_knob_of_the_loop",
+    "evaluate_every": "test_loop.py: test_every_knob_of_the_loop",
+    "checkpoint_every": "test_loop.py: test_every_knob_of_the_loop",
+    "keep_checkpoints": "test_loop.py: test_every_knob_of_the_loop",
+    "tensorboard": "test_loop.py: test_every_knob_of_the_loop",
+}
+
+
+class FakeTask:
+    """The sizes of a task, and a loss that reads every logit."""
+
+    classes, vocabulary_size = 3, 5
+
+    @staticmethod
+    def loss(out, batch):
+        weight = batch["weights"].sum()
+        total = (jnp.square(out.logits).sum(1) * batch["weights"]).sum()
+        return total, weight, {"loss": (total, weight)}
+
+
+def batch_of(size: int) -> dict[str, Any]:
+    return {
+        "inputs": jnp.ones((size, 16), jnp.int32),
+        "lengths": jnp.full(size, 12, jnp.int32),
+        "targets": jnp.zeros(size, jnp.int32),
+        "weights": jnp.ones(size),
+    }
+
+
+def model_text(values: dict[str, Any]) -> str:
+    """What a model computes to initialise itself, and in training."""
+    model = build_model(to_dataclass(Config, values, "config").model, FakeTask)
+    batch, key = batch_of(3), jax.random.key(0)
+    initialise = lambda: model.init(key, jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
+    init, variables = jax.make_jaxpr(initialise, return_shape=True)()
+
+    def apply(variables):
+        rngs, mutable = {"dropout": key}, ["batch_stats"]
+        return model.apply(variables, batch["inputs"], batch["lengths"], True, rngs=rngs, mutable=mutable)
+
+    return f"{init}\n{jax.make_jaxpr(apply)(variables)}"
+
+
+def step_text(values: dict[str, Any]) -> str:
+    """What a training step computes, and the initial state."""
+    config = to_dataclass(Config, values, "config")
+    batch = batch_of(config.train.batch_size)
+    steps = make_steps(
+        build_model(config.model, FakeTask),
+        FakeTask.loss,
+        lambda params: make_optimizer(config.optimizer, config.train.steps, params),
+        batch,
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        activation_price=config.train.activation_price,
+    )
+    init, state = jax.make_jaxpr(lambda: steps.init(config.seed), return_shape=True)()
+    return f"{init}\n{jax.make_jaxpr(steps.train)(state, batch)}"
+
+
+@pytest.fixture(scope="module")
+def original_model(tiny) -> str:
+    return model_text(tiny())
+
+
+@pytest.fixture(scope="module")
+def original_step(tiny) -> str:
+    return step_text(tiny())
+
+
+def test_every_leaf_of_base_is_perturbed():
+    config = base.get_config()
+
+    def names(group: ConfigDict) -> set[str]:
+        return {line.split(" = ")[0].removeprefix("x.") for line in leaves(group.to_dict(), "x")}
+
+    assert names(config.model) == set(MODEL_KNOBS) | {"name"}
+    assert names(config.optimizer) == set(OPTIMIZER_KNOBS)
+    assert names(config.train) == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
+    groups = (LayerConfig, EncoderConfig, ClassifierConfig, RouterConfig)
+    fields = {field.name for group in groups for field in dataclasses.fields(group)}
+    perturbed = {name.removeprefix("router.") for name in MODEL_KNOBS} | set(MORE_MODEL_KNOBS)
+    assert fields - perturbed == set(UNTOUCHED) - {"name"}
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
+
+
+@pytest.mark.parametrize("knob", MODEL_KNOBS)
+def test_every_knob_of_the_model_does_something(tiny, original_model, knob):
+    assert model_text(tiny({f"model.{knob}": MODEL_KNOBS[knob]})) != original_model
+
+
+@pytest.mark.parametrize("knob", MORE_MODEL_KNOBS)
+def test_every_knob_that_base_leaves_out_does_something(tiny, knob):
+    value, setting = MORE_MODEL_KNOBS[knob]
+    without = tiny({f"model.{name}": other for name, other in setting.items()})
+    with_it = {**without, "model": {**without["model"], knob: value}}
+    assert model_text(with_it) != model_text(without)
+
+
+@pytest.mark.parametrize("knob", TRAIN_KNOBS)
+def test_every_knob_of_the_step_does_something(tiny, original_step, knob):
+    assert step_text(tiny({f"train.{knob}": TRAIN_KNOBS[knob]})) != original_step
+
+
+def test_the_seed_does_something(tiny, original_step):
+    """It decides the initial parameters and dropout; the order of examples is tested with the tasks."""
+    assert step_text(tiny({"seed": 1})) != original_step
+
+
+@pytest.mark.parametrize("knob", OPTIMIZER_KNOBS)
+def test_every_knob_of_the_optimizer_does_something(tiny, knob):
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+
+    def update(values: dict[str, Any]) -> str:
+        config = to_dataclass(Config, values, "config").optimizer
+        optimizer = make_optimizer(config, 20, params)
+        return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
+
+    assert update(tiny({f"optimizer.{knob}": OPTIMIZER_KNOBS[knob]})) != update(tiny())
+
+
+def test_the_name_chooses_the_class(tiny):
+    values = tiny({"model.causal": True})["model"]
+    assert isinstance(build_model(values, FakeTask), Classifier)
+    only_classifier = ("sinusoid", "head")
+    values = {name: value for name, value in values.items() if name not in only_classifier}
+    assert isinstance(build_model({**values, "name": "language_model"}, FakeTask), LanguageModel)
+
+
+def test_a_batch_axis_without_a_mesh_is_an_error(tiny):
+    values = tiny({"model.norm": "batch"})
+    values["model"]["batch_axis"] = "data"
+    with pytest.raises(NameError, match="unbound axis name: data"):
+        model_text(values)
+
+
+def test_numbers_as_inputs_need_no_vocabulary(tiny):
+    model = build_model(tiny()["model"], SimpleNamespace(classes=4))
+    assert model.config.vocabulary_size is None
+
+
+if __name__ == "__main__":
+    for recipe in RECIPES:
+        golden(recipe).write_text(describe(recipe))

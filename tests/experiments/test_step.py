@@ -1,0 +1,263 @@
+"""The training step: exact gradients of exact means, and a state that one bad step cannot spoil."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.build import build
+from experiments.loop import evaluate
+from experiments.step import TrainState, means
+from seqboat.ops.losses import cross_entropy
+
+
+def step_of(experiment, batch, state=None) -> tuple[TrainState, TrainState]:
+    """The state before a step and after it."""
+    state = jax.jit(lambda: experiment.steps.init(experiment.config.seed))() if state is None else state
+    return state, jax.jit(experiment.steps.train)(state, batch)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
+    """Relative to the largest entry of a leaf."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * max(float(jnp.abs(e).max()), 1e-30))
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def weighted(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch whose rows weigh unequally, and whose parts differ in weight and in length."""
+    weights = np.linspace(0.25, 2, len(batch["weights"]), dtype=np.float32)
+    return jax.tree.map(jnp.asarray, {**batch, "weights": weights})
+
+
+@pytest.fixture(scope="module")
+def seqboat(tiny):
+    """A whole SeqBoat, its batch, state, and gradient by `jax.grad` of the plain mean loss."""
+    experiment = build(tiny())
+    batch = weighted(experiment.task.train_batch(0))
+    state = jax.jit(lambda: experiment.steps.init(0))()
+
+    def mean_loss(params):
+        out, _ = experiment.model.apply(
+            {"params": params}, batch["inputs"], batch["lengths"], True, mutable=["batch_stats"]
+        )
+        losses = cross_entropy(out.logits, batch["targets"])
+        return (losses * batch["weights"]).sum() / batch["weights"].sum()
+
+    return batch, state, jax.jit(jax.grad(mean_loss))(state.params)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboat, accumulate):
+    """Adam would hide a wrong scale and enlarge rounding, so the gradient is read from its first moment."""
+    batch, state, gradient = seqboat
+    experiment = build(tiny({"train.accumulate": accumulate, "optimizer.clip_norm": 1e9}))
+    _, after = step_of(experiment, batch, state)
+    first = jax.tree.map(lambda m: m / (1 - experiment.config.optimizer.b1), after.opt_state.first)
+    scale = float(optax.tree.norm(gradient))
+    difference = float(optax.tree.norm(jax.tree.map(jnp.subtract, first, gradient)))
+    assert difference < 3e-6 * scale
+    assert float(after.metrics["gradient_norm"][0]) == pytest.approx(scale, rel=1e-5)
+    assert int(after.step) == 1
+    assert int(after.bad_step) == -1
+    assert not np.array_equal(after.params["head"]["kernel"], state.params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("price", [0.0, 0.3])
+def test_accumulating_changes_nothing(light, price):
+    batch = weighted(light().task.train_batch(0))
+    settings = {"train.activation_price": price}
+    _, whole = step_of(light(settings), batch)
+    _, parts = step_of(light({**settings, "train.accumulate": 4}), batch)
+    assert_close(parts.opt_state, whole.opt_state)
+    assert_close(parts.params, whole.params)
+    parts, whole = means(parts.metrics), means(whole.metrics)
+    assert set(parts) == set(whole)
+    for name in set(whole) - {"elements"}:
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5)
+
+
+def test_the_elements_of_accumulated_parts_are_all_counted(light):
+    batch = light().task.train_batch(0)
+    _, parts = step_of(light({"train.accumulate": 4}), batch)
+    assert float(parts.metrics["elements"][0]) == batch["lengths"].sum()
+
+
+def test_the_price_of_activation_moves_the_probability_alone(light):
+    """Its gradient is price * d(mean probability); the parameter that only the router reads gets nothing else."""
+    free, dear, dearer = (light({"train.activation_price": price, "optimizer.clip_norm": 1e9}) for price in (0, 1, 2))
+    batch = weighted(free.task.train_batch(0))
+    state = jax.jit(lambda: free.steps.init(0))()
+    first = [step_of(experiment, batch, state)[1].opt_state.first for experiment in (free, dear, dearer)]
+
+    def probability(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        out, _ = free.model.apply(variables, batch["inputs"], batch["lengths"], True, mutable=["batch_stats"])
+        return (out.layers.probability.sum() / out.layers.elements.sum()).sum()
+
+    expected = jax.tree.map(lambda g: 0.1 * g, jax.grad(probability)(state.params))
+    np.testing.assert_array_equal(first[0]["gate"], 0)
+    assert_close(jax.tree.map(jnp.subtract, first[1], first[0]), expected, 1e-4)
+    assert_close(jax.tree.map(jnp.subtract, first[2], first[0]), jax.tree.map(lambda g: 2 * g, expected), 1e-4)
+
+
+def test_the_price_of_activation_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
+    batch, state, gradient = seqboat
+    experiment = build(tiny({"train.activation_price": 0.5}))
+
+    def objective(params):
+        return experiment.steps.objective(params, state.batch_stats, batch, jax.random.key(0))[0]
+
+    gradient_of_sum = jax.jit(jax.grad(objective))(state.params)
+    total = float(batch["weights"].sum())
+    layers, free = (g["encoder"]["layers"] for g in (gradient_of_sum, gradient))
+    router, free_router = layers["sparse"]["configurator"], free["sparse"]["configurator"]
+    change = float(optax.tree.norm(jax.tree.map(lambda a, b: a / total - b, router, free_router)))
+    assert change > 1e-2 * float(optax.tree.norm(free_router))
+    # The last layer's module and head come after every decision: their gradients are those without a price.
+    last = lambda tree: jax.tree.map(lambda leaf: leaf[-1], tree)
+    assert_close(
+        jax.tree.map(lambda g: g / total, last(layers["sparse"]["gau"])), last(free["sparse"]["gau"]), 1e-4
+    )
+    assert_close(jax.tree.map(lambda g: g / total, gradient_of_sum["head"]), gradient["head"], 1e-4)
+
+
+def with_loss(task, spoil):
+    """The loss of a task, spoilt for a batch whose first target is negative."""
+
+    def loss(out, batch):
+        total, weight, metrics = task.loss(out, {**batch, "targets": jnp.maximum(batch["targets"], 0)})
+        total = spoil(total, batch["targets"].min() < 0)
+        return total, weight, {**metrics, "loss": (total, weight)}
+
+    return loss
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda total, bad: total * jnp.where(bad, jnp.nan, 1.0),
+        lambda total, bad: total + jnp.where(bad, jnp.inf, 0.0),
+        lambda total, bad: total * jnp.where(bad, 1e30, 1.0) * jnp.where(bad, 1e30, 1.0),
+    ],
+    ids=["nan", "constant inf", "overflow"],
+)
+def test_a_bad_step_leaves_the_state_as_it_was(light, accumulate, spoil):
+    settings = {"train.accumulate": accumulate}
+    experiment = light(settings, loss=with_loss(light().task, spoil))
+    good = experiment.task.train_batch(0)
+    bad = {**good, "targets": np.where(np.arange(8) == 5, -1, good["targets"])}  # in the third of four parts
+    _, before = step_of(experiment, good)
+    assert int(before.bad_step) == -1
+    _, after = step_of(experiment, bad, before)
+    _, later = step_of(experiment, good, after)
+    for state, step in ((after, 2), (later, 3)):
+        assert int(state.bad_step) == 1  # the batch of that number; it is not overwritten
+        assert int(state.step) == step
+        assert_equal(dataclasses.replace(state, step=before.step, bad_step=before.bad_step), before)
+
+
+def test_a_gradient_that_is_not_finite_is_a_bad_step_too(light):
+    """sqrt at zero: the loss is finite, its gradient is not."""
+
+    def loss(out, batch):
+        total = jnp.sqrt(jnp.square(out.logits - jax.lax.stop_gradient(out.logits)).sum())
+        return total, jnp.ones(()), {"loss": (total, jnp.ones(()))}
+
+    experiment = light(loss=loss)
+    before, after = step_of(experiment, experiment.task.train_batch(0))
+    assert int(after.bad_step) == 0
+    assert_equal(after.params, before.params)
+
+
+def test_metrics_of_several_steps_are_means_over_all_weights(light):
+    experiment = light({"optimizer.learning_rate_scales": ((".", 0.0),)})  # nothing moves
+    task, state = experiment.task, None
+    losses, correct, weights, active, elements = [], [], [], 0.0, 0.0
+    for number in range(3):
+        batch = jax.tree.map(jnp.asarray, task.train_batch(number))
+        batch["weights"] = np.random.default_rng(number).random(8).astype(np.float32) * 10**number
+        before, state = step_of(experiment, batch, state)
+        variables = {"params": before.params, "batch_stats": before.batch_stats}
+        out = experiment.model.apply(variables, batch["inputs"], batch["lengths"])
+        losses.append(np.asarray(cross_entropy(out.logits, batch["targets"])))
+        correct.append(np.asarray(out.logits.argmax(-1)) == batch["targets"])
+        weights.append(batch["weights"])
+        active, elements = active + np.asarray(out.layers.active), elements + batch["lengths"].sum()
+    total, values = np.sum(weights), means(state.metrics)
+    assert values["loss"] == pytest.approx(float((np.array(losses) * weights).sum() / total), rel=1e-5)
+    assert values["accuracy"] == pytest.approx(float((np.array(correct) * weights).sum() / total), rel=1e-5)
+    assert values["activation_rate"] == pytest.approx((active[:, 0] / elements).tolist(), rel=1e-6)
+    assert values["elements"] == pytest.approx(float(elements) / 3)
+    assert values["gradient_norm"] > 0
+
+
+def test_a_mean_of_nothing_is_nan():
+    sums = {"a": (jnp.zeros(()), jnp.zeros(())), "b": (jnp.array([0.0, 3.0]), jnp.array([0.0, 2.0]))}
+    values = means(sums)
+    assert np.isnan(values["a"])
+    assert np.isnan(values["b"][0])
+    assert values["b"][1] == 1.5
+
+
+@pytest.mark.parametrize("batch_size", [7, 40, 64])
+def test_a_padded_last_batch_is_evaluated_exactly(light, batch_size):
+    """40 examples in batches of 7 leave a last one of 5, in a batch of 64 they leave 24 rows of nothing."""
+    experiment = light({"train.batch_size": batch_size})
+    state = jax.jit(lambda: experiment.steps.init(0))()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    values = evaluate(jax.jit(experiment.steps.evaluate), variables, experiment.task.evaluation_batches("validation"))
+
+    examples = [experiment.task.encode(example) for example in experiment.task._sources["validation"]]
+    assert len(examples) == 40
+    losses, correct, active = [], [], 0
+    for ids, label in examples:
+        rows = np.asarray(state.params["table"], np.float64)[ids]
+        logits = rows.mean(0)
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+        correct.append(logits.argmax() == label)
+        active += (rows.sum(1) > 0).sum()
+    assert values["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert values["accuracy"] == pytest.approx(np.mean(correct), rel=1e-6)
+    assert values["activation_rate"] == pytest.approx([active / sum(len(ids) for ids, _ in examples)] * 2, rel=1e-6)
+
+
+def test_dropout_is_a_function_of_seed_and_step(light):
+    same, other = light({"model.dropout": 0.5}), light({"model.dropout": 0.5, "seed": 1})
+    batch = same.task.train_batch(0)
+    state = jax.jit(lambda: same.steps.init(0))()
+    now = step_of(same, batch, state)[1]
+    assert_equal(step_of(same, batch, state)[1], now)
+    gradient = lambda after: np.asarray(after.opt_state.first["table"])
+    later = step_of(same, batch, dataclasses.replace(state, step=state.step + 1))[1]
+    assert not np.array_equal(gradient(later), gradient(now))
+    assert not np.array_equal(gradient(step_of(other, batch, state)[1]), gradient(now))
+
+
+def test_parts_of_a_batch_have_their_own_dropout_and_pass_statistics_on(light):
+    experiment = light({"train.accumulate": 2, "model.dropout": 0.5})
+    batch = jax.tree.map(jnp.asarray, experiment.task.train_batch(0))
+    twice = jax.tree.map(lambda a: jnp.concatenate([a[:4], a[:4]]), batch)
+    state, after = step_of(experiment, twice)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    half = jax.tree.map(lambda a: a[:4], batch)
+    stats, gradients = state.batch_stats, []
+    for part in range(2):
+        objective = lambda params, stats=stats, part=part: experiment.steps.objective(
+            params, stats, half, jax.random.fold_in(key, part)
+        )
+        gradient, (_, _, changed) = jax.grad(objective, has_aux=True)(state.params)
+        gradients.append(gradient["table"])
+        stats = changed["batch_stats"]
+    assert not np.array_equal(gradients[0], gradients[1])
+    assert_close(after.batch_stats, stats)

@@ -1,0 +1,352 @@
+"""Sparse modular activation around modules of a user's own, and what every option of the router does."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, jit, normal, random_like, tree_rms
+
+from seqboat.layers.feed_forward import FeedForward
+from seqboat.layers.gau import GatedAttentionUnit
+from seqboat.layers.sparse_activation import (
+    LatentConfigurator,
+    RouterConfig,
+    SparseModularActivation,
+    WindowedModule,
+)
+from seqboat.ops.window_attention import Window
+
+D, BATCH, LENGTH = 8, 2, 9
+VALID = jnp.arange(LENGTH)[None] < jnp.array([9, 6])[:, None]
+
+
+class Scale(nn.Module):
+    """A user's row-wise module."""
+
+    @nn.compact
+    def __call__(self, x):
+        return jnp.tanh(x * self.param("scale", nn.initializers.ones, (D,))[None])
+
+
+class NeighbourMean(WindowedModule):
+    """A user's windowed module: the mean of a row and the activated row before it, projected."""
+
+    def setup(self):
+        self.dense = nn.Dense(D, name="dense")
+
+    def halo(self, length):
+        return 1, 0
+
+    def project(self, x, rows):
+        return {"x": x}, {"y": self.dense(x)}
+
+    def mix(self, own, halo, rows, halo_rows):
+        near = jnp.abs(rows.rank[:, None] - halo_rows.rank[None]) * 2 - 1 + (halo_rows.rank[None] > rows.rank[:, None])
+        see = (rows.segment[:, None] == halo_rows.segment[None]) & halo_rows.active[None] & (near <= 1)
+        see = jnp.where(see, 1.0, 0.0)
+        return own["x"] + see @ halo["y"] / jnp.maximum(see.sum(1, keepdims=True), 1)
+
+
+def gau(**fields):
+    return GatedAttentionUnit(D, 4, 6, Window(2, True, "softmax", "relative"), 8, name="gau", **fields)
+
+
+def make(modules, **fields):
+    return SparseModularActivation(modules, block_size=4, **fields)
+
+
+def initial(layer):
+    return random_like(jax.eval_shape(layer.init, jax.random.key(0), normal(0, BATCH, LENGTH, D), VALID))
+
+
+OWN = {
+    "row-wise": (Scale(name="own"),),
+    "windowed": (NeighbourMean(name="near"),),
+    "three": (Scale(name="own"), NeighbourMean(name="near"), FeedForward(5, name="feed_forward")),
+    "beside attention": (gau(), NeighbourMean(name="near")),
+}
+
+
+@pytest.mark.parametrize("modules", OWN.values(), ids=OWN)
+def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
+    variables, m, cotangent = initial(make(modules)), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
+    cotangent = jnp.where(VALID[..., None], cotangent, 0)
+
+    def run(form):
+        def scalar(params, m):
+            y, stats = make(modules, form=form).apply({"params": params}, m, VALID)
+            return jnp.vdot(y, cotangent), (y[VALID], stats)
+
+        return jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(variables["params"], m)
+
+    (gradients, (y, stats)), expected = run("packed"), run("dense")
+    assert all(0 < int(count) < 15 for count in stats.active)
+    assert_close((y, stats), expected[1])
+    assert_close(gradients, expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert set(variables["params"]) == {"configurator", *(module.name for module in modules)}
+
+
+def test_result_is_the_sum_of_active_modules_times_confidence():
+    modules = OWN["three"][::2]
+    variables, m = initial(make(modules)), normal(0, BATCH, LENGTH, D)
+    y, stats = make(modules).apply(variables, m, VALID)
+    logits = m @ variables["params"]["configurator"]["logits"]["kernel"]
+    logits = (logits + variables["params"]["configurator"]["logits"]["bias"]).reshape(BATCH, LENGTH, 2, 2)
+    temperature = jnp.exp(variables["params"]["configurator"]["log_temperature"])
+    active = (logits[..., 1] > logits[..., 0]) & VALID[..., None]
+    confidence = jax.nn.softmax(logits / temperature[None, None, :, None]).max(-1)
+    gate = jnp.where(active, confidence, 0)
+    rows = m.reshape(-1, D)
+    results = [module.apply({"params": variables["params"][module.name]}, rows) for module in modules]
+    expected = sum(gate[..., i, None] * result.reshape(m.shape) for i, result in enumerate(results))
+    assert_close(y, expected)
+    assert_close(stats.active, active.sum((0, 1)).astype(float))
+    assert_close(stats.confidence, gate.sum((0, 1)))
+    probability = jax.nn.softmax(logits / temperature[None, None, :, None])[..., 1]
+    assert_close(stats.probability, (probability * VALID[..., None]).sum((0, 1)))
+    assert stats.elements == VALID.sum()
+    assert_close(stats.temperature, temperature)
+
+
+def test_statistics_are_sums_over_real_elements_and_so_add_up_over_batches():
+    layer = make(OWN["row-wise"])
+    variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
+    whole = layer.apply(variables, m, VALID)[1]
+    parts = [layer.apply(variables, m[i : i + 1], VALID[i : i + 1])[1] for i in range(BATCH)]
+    for name in ("active", "confidence", "probability", "elements"):
+        assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name))
+
+
+def test_always_and_no_module_have_no_configurator():
+    m = normal(0, BATCH, LENGTH, D)
+    always = make(OWN["row-wise"], always=True)
+    variables = initial(always)
+    assert set(variables["params"]) == {"own"}
+    y, stats = always.apply(variables, m, VALID)
+    assert_close(y, jnp.where(VALID[..., None], jnp.tanh(m * variables["params"]["own"]["scale"][None, None]), 0))
+    assert stats.active == stats.confidence == stats.probability == stats.elements == 15
+    never = make(())
+    assert initial(never) == {}
+    y, stats = never.apply({}, m, VALID)
+    assert not np.asarray(y).any()
+    assert stats.active.shape == stats.temperature.shape == (0,)
+
+
+# The configurator alone.
+
+
+def configure(router, m, variables, train=False, valid=VALID):
+    module = LatentConfigurator(1, router)
+    return module.apply(variables, m, valid, train, mutable=["batch_stats"])
+
+
+def test_temperature_starts_at_its_scale_times_the_root_of_the_width_and_bias_opens():
+    m = normal(0, BATCH, LENGTH, D)
+    router = RouterConfig(temperature_scale=0.5, initial_bias=4.0)
+    variables = LatentConfigurator(2, router).init(jax.random.key(0), m, VALID, False)
+    decision = LatentConfigurator(2, router).apply(variables, m, VALID, False)
+    assert_close(decision.temperature, np.full(2, 0.5 * np.sqrt(D)))
+    assert variables["params"]["logits"]["bias"].tolist() == [0, 4, 0, 4]
+    assert np.asarray(decision.active).sum() == 2 * 15
+    closed = LatentConfigurator(2, RouterConfig(initial_bias=-4.0))
+    variables = closed.init(jax.random.key(0), m, VALID, False)
+    assert not np.asarray(closed.apply(variables, m, VALID, False).active).any()
+
+
+def test_a_tie_is_inactive_and_temperature_never_decides():
+    m, router = normal(0, BATCH, LENGTH, D), RouterConfig()
+    logits = {"kernel": jnp.zeros((D, 2)), "bias": jnp.zeros(2)}
+    tie, _ = configure(router, m, {"params": {"logits": logits, "log_temperature": jnp.zeros(1)}})
+    assert not np.asarray(tie.active).any()
+    assert_close(tie.confidence, np.full((BATCH, LENGTH, 1), 0.5))
+    logits = {"kernel": normal(1, D, 2), "bias": jnp.zeros(2)}
+    cold, warm = (
+        configure(router, m, {"params": {"logits": logits, "log_temperature": jnp.full(1, t)}})[0] for t in (-2.0, 2.0)
+    )
+    assert np.array_equal(cold.active, warm.active)
+    assert (np.asarray(cold.confidence) > np.asarray(warm.confidence)).all()
+
+
+def test_centred_input_uses_the_mean_of_previous_training_batches_alone():
+    router = RouterConfig(centered=True)
+    shapes = jax.eval_shape(LatentConfigurator(1, router).init, jax.random.key(0), normal(0, BATCH, LENGTH, D), VALID, False)
+    variables = {**random_like(shapes), "batch_stats": {"mean": jnp.zeros(D), "batches": jnp.zeros(())}}
+    plain = {"params": variables["params"]}
+    real, means = np.asarray(VALID), []
+    for step in range(3):
+        m = normal(step, BATCH, LENGTH, D) + 3
+        before = variables["batch_stats"]["mean"]
+        assert_close(before, np.mean(means, 0) if means else np.zeros(D))
+        decision, changed = configure(router, m, variables, train=True)
+        assert_close(decision, configure(RouterConfig(), m - before[None, None], plain)[0])
+        frozen, unchanged = configure(router, m, variables, train=False)
+        assert_close(frozen, decision)
+        assert_close(unchanged["batch_stats"], variables["batch_stats"])
+        # Padding is not counted: other numbers there leave the same mean.
+        noisy = configure(router, jnp.where(VALID[..., None], m, 1e3), variables, train=True)[1]
+        assert_close(noisy["batch_stats"], changed["batch_stats"])
+        means.append(np.asarray(m, np.float64)[real].mean(0))
+        variables = {**variables, **changed}
+
+
+def test_centred_decisions_do_not_depend_on_batch_mates():
+    router = RouterConfig(centered=True)
+    shapes = jax.eval_shape(LatentConfigurator(1, router).init, jax.random.key(0), normal(0, BATCH, LENGTH, D), VALID, False)
+    variables, m = random_like(shapes), normal(0, BATCH, LENGTH, D)
+    other = m.at[1].set(7 * normal(1, LENGTH, D))
+    for train in (True, False):
+        first, second = (configure(router, x, variables, train)[0] for x in (m, other))
+        assert_close(jax.tree.map(lambda a: a[:1], first[:3]), jax.tree.map(lambda a: a[:1], second[:3]))
+
+
+def test_the_running_mean_becomes_exponential_after_a_hundred_batches():
+    variables = {
+        "params": {"logits": {"kernel": jnp.zeros((D, 2)), "bias": jnp.zeros(2)}, "log_temperature": jnp.zeros(1)},
+        "batch_stats": {"mean": jnp.ones(D), "batches": jnp.asarray(1000.0)},
+    }
+    _, changed = configure(RouterConfig(centered=True), 2 * jnp.ones((BATCH, LENGTH, D)), variables, train=True)
+    assert_close(changed["batch_stats"], {"mean": np.full(D, 1.01), "batches": np.float32(1001)})
+
+
+# How training reaches the configurator.
+
+
+def logit_gradients(router, train=True):
+    """(y, active, d loss / d m through the router's logits alone): the module reads a copy of m without gradient."""
+    modules = (gau(),)
+    layer = make(modules, router=router)
+    variables, cotangent = initial(layer), normal(1, BATCH, LENGTH, D)
+    m = normal(0, BATCH, LENGTH, D)
+
+    def scalar(shift):
+        params = variables["params"]
+        logits = params["configurator"]["logits"]
+        # Element t of sequence 0 gets a bias of its own through a channel that only the router reads.
+        wide = jnp.concatenate([m, shift[..., None]], -1)
+        kernel = jnp.concatenate([logits["kernel"], jnp.array([[0.0, 1.0]])])
+        routed = {**params["configurator"], "logits": {**logits, "kernel": kernel}}
+        narrow = make((Narrow(gau(parent=None), name="gau"),), router=router)
+        stored = {"configurator": routed, "gau": {"inner": params["gau"]}}
+        (y, _), taps = narrow.apply({"params": stored}, wide, VALID, train, mutable=["taps"])
+        return jnp.vdot(y[..., :D], cotangent), (y[..., :D], taps["taps"]["active"][..., 0])
+
+    return jit(jax.grad(scalar, has_aux=True))(jnp.zeros((BATCH, LENGTH)))
+
+
+class Narrow(WindowedModule):
+    """A windowed module that does not see the last channel."""
+
+    inner: WindowedModule
+
+    def halo(self, length):
+        return self.inner.halo(length)
+
+    def project(self, x, rows):
+        return self.inner.project(x[:, :-1], rows)
+
+    def mix(self, own, halo, rows, halo_rows):
+        return jnp.pad(self.inner.mix(own, halo, rows, halo_rows), ((0, 0), (0, 1)))
+
+
+PUBLISHED = RouterConfig()
+STRAIGHT = RouterConfig(straight_through=True)
+CREDIT = RouterConfig(key_credit=True)
+
+
+def test_the_published_router_hears_nothing_from_inactive_elements():
+    gradient, (_, active) = logit_gradients(PUBLISHED)
+    active = np.asarray(active)
+    assert 0 < active.sum() < 15
+    assert (np.asarray(gradient)[active] != 0).all()
+    assert (np.asarray(gradient)[~active] == 0).all()
+
+
+def test_straight_through_hears_inactive_elements_and_changes_no_value():
+    gradient, (y, active) = logit_gradients(STRAIGHT)
+    published, (expected, _) = logit_gradients(PUBLISHED)
+    assert_close(y, expected)
+    real, active = np.asarray(VALID), np.asarray(active)
+    assert (np.asarray(gradient)[real & ~active] != 0).all()
+    assert not np.asarray(gradient)[~real].any(), "padding is no element"
+    assert_close(gradient[active], published[active])
+    evaluated, _ = logit_gradients(STRAIGHT, train=False)
+    assert_close(evaluated, logit_gradients(PUBLISHED, train=False)[0])
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_key_credit_pays_for_being_read_and_changes_no_value(straight_through):
+    with_credit = dataclasses.replace(CREDIT, straight_through=straight_through)
+    without = dataclasses.replace(PUBLISHED, straight_through=straight_through)
+    gradient, (y, active) = logit_gradients(with_credit)
+    plain, (expected, _) = logit_gradients(without)
+    assert_close(y, expected)
+    active = np.asarray(active)
+    assert np.abs(np.asarray(gradient - plain))[active].max() > 1e-4
+    assert_close(logit_gradients(with_credit, train=False)[0], logit_gradients(without, train=False)[0])
+
+
+# Modules that may not, and randomness.
+
+
+class Counter(nn.Module):
+    """A module with a state of its own, which packed execution could not keep."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x + self.variable("batch_stats", "calls", jnp.zeros, ()).value
+
+
+def test_a_module_with_other_collections_than_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"parameters only; counter has \['batch_stats'\]"):
+        make((Counter(name="counter"),)).init(jax.random.key(0), normal(0, BATCH, LENGTH, D), VALID)
+
+
+DROPPING = {
+    "feed-forward": FeedForward(16, dropout=0.5, name="module"),
+    "values": GatedAttentionUnit(D, 4, 6, Window(2, True, "softmax", "none"), 8, hidden_dropout=0.5, name="module"),
+    "attention": GatedAttentionUnit(D, 4, 6, Window(2, True, "softmax", "none"), 8, attention_dropout=0.5, name="module"),
+}
+
+
+@pytest.mark.parametrize("module", DROPPING.values(), ids=DROPPING)
+def test_dropout_follows_its_key_and_is_off_without_training(module):
+    layer = make((module,), always=True)
+    variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
+    run = jit(lambda key, train: layer.apply(variables, m, VALID, train, rngs={"dropout": key})[0], static_argnums=1)
+    first, again, other = (run(jax.random.key(seed), True) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(np.asarray(first - other)).max() > 1e-3
+    evaluated = run(jax.random.key(0), False)
+    np.testing.assert_array_equal(evaluated, run(jax.random.key(1), False))
+    assert_close(evaluated, layer.apply(variables, m, VALID, True)[0])
+    assert np.abs(np.asarray(first - evaluated)).max() > 1e-3
+
+
+def test_dropout_in_the_backward_pass_is_that_of_the_forward_pass():
+    """The recomputed blocks of the gradient draw the same numbers: its slope is that of the function."""
+    layer = make((DROPPING["feed-forward"],), always=True)
+    variables, m, cotangent = initial(layer), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
+    direction = normal(2, BATCH, LENGTH, D)
+
+    @jit
+    def value(step):
+        rngs = {"dropout": jax.random.key(0)}
+        return jnp.vdot(layer.apply(variables, m + step * direction, VALID, True, rngs=rngs)[0], cotangent)
+
+    slope = (value(1e-2) - value(-1e-2)) / 2e-2
+    assert_close(jit(jax.grad(value))(0.0), slope, 1e-3)
+
+
+def test_packed_blocks_draw_different_numbers():
+    """Rows of ones in blocks of four: no two blocks drop the same."""
+    layer = make((FeedForward(16, dropout=0.5, name="module"),), always=True)
+    variables, rngs = initial(layer), {"dropout": jax.random.key(0)}
+    y = layer.apply(variables, jnp.ones((1, 16, D)), jnp.ones((1, 16), bool), True, rngs=rngs)[0]
+    blocks = np.asarray(y).reshape(4, -1)
+    assert len({block.tobytes() for block in blocks}) == 4
+
+

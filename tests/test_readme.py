@@ -1,0 +1,31 @@
+"""The README's code runs, and its commands name what exists."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run():
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+        assert names["y"].shape == (2, 100, 64)
+        assert ((names["rates"] > 0) & (names["rates"] < 1)).all()
+
+
+def test_commands_and_links_name_what_exists():
+    for config in re.findall(r"--config=([\w/]+\.py)", TEXT):
+        assert (ROOT / config).is_file(), config
+    for program in re.findall(r"python -m (experiments\.\w+)", TEXT):
+        assert (ROOT / (program.replace(".", "/") + ".py")).is_file(), program
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
+        assert (ROOT / link).exists(), link
+    targets = re.findall(r"^ +make ([\w-]+)", TEXT, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
