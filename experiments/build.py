@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from experiments.config import split_fields, to_dataclass
@@ -78,14 +79,15 @@ class Experiment:
 
     values: dict[str, Any]
     config: Config
-    model: nn.Module
+    model: Any
     task: Any
     steps: StepFunctions
 
     def describe(self) -> str:
-        layer = self.model.config.encoder.layer  # type: ignore[attr-defined]
+        encoder = self.model.config.encoder
+        layer = encoder.layer
         return (
-            f"{self.values['task']['name']}: {self.model.config.encoder.layers} layers, width {layer.features}, "  # type: ignore[attr-defined]
+            f"{self.values['task']['name']}: {encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
             f"{layer.form} form, {layer.ssm} ({layer.ema_method})"
         )
@@ -119,7 +121,14 @@ def build_task(config: Config) -> Any:
     if not hasattr(module, "Task"):
         raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
     task_config = to_dataclass(module.Config, fields, "config.task")
-    return module.Task(task_config, batch_size=config.train.batch_size, seed=config.seed, data_dir=config.data_dir)
+    return module.Task(
+        task_config,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        data_dir=config.data_dir,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def build_model(values: Mapping[str, Any], task: Any) -> nn.Module:

@@ -48,6 +48,8 @@ def read_run(workdir: Path) -> dict[str, Any]:
     }
     seconds = sum(record.get("seconds", 0.0) for record in records if record["kind"] == "train")
     facts = {name: meta.get(name) for name in ("config", "versions", "hardware")}
+    if isinstance(facts["config"], dict):
+        facts["config"].pop("data_dir", None)  # a place on one machine, no part of the result
     for test in tests:
         test.pop("config", None)
         test.pop("versions", None)

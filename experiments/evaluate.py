@@ -12,6 +12,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.loop import evaluate, versions
+from experiments.reporting import plain
 from experiments.restore import load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.", required=True)
@@ -29,11 +30,12 @@ def main() -> None:
     values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, batches)
     seconds = time.monotonic() - began
     trivial = task.trivial(split)
-    result = {"step": run.step, "split": split, **values, "trivial": trivial, "seconds": seconds}
+    plain_values = {name: plain(value) for name, value in values.items()}
+    result = {"step": run.step, "split": split, **plain_values, "trivial": trivial, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": jax.devices()[0].device_kind}
     path = Path(_WORKDIR.value) / f"evaluation_{split}_{run.step}.json"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     os.replace(partial, path)
 
     table = Table(

@@ -18,11 +18,10 @@ from experiments.config import differences
 from experiments.diagnosis import locate
 from experiments.errors import UserError
 from experiments.reporting import Reporter
-from experiments.restore import initial_variables
+from experiments.restore import CHECKPOINTS, initial_variables
 from experiments.step import Sums, TrainState, means
 from seqboat.version import __version__
 
-CHECKPOINTS = "checkpoints"
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

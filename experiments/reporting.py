@@ -40,7 +40,7 @@ class MetricsFile:
 
         Raises UserError where the disk is full or the file cannot be written.
         """
-        line = json.dumps({name: _plain(value) for name, value in record.items()}, allow_nan=False) + "\n"
+        line = json.dumps({name: plain(value) for name, value in record.items()}, allow_nan=False) + "\n"
         data = line.encode()
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -212,11 +212,11 @@ def _parse(line: bytes) -> dict | None:
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold: arrays and their scalars as lists and numbers, null for what is not finite."""
     value = np.asarray(value).tolist()
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import pytest
 
 from configs import quickstart
 from experiments.build import Experiment, build
+from experiments.loop import train
 from experiments.optimizers import make_optimizer
 from experiments.step import make_steps
 from seqboat.layers.sparse_activation import ActivationStats
@@ -115,3 +117,11 @@ def light(tiny) -> Callable[..., Experiment]:
         return dataclasses.replace(built, model=model, steps=steps)
 
     return experiment
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory) -> Path:
+    """The work directory of a run of 4 steps of the tiny SeqBoat. Not to be changed: copy it."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train(build(tiny({"train.steps": 4})), workdir)
+    return workdir

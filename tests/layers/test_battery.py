@@ -135,7 +135,7 @@ def test_packed_form_equals_dense_form(case, level):
     if not case.learned and level != "some":
         pytest.skip("without a configurator there is one level of activation")
     params = case.routed(level)
-    y, stats, taps, gradients = case.packed(params)
+    y, stats, _, gradients = case.packed(params)
     expected = case.dense(params)
     if case.learned:
         assert all(int(count) in COUNTS[level] for count in stats.active)

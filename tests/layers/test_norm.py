@@ -111,7 +111,6 @@ def test_initialisation_does_not_count_as_a_batch():
     assert_close(variables["batch_stats"], {"mean": np.zeros(D), "variance": np.ones(D)})
 
 
-@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices: jax_num_cpu_devices in conftest")
 @pytest.mark.parametrize("partitioner", ["shard_map", "pmap"])
 def test_two_devices_have_the_statistics_of_one(partitioner):
     """Outputs, statistics and gradients of a batch whose halves hold different numbers of real elements."""

@@ -1,0 +1,304 @@
+"""The training loop: what it writes and when, and how it stops."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import loop
+from experiments.build import build
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.loop import train
+from experiments.reporting import METRICS_FILE
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+
+
+def steps_of(workdir: Path, kind: str) -> list[int]:
+    return [record["step"] for record in records(workdir) if record["kind"] == kind]
+
+
+def saved(workdir: Path) -> list[int]:
+    return Checkpoints(workdir / "checkpoints", read_only=True).steps()
+
+
+def state_of(experiment, workdir: Path, step: int) -> Any:
+    abstract = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+    return Checkpoints(workdir / "checkpoints", read_only=True).restore(step, abstract).state
+
+
+# What is written, and when
+
+
+def test_a_run(light, tmp_path, capsys):
+    """6 steps: reported at 3 and 6 (and at the first), evaluated at 4 and 6, saved at 2, 4 and 6."""
+    experiment = light()
+    train(experiment, tmp_path / "run")
+    output = capsys.readouterr().out
+    assert output.splitlines()[0] == experiment.describe()
+    assert f"parameters, {jax.device_count()} cpu device(s)" in output
+    assert "done: step 6, best step" in output
+
+    assert steps_of(tmp_path / "run", "train") == [1, 3, 6]
+    assert steps_of(tmp_path / "run", "evaluation") == [4, 6]
+    assert saved(tmp_path / "run") == [2, 4, 6]
+    written = {"loss", "accuracy", "activation_rate", "confidence", "temperature", "elements"}
+    for record in records(tmp_path / "run"):
+        assert written <= set(record)
+        if record["kind"] == "train":
+            assert {"gradient_norm", "seconds", "elements_per_second"} <= set(record)
+        else:
+            assert record["split"] == "validation"
+        assert np.isfinite(record["loss"])
+        assert len(record["activation_rate"]) == 2
+
+    meta = Checkpoints(tmp_path / "run/checkpoints", read_only=True).read_meta()
+    assert meta["config"] == json.loads(json.dumps(experiment.values))
+    assert set(meta["versions"]) == {"seqboat", "python", *loop.VERSIONED}
+    assert meta["hardware"] == "cpu"
+
+
+def test_reported_means_are_of_the_steps_since_the_last_report(light, tmp_path):
+    """Of a model that does not move: the mean loss of batches 1 and 2, and not of batch 0, is reported at step 3."""
+    experiment = light({"optimizer.learning_rate_scales": ((".", 0.0),)})
+    train(experiment, tmp_path)
+    state = jax.jit(lambda: experiment.steps.init(0))()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    evaluate = jax.jit(experiment.steps.evaluate)
+    losses = [float(evaluate(variables, experiment.task.train_batch(n))["loss"][0]) / 8 for n in range(6)]
+    expected = [losses[0], np.mean(losses[1:3]), np.mean(losses[3:6])]
+    reported = [record["loss"] for record in records(tmp_path) if record["kind"] == "train"]
+    assert reported == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_knob_of_the_loop(light, tmp_path):
+    settings = {
+        "train.steps": 5,
+        "train.log_every": 4,
+        "train.evaluate_every": 2,
+        "train.checkpoint_every": 1,
+        "train.keep_checkpoints": 1,
+        "train.tensorboard": True,
+    }
+    train(light(settings), tmp_path)
+    assert steps_of(tmp_path, "train") == [1, 4, 5]
+    assert steps_of(tmp_path, "evaluation") == [2, 4, 5]
+    accuracy = {r["step"]: r["accuracy"] for r in records(tmp_path) if r["kind"] == "evaluation"}
+    best = max(accuracy, key=lambda step: (accuracy[step], -step))
+    assert saved(tmp_path) == sorted({best, 5})
+    assert list((tmp_path / "tensorboard").iterdir())
+
+    train(light({"train.steps": 1}), tmp_path / "plain")
+    assert not (tmp_path / "plain/tensorboard").exists()
+
+
+def test_the_best_checkpoint_is_kept(light, tmp_path):
+    """The model is best at the start: its learning rate ruins it, while a frozen one stays as good as it was."""
+    settings = {"train.steps": 8, "train.keep_checkpoints": 1, "train.evaluate_every": 2}
+    train(light({**settings, "optimizer.learning_rate_scales": ((".", 0.0),)}), tmp_path)
+    assert saved(tmp_path) == [2, 8]  # of equal ones the first
+
+
+def test_nothing_to_train(light, tmp_path, capsys):
+    train(light({"train.steps": 0}), tmp_path)
+    assert saved(tmp_path) == [0]
+    assert records_or_none(tmp_path) == []
+    train(light(), tmp_path / "run")
+    before = (tmp_path / "run" / METRICS_FILE).read_bytes()
+    capsys.readouterr()
+    train(light(), tmp_path / "run")
+    assert "step 6 of 6: nothing left to train" in capsys.readouterr().out
+    assert (tmp_path / "run" / METRICS_FILE).read_bytes() == before
+    train(light({"train.steps": 4}), tmp_path / "run")
+    assert "step 6 of 4: nothing left to train" in capsys.readouterr().out
+    assert saved(tmp_path / "run") == [2, 4, 6]
+
+
+def records_or_none(workdir: Path) -> list[dict[str, Any]]:
+    return records(workdir) if (workdir / METRICS_FILE).exists() else []
+
+
+def test_mistakes_are_found_before_anything_is_written(light, tmp_path):
+    experiment = light({"optimizer.weight_decays": (("decoder", 0.0),)})
+    with pytest.raises(UserError, match=r"^config\.optimizer\.weight_decays: 'decoder' matches no parameter"):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_a_file(light, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write checkpoints in .*file/checkpoints: Not a directory"):
+        train(light(), tmp_path / "file")
+
+
+# Going on
+
+
+def test_going_on_with_another_config_says_what_changed(light, tmp_path, capsys):
+    rules = {"optimizer.weight_decays": (("table", 0.0),)}
+    train(light(rules), tmp_path)
+    capsys.readouterr()
+    train(light({**rules, "train.steps": 8, "train.log_every": 4}), tmp_path)
+    output = capsys.readouterr().out
+    assert "going on from step 6 of" in output
+    changed = [line.split(": ", 1)[1] for line in output.splitlines() if line.startswith("changed since")]
+    assert changed == ["config.train.log_every: 3 -> 4", "config.train.steps: 6 -> 8"]
+    assert steps_of(tmp_path, "train") == [1, 3, 6, 8]
+    assert steps_of(tmp_path, "evaluation") == [4, 6, 8]
+    assert saved(tmp_path)[-1] == 8
+
+
+def test_another_width_is_refused(light, tiny, tmp_path):
+    train(light({"train.steps": 1}), tmp_path)
+    with pytest.raises(UserError, match="step 1 in .* does not fit this model: .* use the config it was made with"):
+        train(build(tiny()), tmp_path)
+    assert saved(tmp_path) == [1]
+
+
+def test_init_from_another_run(light, tmp_path):
+    settings = {"train.steps": 2, "train.evaluate_every": 2}
+    train(light(settings), tmp_path / "first")
+    frozen = light({**settings, "seed": 1, "optimizer.learning_rate_scales": ((".", 0.0),)})
+    train(frozen, tmp_path / "second", init_from=tmp_path / "first")
+    first, second = (state_of(frozen, tmp_path / name, 2) for name in ("first", "second"))
+    jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
+    assert int(second.opt_state.count) == 2  # of its own two steps
+    started = jax.jit(lambda: frozen.steps.init(1))()
+    assert not np.array_equal(started.params["table"], second.params["table"])
+
+
+def test_init_from_is_only_for_the_start(light, tmp_path):
+    """A run that was stopped goes on from its own checkpoint, with the same command."""
+    train(light({"train.steps": 2}), tmp_path / "other")
+    train(light({"train.steps": 4}), tmp_path / "run", init_from=tmp_path / "other")
+    before = state_of(light(), tmp_path / "run", 4).params["table"]
+    again = light({"train.steps": 6, "optimizer.learning_rate_scales": ((".", 0.0),)})
+    train(again, tmp_path / "run", init_from=tmp_path / "other")
+    np.testing.assert_array_equal(state_of(again, tmp_path / "run", 6).params["table"], before)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "--init_from=.*missing: there is neither a work directory nor a file"),
+        ("empty", "there is no checkpoint directory .*empty/checkpoints"),
+        ("state.npz", "--init_from=.*state.npz: a published state dict is of a classifier, this is Light"),
+    ],
+)
+def test_init_from_what_is_no_run(light, tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "state.npz", x=np.ones(3))
+    with pytest.raises(UserError, match=message):
+        train(light(), tmp_path / "run", init_from=tmp_path / name)
+    assert not (tmp_path / "run/checkpoints/0").exists()
+
+
+# Stopping
+
+
+def poisoned_at(experiment, step: int):
+    """The experiment with a loss that is not a number for the batch of that step, known by its inputs."""
+    bad = jnp.asarray(experiment.task.train_batch(step)["inputs"])
+
+    def loss(out, batch):
+        total, weight, metrics = experiment.task.loss(out, batch)
+        is_bad = (batch["inputs"] == bad[: batch["inputs"].shape[0]]).all()
+        total = total * jnp.where(is_bad, jnp.nan, 1.0)
+        return total, weight, {**metrics, "loss": (total, weight)}
+
+    return loss
+
+
+def test_not_a_number_stops_the_run_and_the_good_checkpoint_stays(light, tmp_path, capsys):
+    """Batch 4 is poisoned, so the fifth update goes wrong: step 4 is good, evaluated and saved."""
+    settings = {"train.steps": 40, "train.log_every": 3}
+    good = light(settings)
+    with pytest.raises(UserError) as caught:
+        train(light(settings, loss=poisoned_at(good, 4)), tmp_path)
+    message = str(caught.value)
+    assert message.startswith("the loss or its gradient stopped being finite at step 5: ")
+    assert "the last good checkpoint is step 4; " in message
+    assert message.endswith("a lower config.optimizer.learning_rate or clip_norm may help")
+    assert "\n" not in message
+    assert steps_of(tmp_path, "train") == [1, 3]
+    assert saved(tmp_path) == [2, 4]
+    state = state_of(good, tmp_path, 4)
+    assert int(state.bad_step) == -1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    # A loss without the defect goes on from there.
+    capsys.readouterr()
+    train(light({**settings, "train.steps": 6}), tmp_path)
+    assert "going on from step 4" in capsys.readouterr().out
+    assert saved(tmp_path)[-1] == 6
+
+
+def test_not_a_number_at_the_very_first_step(light, tmp_path):
+    experiment = light()
+    with pytest.raises(UserError, match=r"finite at step 1: .*; there is no checkpoint yet; a lower"):
+        train(light(loss=poisoned_at(experiment, 0)), tmp_path)
+    assert saved(tmp_path) == []
+
+
+def test_a_loss_that_is_not_a_number_is_said_to_be_the_loss(light, tmp_path):
+    """Every gradient is not a number then, and naming one would lead astray."""
+    experiment = light()
+    with pytest.raises(UserError, match="every layer's values are finite; the loss itself is not"):
+        train(light(loss=poisoned_at(experiment, 0)), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def seqboat(tiny):
+    """A whole SeqBoat, and the state before its first step."""
+    experiment = build(tiny({"train.log_every": 1}))
+    return experiment, jax.jit(lambda: experiment.steps.init(0))()
+
+
+def locate(seqboat, layer: int, *path: str) -> str:
+    """Where the first value that is not finite is found when one parameter of one layer is not a number."""
+    experiment, state = seqboat
+    layers = state.params["encoder"]["layers"]
+    leaf = layers
+    for name in path:
+        leaf = leaf[name]
+    spoilt = leaf.at[layer].set(jnp.nan)
+    params = jax.tree_util.tree_map(lambda a: spoilt if a is leaf else a, state.params)
+    return loop.locate(experiment, state.replace(params=params, bad_step=jnp.int32(0)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "path", "where"),
+    [
+        (1, ("ssm", "omega"), "first in layer 1, in ssm_out"),
+        (0, ("ssm", "gamma"), "first in layer 0, in ssm_out"),
+        (1, ("skip_projection", "bias"), "first in layer 1, in skip"),
+        (1, ("sparse", "configurator", "logits", "kernel"), "first in layer 1, in router_logits"),
+        (0, ("sparse", "configurator", "log_temperature"), "first in layer 0, in confidence"),
+        (1, ("gau", "position_bias"), "first in layer 1, in attended"),
+        (1, ("gau", "output", "bias"), "first in layer 1, in gau_out"),
+    ],
+)
+def test_the_first_value_that_is_not_finite_is_named(seqboat, layer, path, where):
+    assert locate(seqboat, layer, *path) == where
+
+
+def test_a_run_of_seqboat_names_the_step_the_layer_and_the_value(seqboat, tmp_path, monkeypatch):
+    """Layer 1's SSM is poisoned in the checkpoint that the run starts from."""
+    experiment, state = seqboat
+    ssm = state.params["encoder"]["layers"]["ssm"]
+    spoilt = ssm["omega"].at[1].set(jnp.inf)
+    params = jax.tree_util.tree_map(lambda a: spoilt if a is ssm["omega"] else a, state.params)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(0, state.replace(params=params), {"config": experiment.values})
+    with pytest.raises(UserError) as caught:
+        train(experiment, tmp_path)
+    assert str(caught.value) == (
+        "the loss or its gradient stopped being finite at step 1: first in layer 1, in ssm_out; the last good "
+        "checkpoint is step 0; a lower config.optimizer.learning_rate or clip_norm may help"
+    )

@@ -1,0 +1,309 @@
+"""The programs at the terminal: a mistake is one line on standard error and exit code 2, never a trace."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments.checkpoints import Checkpoints
+from experiments.reporting import METRICS_FILE
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Imports once what all programs import, and runs each command line in a fork of that as `python -m` would.
+DRIVER = """
+import json, os, resource, runpy, sys, threading, time, traceback
+import experiments.build, experiments.loop, experiments.restore
+import experiments.cli, experiments.distributed
+
+def child(module, argv, limit, streams):
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream, number)
+    sys.argv = [module, *argv]
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as exit:
+        code = exit.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+def read(stream, texts, number):
+    with os.fdopen(stream) as file:
+        texts[number] = file.read()
+
+results = []
+for module, argv, limit in json.load(sys.stdin):
+    began, texts, pipes = time.monotonic(), ["", ""], [os.pipe(), os.pipe()]
+    process = os.fork()
+    if process == 0:
+        child(module, argv, limit, [write for _, write in pipes])
+    readers = []
+    for number, (stream, write) in enumerate(pipes):
+        os.close(write)
+        readers.append(threading.Thread(target=read, args=(stream, texts, number)))
+        readers[-1].start()
+    for reader in readers:
+        reader.join()
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    results.append([code, *texts, time.monotonic() - began])
+json.dump(results, sys.stdout)
+"""
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def environment() -> dict[str, str]:
+    """The tests' compilation cache, no proxy of the machine's own settings."""
+    cache = os.path.expanduser("~/.cache/seqboat/tests")
+    kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
+    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "COLUMNS": "100"}
+
+
+def run_all(commands: list[tuple[str, list[str], int | None]]) -> list[Done]:
+    """(module, arguments, limit of a file's size) -> what each did."""
+    command = [sys.executable, "-W", "ignore", "-c", DRIVER]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Done(*result) for result in json.loads(done.stdout)]
+
+
+def program(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"experiments.{name}", *arguments]
+
+
+def assert_one_line(done: Done) -> str:
+    """The error, without its `error: `."""
+    assert done.code == 2, done
+    assert done.err.startswith("error: "), done.err
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.endswith("\n")
+    for noise in ("Traceback", "\\n", "\\'", "config_config"):
+        assert noise not in done.err
+    return done.err.removeprefix("error: ")
+
+
+# Command lines: {tmp} is a folder with the files below, {run} a copy of a trained run.
+
+SMALL = [f"--config.task.{split}_examples=40" for split in ("train", "validation", "test")]
+QUICK = ["--config=configs/quickstart.py", "--workdir={tmp}/new", *SMALL]
+CONFIGS = {
+    "syntax.py": "def get_config(:\n",
+    "raises.py": "def get_config():\n    return {}['missing']\n",
+    "divides.py": "def get_config():\n    return 1 / 0\n",
+    "imports.py": "import no_such_package\n",
+    "empty.py": "",
+}
+TRAIN: dict[str, tuple[list[str], str]] = {
+    "no config": (["--workdir={tmp}/new"], "--config=FILE is missing"),
+    "no workdir": (["--config=configs/quickstart.py"], "--workdir=DIR is missing"),
+    "config file missing": (["--config=configs/nothing.py", "--workdir={tmp}/new"], "configs/nothing.py"),
+    "config is a directory": (["--config=configs", "--workdir={tmp}/new"], "'configs'"),
+    "syntax error": (["--config={tmp}/syntax.py", "--workdir={tmp}/new"], "syntax.py, line 1: invalid syntax"),
+    "config raises": (["--config={tmp}/raises.py", "--workdir={tmp}/new"], "missing"),
+    "config divides by zero": (["--config={tmp}/divides.py", "--workdir={tmp}/new"], "division by zero"),
+    "config imports": (["--config={tmp}/imports.py", "--workdir={tmp}/new"], "no_such_package"),
+    "no get_config": (["--config={tmp}/empty.py", "--workdir={tmp}/new"], "get_config"),
+    "unknown field": ([*QUICK, "--config.train.stesp=5"], 'Did you mean "steps" instead of "stesp"'),
+    "unknown group": ([*QUICK, "--config.trian.steps=5"], "train"),
+    "unknown flag": ([*QUICK, "--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir ?"),
+    "unexpected argument": ([*QUICK, "train"], "unexpected argument 'train': flags are written --name=value"),
+    "wrong type": ([*QUICK, "--config.train.steps=abc"], "--config.train.steps=abc"),
+    "float for an int": ([*QUICK, "--config.train.steps=1.5"], "--config.train.steps=1.5"),
+    "refused value": (
+        [*QUICK, "--config.model.window_size=0"],
+        "config.model.window_size=0: must be at least 1, or None for no limit",
+    ),
+    "refused seed": ([*QUICK, "--config.seed=-1"], "config.seed=-1: must be in 0..4294967295"),
+    "rule without effect": (
+        [*QUICK, "--config.optimizer.weight_decays=(('decoder', 0.0),)"],
+        "config.optimizer.weight_decays: 'decoder' matches no parameter; there are ",
+    ),
+    "unknown variant": (
+        ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
+        "unknown variant 'small': there are paper, tiny, full, always, no_attention, s4d",
+    ),
+    "variant of a config without": (["--config=configs/quickstart.py:tiny", "--workdir={tmp}/new"], "get_config()"),
+    "data missing": (
+        ["--config=configs/lra/text.py", "--workdir={tmp}/new", "--config.data_dir={tmp}/data"],
+        "data set 'imdb_reviews/plain_text' is not in {tmp}/data",
+    ),
+    "workdir is a file": (
+        ["--config=configs/quickstart.py", "--workdir={tmp}/syntax.py", *SMALL],
+        "cannot write checkpoints in {tmp}/syntax.py/checkpoints: Not a directory",
+    ),
+    "workdir with a foreign checkpoint": (
+        ["--config=configs/quickstart.py", "--workdir={tmp}/foreign", *SMALL],
+        "was not written by seqboat",
+    ),
+    "init_from nothing": ([*QUICK[:1], "--workdir={tmp}/init", *SMALL, "--init_from={tmp}/nothing"], "{tmp}/nothing"),
+}
+EVALUATE: dict[str, tuple[list[str], str]] = {
+    "no workdir": ([], "workdir"),
+    "missing workdir": (["--workdir={tmp}/nothing"], "there is no work directory {tmp}/nothing"),
+    "workdir is a file": (["--workdir={tmp}/syntax.py"], "there is no work directory {tmp}/syntax.py"),
+    "no checkpoints": (["--workdir={tmp}/data"], "there is no checkpoint directory {tmp}/data/checkpoints"),
+    "empty checkpoints": (["--workdir={tmp}/started"], "there is no checkpoint in {tmp}/started/checkpoints yet"),
+    "damaged": (["--workdir={tmp}/damaged"], "no usable one is left"),
+    "damaged step": (["--workdir={tmp}/damaged", "--step=4"], "step 4 in {tmp}/damaged/checkpoints is damaged"),
+    "foreign": (["--workdir={tmp}/foreign"], "was not written by seqboat"),
+    "unknown split": (["--workdir={run}", "--split=dev"], "no evaluation split 'dev'; this task has: validation, test"),
+    "unknown step": (["--workdir={run}", "--step=3"], "there is no checkpoint of step 3 in {run}/checkpoints"),
+    "negative step": (["--workdir={run}", "--step=-1"], "--step=-1"),
+    "step is no number": (["--workdir={run}", "--step=best"], "--step=best"),
+}
+
+
+def copy(run: Path, target: Path) -> Path:
+    return Path(shutil.copytree(run, target))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, trained) -> Path:
+    tmp = tmp_path_factory.mktemp("programs")
+    for name, text in CONFIGS.items():
+        (tmp / name).write_text(text)
+    for name in ("data", "started/checkpoints"):
+        (tmp / name).mkdir(parents=True)
+    with ocp.CheckpointManager(tmp / "foreign/checkpoints") as manager:
+        manager.save(3, args=ocp.args.StandardSave({"params": jnp.ones(3)}))
+    copy(trained, tmp / "run")
+    for step in (2, 4):
+        state = copy(trained, tmp / "damaged") / f"checkpoints/{step}/state" if step == 2 else None
+        state = state or tmp / f"damaged/checkpoints/{step}/state"
+        largest = max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        data = bytearray(largest.read_bytes())
+        data[len(data) // 2] ^= 1
+        largest.write_bytes(data)
+    return tmp
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> dict[tuple[str, str], Done]:
+    fill = lambda text: text.format(tmp=folder, run=folder / "run")
+    cases = [(module, name, case[0]) for module, of in (("train", TRAIN), ("evaluate", EVALUATE)) for name, case in of.items()]
+    commands: list[Any] = [(f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in cases]
+    return {(module, name): done for (module, name, _), done in zip(cases, run_all(commands), strict=True)}
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_train_refuses(results, folder, name):
+    done = results["train", name]
+    assert TRAIN[name][1].format(tmp=folder) in assert_one_line(done)
+    assert done.out == ""
+    assert done.seconds < 30  # at once: no compilation, no download, no retry
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("name", EVALUATE)
+def test_evaluate_refuses(results, folder, name):
+    done = results["evaluate", name]
+    assert EVALUATE[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
+    assert done.out == ""
+    assert not list(folder.glob("*/evaluation_*"))
+
+
+def test_a_real_process_fails_like_its_forks(results, folder):
+    done = subprocess.run(
+        program("train", "--config=configs/quickstart.py", "--config.train.stesp=5"),
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", results["train", "unknown field"].err)
+
+
+# A full disk
+
+
+def arguments_of(tiny: dict[str, Any], workdir: Path, steps: int) -> list[str]:
+    leaves = [f"--config.{group}.{name}={tiny[group][name]}" for group in ("task", "train") for name in tiny[group]]
+    widths = ("layers", "features", "key_size", "value_size", "state_size", "window_size", "block_size")
+    leaves += [f"--config.model.{name}={tiny['model'][name]}" for name in widths]
+    leaves += [f"--config.optimizer.warmup_steps={tiny['optimizer']['warmup_steps']}"]
+    return ["--config=configs/quickstart.py", f"--workdir={workdir}", *leaves, f"--config.train.steps={steps}"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        pytest.param(600, "could not rewrite {tmp}/run/metrics.jsonl: File too large", marks=pytest.mark.slow),
+        (3000, "could not save the checkpoint of step 6 to {tmp}/run/checkpoints: File too large; the last good"),
+        pytest.param(8000, "could not save the checkpoint of step 6 to", marks=pytest.mark.slow),
+    ],
+    ids=["metrics", "every array", "some arrays"],
+)
+def test_a_full_disk_stops_training_and_the_same_command_goes_on(trained, tiny, tmp_path, limit, message):
+    """No file may grow beyond a limit, which fails where a full disk does. The compilation cache fails as well."""
+    workdir = copy(trained, tmp_path / "run")
+    arguments = arguments_of(tiny(), workdir, steps=8)
+    failed, again = run_all([("experiments.train", arguments, limit), ("experiments.train", arguments, None)])
+    line = assert_one_line(failed)
+    assert line.startswith(message.format(tmp=tmp_path))
+    if limit > 600:
+        assert "the last good checkpoint is step 4; free some space and run the same command again" in line
+    assert (again.code, again.err) == (0, "")
+    assert "going on from step 4" in again.out
+    assert "done: step 8" in again.out
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps()[-1] == 8
+    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 3, 4, 6, 8]
+
+
+# What they do
+
+
+@pytest.mark.slow
+def test_train_then_evaluate(tiny, tmp_path):
+    began = time.monotonic()
+    workdir = tmp_path / "run"
+    run = lambda command: subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    done = run(program("train", *arguments_of(tiny(), workdir, steps=4)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "done: step 4" in done.stdout
+    done = run(program("evaluate", f"--workdir={workdir}", "--split=validation"))
+    assert (done.returncode, done.stderr) == (0, "")
+    best = Checkpoints(workdir / "checkpoints", best_metric="accuracy", read_only=True).best_step()
+    result = json.loads((workdir / f"evaluation_validation_{best}.json").read_text())
+    assert f"written to {workdir}/evaluation_validation_{best}.json" in done.stdout
+    logged = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+    (expected,) = [record for record in logged if record["kind"] == "evaluation" and record["step"] == best]
+    assert {name: result[name] for name in ("loss", "accuracy", "activation_rate")} == {
+        name: expected[name] for name in ("loss", "accuracy", "activation_rate")
+    }
+    assert 0 < result["trivial"]["accuracy"] < 1
+    assert result["split"] == "validation"
+    assert not list(workdir.glob("*.partial"))
+    assert time.monotonic() - began < 300

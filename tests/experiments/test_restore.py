@@ -1,0 +1,258 @@
+"""Parameters from a run or a file: exactly what was trained, and nothing in a file is ever executed."""
+
+import io
+import json
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.loop import evaluate
+from experiments.reporting import METRICS_FILE
+from experiments.restore import load, read_state
+
+ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(2.5, np.float32)}
+
+
+# A run
+
+
+def test_a_loaded_model_evaluates_as_in_training(trained):
+    """The best step by default, or the step asked for: to the last bit of every metric."""
+    lines = [json.loads(line) for line in (trained / METRICS_FILE).read_text().splitlines()]
+    (logged,) = [line for line in lines if line["kind"] == "evaluation"]
+    for step in (None, 4):
+        run = load(trained, step)
+        assert run.step == 4
+        task = run.experiment.task
+        values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, task.evaluation_batches("validation"))
+        assert values == {name: logged[name] for name in values}
+        assert set(logged) - set(values) == {"step", "kind", "split"}
+
+
+def test_a_loaded_model_can_be_applied(trained):
+    run = load(str(trained), 2)
+    assert run.step == 2
+    batch = jax.tree.map(jax.numpy.asarray, run.experiment.task.train_batch(0))
+    out = jax.jit(run.experiment.model.apply)(run.variables, batch["inputs"], batch["lengths"])
+    assert out.logits.shape == (8, 10)
+    assert np.isfinite(out.logits).all()
+
+
+def test_loading_writes_nothing(trained):
+    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    load(trained)
+    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_the_data_may_lie_elsewhere(trained, tmp_path):
+    assert load(trained, data_dir=str(tmp_path)).experiment.config.data_dir == str(tmp_path)
+    assert load(trained).experiment.config.data_dir is None
+
+
+def test_there_is_no_run(trained, tmp_path):
+    with pytest.raises(UserError, match="there is no work directory .*nothing"):
+        load(tmp_path / "nothing")
+    with pytest.raises(UserError, match="there is no checkpoint directory .*checkpoints: was this run ever started"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint of step 3 in .*; there are \[2, 4\]"):
+        load(trained, 3)
+
+
+@pytest.mark.parametrize("meta", [{}, {"config": None}, {"config": [1]}])
+def test_a_checkpoint_without_a_config(tmp_path, meta):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"x": np.ones(2, np.float32)}, meta)
+    with pytest.raises(UserError, match="holds no config: was it made by another program"):
+        load(tmp_path)
+
+
+def test_a_config_of_another_version(trained, tmp_path):
+    config = Checkpoints(trained / "checkpoints", read_only=True).read_meta()["config"]
+    config["model"]["depth"] = 3
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"x": np.ones(2, np.float32)}, {"config": config})
+    with pytest.raises(UserError, match=r"config\.model\.depth: unknown field"):
+        load(tmp_path)
+
+
+# Files
+
+
+def assert_arrays(state: dict[str, np.ndarray]) -> None:
+    assert set(state) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert type(state[name]) is np.ndarray
+        assert state[name].dtype == np.float32
+        np.testing.assert_array_equal(state[name], array)
+
+
+def assert_one_line(path: Path, *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_state(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert len(message) < 400
+    for part in parts:
+        assert part in message
+
+
+def test_npz(tmp_path):
+    np.savez(tmp_path / "state.npz", **ARRAYS)
+    assert_arrays(read_state(tmp_path / "state.npz"))
+
+
+def test_safetensors(tmp_path):
+    pytest.importorskip("safetensors", reason="safetensors is a package of requirements-dev.txt")
+    from safetensors.numpy import save_file
+
+    save_file(ARRAYS, tmp_path / "state.safetensors")
+    assert_arrays(read_state(tmp_path / "state.safetensors"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["state dict", "fairseq checkpoint"])
+def test_torch(tmp_path, suffix, wrapped):
+    torch = pytest.importorskip("torch", reason="PyTorch is optional: it only reads .pt files")
+    state = {name: torch.from_numpy(np.array(array)) for name, array in ARRAYS.items()}
+    torch.save({"model": state} if wrapped else state, tmp_path / f"state{suffix}")
+    assert_arrays(read_state(tmp_path / f"state{suffix}"))
+
+
+def test_a_torch_file_of_something_else(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is optional: it only reads .pt files")
+    for content in ([1, 2], {"epoch": 3}, {"model": {"x": 1}}):
+        torch.save(content, tmp_path / "state.pt")
+        assert_one_line(tmp_path / "state.pt", "holds no state dict: expected a mapping of names to tensors")
+
+
+def test_torch_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "state.pt").write_bytes(b"x")
+    assert_one_line(tmp_path / "state.pt", "reading it needs the package torch; pip install torch")
+
+
+def test_unknown_kinds_of_file(tmp_path):
+    for name in ("state.bin", "state.npy", "state"):
+        (tmp_path / name).write_bytes(b"x")
+        assert_one_line(tmp_path / name, "expected one of .npz, .safetensors, .pt, .pth")
+
+
+def zip_of(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return file.getvalue()
+
+
+def npz_of(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+WHOLE = npz_of(x=np.arange(1000.0))
+BROKEN = {
+    "empty": b"",
+    "text": b"no array\n" * 20,
+    "cut short": WHOLE[:200],
+    "flipped": flipped(WHOLE, len(WHOLE) // 2),
+    "member is no array": zip_of(x=b"hello"),
+    "header is code": zip_of(x=b"\x93NUMPY\x01\x00" + struct.pack("<H", 40) + b"__import__('os').getcwd()".ljust(40)),
+    "size beyond memory": zip_of(
+        x=b"\x93NUMPY\x01\x00"
+        + struct.pack("<H", 118)
+        + b"{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999999,), }".ljust(117)
+        + b"\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")  # numpy leaves a failed file to gc
+def test_broken_npz_files(tmp_path, name):
+    (tmp_path / "state.npz").write_bytes(BROKEN[name])
+    assert_one_line(tmp_path / "state.npz", "cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"text" * 10,
+        struct.pack("<Q", 2**60) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 70) + b'{"x":{"dtype":"F32","shape":[100],"data_offsets":[0,400]}}'.ljust(70) + b"short",
+    ],
+    ids=["empty", "text", "header beyond the file", "header is a list", "data cut short"],
+)
+def test_broken_safetensors_files(tmp_path, data):
+    pytest.importorskip("safetensors", reason="safetensors is a package of requirements-dev.txt")
+    (tmp_path / "state.safetensors").write_bytes(data)
+    assert_one_line(tmp_path / "state.safetensors", "cannot be read: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"text" * 10, WHOLE[:200]], ids=["empty", "text", "half a zip"])
+def test_broken_torch_files(tmp_path, data):
+    pytest.importorskip("torch", reason="PyTorch is optional: it only reads .pt files")
+    (tmp_path / "state.pt").write_bytes(data)
+    assert_one_line(tmp_path / "state.pt", "cannot be read: ")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for suffix in (".npz", ".safetensors"):
+        assert_one_line(tmp_path / f"nothing{suffix}")
+
+
+class Evil:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_the_evil_pickle_would_act(tmp_path):
+    """So that the tests below can fail."""
+    pickle.loads(pickle.dumps(Evil(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path):
+    target = tmp_path / "executed"
+    np.savez(tmp_path / "state.npz", good=np.ones(2), evil=np.array([Evil(target)], dtype=object))
+    assert_one_line(tmp_path / "state.npz", "cannot be read: ")
+    (tmp_path / "state.npz").write_bytes(pickle.dumps(Evil(target)))  # numpy takes any other file for a pickle
+    assert_one_line(tmp_path / "state.npz", "cannot be read: ")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_an_evil_torch_file_is_not_unpickled(tmp_path, protocol):
+    """Without PyTorch nothing reads it, with it a reader that executes nothing: either way one line."""
+    target = tmp_path / "executed"
+    evil = pickle.dumps({"model": Evil(target)}, protocol=protocol)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("state/data.pkl", evil)
+        file.writestr("state/version", "3\n")
+        file.writestr("state/byteorder", "little")
+    for data in (evil, archive.getvalue()):
+        (tmp_path / "state.pt").write_bytes(data)
+        assert_one_line(tmp_path / "state.pt")
+    assert not target.exists()

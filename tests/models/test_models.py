@@ -1,0 +1,297 @@
+"""Classifier and language model: composition adds nothing of its own, and configurations say what is wrong."""
+
+import dataclasses
+import difflib
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import F32, assert_close, jit, normal, random_like, rms, tree_rms
+
+from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
+from seqboat.layers.sparse_activation import RouterConfig
+from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.models.encoder import Encoder, EncoderConfig
+from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+
+D, LAYERS, VOCABULARY, CLASSES = 8, 2, 5, 3
+BATCH, LENGTH = 3, 9
+LENGTHS = jnp.array([9, 4, 0])
+LAYER = LayerConfig(D, 4, 6, state_size=4, window_size=3, causal=True, max_positions=8, block_size=4)
+ENCODER = EncoderConfig(LAYER, LAYERS, remat="none")
+CLASSIFIER = ClassifierConfig(ENCODER, CLASSES, VOCABULARY, sinusoid=True)
+LANGUAGE = LanguageModelConfig(ENCODER, VOCABULARY)
+GOLDEN = Path(__file__).parents[1] / "golden" / "parameter_tree.txt"
+
+
+def tokens(seed=0, length=LENGTH, batch=BATCH):
+    return jnp.asarray(np.random.default_rng(seed).integers(VOCABULARY, size=(batch, length)))
+
+
+def shapes(model, *inputs):
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+def encoder_inputs():
+    return normal(0, BATCH, LENGTH, D), jnp.arange(LENGTH)[None] < LENGTHS[:, None]
+
+
+# The encoder.
+
+
+@pytest.mark.parametrize("norm_placement", ["pre", "post"])
+def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
+    """Values, stats and gradients of SeqBoat layers that each take their slice of the stacked parameters."""
+    config = dataclasses.replace(ENCODER, layer=dataclasses.replace(LAYER, norm_placement=norm_placement))
+    x, valid = encoder_inputs()
+    params = random_like(shapes(Encoder(config), x, valid))["params"]
+    cotangent = jnp.where(valid[..., None], normal(1, BATCH, LENGTH, D), 0)
+
+    def loop(params, x):
+        stats = []
+        for i in range(LAYERS):
+            mine = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+            x, decided = SeqBoatLayer(config.layer).apply({"params": mine}, x, valid)
+            stats.append(decided)
+        if norm_placement == "pre":
+            norm = config.layer.make_norm("final_norm")
+            x = norm.apply({"params": params["final_norm"]}, x, valid, False)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
+
+    def scalar(run):
+        def value(params, x):
+            y, stats = run(params, x)
+            return jnp.vdot(y, cotangent), (y[valid], stats)
+
+        return jit(jax.grad(value, argnums=(0, 1), has_aux=True))(params, x)
+
+    gradients, out = scalar(lambda params, x: Encoder(config).apply({"params": params}, x, valid))
+    expected, wanted = scalar(loop)
+    assert 0 < wanted[1].active.sum() < LAYERS * 13
+    assert_close(out, wanted)
+    assert_close(gradients, expected, floor=1e-2 * tree_rms(expected))
+
+
+def test_what_is_stored_for_the_backward_pass_changes_no_number():
+    x, valid = encoder_inputs()
+    variables = random_like(shapes(Encoder(ENCODER), x, valid))
+    cotangent = jnp.where(valid[..., None], normal(1, BATCH, LENGTH, D), 0)
+
+    def run(remat):
+        model = Encoder(dataclasses.replace(ENCODER, remat=remat))
+        value = lambda params: jnp.vdot(model.apply({"params": params}, x, valid)[0], cotangent)
+        return jit(jax.value_and_grad(value))(variables["params"])
+
+    expected = run("none")
+    for remat in ("dots", "layer"):
+        assert_close(run(remat), expected, floor=1e-2 * tree_rms(expected[1]))
+
+
+def test_every_layer_starts_from_its_own_numbers():
+    params = jit(Encoder(ENCODER).init)(jax.random.key(0), *encoder_inputs())["params"]["layers"]
+    kernels = [params["ssm"][name] for name in ("delta", "alpha", "beta", "gamma", "omega")]
+    kernels += [params["skip_projection"]["kernel"], params["gau"]["gamma"], params["gau"]["output"]["kernel"]]
+    for leaf in (*kernels, params["sparse"]["configurator"]["logits"]["kernel"]):
+        assert leaf.shape[0] == LAYERS
+        assert rms(leaf[0] - leaf[1]) > 1e-3
+
+
+# Invariances of the models.
+
+
+@functools.cache
+def compiled(model):
+    return jit(model.apply)
+
+
+def classify(config, variables, inputs, lengths):
+    return compiled(Classifier(config))(variables, inputs, lengths)
+
+
+@pytest.mark.parametrize("config", [CLASSIFIER, dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False)])
+def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config):
+    inputs = tokens()
+    variables = random_like(shapes(Classifier(config), inputs, LENGTHS))
+    out = classify(config, variables, inputs, LENGTHS)
+    assert out.logits.shape == (BATCH, CLASSES)
+    assert out.logits.dtype == jnp.float32
+    assert out.layers.active.shape == (LAYERS, 1)
+    assert_close(out.layers.elements, np.full(LAYERS, 13.0))
+    padding = jnp.arange(LENGTH)[None] >= LENGTHS[:, None]
+    assert_close(classify(config, variables, jnp.where(padding, 1, inputs), LENGTHS), out)
+    longer = jnp.concatenate([inputs[1:2], tokens(1, 4, 1)], 1)
+    assert_close(classify(config, variables, longer, LENGTHS[1:2]).logits, out.logits[1:2])
+    mates = inputs.at[jnp.array([0, 2])].set(tokens(2, LENGTH, 2))
+    assert_close(classify(config, variables, mates, jnp.array([3, 4, 9])).logits[1], out.logits[1])
+
+
+def test_the_mean_is_taken_over_the_true_length():
+    """A linear head over the mean of what the encoder gives the real elements; nothing gives the head's bias."""
+    config = dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False, vocabulary_size=None)
+    inputs, (_, valid) = normal(0, BATCH, LENGTH, 4), encoder_inputs()
+    variables = random_like(shapes(Classifier(config), inputs, LENGTHS))
+    params = variables["params"]
+    projection, head = params["embedding"]["projection"], params["head"]
+    x = jnp.where(valid[..., None], inputs @ projection["kernel"] + projection["bias"][None, None], 0)
+    encoded = np.asarray(compiled(Encoder(ENCODER))({"params": params["encoder"]}, x, valid)[0], np.float64)
+    means = np.stack([encoded[i, :length].sum(0) / max(length, 1) for i, length in enumerate(LENGTHS.tolist())])
+    logits = classify(config, variables, inputs, LENGTHS).logits
+    assert_close(logits, means @ np.asarray(head["kernel"]) + np.asarray(head["bias"]))
+    assert_close(logits[2], head["bias"])
+
+
+def generate(variables, inputs, lengths=LENGTHS):
+    return compiled(LanguageModel(LANGUAGE))(variables, inputs, lengths)
+
+
+def test_language_model_depends_on_the_past_alone():
+    """By exchanging symbols, and by the gradient of the logits with respect to the embedded symbols."""
+    inputs = tokens()
+    variables = random_like(shapes(LanguageModel(LANGUAGE), inputs, LENGTHS))
+    full = jnp.full(BATCH, LENGTH)
+    out = generate(variables, inputs, full)
+    assert out.logits.shape == (BATCH, LENGTH, VOCABULARY)
+    for t in (0, 5):
+        later = inputs.at[:, t + 1 :].set(tokens(1)[:, t + 1 :])
+        other = generate(variables, later, full).logits
+        assert_close(other[:, : t + 1], out.logits[:, : t + 1])
+        assert rms(other[:, t + 1 :] - out.logits[:, t + 1 :]) > 1e-3
+    x, encoder = normal(0, BATCH, LENGTH, D), {"params": variables["params"]["encoder"]}
+    valid = jnp.ones((BATCH, LENGTH), bool)
+    value = lambda x, t: Encoder(ENCODER).apply(encoder, x, valid)[0][:, t].sum()
+    gradient = jit(jax.grad(value))(x, 4)
+    assert rms(gradient[:, 5:]) <= F32 * rms(gradient[:, :5])  # the rounding of the FFT
+    assert (np.abs(np.asarray(gradient[:, 4])) > 0).any(1).all()
+
+
+def test_language_model_ignores_padding_and_batch_mates():
+    inputs = tokens()
+    variables = random_like(shapes(LanguageModel(LANGUAGE), inputs, LENGTHS))
+    out = generate(variables, inputs).logits[1, :4]
+    longer = jnp.concatenate([inputs[1:2], tokens(1, 4, 1)], 1)
+    assert_close(generate(variables, longer, LENGTHS[1:2]).logits[0, :4], out)
+    mates = inputs.at[jnp.array([0, 2])].set(tokens(2, LENGTH, 2))
+    assert_close(generate(variables, mates, jnp.array([3, 4, 9])).logits[1, :4], out)
+
+
+def test_dropout_needs_training_and_a_key():
+    dropping = dataclasses.replace(LAYER, dropout=0.5, hidden_dropout=0.5, attention_dropout=0.5)
+    model = LanguageModel(dataclasses.replace(LANGUAGE, encoder=dataclasses.replace(ENCODER, layer=dropping)))
+    inputs = tokens()
+    variables = random_like(shapes(model, inputs, LENGTHS))
+    run = jit(
+        lambda key, train: model.apply(variables, inputs, LENGTHS, train, rngs={"dropout": key}).logits,
+        static_argnums=1,
+    )
+    evaluated = run(jax.random.key(0), False)
+    assert_close(evaluated, generate(variables, inputs).logits)
+    trained = run(jax.random.key(0), True)
+    np.testing.assert_array_equal(trained, run(jax.random.key(0), True))
+    assert rms(trained - run(jax.random.key(1), True)) > 1e-2
+    assert rms(trained - evaluated) > 1e-2
+
+
+# What is refused.
+
+
+def layer(**fields):
+    return lambda: dataclasses.replace(LAYER, **fields)
+
+
+REFUSED = [
+    (layer(features=0), "features=0: must be at least 1"),
+    (layer(key_size=-1), "key_size=-1"),
+    (layer(value_size=0), "value_size=0"),
+    (layer(state_size=0), "state_size=0"),
+    (layer(max_positions=0), "max_positions=0"),
+    (layer(block_size=0), "block_size=0"),
+    (layer(window_size=0), "window_size=0: must be at least 1, or None"),
+    (layer(ssm_truncation=0), "ssm_truncation=0"),
+    (layer(dropout=1.0), r"dropout=1.0: must be in \[0, 1\)"),
+    (layer(hidden_dropout=-0.1), "hidden_dropout=-0.1"),
+    (layer(attention_dropout=1.5), "attention_dropout=1.5"),
+    (layer(feed_forward_size=-1), "feed_forward_size=-1"),
+    (layer(position="slot", window_size=None), "position='slot' needs a window_size"),
+    (layer(position="rotary", key_size=5), "key_size=5: rotary"),
+    (layer(ssm="s4d", ema_method="fft"), "ema_method='fft' with ssm='s4d'"),
+    (layer(router=RouterConfig(temperature_scale=0.0)), "temperature_scale=0.0: must be positive"),
+    (lambda: dataclasses.replace(ENCODER, layers=0), "layers=0"),
+    (lambda: dataclasses.replace(CLASSIFIER, classes=0), "classes=0"),
+    (lambda: dataclasses.replace(LANGUAGE, vocabulary_size=0), "vocabulary_size=0"),
+    (lambda: dataclasses.replace(CLASSIFIER, vocabulary_size=0), "vocabulary_size=0"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_impossible_values_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+CHOICES = [
+    "attention_function",
+    "position",
+    "ssm",
+    "ema_method",
+    "norm",
+    "norm_placement",
+    "activation",
+    "form",
+    "dtype",
+]
+
+
+@pytest.mark.parametrize("field", CHOICES)
+def test_unknown_choices_are_refused_by_name(field):
+    with pytest.raises(Exception, match=rf"{field}") as refused:
+        dataclasses.replace(LAYER, **{field: "other"})
+    assert "other" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"causal": False}, "causal=False"), ({"norm": "batch"}, "norm='batch'.*look ahead")]
+)
+def test_a_language_model_must_not_look_ahead(fields, message):
+    encoder = dataclasses.replace(ENCODER, layer=dataclasses.replace(LAYER, **fields))
+    with pytest.raises(ValueError, match=message):
+        LanguageModelConfig(encoder, VOCABULARY)
+
+
+# Parameter names are interface.
+
+EVERYTHING = dataclasses.replace(LAYER, ssm="s4d", feed_forward_size=7, position="t5", norm="rms")
+SPEECH = dataclasses.replace(LAYER, causal=False, norm="batch", norm_placement="post", position="slot")
+MODELS = {
+    "classifier of symbols": (Classifier(CLASSIFIER), tokens()),
+    "classifier of numbers, batch norm, centred router": (
+        Classifier(
+            ClassifierConfig(
+                EncoderConfig(dataclasses.replace(SPEECH, router=RouterConfig(centered=True)), LAYERS),
+                CLASSES,
+                head="linear",
+            )
+        ),
+        jnp.zeros((BATCH, LENGTH, 1)),
+    ),
+    "language model, S4D, feed-forward": (
+        LanguageModel(LanguageModelConfig(EncoderConfig(EVERYTHING, LAYERS), VOCABULARY)),
+        tokens(),
+    ),
+}
+
+
+def parameter_tree(model, inputs):
+    leaves = jax.tree_util.tree_leaves_with_path(shapes(model, inputs, LENGTHS))
+    return [f"{'/'.join(key.key for key in path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves]
+
+
+def test_parameter_trees_are_those_of_checkpoints():
+    """A changed line is a checkpoint that no longer loads: write the file anew only together with a migration."""
+    text = "".join(
+        f"# {name}\n" + "".join(f"{line}\n" for line in parameter_tree(*model)) + "\n" for name, model in MODELS.items()
+    )
+    golden = GOLDEN.read_text()
+    assert text == golden, "\n".join(difflib.unified_diff(golden.splitlines(), text.splitlines(), lineterm=""))

@@ -1,0 +1,153 @@
+"""Who may know whom: the imports of every file, read from its syntax tree.
+
+ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values; nobody unpickles.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STANDARD = set(sys.stdlib_module_names) - {"pickle", "_pickle", "shelve", "marshal"}
+ARRAYS = {"jax", "jaxlib", "numpy", "jaxtyping"}
+
+# What a file may import besides the standard library and its own package: the longest prefix of its path decides.
+ALLOWED = {
+    "seqboat": ARRAYS | {"flax", "optax", "seqboat"},
+    "seqboat/__init__.py": {"seqboat.version"},
+    "seqboat/version.py": set(),
+    "seqboat/ops": ARRAYS,
+    "seqboat/layers": ARRAYS | {"flax", "seqboat.ops"},
+    "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.layers"},
+    "seqboat/parallel": ARRAYS | {"flax"},
+    "seqboat/hyper": ARRAYS | {"flax", "optax"},
+    "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models"},
+    "configs": {"configs", "ml_collections"},
+}
+UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+
+
+def files(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(source: str, package: str) -> set[str]:
+    """Every module that a source imports, anywhere in it; relative ones are resolved against its package."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, node.module] if node.module else parents)
+            # `from seqboat import layers` imports seqboat.layers.
+            local = module.split(".")[0] in ("seqboat", "experiments", "configs")
+            found |= {f"{module}.{alias.name}" for alias in node.names} if local else {module}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+            found.add(node.args[0].value if isinstance(node.args[0], ast.Constant) else "?")
+    return found
+
+
+def within(module: str, packages: set[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def strangers(source: str, path: str) -> set[str]:
+    """What a file of seqboat or configs imports and may not."""
+    folder = max((name for name in ALLOWED if within(path.replace("/", "."), {name.replace("/", ".")})), key=len)
+    own = path.removesuffix(".py").replace("/", ".").rsplit(".", 1)[0]
+    known = ALLOWED[folder] | STANDARD | ({own} if folder.count("/") == 1 and not folder.endswith(".py") else set())
+    return {module for module in imports(source, own) if not within(module, known)}
+
+
+def touches_files(source: str) -> set[str]:
+    """Calls that open a file: by name, as a method of a path, or through numpy."""
+    readers = {
+        "open",
+        "read_text",
+        "read_bytes",
+        "write_text",
+        "write_bytes",
+        "load",
+        "save",
+        "savez",
+        "loadtxt",
+        "memmap",
+    }
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+    return {call for call in calls if call.split(".")[-1] in readers}
+
+
+LIBRARY = [str(path.relative_to(ROOT)) for path in files("seqboat")]
+VALUES = [str(path.relative_to(ROOT)) for path in files("configs")]
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *VALUES])
+def test_every_file_imports_only_whom_it_may_know(path):
+    assert strangers((ROOT / path).read_text(), path) == set()
+
+
+@pytest.mark.parametrize("path", LIBRARY)
+def test_the_library_opens_no_file(path):
+    assert touches_files((ROOT / path).read_text()) == set()
+
+
+@pytest.mark.parametrize("path", files("seqboat", "experiments", "configs"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nobody_imports_what_runs_code_on_loading(path):
+    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    assert not {module for module in imports(path.read_text(), package) if within(module, UNSAFE)}
+
+
+def test_there_is_something_to_check():
+    for folder in ("ops", "layers", "models", "interop"):
+        assert [path for path in LIBRARY if path.startswith(f"seqboat/{folder}/")]
+    assert "configs/base.py" in VALUES
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("seqboat/ops/planted.py", "import flax.linen as nn", {"flax.linen"}),
+        ("seqboat/ops/planted.py", "from seqboat.layers.ema import EMA", {"seqboat.layers.ema.EMA"}),
+        ("seqboat/ops/planted.py", "from seqboat import layers", {"seqboat.layers"}),
+        ("seqboat/ops/planted.py", "from ..layers import ema", {"seqboat.layers.ema"}),
+        ("seqboat/ops/planted.py", "import jax, math\nfrom seqboat.ops import ema\nfrom . import s4d", set()),
+        (
+            "seqboat/layers/planted.py",
+            "def f():\n    from seqboat.models.encoder import Encoder",
+            {"seqboat.models.encoder.Encoder"},
+        ),
+        (
+            "seqboat/layers/planted.py",
+            "import flax\nfrom seqboat.ops import ema\nfrom seqboat.layers import norm",
+            set(),
+        ),
+        ("seqboat/models/planted.py", "import experiments.train", {"experiments.train"}),
+        ("seqboat/models/planted.py", "from seqboat.layers.norm import NORMS\nimport optax", {"optax"}),
+        ("seqboat/hyper/planted.py", "from seqboat.layers import gau", {"seqboat.layers.gau"}),
+        ("seqboat/parallel/planted.py", "from seqboat.models import encoder", {"seqboat.models.encoder"}),
+        ("seqboat/interop/planted.py", "import torch\nimport pickle", {"torch", "pickle"}),
+        (
+            "seqboat/planted.py",
+            "import absl, orbax.checkpoint, grain, tensorflow",
+            {"absl", "orbax.checkpoint", "grain", "tensorflow"},
+        ),
+        (
+            "seqboat/planted.py",
+            "import importlib\nimportlib.import_module('tensorflow_datasets')",
+            {"tensorflow_datasets"},
+        ),
+        ("configs/lra/planted.py", "import jax\nfrom configs import base\nimport ml_collections", {"jax"}),
+        ("configs/planted.py", "from seqboat import version", {"seqboat.version"}),
+    ],
+)
+def test_the_check_finds_a_planted_import(path, source, found):
+    assert strangers(source, path) == found
+
+
+def test_the_check_finds_a_planted_file():
+    assert touches_files("with open('x') as f: pass") == {"open"}
+    assert touches_files("np.load('x'); Path('x').read_text()") == {"np.load", "Path('x').read_text"}
+    assert touches_files("x.reshape(3)") == set()
