@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.loop import evaluate, versions
+from experiments.loop import evaluate, hardware, versions
 from experiments.reporting import plain
 from experiments.restore import load
 
@@ -32,7 +32,7 @@ def main() -> None:
     trivial = task.trivial(split)
     plain_values = {name: plain(value) for name, value in values.items()}
     result = {"step": run.step, "split": split, **plain_values, "trivial": trivial, "seconds": seconds}
-    result |= {"config": run.experiment.values, "versions": versions(), "hardware": jax.devices()[0].device_kind}
+    result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     path = Path(_WORKDIR.value) / f"evaluation_{split}_{run.step}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ def versions() -> dict[str, str]:
     """What a result depends on besides the config."""
     found = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {"seqboat": __version__, "python": platform.python_version(), **found}
+
+
+def hardware() -> str:
+    """What a time depends on besides."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}"
 
 
 def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) -> None:
@@ -154,7 +160,7 @@ class _Run:
         self.report()
         if self.state.bad_step >= 0:
             self.stop()
-        meta = {"config": self.experiment.values, "versions": versions(), "hardware": jax.devices()[0].device_kind}
+        meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware()}
         headline = self.task.headline
         self.checkpoints.save(step, self.state, meta, None if metrics is None else {headline: metrics[headline]})
 
