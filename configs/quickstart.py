@@ -1,9 +1,10 @@
-"""Short ListOps in a few minutes on two CPU cores: make quickstart."""
+"""Short ListOps in a few minutes on two CPU cores: make quickstart. Variants: quickstart.py:no_attention and so on."""
 
 from configs import base
+from configs.variants import apply_variant
 
 
-def get_config():
+def get_config(variant: str = "paper"):
     config = base.get_config()
     config.task.name = "short_listops"
     config.task.train_examples = 40_000
@@ -14,4 +15,5 @@ def get_config():
     config.model.block_size = 64
     config.optimizer.update(learning_rate=4e-3, warmup_steps=200, weight_decay=0.01)
     config.train.update(steps=2000, batch_size=64, log_every=100, evaluate_every=500, checkpoint_every=500)
+    apply_variant(config, variant, tiny=lambda config: None)
     return config

@@ -4,10 +4,12 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -44,18 +46,37 @@ def _call(main: Callable[[], None]) -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, TypeError, KeyError, ValueError, OSError, ImportError) as error:
+    except Exception as error:  # a config file is a program, and runs here
         raise UserError(_one_line(error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
     return rest
 
 
+def read_config(flag: flags.FlagHolder) -> dict[str, Any]:
+    """The values of a config file and its overrides."""
+    if flag.value is None:
+        raise UserError(f"--{flag.name}=FILE is missing: for instance --{flag.name}=configs/quickstart.py")
+    try:
+        return flag.value.to_dict()
+    except Exception as error:  # ml_collections keeps the error of a file that is not there for the first access
+        raise UserError(f"--{flag.name}: {_one_line(error)}") from error
+
+
 def _one_line(error: BaseException) -> str:
-    """The first line that says something, without the trace that a config file's own error carries."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    config_error = next((line for line in reversed(lines) if "Error: " in line and not line.startswith("File")), None)
-    return config_error or (lines[0] if lines else traceback.format_exception_only(error)[-1].strip())
+    """What went wrong, without the trace that a config file's own error carries."""
+    while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps a KeyError
+        error = error.args[0]
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if missing := re.search(r"No such file or directory: '(.*?)'", text):
+        return f"there is no file {missing[1]}"
+    if unknown := re.fullmatch(r"'?(\w+)'?(?:\s*Did you mean \"(\w+)\".*)?", text):
+        return f"unknown field {unknown[1]!r} in the config" + (f"; did you mean {unknown[2]!r}?" if unknown[2] else "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = next((line for line in reversed(lines) if re.match(r"\w*(Error|Exception): ", line)), None)
+    return raised or " ".join(lines) or traceback.format_exception_only(error)[-1].strip()
 
 
 def _fail(message: str) -> None:

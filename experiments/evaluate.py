@@ -11,17 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
+from experiments.errors import UserError
 from experiments.loop import evaluate, hardware, versions
 from experiments.reporting import plain
 from experiments.restore import load
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
 def main() -> None:
+    if not _WORKDIR.value:
+        raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
     cli.use_compilation_cache()
     run = load(_WORKDIR.value, _STEP.value, _DATA_DIR.value)
     task, split = run.experiment.task, _SPLIT.value

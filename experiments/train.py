@@ -17,8 +17,7 @@ _INIT_FROM = flags.DEFINE_string("init_from", None, "Start from the parameters o
 
 
 def main() -> None:
-    if _CONFIG.value is None:
-        raise UserError("--config=FILE is missing: for instance --config=configs/quickstart.py")
+    values = cli.read_config(_CONFIG)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: where checkpoints and metrics go, for instance --workdir=runs/x")
     cli.use_compilation_cache()
@@ -27,7 +26,7 @@ def main() -> None:
     from experiments.loop import train
 
     init_from = Path(_INIT_FROM.value) if _INIT_FROM.value else None
-    train(build(_CONFIG.value.to_dict()), Path(_WORKDIR.value), init_from)
+    train(build(values), Path(_WORKDIR.value), init_from)
 
 
 if __name__ == "__main__":

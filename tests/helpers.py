@@ -60,10 +60,11 @@ def random_like(shapes):
     """Numbers for a tree of shapes, without compiling an initialiser: ~ N(0, 1/4), scales and variances around 1."""
 
     def fill(path, shape):
-        name = path[-1].key
-        x = normal(zlib.crc32(jax.tree_util.keystr(path).encode()), *shape.shape) / 2
-        x = 1 + jnp.tanh(x) / 2 if name in ("scale", "variance") else x
-        return x.astype(shape.dtype)
+        seed = zlib.crc32(jax.tree_util.keystr(path).encode())
+        x = np.random.default_rng(seed).standard_normal(shape.shape) / 2
+        if path[-1].key in ("scale", "variance"):
+            x = 1 + np.tanh(x) / 2
+        return jnp.asarray(x, shape.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
 

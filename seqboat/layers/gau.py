@@ -30,7 +30,7 @@ class GatedAttentionUnit(WindowedModule):
     max_positions: int
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
     def setup(self):
         dense = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=truncated_normal(), name=name)

@@ -34,6 +34,8 @@ class ClassifierConfig:
     def __post_init__(self):
         if self.classes < 1:
             raise ValueError(f"classes={self.classes}: must be at least 1")
+        if self.vocabulary_size is not None and self.vocabulary_size < 1:
+            raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1, or None for numbers")
         if self.head not in ("mlp", "linear"):
             raise ValueError(f"head={self.head!r}: must be one of mlp, linear")
 

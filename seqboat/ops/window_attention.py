@@ -82,6 +82,8 @@ def attend(
     phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with `weight` w_j
     enters with w_j times its exp(s) or phi(s). `drop` multiplies the weights (dropout). Scores and weights are float32.
     """
+    # What may not be read may hold anything, NaN too, and 0 * NaN is NaN.
+    k, v = (jnp.where(key.active[:, None], rows, jnp.zeros((), rows.dtype)) for rows in (k, v))
     if window.position == "rotary":
         q, k = positions.rotate(q, query.position), positions.rotate(k, key.position)
     q = (q.astype(jnp.float32) * window.scale(query, q.shape[-1])).astype(q.dtype)

@@ -1,6 +1,7 @@
 """A tiny experiment on short ListOps: a step compiles in seconds and runs in milliseconds."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from configs import quickstart
 from experiments.build import Experiment, build
 from experiments.loop import train
 from experiments.optimizers import make_optimizer
-from experiments.step import make_steps
+from experiments.step import TrainState, make_steps
 from seqboat.layers.sparse_activation import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
@@ -120,8 +121,14 @@ def light(tiny) -> Callable[..., Experiment]:
 
 
 @pytest.fixture(scope="session")
+def initial() -> Callable[[Experiment], TrainState]:
+    """The initial state of an experiment, by the program that the loop compiles."""
+    return lambda experiment: jax.jit(functools.partial(experiment.steps.init, experiment.config.seed))()
+
+
+@pytest.fixture(scope="session")
 def trained(tiny, tmp_path_factory) -> Path:
-    """The work directory of a run of 4 steps of the tiny SeqBoat. Not to be changed: copy it."""
+    """The work directory of a finished run of the tiny SeqBoat. Not to be changed: copy it."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train(build(tiny({"train.steps": 4})), workdir)
+    train(build(tiny()), workdir)
     return workdir

@@ -36,9 +36,7 @@ class Outer:
 
 def test_values_arrive():
     values = {"size": 2, "inner": {"rate": 1}, "limit": None, "axis": ("x", "y"), "flag": True, "rules": (("a", 1),)}
-    assert to_dataclass(Outer, values, "config") == Outer(
-        2, Inner(1.0), None, ("x", "y"), "x", True, (("a", 1),)
-    )
+    assert to_dataclass(Outer, values, "config") == Outer(2, Inner(1.0), None, ("x", "y"), "x", True, (("a", 1),))
     assert isinstance(to_dataclass(Outer, values, "config").inner.rate, float)
     assert to_dataclass(Outer, {"size": 2, "inner": Inner(0.25)}, "config").inner.rate == 0.25
     assert to_dataclass(Outer, {"size": 2, "axis": "x"}, "config").axis == "x"

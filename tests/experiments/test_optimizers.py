@@ -1,6 +1,7 @@
 """Optimisers against the published update rules written in plain numpy; schedules; groups of parameters by path."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -62,9 +63,9 @@ def published_run(config: OptimizerConfig, gradients: list[dict]) -> list[dict]:
             most = 2 / (1 - b2) - 1
             now = most - 2 * t * b2**t / (1 - b2**t)
             if now >= 5:
-                rectified = math.sqrt(
-                    (1 - b2**t) * (now - 4) / (most - 4) * (now - 2) / now * most / (most - 2)
-                ) / (1 - b1**t)
+                rectified = math.sqrt((1 - b2**t) * (now - 4) / (most - 4) * (now - 2) / now * most / (most - 2)) / (
+                    1 - b1**t
+                )
                 leaves[i] = leaves[i] - rate * rectified * first[i] / denominator
             else:
                 leaves[i] = leaves[i] - rate / (1 - b1**t) * first[i]
@@ -110,7 +111,7 @@ def test_radam_is_momentum_until_its_rate_has_five_degrees_of_freedom():
     config = dataclasses.replace(CONFIG, name="radam", warmup_steps=0, weight_decay=0.0, schedule="linear")
     ones = [jax.tree.map(lambda p: np.full(p.shape, 0.01), PARAMS)] * 8
     trajectory = [PARAMS, *run(config, ones)]
-    moved = [float(a["head"][0] - b["head"][0]) for a, b in zip(trajectory[:-1], trajectory[1:], strict=True)]
+    moved = [float(a["head"][0] - b["head"][0]) for a, b in itertools.pairwise(trajectory)]
     rates = [published_rate(config, t, STEPS) for t in range(8)]
     # Of a constant gradient g, momentum is exactly g.
     plain = [abs(step / rate / 0.01 - 1) < 1e-3 for step, rate in zip(moved, rates, strict=True)]

@@ -27,10 +27,11 @@ ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arra
 def test_a_loaded_model_evaluates_as_in_training(trained):
     """The best step by default, or the step asked for: to the last bit of every metric."""
     lines = [json.loads(line) for line in (trained / METRICS_FILE).read_text().splitlines()]
-    (logged,) = [line for line in lines if line["kind"] == "evaluation"]
-    for step in (None, 4):
-        run = load(trained, step)
-        assert run.step == 4
+    evaluations = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
+    best = max(evaluations, key=lambda step: (evaluations[step]["accuracy"], -step))
+    for step, expected in ((None, best), (6, 6)):
+        run, logged = load(trained, step), evaluations[expected]
+        assert run.step == expected
         task = run.experiment.task
         values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, task.evaluation_batches("validation"))
         assert values == {name: logged[name] for name in values}
@@ -58,11 +59,11 @@ def test_the_data_may_lie_elsewhere(trained, tmp_path):
 
 
 def test_there_is_no_run(trained, tmp_path):
-    with pytest.raises(UserError, match="there is no work directory .*nothing"):
+    with pytest.raises(UserError, match=r"there is no work directory .*nothing"):
         load(tmp_path / "nothing")
-    with pytest.raises(UserError, match="there is no checkpoint directory .*checkpoints: was this run ever started"):
+    with pytest.raises(UserError, match=r"there is no checkpoint directory .*checkpoints: was this run ever started"):
         load(tmp_path)
-    with pytest.raises(UserError, match=r"no checkpoint of step 3 in .*; there are \[2, 4\]"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 3 in .*; there are \[2, 4, 6\]"):
         load(trained, 3)
 
 
@@ -100,7 +101,7 @@ def assert_one_line(path: Path, *parts: str) -> None:
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
-    assert len(message) < 400
+    assert len(message) < 600
     for part in parts:
         assert part in message
 
