@@ -69,8 +69,8 @@ class Config:
     data_dir: str | None = None
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must not be negative")
+        if not 0 <= self.seed < 2**32:  # what a key of jax and grain's shuffle take
+            raise ValueError(f"seed={self.seed}: must be in 0..{2**32 - 1}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,10 +81,14 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _as_read_back(value: Any) -> Any:
+    """A value as JSON gives it back: sequences are lists."""
+    return [_as_read_back(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def differences(old: Any, new: Any, where: str = "config") -> list[str]:
     """The leaves in which two nested mappings of values differ, as `path: old -> new`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = sorted({*old, *new})
         return [line for name in names for line in differences(old.get(name), new.get(name), f"{where}.{name}")]
-    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
-    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+    return [] if _as_read_back(old) == _as_read_back(new) else [f"{where}: {old!r} -> {new!r}"]

@@ -29,14 +29,14 @@ def locate(experiment: Experiment, state: TrainState) -> str:
     """Runs the step that went wrong again and names the first value of the first layer, or the parameters' gradients,
     that are not finite. `state` still holds the parameters before that step."""
     step = int(state.bad_step)
-    batch = experiment.task.train_batch(step)
+    batch = jax.tree.map(jnp.asarray, experiment.task.train_batch(step))
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), step), 0)
 
     def objective(params):
-        return experiment.steps.objective(params, state.batch_stats, batch, key, ("batch_stats", "taps"))
+        return experiment.steps.objective(params, state.batch_stats, batch, key, 0.0, ("batch_stats", "taps"))
 
     gradient, (_, _, changed) = jax.jit(jax.grad(objective, has_aux=True))(state.params)
-    layer = _first_layer(changed["taps"])
+    layer = _first_layer(changed.get("taps", {}))
     if layer:
         return layer
     bad = [

@@ -44,14 +44,15 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
     was not: batches and dropout are functions of the step, and the sums of metrics are part of the state.
     """
     task, settings = experiment.task, experiment.config.train
+    init = functools.partial(experiment.steps.init, experiment.config.seed)
+    abstract = jax.eval_shape(init)  # finds mistakes of the config before anything is written
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=settings.keep_checkpoints,
         best_metric=task.headline,
         higher_is_better=task.higher_is_better,
     ) as checkpoints:
-        init = functools.partial(experiment.steps.init, experiment.config.seed)
-        restored = checkpoints.restore_latest(jax.eval_shape(init))
+        restored = checkpoints.restore_latest(abstract)
         state = restored.state if restored else jax.jit(init)()
         if restored is None and init_from is not None:
             state = dataclasses.replace(state, **initial_variables(experiment, init_from))
@@ -135,7 +136,7 @@ class _Run:
 
     def stop(self) -> None:
         """The state is still that of before the bad step: say where it went wrong; the checkpoints stay."""
-        step = int(self.state.bad_step)
+        step = int(self.state.bad_step) + 1  # as reports count: the first update is step 1
         where = locate(self.experiment, self.state)
         good = self.checkpoints.steps()
         raise UserError(

@@ -126,7 +126,8 @@ def adam_direction(config: OptimizerConfig, gradients: Any, state: AdamState) ->
 def by_path(tree: Any, rules: tuple, default: float, where: str) -> Any:
     """One number a leaf: the value of the last rule (regex, value) whose regex is found in the leaf's path."""
     for rule in rules:
-        if len(rule) != 2 or not isinstance(rule[0], str) or not isinstance(rule[1], int | float):
+        pair = isinstance(rule, tuple | list) and len(rule) == 2
+        if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], int | float):
             raise UserError(f"config.optimizer.{where}: {rule!r} is not a pair of a regular expression and a number")
     try:
         patterns = [(re.compile(pattern), float(value)) for pattern, value in rules]

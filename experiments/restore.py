@@ -75,7 +75,11 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                arrays = {name: file[name] for name in file.files}
+            other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+            if other:
+                raise ValueError(f"{other[0]} is no array")
+            return arrays
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 

@@ -63,7 +63,11 @@ def make_steps(
     `example` is a batch, for shapes.
     """
 
-    def objective(params, batch_stats, batch, key, mutable=("batch_stats",)):
+    def price_of(batch):
+        """The price of one element's probability, so that the sum over the batch is the mean over its elements."""
+        return activation_price * batch["weights"].sum() / jnp.maximum(batch["lengths"].sum(), 1)
+
+    def objective(params, batch_stats, batch, key, price=0.0, mutable=("batch_stats",)):
         out, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch["inputs"],
@@ -73,19 +77,20 @@ def make_steps(
             mutable=list(mutable),
         )
         total, weight, metrics = loss(out, batch)
-        probability = out.layers.probability.sum() / jnp.maximum(_choices(out.layers), 1)
         metrics = metrics | activation_metrics(out.layers)
-        return total + activation_price * weight * probability, (metrics, weight, changed)
+        choices = max(out.layers.probability.size, 1)  # layers x modules
+        return total + price * out.layers.probability.sum() / choices, (metrics, weight, changed)
 
     def gradients(params, batch_stats, batch, key):
         """Gradient of the mean, metrics, and new batch statistics, over `accumulate` parts."""
+        price = price_of(batch)
         parts = jax.tree.map(lambda a: a.reshape(accumulate, a.shape[0] // accumulate, *a.shape[1:]), batch)
 
         def one(carry, part_and_index):
             summed, stats = carry
             part, index = part_and_index
             grad = jax.grad(objective, has_aux=True)
-            gradient, (metrics, weight, changed) = grad(params, stats, part, jax.random.fold_in(key, index))
+            gradient, (metrics, weight, changed) = grad(params, stats, part, jax.random.fold_in(key, index), price)
             return (jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})), (metrics, weight)
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
@@ -145,10 +150,6 @@ def activation_metrics(layers: ActivationStats) -> Sums:
         "confidence": (squeeze(layers.confidence), squeeze(layers.active)),
         "temperature": (squeeze(layers.temperature), jnp.ones_like(squeeze(layers.temperature))),
     }
-
-
-def _choices(layers: ActivationStats) -> jax.Array:
-    return layers.elements.sum() * layers.active.shape[-1]
 
 
 def means(sums: Sums) -> dict[str, Any]:

@@ -78,8 +78,6 @@ class LayerConfig:
             raise ValueError(f"key_size={self.key_size}: rotary positions turn pairs, so it must be even")
         if self.ssm == "s4d" and self.ema_method != "auto":
             raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': leave it at 'auto'")
-        if self.router.temperature_scale <= 0:
-            raise ValueError(f"temperature_scale={self.router.temperature_scale}: must be positive")
 
     def make_norm(self, name: str) -> nn.Module:
         extra = (

@@ -63,6 +63,10 @@ class RouterConfig:
     initial_bias: float = 0.0
     temperature_scale: float = 1.0
 
+    def __post_init__(self):
+        if not self.temperature_scale > 0:
+            raise ValueError(f"temperature_scale={self.temperature_scale}: must be positive")
+
 
 class Decision(NamedTuple):
     """For M modules: `active` (B, L, M) bool, `probability` of activating and `confidence` in the decision (B, L, M),

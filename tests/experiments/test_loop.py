@@ -62,7 +62,7 @@ def test_a_run(light, tmp_path, capsys):
     meta = Checkpoints(tmp_path / "run/checkpoints", read_only=True).read_meta()
     assert meta["config"] == json.loads(json.dumps(experiment.values))
     assert set(meta["versions"]) == {"seqboat", "python", *loop.VERSIONED}
-    assert meta["hardware"] == "cpu"
+    assert "cpu" in meta["hardware"]
 
 
 def test_reported_means_are_of_the_steps_since_the_last_report(light, initial, tmp_path):

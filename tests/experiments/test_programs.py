@@ -120,6 +120,7 @@ CONFIGS = {
     "divides.py": "def get_config():\n    return 1 / 0\n",
     "imports.py": "import no_such_package\n",
     "empty.py": "",
+    "plain.py": "from configs import base\n\n\ndef get_config():\n    return base.get_config()\n",
 }
 TRAIN: dict[str, tuple[list[str], str]] = {
     "no config": (["--workdir={tmp}/new"], "--config=FILE is missing"),
@@ -131,7 +132,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "config divides by zero": (["--config={tmp}/divides.py", "--workdir={tmp}/new"], "division by zero"),
     "config imports": (["--config={tmp}/imports.py", "--workdir={tmp}/new"], "no_such_package"),
     "no get_config": (["--config={tmp}/empty.py", "--workdir={tmp}/new"], "get_config"),
-    "unknown field": ([*QUICK, "--config.train.stesp=5"], 'Did you mean "steps" instead of "stesp"'),
+    "unknown field": ([*QUICK, "--config.train.stesp=5"], "unknown field 'stesp' in the config; did you mean 'steps'?"),
     "unknown group": ([*QUICK, "--config.trian.steps=5"], "train"),
     "unknown flag": ([*QUICK, "--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir ?"),
     "unexpected argument": ([*QUICK, "train"], "unexpected argument 'train': flags are written --name=value"),
@@ -150,7 +151,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
         "unknown variant 'small': there are paper, tiny, full, always, no_attention, s4d",
     ),
-    "variant of a config without": (["--config=configs/quickstart.py:tiny", "--workdir={tmp}/new"], "get_config()"),
+    "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
     "data missing": (
         ["--config=configs/lra/text.py", "--workdir={tmp}/new", "--config.data_dir={tmp}/data"],
         "data set 'imdb_reviews/plain_text' is not in {tmp}/data",
@@ -225,6 +226,10 @@ def test_train_refuses(results, folder, name):
     assert TRAIN[name][1].format(tmp=folder) in assert_one_line(done)
     assert done.out == ""
     assert done.seconds < 30  # at once: no compilation, no download, no retry
+
+
+def test_no_mistake_leaves_a_work_directory(results, folder):
+    assert {code for code, *_ in results.values()} == {2}
     assert not (folder / "new").exists()
 
 
