@@ -70,6 +70,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = text.replace("module 'config_config'", "the config file")  # the name ml_collections loads it by
     if missing := re.search(r"No such file or directory: '(.*?)'", text):
         return f"there is no file {missing[1]}"
     if unknown := re.fullmatch(r"'?(\w+)'?(?:\s*Did you mean \"(\w+)\".*)?", text):

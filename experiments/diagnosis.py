@@ -35,10 +35,12 @@ def locate(experiment: Experiment, state: TrainState) -> str:
     def objective(params):
         return experiment.steps.objective(params, state.batch_stats, batch, key, 0.0, ("batch_stats", "taps"))
 
-    gradient, (_, _, changed) = jax.jit(jax.grad(objective, has_aux=True))(state.params)
+    (loss, (_, _, changed)), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(state.params)
     layer = _first_layer(changed.get("taps", {}))
     if layer:
         return layer
+    if not bool(jnp.isfinite(loss)):
+        return "every layer's values are finite; the loss itself is not"
     bad = [
         _name(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
@@ -47,7 +49,7 @@ def locate(experiment: Experiment, state: TrainState) -> str:
     if bad:
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         return f"every layer's values are finite, the gradient is not: {shown}"
-    return "every layer's values are finite; the loss itself is not"
+    return "every value of it is finite when it is run again"
 
 
 def _first_layer(taps: Any) -> str | None:
