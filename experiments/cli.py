@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,21 @@ def run(main: Callable[[], None]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.use_absl_handler()
     logging.getLogger("jax").setLevel(logging.ERROR)
+    # A save that fails on a full disk is one line of ours; what jax, asyncio and tensorstore add to it is noise.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
     try:
         app.run(lambda _: _call(main), flags_parser=_parse)
     except UserError as error:
         _fail(str(error))
+
+
+def _unraisable(event: Any) -> None:
+    """Drops what tensorstore reports of a failed save to an event loop that is gone."""
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
 
 
 def _call(main: Callable[[], None]) -> None:

@@ -15,4 +15,5 @@ def initialize() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=1, process_id=0)
+        address = f"127.0.0.1:{port}"
+        jax.distributed.initialize(address, num_processes=1, process_id=0, coordinator_bind_address=address)

@@ -136,6 +136,7 @@ class _Run:
 
     def stop(self) -> None:
         """The state is still that of before the bad step: say where it went wrong; the checkpoints stay."""
+        self.checkpoints.wait()
         step = int(self.state.bad_step) + 1  # as reports count: the first update is step 1
         where = locate(self.experiment, self.state)
         good = self.checkpoints.steps()
