@@ -1,5 +1,6 @@
 """Where a number stopped being finite."""
 
+import functools
 from typing import Any
 
 import jax
@@ -28,28 +29,34 @@ _ORDER = (
 def locate(experiment: Experiment, state: TrainState) -> str:
     """Runs the step that went wrong again and names the first value of the first layer, or the parameters' gradients,
     that are not finite. `state` still holds the parameters before that step."""
-    step = int(state.bad_step)
+    step, parts = int(state.bad_step), experiment.config.train.accumulate
     batch = jax.tree.map(jnp.asarray, experiment.task.train_batch(step))
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), step), 0)
+    batch = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
+    key = jax.random.fold_in(jax.random.key(experiment.config.seed), step)
 
-    def objective(params):
-        return experiment.steps.objective(params, state.batch_stats, batch, key, 0.0, ("batch_stats", "taps"))
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(params, part, key):
+        return experiment.steps.objective(params, state.batch_stats, part, key, 0.0, ("batch_stats", "taps"))
 
-    (loss, (_, _, changed)), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(state.params)
-    layer = _first_layer(changed.get("taps", {}))
-    if layer:
-        return layer
+    for index in range(parts):  # computed apart as the step does, with the same dropout
+        part = jax.tree.map(lambda a, index=index: a[index], batch)
+        (loss, (_, _, changed)), gradient = run(state.params, part, jax.random.fold_in(key, index))
+        found = _first_layer(changed.get("taps", {})) or _loss_or_gradient(loss, gradient)
+        if found:
+            return found
+    return "every value of it is finite when it is run again"
+
+
+def _loss_or_gradient(loss: Any, gradient: Any) -> str | None:
     if not bool(jnp.isfinite(loss)):
         return "every layer's values are finite; the loss itself is not"
-    bad = [
-        _name(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
-        if not bool(jnp.isfinite(leaf).all())
-    ]
-    if bad:
-        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        return f"every layer's values are finite, the gradient is not: {shown}"
-    return "every value of it is finite when it is run again"
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    bad = [_name(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
+    if not bad:
+        return None
+    shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    return f"every layer's values are finite, the gradient is not: {shown}"
 
 
 def _first_layer(taps: Any) -> str | None:
