@@ -217,7 +217,7 @@ REFUSED = [
     (layer(position="slot", window_size=None), "position='slot' needs a window_size"),
     (layer(position="rotary", key_size=5), "key_size=5: rotary"),
     (layer(ssm="s4d", ema_method="fft"), "ema_method='fft' with ssm='s4d'"),
-    (layer(router=RouterConfig(temperature_scale=0.0)), "temperature_scale=0.0: must be positive"),
+    (lambda: RouterConfig(temperature_scale=0.0), "temperature_scale=0.0: must be positive"),
     (lambda: dataclasses.replace(ENCODER, layers=0), "layers=0"),
     (lambda: dataclasses.replace(CLASSIFIER, classes=0), "classes=0"),
     (lambda: dataclasses.replace(LANGUAGE, vocabulary_size=0), "vocabulary_size=0"),
