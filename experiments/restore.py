@@ -74,7 +74,8 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here: of a file cut short np.load forgets to close what it opened.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
             if other:
