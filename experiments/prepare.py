@@ -1,4 +1,4 @@
-"""Makes the data sets that this project generates itself, without TensorFlow and without a network.
+"""Makes data sets, generated or from files that the user downloaded, without TensorFlow and without a network.
 
     python -m experiments.prepare --dataset=listops --data_dir=DIR --processes=4
 
@@ -16,23 +16,33 @@ from experiments.errors import UserError
 
 _DATASET = flags.DEFINE_string("dataset", None, "which data set to make: " + ", ".join(OWN_DATASETS))
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where; else $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "how many processes make examples", lower_bound=1)
+_MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "where downloaded files are; else DATA_DIR/downloads/manual")
+_PROCESSES = flags.DEFINE_integer("processes", os.cpu_count() or 1, "how many processes make examples", lower_bound=1)
 
 
 def main() -> None:
-    if _DATASET.value not in OWN_DATASETS:
+    name, _, config = (_DATASET.value or "").partition("/")
+    if name not in OWN_DATASETS:
         given = "no --dataset" if _DATASET.value is None else f"unknown data set {_DATASET.value!r}"
-        raise UserError(f"{given}; --dataset can be: {', '.join(OWN_DATASETS)} (others need TensorFlow to prepare)")
-    from experiments.data import builders  # here, not above: it takes seconds
+        raise UserError(f"{given}; --dataset can be: {', '.join(OWN_DATASETS)}")
+    from experiments.data import preparation  # here, not above: it takes seconds
 
     start = time.monotonic()
-    builder_class = builders.available()[_DATASET.value]
-    directory = data_directory(_DATA_DIR.value)
-    builder = builder_class(data_dir=directory, processes=_PROCESSES.value)
+    builder_class = preparation.builder_class(name)
+    configs = [item.name for item in builder_class.BUILDER_CONFIGS]
+    if config and config not in configs:
+        known = f"{', '.join(f'{name}/{item}' for item in configs)}" if configs else name
+        raise UserError(f"unknown data set {_DATASET.value!r}; there is {known}")
+    builder = builder_class(
+        config=config or None,
+        data_dir=data_directory(_DATA_DIR.value),
+        manual_dir=_MANUAL_DIR.value,
+        processes=_PROCESSES.value or 1,
+    )
     if builder.is_prepared():
         print(f"{builder.data_dir} is there already; nothing done")
         return
-    written = builders.prepare(builder)
+    written = preparation.prepare(builder)
     splits = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
     print(f"wrote {written} ({splits}) in {time.monotonic() - start:.0f} s")
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.data import builders
 from experiments.data import listops as expressions
+from experiments.data import preparation
+from experiments.data.builders.listops import Builder as ListOps
 from experiments.errors import UserError
 from experiments.tasks import listops, short_listops, text
 from experiments.tasks.base import ClassificationTask
@@ -43,9 +44,9 @@ class FakeReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("data")
-    builders.prepare(FakeReviews(data_dir=path, file_format="array_record"))
+    preparation.prepare(FakeReviews(data_dir=path, file_format="array_record"))
     sizes = {"train": 30, "validation": 7, "test": 5}
-    builders.prepare(builders.ListOps(data_dir=path, sizes=sizes))
+    preparation.prepare(ListOps(data_dir=path, sizes=sizes))
     return str(path)
 
 

@@ -1,0 +1,131 @@
+"""What preparing a data set shares: its builder's base, its source files, progress. No TensorFlow, and no network.
+
+tensorflow-datasets writes into a directory with another name and renames it at the end, so what an interrupted
+preparation leaves (`incomplete...1.0.0` after a kill) is never read as prepared, and it can be run again.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import io
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tensorflow_datasets as tfds
+from rich.console import Console
+from rich.progress import track
+
+from experiments.errors import UserError
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
+    """A builder that writes array_record files, named after its module.
+
+    Its features are Tensor, Text and ClassLabel, which need no TensorFlow.
+
+    Args (besides tensorflow-datasets' own, such as data_dir):
+      manual_dir: where source files lie that the user downloaded; DATA_DIR/downloads/manual by default.
+      processes: how many make examples. The data do not depend on it.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        cls.name = cls.__module__.rpartition(".")[2]
+        super().__init_subclass__(skip_registration=True, **kwargs)  # stock builders of the same names stay theirs
+
+    def __init__(self, *, manual_dir: str | Path | None = None, processes: int = 1, **kwargs: Any):
+        if processes < 1:
+            raise UserError(f"processes is {processes}; it must be at least 1")
+        self.processes = processes
+        super().__init__(file_format="array_record", **kwargs)
+        self.manual_dir = Path(manual_dir or Path(self.data_dir_root) / "downloads" / "manual").expanduser()
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that the user downloads: where from, and the SHA-256 it must have (None: no published value)."""
+
+    name: str
+    url: str
+    sha256: str | None = None
+
+
+def find_source(builder: ArrayRecordBuilder, files: Iterable[SourceFile]) -> tuple[SourceFile, Path]:
+    """The first of these files that is in the builder's manual directory, its SHA-256 checked.
+
+    Raises UserError with what to download, where to put it and the command to go on with, if there is none, or if the
+    one that is there is damaged.
+    """
+    files = list(files)
+    for file in files:
+        path = builder.manual_dir / file.name
+        if path.exists():
+            check_sha256(path, file)
+            return file, path
+    first, names = files[0], " or ".join(file.name for file in files)
+    raise UserError(
+        f"data set {builder.name!r} is made from {names}, and there is none in {builder.manual_dir}: "
+        f"download {first.url} into it, then run: {command(builder)}"
+    )
+
+
+def check_sha256(path: Path, file: SourceFile) -> None:
+    """Raises UserError if the file's SHA-256 is not the published one. A directory is not checked."""
+    if file.sha256 is None or path.is_dir():
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != file.sha256:
+        raise UserError(
+            f"{path} is cut short, damaged or another version: its SHA-256 is {digest.hexdigest()}, not {file.sha256}; "
+            f"download {file.url} again"
+        )
+
+
+def command(builder: ArrayRecordBuilder) -> str:
+    """What the user types to prepare this data set."""
+    name = builder.name + (f"/{builder.builder_config.name}" if builder.builder_config else "")
+    root = shlex.quote(str(builder.data_dir_root))
+    manual = shlex.quote(str(builder.manual_dir))
+    return f"python -m experiments.prepare --dataset={name} --data_dir={root} --manual_dir={manual}"
+
+
+def builder_class(name: str) -> type[ArrayRecordBuilder]:
+    """The builder of `experiments/data/builders/name.py`."""
+    return importlib.import_module(f"experiments.data.builders.{name}").Builder
+
+
+def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
+    """Writes the data set unless it is there already, and returns its directory. Raises UserError if it cannot."""
+    tfds.disable_progress_bar()
+    try:
+        # What tensorflow-datasets prints speaks of downloading, and nothing is downloaded.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(f"cannot write {builder.data_dir}: {error}") from error
+    return Path(builder.data_dir)
+
+
+def show_progress(items: Iterable[T], total: int, title: str) -> Iterator[T]:
+    """The same items; meanwhile a bar on the terminal, or now and then a line where there is none."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, title, total, console=console, transient=True)
+        return
+    last = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        if number == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{title}: {number:,} of {total:,}", file=sys.stderr, flush=True)
