@@ -1,15 +1,17 @@
 """What every experiment shares. A config is a difference from this one."""
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
+def get_config(model: str = "classifier") -> ConfigDict:
+    """`model` is config.model.name: classifier, retrieval or language_model."""
     config = ConfigDict()
     config.seed = 0
     # Prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
-    config.data_dir = config_dict.placeholder(str)
+    config.data_dir = placeholder(str)
     config.task = ConfigDict()
-    config.model = model()
+    config.model = _model(model)
     config.optimizer = optimizer()
     config.train = ConfigDict(
         {
@@ -27,17 +29,25 @@ def get_config() -> ConfigDict:
     return config
 
 
-def model() -> ConfigDict:
+# What a model has besides its encoder's and layers' fields.
+_OWN_FIELDS: dict[str, dict] = {
+    "classifier": {"sinusoid": False, "head": "mlp", "embedding_init": "projection"},
+    "retrieval": {"head_size": 256},
+    "language_model": {},
+}
+
+
+def _model(name: str) -> ConfigDict:
     """The published layer's defaults; widths are a recipe's own."""
     fields = ConfigDict(
         {
-            "name": "classifier",
+            "name": name,
             "layers": 2,
             "features": 64,
             "key_size": 32,
             "value_size": 128,
             "state_size": 16,
-            "causal": False,
+            "causal": name == "language_model",
             "attention": True,
             "attention_function": "softmax",
             "position": "relative",
@@ -48,6 +58,8 @@ def model() -> ConfigDict:
             "norm": "layer",
             "norm_placement": "post",
             "norm_affine": True,
+            "norm_counts_padding": False,
+            "final_norm_affine": True,
             "activation": "learned",
             "dropout": 0.0,
             "hidden_dropout": 0.0,
@@ -56,17 +68,17 @@ def model() -> ConfigDict:
             "block_size": 128,
             "remat": "layer",
             "dtype": "float32",
-            "sinusoid": False,
-            "head": "mlp",
+            **_OWN_FIELDS[name],
         }
     )
-    fields.window_size = config_dict.placeholder(int)
+    fields.window_size = placeholder(int)
     fields.window_size = 128
-    fields.ssm_truncation = config_dict.placeholder(int)
+    fields.ssm_truncation = placeholder(int)
     fields.router = ConfigDict(
         {
             "centered": False,
             "straight_through": False,
+            "credit_fraction": 1.0,
             "key_credit": False,
             "initial_bias": 0.0,
             "temperature_scale": 1.0,

@@ -6,13 +6,14 @@ from ml_collections import ConfigDict
 
 
 def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], None]) -> None:
-    """Change a recipe by one or several comma-separated names.
+    """Change a recipe by one or several comma-separated names. Raises ValueError for another name.
 
-    paper: nothing. tiny: what the recipe says. full: no window. always: attention everywhere. no_attention: none.
-    s4d: another SSM. Raises ValueError for another name.
+    paper: nothing. ours: a router that learns (docs/router.md), and the SSM's whole kernel. tiny: what the recipe says,
+    for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none. s4d: another SSM.
     """
     changes = {
         "paper": lambda: None,
+        "ours": lambda: _ours(config),
         "tiny": lambda: tiny(config),
         "full": lambda: config.model.update(window_size=None, position=_without_slots(config.model.position)),
         "always": lambda: config.model.update(activation="always"),
@@ -23,6 +24,11 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         if name not in changes:
             raise ValueError(f"unknown variant {name!r}: there are {', '.join(changes)}")
         changes[name]()
+
+
+def _ours(config: ConfigDict) -> None:
+    config.model.ssm_truncation = None
+    config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_fraction=0.25)
 
 
 def _without_slots(position: str) -> str:

@@ -18,6 +18,7 @@ from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def build(values: Mapping[str, Any]) -> Experiment:
     plain: dict[str, Any] = _plain(values)
     config = to_dataclass(Config, plain, "config")
     task = build_task(config)
-    model = build_model(config.model, task)
+    model = build_model(config.model, task.config)
     example = task.train_batch(0)
     steps = make_steps(
         model,
@@ -108,6 +109,7 @@ def build(values: Mapping[str, Any]) -> Experiment:
         seed=config.seed,
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
+        evaluation_metrics=task.evaluation_metrics,
     )
     return Experiment(plain, config, model, task, steps)
 
@@ -118,7 +120,7 @@ def build_task(config: Config) -> Any:
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
         raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
     module = importlib.import_module(module_name)
-    if not hasattr(module, "Task"):
+    if not hasattr(module, "Config"):
         raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
     task_config = to_dataclass(module.Config, fields, "config.task")
     return module.Task(
@@ -131,25 +133,35 @@ def build_task(config: Config) -> Any:
     )
 
 
-def build_model(values: Mapping[str, Any], task: Any) -> nn.Module:
-    """The model of `config.model`: a flat group of the fields of its dataclasses, with the task's sizes."""
-    name, fields = _named(values, "config.model")
-    if name == "classifier":
-        model_class: type = ClassifierConfig
-        given = {"classes": task.classes, "vocabulary_size": getattr(task, "vocabulary_size", None)}
-    elif name == "language_model":
-        model_class, given = LanguageModelConfig, {"vocabulary_size": task.vocabulary_size}
-    else:
-        raise UserError(f"config.model.name={name!r}: must be one of classifier, language_model")
-    for field in ("encoder", "layer", *given):
-        if field in fields:
-            raise UserError(f"config.model.{field}: not set here, the task decides it")
+# The models of config.model.name, and the fields that a task decides.
+MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+    "classifier": (ClassifierConfig, Classifier),
+    "retrieval": (RetrievalConfig, DualEncoder),
+    "language_model": (LanguageModelConfig, LanguageModel),
+}
+GIVEN = ("classes", "vocabulary_size")
+
+
+def build_model(values: Mapping[str, Any], sizes: Any) -> nn.Module:
+    """The model of `config.model`: a flat group of the fields of its dataclasses, with a task's sizes."""
     where = "config.model"
-    own, encoder, layer = split_fields(fields, model_class, EncoderConfig, LayerConfig, where=where)
+    name, fields = _named(values, where)
+    if name not in MODELS:
+        raise UserError(f"{where}.name={name!r}: must be one of {', '.join(MODELS)}")
+    config_class, model_class = MODELS[name]
+    known = {field.name for field in dataclasses.fields(config_class)}
+    wanted = [field for field in GIVEN if field in known]
+    given = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
+    if len(given) < len(wanted):
+        missing = " and no ".join(field for field in wanted if field not in given)
+        raise UserError(f"{where}.name={name!r}: this task is not for such a model, it has no {missing}")
+    for field in ("encoder", "layer", *GIVEN):
+        if field in fields:
+            raise UserError(f"{where}.{field}: not set here, the task decides it")
+    own, encoder, layer = split_fields(fields, config_class, EncoderConfig, LayerConfig, where=where)
     layer_config = to_dataclass(LayerConfig, layer, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
-    model_config: Any = to_dataclass(model_class, {**own, **given, "encoder": encoder_config}, where)
-    return (Classifier if name == "classifier" else LanguageModel)(model_config)
+    return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))
 
 
 def _named(group: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

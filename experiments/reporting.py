@@ -142,7 +142,10 @@ class Reporter:
         if not self._primary:
             return
         self._record({"step": step, "kind": "evaluation", "split": split, **values}, prefix=f"{split}/")
-        self._print(f"step {step}/{self._total_steps}  {split}  " + "  ".join(_item(*item) for item in values.items()))
+        self._print(
+            f"step {step}/{self._total_steps}  {split}  "
+            + "  ".join(_item(*item) for item in values.items() if np.ndim(item[1]) < 2)
+        )
 
     def message(self, text: str) -> None:
         """Prints a line."""
@@ -170,10 +173,10 @@ class Reporter:
         for name, value in record.items():
             if name in ("step", "kind", "split"):
                 continue
-            if np.ndim(value):
+            if np.ndim(value) == 1:
                 for layer, rate in enumerate(value):
                     self._writer.add_scalar(f"{prefix}{name}/layer_{layer}", float(rate), record["step"])
-            else:
+            elif np.ndim(value) == 0:
                 self._writer.add_scalar(f"{prefix}{name}", float(value), record["step"])
 
     def _print(self, text: str) -> None:

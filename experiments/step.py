@@ -55,12 +55,13 @@ def make_steps(
     seed: int,
     accumulate: int = 1,
     activation_price: float = 0.0,
+    evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {},
 ) -> StepFunctions:
     """Steps of a model under a task's loss.
 
     The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
     for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
-    `example` is a batch, for shapes.
+    `example` is a batch, for shapes. `evaluation_metrics` are those that evaluation reports besides the loss's own.
     """
 
     def price_of(batch):
@@ -119,9 +120,9 @@ def make_steps(
 
     def init(seed: int) -> TrainState:
         # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
-        inputs = jax.tree.map(lambda a: jnp.zeros((1, 1, *a.shape[2:]), a.dtype), example["inputs"])
+        inputs = jnp.zeros((1, 1, *example["inputs"].shape[2:]), example["inputs"].dtype)
         key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
-        variables = model.init({"params": key}, inputs, jnp.ones(1, jnp.int32))
+        variables = model.init({"params": key}, inputs, jnp.ones((1, *example["lengths"].shape[1:]), jnp.int32))
         params, stats = variables["params"], variables.get("batch_stats", {})
         shapes = jax.eval_shape(lambda: gradients(params, stats, example, key)[2])
         metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
@@ -132,7 +133,7 @@ def make_steps(
     def evaluate(variables, batch) -> Sums:
         out: Any = model.apply(variables, batch["inputs"], batch["lengths"], False)
         _, _, metrics = loss(out, batch)
-        return metrics | activation_metrics(out.layers)
+        return metrics | activation_metrics(out.layers) | evaluation_metrics(out, batch)
 
     return StepFunctions(init, train, evaluate, objective)
 

@@ -14,6 +14,7 @@ from experiments.errors import UserError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run found there is gone on with.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Start from the parameters of this work directory or state dict.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "Train and test from so many seeds, in WORKDIR/seed_N.", lower_bound=1)
 
 
 def main() -> None:
@@ -23,9 +24,18 @@ def main() -> None:
     cli.use_compilation_cache()
     distributed.initialize()
     from experiments.build import build
+    from experiments.evaluation import SUMMARY_FILE, run_seeds
     from experiments.loop import train
 
     init_from = Path(_INIT_FROM.value) if _INIT_FROM.value else None
+    if _SEEDS.present:
+        if init_from:
+            raise UserError("--seeds trains from several initialisations: leave --init_from out")
+        summary = run_seeds(values, Path(_WORKDIR.value), _SEEDS.value or 1)
+        headline = summary["metrics"][summary["headline"]]
+        error = "" if headline["standard_error"] is None else f" +- {headline['standard_error']:.4f}"
+        print(f"{summary['headline']} {headline['mean']:.4f}{error}; written to {_WORKDIR.value}/{SUMMARY_FILE}")
+        return
     train(build(values), Path(_WORKDIR.value), init_from)
 
 

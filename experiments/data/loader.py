@@ -16,7 +16,7 @@ from experiments.data.sources import Source
 from experiments.errors import UserError
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[[Any], dict[str, Any]]  # an example -> its row of every array of the batch, without the weights
+Transform = Callable[[Any], dict[str, Any]]  # an example -> its row of every array of the batch
 
 _THREADS = 2  # batches are read whole, one thread each; rows of up to 4000 elements do not keep one busy
 _BATCHES_AHEAD = 8
@@ -82,7 +82,10 @@ _NO_EXAMPLE = -1
 
 
 class _Reader:
-    """Indices -> batch: the transformed examples stacked, with weight 1; index _NO_EXAMPLE gives zeros and weight 0."""
+    """Indices -> batch: the transformed examples stacked; index _NO_EXAMPLE gives zeros.
+
+    `weights` are the transform's own, else 1 for an example and 0 for none.
+    """
 
     def __init__(self, source: Source, transform: Transform):
         self._source = source
@@ -92,7 +95,7 @@ class _Reader:
     def __call__(self, indices: Int[np.ndarray, " b"]) -> Batch:
         rows = [self._zeros if i == _NO_EXAMPLE else self._transform(self._source[int(i)]) for i in indices]
         batch = {name: np.stack([row[name] for row in rows]) for name in self._zeros}
-        return {**batch, "weights": (indices != _NO_EXAMPLE).astype(np.float32)}
+        return {"weights": (indices != _NO_EXAMPLE).astype(np.float32), **batch}
 
 
 def _size(source: Source) -> int:

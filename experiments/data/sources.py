@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,21 @@ class Subset:
 
     def __getitem__(self, index: int) -> Any:
         return self._source[int(self._indices[index])]
+
+
+class Generated:
+    """`size` examples, each made when it is read: example i is `make(generator)` with a stream of (seed, split, i)."""
+
+    def __init__(self, make: Callable[[np.random.Generator], Any], seed: int, split: int, size: int):
+        self._make = make
+        self._key = (seed, split)
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Any:
+        return self._make(np.random.default_rng((*self._key, index)))
 
 
 class PreparedSplit:

@@ -1,46 +1,49 @@
-"""What the tasks that classify sequences of ids share: batches, loss, metrics and the trivial baseline."""
+"""What tasks share: batches from sources, losses, metrics, and the trivial answer that a model must beat."""
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead, train_dataset
-from experiments.data.sources import Source
+from experiments.data.sources import Generated, Source
 from experiments.errors import UserError
 from seqboat.ops.losses import cross_entropy
 
+BYTE_VOCABULARY = 257  # every byte plus one, and padding, 0: LRA's ByteTextEncoder
+
 Scalar = Float[Array, ""]
+Sums = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
 
 
 class Logits(Protocol):
     """What the loss needs of a model's output."""
 
-    logits: Float[Array, "B Y"]
+    logits: Float[Array, "*B Y"]
 
 
-class ClassificationTask:
-    """Batches of padded ids with one label each.
+class Task:
+    """Batches of one source for each split, a loss, metrics.
 
-    A batch has `inputs` (B, L) int32 ids, 0 behind the length; `lengths` (B,) int32; `targets` (B,) int32 in 0..Y-1;
-    and `weights` (B,) float32, 0 for the rows that only fill the last batch of an evaluation. B is this process's share
-    of the batch size.
-
-    A subclass says what is in its data by the class attributes and `encode`, and passes its sources to `__init__`.
+    A task's module holds its `Config`, with the sizes that its model needs (`vocabulary_size`, `classes`), and its
+    `Task`, which says by `row` what a batch holds and passes its sources to `__init__`. B is this process's share
+    of the batch size. `weights` are 0 for the rows that only fill the last batch of an evaluation.
     """
 
-    headline = "accuracy"  # picks the best checkpoint
-    higher_is_better = True
     splits: tuple[str, ...] = ("validation", "test")  # evaluation; training is on "train"
-    vocabulary_size: int  # ids, with padding
-    classes: int
+    headline: str  # the metric that picks the best checkpoint
+    higher_is_better: bool
+    trivial_answer: str  # what `trivial` computes, in words
 
     def __init__(
         self,
+        config: Any,
         sources: Mapping[str, Source],
-        length: int,
         *,
         batch_size: int,
         seed: int,
@@ -48,14 +51,13 @@ class ClassificationTask:
         process_count: int = 1,
     ):
         """`sources` has "train" and every evaluation split; `seed` decides the order of training examples alone."""
-        require(length >= 1, f"config.task.length is {length}; it must be at least 1")
-        self.length = length
+        self.config = config
         self._sources = sources
         self._rows = Rows(batch_size, process_index, process_count)
-        self._train = train_dataset(sources["train"], self._row, self._rows, seed)
+        self._train = train_dataset(sources["train"], self.row, self._rows, seed)
 
-    def encode(self, example: Any) -> tuple[np.ndarray, int]:
-        """The ids (1 and above, of any length) and the label of one example of a source."""
+    def row(self, example: Any) -> dict[str, Any]:
+        """An example of a source as its row of every array of a batch."""
         raise NotImplementedError
 
     def train_batch(self, step: int) -> Batch:
@@ -68,35 +70,196 @@ class ClassificationTask:
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """Every example of the split once, in order. Raises UserError if there is no such split."""
-        return read_ahead(evaluation_dataset(self._evaluation_source(split), self._row, self._rows))
+        return read_ahead(evaluation_dataset(self._evaluation_source(split), self.row, self._rows))
 
-    def loss(
-        self, output: Logits, batch: Mapping[str, Array]
-    ) -> tuple[Scalar, Scalar, dict[str, tuple[Scalar, Scalar]]]:
+    def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         """Sum of cross-entropies in nats, sum of weights, and each metric as such a pair."""
-        weights = batch["weights"]
+        weights, targets = batch["weights"], batch["targets"]
         weight_sum = jnp.sum(weights)
-        loss_sum = jnp.sum(weights * cross_entropy(output.logits, batch["targets"]))
-        correct = jnp.argmax(output.logits, axis=-1) == batch["targets"]
+        loss_sum = jnp.sum(weights * cross_entropy(output.logits, targets))
+        correct = jnp.argmax(output.logits, axis=-1) == targets
         metrics = {"loss": (loss_sum, weight_sum), "accuracy": (jnp.sum(weights * correct), weight_sum)}
         return loss_sum, weight_sum, metrics
 
+    def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
+        """What evaluation reports besides the metrics of the loss."""
+        return {}
+
     def trivial(self, split: str) -> dict[str, float]:
-        """What always answering the split's most frequent class gets: that class's share, computed from the data."""
-        source = self._evaluation_source(split)
-        counts = np.bincount([self.encode(source[index])[1] for index in range(len(source))])
-        return {"accuracy": float(counts.max() / counts.sum())}
+        """What `trivial_answer` gets on the split, computed from the data."""
+        raise NotImplementedError
 
     def _evaluation_source(self, split: str) -> Source:
         require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
         return self._sources[split]
 
-    def _row(self, example: Any) -> dict[str, Any]:
-        ids, label = self.encode(example)
-        length = min(len(ids), self.length)
-        inputs = np.zeros(self.length, np.int32)
-        inputs[:length] = ids[:length]
-        return {"inputs": inputs, "lengths": np.int32(length), "targets": np.int32(label)}
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+    """`length` is that of the padded input; longer sequences are cut. `vocabulary_size` counts the padding; None are
+    numbers as inputs."""
+
+    length: int
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"length={self.length}: must be at least 1")
+
+
+class ClassificationTask(Task):
+    """Batches of padded sequences with one label each.
+
+    A batch has `inputs` (B, L) int32 ids, 0 behind the length, or (B, L, F) float32; `lengths` (B,) int32; `targets`
+    (B,) int32 in 0..Y-1; `weights` (B,) float32. A subclass says what is in its data by `encode` and `label`.
+    """
+
+    headline = "accuracy"
+    higher_is_better = True
+    trivial_answer = "always the commonest class"
+
+    def encode(self, example: Any) -> np.ndarray:
+        """The ids (1 and above), or the numbers (length, F), of one example; of any length."""
+        raise NotImplementedError
+
+    def label(self, example: Any) -> int:
+        return example["label"]
+
+    def row(self, example: Any) -> dict[str, Any]:
+        inputs, length = pad(self.encode(example), self.config.length)
+        return {"inputs": inputs, "lengths": length, "targets": np.int32(self.label(example))}
+
+    def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
+        """`confusion` (Y, Y): of each true class, the share that was given each answer."""
+        answers = jax.nn.one_hot(jnp.argmax(output.logits, axis=-1), self.config.classes)
+        truth = jax.nn.one_hot(batch["targets"], self.config.classes) * batch["weights"][:, None]
+        counts = truth.T @ answers
+        return {"confusion": (counts, counts.sum(1, keepdims=True))}
+
+    def trivial(self, split: str) -> dict[str, float]:
+        """That class's share of the split."""
+        source = self._evaluation_source(split)
+        counts = np.bincount([self.label(source[index]) for index in range(len(source))])
+        return {"accuracy": float(counts.max() / counts.sum())}
+
+
+class TokenTask(Task):
+    """Batches of id sequences with a target for every element that has a weight.
+
+    A batch has `inputs` and `targets` (B, L) int32, `lengths` (B,) int32 and `weights` (B, L) float32.
+    """
+
+    def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
+        loss_sum, weight_sum, metrics = super().loss(output, batch)
+        return loss_sum, weight_sum, metrics | {"bits": (loss_sum / math.log(2), weight_sum)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotConfig:
+    """Generated examples: how many, and from which seed; the order of training examples has the run's own seed."""
+
+    train_examples: int = 1_000_000
+    test_examples: int = 2048
+    data_seed: int = 0
+
+    def __post_init__(self):
+        self.at_least_one("train_examples", "test_examples")
+        if self.data_seed < 0:
+            raise ValueError(f"data_seed={self.data_seed}: must not be negative")
+
+    def at_least_one(self, *fields: str) -> None:
+        for field in fields:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+
+
+class SlotTask(TokenTask):
+    """Generated sequences whose last elements are slots to be answered; the loss is on the slots alone."""
+
+    headline = "accuracy"
+    higher_is_better = True
+
+    def __init__(self, config: Any, chance: float, **batching: int):
+        """`chance` is the accuracy of the trivial answer; `batching` as in ClassificationTask."""
+        self._chance = chance
+        sizes = {"train": config.train_examples, "validation": config.test_examples, "test": config.test_examples}
+        sources = {
+            split: Generated(self.draw, config.data_seed, number, size)
+            for number, (split, size) in enumerate(sizes.items())
+        }
+        super().__init__(config, sources, **batching)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of one example, and the answers of its last elements."""
+        raise NotImplementedError
+
+    def row(self, example: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+        inputs, answers = example
+        before = len(inputs) - len(answers)
+        return {
+            "inputs": inputs.astype(np.int32),
+            "lengths": np.int32(len(inputs)),
+            "targets": np.concatenate([np.zeros(before), answers]).astype(np.int32),
+            "weights": np.concatenate([np.zeros(before), np.ones(len(answers))]).astype(np.float32),
+        }
+
+    def trivial(self, split: str) -> dict[str, float]:
+        self._evaluation_source(split)
+        return {"accuracy": self._chance}
+
+
+def pad(values: np.ndarray, length: int) -> tuple[np.ndarray, np.int32]:
+    """A sequence cut or filled with zeros to `length`, int32 or float32, and how much of it is real."""
+    kept = values[:length]
+    padded = np.zeros((length, *values.shape[1:]), np.float32 if values.dtype.kind == "f" else np.int32)
+    padded[: len(kept)] = kept
+    return padded, np.int32(len(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelConfig:
+    """Pictures as sequences of one number a pixel."""
+
+    vocabulary_size: ClassVar[None] = None
+    mean: float
+    deviation: float
+
+    def __post_init__(self):
+        if not self.deviation > 0:
+            raise ValueError(f"deviation={self.deviation}: must be above 0")
+
+
+def pixels(image: np.ndarray, config: PixelConfig) -> Float[np.ndarray, "L 1"]:
+    """A picture of 0..255, row by row, as  (p / 255 - mean) / deviation."""
+    values = image.reshape(-1, 1).astype(np.float32) / np.float32(255)
+    return (values - np.float32(config.mean)) / np.float32(config.deviation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standard:
+    """Numbers brought to the mean 0 and deviation 1 of a whole source."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, source: Source, field: str) -> "Standard":
+        """Exact, in float64, over every number of that field; reads the source once."""
+        count = total = squares = 0.0
+        for index in range(len(source)):
+            values = np.asarray(source[index][field], np.float64)
+            count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
+        mean = total / max(count, 1)
+        deviation = math.sqrt(max(squares / max(count, 1) - mean**2, 0))
+        require(deviation > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
+        return cls(float(mean), deviation)
+
+    def __call__(self, values: np.ndarray) -> Float[np.ndarray, "L 1"]:
+        return ((values[:, None] - self.mean) / self.deviation).astype(np.float32)
+
+
+def byte_ids(data: bytes | np.ndarray) -> np.ndarray:
+    """Bytes as ids 1..256."""
+    return np.frombuffer(data, np.uint8).astype(np.int32) + 1
 
 
 def require(condition: bool, message: str) -> None:

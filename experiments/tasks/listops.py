@@ -10,24 +10,23 @@ import numpy as np
 
 from experiments.data import listops
 from experiments.data.sources import open_split
-from experiments.tasks.base import ClassificationTask
+from experiments.tasks.base import ClassificationConfig, ClassificationTask
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ClassificationConfig):
     """length: tokens of the padded input; longer expressions are cut, which 2000 (LRA's) never does."""
 
+    vocabulary_size = listops.VOCABULARY_SIZE
+    classes = listops.CLASSES
     length: int = 2000
 
 
 class Task(ClassificationTask):
-    vocabulary_size = listops.VOCABULARY_SIZE
-    classes = listops.CLASSES
-
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
-        """`batching` is batch_size, seed, process_index and process_count, as in ClassificationTask."""
+        """`batching` is batch_size, seed, process_index and process_count, as in Task."""
         sources = {split: open_split("listops", split, data_dir) for split in ("train", *self.splits)}
-        super().__init__(sources, config.length, **batching)
+        super().__init__(config, sources, **batching)
 
-    def encode(self, example: dict[str, Any]) -> tuple[np.ndarray, int]:
-        return example["tokens"], example["label"]
+    def encode(self, example: dict[str, Any]) -> np.ndarray:
+        return example["tokens"]

@@ -4,11 +4,12 @@ Like LRA's ListOps (Tay et al. 2021) with smaller trees. The splits share no exp
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from experiments.data import listops
-from experiments.tasks.base import ClassificationTask, require
+from experiments.tasks.base import ClassificationTask
 
 LENGTH = 40
 # Lengths: 5 % below 9, median 18, 95 % below 34 tokens. Classes: 9 % to 12 % each. (20,000 expressions, seed 0.)
@@ -23,34 +24,39 @@ MOST_EXAMPLES = 1_000_000
 class Config:
     """How many examples to make, and from which seed; the order of training examples has the run's own seed."""
 
+    vocabulary_size: ClassVar[int] = listops.VOCABULARY_SIZE
+    classes: ClassVar[int] = listops.CLASSES
+    length: ClassVar[int] = LENGTH
     train_examples: int = 40_000
     validation_examples: int = 2_000
     test_examples: int = 2_000
     data_seed: int = 0
 
+    def __post_init__(self):
+        for field in ("train_examples", "validation_examples", "test_examples"):
+            if not 1 <= getattr(self, field) <= MOST_EXAMPLES:
+                raise ValueError(f"{field}={getattr(self, field)}: must be in 1..{MOST_EXAMPLES}")
+        if self.data_seed < 0:
+            raise ValueError(f"data_seed={self.data_seed}: must not be negative")
+
 
 class Task(ClassificationTask):
-    vocabulary_size = listops.VOCABULARY_SIZE
-    classes = listops.CLASSES
-
     def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
-        """`batching` is batch_size, seed, process_index and process_count, as in ClassificationTask. Reads no file."""
+        """`batching` is batch_size, seed, process_index and process_count, as in Task. Reads no file."""
         sizes = {
             "train": config.train_examples,
             "validation": config.validation_examples,
             "test": config.test_examples,
         }
-        for split, size in sizes.items():
-            message = f"config.task.{split}_examples is {size}; it must be in 1..{MOST_EXAMPLES}"
-            require(1 <= size <= MOST_EXAMPLES, message)
-        require(config.data_seed >= 0, f"config.task.data_seed is {config.data_seed}; it must not be negative")
         seen: set[bytes] = set()
         sources = {
             split: list(listops.generate_split(PARAMETERS, config.data_seed, number, size, seen))
             for number, (split, size) in enumerate(sizes.items())
         }
-        super().__init__(sources, LENGTH, **batching)
+        super().__init__(config, sources, **batching)
 
-    def encode(self, example: listops.Example) -> tuple[np.ndarray, int]:
-        tokens, value = example
-        return np.array(tokens), value
+    def encode(self, example: listops.Example) -> np.ndarray:
+        return np.array(example[0])
+
+    def label(self, example: listops.Example) -> int:
+        return example[1]

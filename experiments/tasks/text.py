@@ -12,41 +12,44 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.data.sources import Source, Subset, open_split
-from experiments.tasks.base import ClassificationTask, require
+from experiments.tasks.base import BYTE_VOCABULARY, ClassificationConfig, ClassificationTask, byte_ids
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ClassificationConfig):
     """length: bytes of the padded input; longer reviews are cut (LRA's setting, 4000, keeps 97 % of them whole).
 
     validation_fraction of each class of train is held out, chosen by validation_seed and not by the run's seed.
     """
 
+    vocabulary_size = BYTE_VOCABULARY
+    classes = 2
     length: int = 4000
     validation_fraction: float = 0.1
     validation_seed: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction}: must be between 0 and 1")
+        if not 0 <= self.validation_seed < 2**64:
+            raise ValueError(f"validation_seed={self.validation_seed}: must be in 0..{2**64 - 1}")
+
 
 class Task(ClassificationTask):
-    vocabulary_size = 257  # every byte + 1, and padding: LRA's ByteTextEncoder
-    classes = 2
-
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
-        """`batching` is batch_size, seed, process_index and process_count, as in ClassificationTask."""
-        fraction, seed = config.validation_fraction, config.validation_seed
-        require(0 < fraction < 1, f"config.task.validation_fraction is {fraction}; it must be between 0 and 1")
-        require(0 <= seed < 2**64, f"config.task.validation_seed is {seed}; it must be in 0..{2**64 - 1}")
+        """`batching` is batch_size, seed, process_index and process_count, as in Task."""
         labelled = open_split("imdb_reviews/plain_text", "train", data_dir)
-        train, validation = split_by_content(labelled, fraction, seed)
+        train, validation = split_by_content(labelled, config.validation_fraction, config.validation_seed)
         sources: dict[str, Source] = {
             "train": Subset(labelled, train),
             "validation": Subset(labelled, validation),
             "test": open_split("imdb_reviews/plain_text", "test", data_dir),
         }
-        super().__init__(sources, config.length, **batching)
+        super().__init__(config, sources, **batching)
 
-    def encode(self, example: dict[str, Any]) -> tuple[np.ndarray, int]:
-        return np.frombuffer(example["text"], np.uint8).astype(np.int32) + 1, example["label"]
+    def encode(self, example: dict[str, Any]) -> np.ndarray:
+        return byte_ids(example["text"])
 
 
 def split_by_content(

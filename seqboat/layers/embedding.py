@@ -1,6 +1,7 @@
 """From symbols or numbers to the model width."""
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,13 +31,21 @@ class TokenEmbedding(nn.Module):
 
 
 class LinearEmbedding(nn.Module):
-    """numbers (B, L, F) -> x W + b, (B, L, D), initialised like every other projection."""
+    """numbers (B, L, F) -> x W + b, (B, L, D).
+
+    Initialised like every other projection, or, "normal", W ~ N(0, 1) and b ~ N(0, 0.01) (deviation 0.1), as the
+    published models for pixels and samples are (Ma et al. 2023, Ren et al. 2023).
+    """
 
     features: int
+    initializer: Literal["projection", "normal"] = "projection"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L F"]) -> Float[Array, "B L D"]:
-        return nn.Dense(self.features, kernel_init=truncated_normal(), name="projection")(x)
+        kernel_init, bias_init = truncated_normal(), nn.initializers.zeros
+        if self.initializer == "normal":
+            kernel_init, bias_init = nn.initializers.normal(1.0), nn.initializers.normal(0.1)
+        return nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init, name="projection")(x)
 
 
 class SinusoidalPosition(nn.Module):

@@ -52,18 +52,21 @@ class RouterConfig:
     """What trains the configurator. The defaults are the published router, whose inactive elements send it no gradient.
 
     `centered`: subtract a running mean over training steps from its input. `straight_through`: in training, compute
-    inactive elements too and let the gradient of their results through their probability (dense cost, O(L^2) memory).
-    `key_credit`: in training, let an element's probability earn the gradient of being read by others.
+    inactive elements too and let the gradient of their results through their probability (dense cost, O(L^2) memory),
+    in the first `credit_fraction` of a batch's sequences; the others cost what is active. `key_credit`: in training, let an element's probability earn the gradient of being read by others.
     `initial_bias`: added to the logit of activating. `temperature_scale`: tau starts at this times sqrt(D).
     """
 
     centered: bool = False
     straight_through: bool = False
+    credit_fraction: float = 1.0
     key_credit: bool = False
     initial_bias: float = 0.0
     temperature_scale: float = 1.0
 
     def __post_init__(self):
+        if not 0 < self.credit_fraction <= 1:
+            raise ValueError(f"credit_fraction={self.credit_fraction}: must be above 0 and at most 1")
         if not self.temperature_scale > 0:
             raise ValueError(f"temperature_scale={self.temperature_scale}: must be positive")
 
@@ -160,20 +163,29 @@ class SparseModularActivation(nn.Module):
         for name, value in (("active", active), ("confidence", gate)):
             tap(self, name, value)
 
-        dense = self.form == "dense" or (train and self.router.straight_through)
+        paying = train and self.router.straight_through and not self.always
+        # Every element of the first sequences is computed, and pays the router for what it would have been worth.
+        credited = math.ceil(self.router.credit_fraction * m.shape[0]) if paying else 0
         y = jnp.zeros_like(m)
         for i, module in enumerate(self.modules):
             weight = None
             if train and self.router.key_credit and not self.always:
-                weight = _straight_through(active[..., i].astype(jnp.float32), decision.probability[..., i]).reshape(-1)
+                weight = _straight_through(active[..., i].astype(jnp.float32), decision.probability[..., i])
             if self.is_initializing():
                 self._create(module, m, active[..., i])
                 continue
-            run = self._dense if dense else self._packed
-            result = run(module, m, active[..., i], weight, train)
+            rows = (m, active[..., i], weight)
+            parts = [
+                run(module, *(a if a is None else a[part] for a in rows), train)
+                for run, part in self._parts(credited, m.shape[0])
+            ]
+            result, taps = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+            for name, value in taps.items():
+                tap(self, name, value)
             chosen = jnp.where(active[..., i], gate[..., i], 0)
-            if train and self.router.straight_through and not self.always:
-                chosen = _straight_through(chosen, decision.probability[..., i]) * valid
+            if paying:
+                through = _straight_through(chosen, decision.probability[..., i]) * valid
+                chosen = jnp.concatenate([through[:credited], chosen[credited:]])
             y += chosen[..., None].astype(m.dtype) * result
         on = active.astype(jnp.float32)
         sums = {"active": on, "confidence": on * gate, "probability": decision.probability}
@@ -184,11 +196,17 @@ class SparseModularActivation(nn.Module):
         )
         return y, stats
 
+    def _parts(self, credited: int, batch: int) -> list:
+        """Which function computes which sequences of the batch."""
+        rest = self._dense if self.form == "dense" else self._packed
+        parts = [(self._dense, slice(0, credited)), (rest, slice(credited, batch))]
+        return [(run, part) for run, part in parts if part.stop > part.start] or [(rest, slice(0, batch))]
+
     def _packed(self, module, m, active, weight, train):
         """The module over active rows alone; zero for the others."""
         block = self.block_size
         packing = pack(active, block)
-        rows = describe(active)._replace(weight=weight)
+        rows = describe(active)._replace(weight=None if weight is None else weight.reshape(-1))
         rows, packed = compress((rows, m.reshape(-1, m.shape[-1])), packing)
         params, apply = self._functional(module, train)
         own = {"x": packed, "rows": rows, "slot": jnp.arange(packed.shape[0], dtype=jnp.int32)}
@@ -211,7 +229,7 @@ class SparseModularActivation(nn.Module):
 
     def _dense(self, module, m, active, weight, train):
         """The module over all rows, of which only those with `rows.active` are read by others: the masked reference."""
-        rows = describe(active)._replace(weight=weight)
+        rows = describe(active)._replace(weight=None if weight is None else weight.reshape(-1))
         flat = m.reshape(-1, m.shape[-1])
         params, apply = self._functional(module, train)
         start = jnp.zeros(1, jnp.int32)
@@ -227,11 +245,9 @@ class SparseModularActivation(nn.Module):
             y, taps = apply(params, start, "__call__", flat)
         return self._in_place(y, taps, m)
 
-    def _in_place(self, y: Array, taps: dict, m: Array) -> Array:
-        """Rows (B L, ...) back to (B, L, ...); what the module tapped is tapped here."""
-        for name, value in taps.items():
-            tap(self, name, value.reshape(*m.shape[:2], *value.shape[1:]))
-        return y.reshape(m.shape)
+    def _in_place(self, y: Array, taps: dict, m: Array) -> tuple[Array, dict]:
+        """Rows (B L, ...) back to (B, L, ...)."""
+        return y.reshape(m.shape), {name: value.reshape(*m.shape[:2], *value.shape[1:]) for name, value in taps.items()}
 
     def _functional(self, module: nn.Module, train: bool):
         """The module as a pure function of its parameters, for `map_blocks`: (params, apply).

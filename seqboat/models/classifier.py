@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
 from seqboat.layers.initializers import truncated_normal
@@ -20,14 +20,22 @@ class Output(NamedTuple):
     layers: ActivationStats
 
 
+def mean_over_length(x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+    """The mean of each sequence's real elements, in float32; 0 for an empty one."""
+    total = jnp.where(valid[..., None], x, 0).astype(jnp.float32).sum(1)
+    return total / jnp.maximum(valid.sum(1), 1)[:, None]
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """`vocabulary_size` None takes inputs of numbers (B, L, F). `head` "mlp" is Linear(2D), dropout, GELU,
-    Linear without bias, as in the recipes of Long Range Arena; "linear" is one affine map."""
+    """`vocabulary_size` None takes inputs of numbers (B, L, F), embedded by a Linear whose `embedding_init` is
+    "projection", that of every other, or "normal" as in the recipes for pixels and samples. `head` "mlp" is Linear(2D),
+    dropout, GELU, Linear without bias, as in the recipes of Long Range Arena; "linear" is one affine map."""
 
     encoder: EncoderConfig
     classes: int
     vocabulary_size: int | None = None
+    embedding_init: Literal["projection", "normal"] = "projection"
     sinusoid: bool = False
     head: Literal["mlp", "linear"] = "mlp"
 
@@ -36,6 +44,8 @@ class ClassifierConfig:
             raise ValueError(f"classes={self.classes}: must be at least 1")
         if self.vocabulary_size is not None and self.vocabulary_size < 1:
             raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1, or None for numbers")
+        if self.embedding_init not in ("projection", "normal"):
+            raise ValueError(f"embedding_init={self.embedding_init!r}: must be one of projection, normal")
         if self.head not in ("mlp", "linear"):
             raise ValueError(f"head={self.head!r}: must be one of mlp, linear")
 
@@ -54,15 +64,14 @@ class Classifier(nn.Module):
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
         valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
         if config.vocabulary_size is None:
-            x = LinearEmbedding(layer.features, name="embedding")(inputs)
+            x = LinearEmbedding(layer.features, config.embedding_init, name="embedding")(inputs)
         else:
             x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(inputs)
         if config.sinusoid:
             x = SinusoidalPosition(name="position")(x)
         x = drop(jnp.where(valid[..., None], x, 0))
         x, stats = Encoder(config.encoder, name="encoder")(x, valid, train)
-        x = jnp.where(valid[..., None], x, 0).astype(jnp.float32)
-        pooled = x.sum(1) / jnp.maximum(lengths, 1)[:, None]
+        pooled = mean_over_length(x, valid)
         if config.head == "linear":
             return Output(nn.Dense(config.classes, kernel_init=truncated_normal(), name="head")(pooled), stats)
         xavier = nn.initializers.xavier_uniform()

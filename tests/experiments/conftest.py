@@ -105,7 +105,7 @@ def light(tiny) -> Callable[..., Experiment]:
     def experiment(changes: dict[str, Any] | None = None, loss: Callable | None = None) -> Experiment:
         built = build(tiny(changes))
         config, encoder, task = built.config, built.model.config.encoder, built.task  # type: ignore[attr-defined]
-        model = Light(LightConfig(encoder, task.classes, task.vocabulary_size, encoder.layer.dropout))
+        model = Light(LightConfig(encoder, task.config.classes, task.config.vocabulary_size, encoder.layer.dropout))
         steps = make_steps(
             model,
             loss or task.loss,

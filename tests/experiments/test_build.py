@@ -27,10 +27,11 @@ from seqboat.layers.sparse_activation import RouterConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel
+from seqboat.models.retrieval import DualEncoder
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
-VARIANTS = ("paper", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
+VARIANTS = ("paper", "ours", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
 SHARED = {"base.py", "variants.py", "__init__.py"}
 RECIPES = sorted(
     path.relative_to(REPOSITORY).with_suffix("").as_posix()
@@ -52,13 +53,19 @@ def variants(recipe: str) -> dict[str, ConfigDict]:
 
 def model_of(config: ConfigDict) -> nn.Module:
     """The model, with the sizes of its task and none of its data."""
-    module = importlib.import_module(f"experiments.tasks.{config.task.name}")
-    return build_model(config.model.to_dict(), module.Task)
+    fields = config.task.to_dict()
+    module = importlib.import_module(f"experiments.tasks.{fields.pop('name')}")
+    return build_model(config.model.to_dict(), to_dataclass(module.Config, fields, "config.task"))
 
 
 def parameters(model: nn.Module) -> Any:
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), tokens, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+    if isinstance(model, DualEncoder):
+        inputs, lengths = jnp.zeros((1, 1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)
+    elif model.config.vocabulary_size is None:
+        inputs, lengths = jnp.zeros((1, 1, 1)), jnp.ones(1, jnp.int32)
+    else:
+        inputs, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), inputs, lengths)["params"]
 
 
 def describe(recipe: str) -> str:
@@ -111,10 +118,11 @@ def test_every_variant_of_every_config_is_valid(recipe):
 
 
 def test_variants_change_what_they_say():
-    (_, paper), (_, same), (_, tiny), (_, full), (_, always), (_, none), (_, s4d), (_, both) = variants(
+    (_, paper), (_, same), (_, ours), (_, tiny), (_, full), (_, always), (_, none), (_, s4d), (_, both) = variants(
         "configs/lra/text"
     ).items()
     assert paper.to_dict() == same.to_dict()
+    assert ours.model.router.centered and ours.model.ssm_truncation is None
     assert tiny.model.features < paper.model.features
     assert full.model.window_size is None
     assert full.model.position == "relative"  # the recipe's "slot" has no meaning without a window
@@ -181,12 +189,14 @@ MODEL_KNOBS = {
     "router.initial_bias": 0.5,
     "router.temperature_scale": 0.5,
 }
-# Fields of the dataclasses that configs/base.py leaves at their default, with what must be set for them to matter.
-MORE_MODEL_KNOBS = {
+# Knobs that matter only together with others.
+MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm_counts_padding": (True, {"norm": "batch"}),
     "final_norm_affine": (False, {"norm_placement": "pre"}),
+    "router.credit_fraction": (0.5, {"router.straight_through": True}),
 }
 UNTOUCHED = {
+    "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",
     "name": "chooses the class: test_the_name_chooses_the_class",
     "batch_axis": "an axis of pmap or shard_map, and there is none in a single step: an error, tested below",
     "encoder": "a group, not a leaf",
@@ -290,12 +300,12 @@ def test_every_leaf_of_base_is_perturbed():
     def names(group: ConfigDict) -> set[str]:
         return {line.split(" = ")[0].removeprefix("x.") for line in leaves(group.to_dict(), "x")}
 
-    assert names(config.model) == set(MODEL_KNOBS) | {"name"}
+    assert names(config.model) == set(MODEL_KNOBS) | set(MORE_MODEL_KNOBS) | {"name", "embedding_init"}
     assert names(config.optimizer) == set(OPTIMIZER_KNOBS)
     assert names(config.train) == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
     groups = (LayerConfig, EncoderConfig, ClassifierConfig, RouterConfig)
     fields = {field.name for group in groups for field in dataclasses.fields(group)}
-    perturbed = {name.removeprefix("router.") for name in MODEL_KNOBS} | set(MORE_MODEL_KNOBS)
+    perturbed = {name.removeprefix("router.") for name in (*MODEL_KNOBS, *MORE_MODEL_KNOBS)}
     assert fields - perturbed == set(UNTOUCHED) - {"name"}
     assert {field.name for field in dataclasses.fields(TrainConfig)} == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
 
@@ -306,11 +316,10 @@ def test_every_knob_of_the_model_does_something(tiny, original_model, knob):
 
 
 @pytest.mark.parametrize("knob", MORE_MODEL_KNOBS)
-def test_every_knob_that_base_leaves_out_does_something(tiny, knob):
+def test_every_knob_that_needs_another_does_something(tiny, knob):
     value, setting = MORE_MODEL_KNOBS[knob]
-    without = tiny({f"model.{name}": other for name, other in setting.items()})
-    with_it = {**without, "model": {**without["model"], knob: value}}
-    assert model_text(with_it) != model_text(without)
+    without = {f"model.{name}": other for name, other in setting.items()}
+    assert model_text(tiny({**without, f"model.{knob}": value})) != model_text(tiny(without))
 
 
 @pytest.mark.parametrize("knob", TRAIN_KNOBS)
@@ -338,7 +347,7 @@ def test_every_knob_of_the_optimizer_does_something(tiny, knob):
 def test_the_name_chooses_the_class(tiny):
     values = tiny({"model.causal": True})["model"]
     assert isinstance(build_model(values, FakeTask), Classifier)
-    only_classifier = ("sinusoid", "head")
+    only_classifier = ("sinusoid", "head", "embedding_init")
     values = {name: value for name, value in values.items() if name not in only_classifier}
     assert isinstance(build_model({**values, "name": "language_model"}, FakeTask), LanguageModel)
 
@@ -351,8 +360,16 @@ def test_a_batch_axis_without_a_mesh_is_an_error(tiny):
 
 
 def test_numbers_as_inputs_need_no_vocabulary(tiny):
-    model = build_model(tiny()["model"], SimpleNamespace(classes=4))
+    sizes = SimpleNamespace(classes=4, vocabulary_size=None)
+    model = build_model(tiny()["model"], sizes)
     assert model.config.vocabulary_size is None
+    normal = build_model(tiny({"model.embedding_init": "normal"})["model"], sizes)
+    initial = [
+        m.init(jax.random.key(0), jnp.ones((1, 1, 1)), jnp.ones(1, jnp.int32))["params"] for m in (model, normal)
+    ]
+    bias, published = (params["embedding"]["projection"]["bias"] for params in initial)
+    assert not bias.any()
+    assert 0.05 < published.std() < 0.2
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ MODEL_MISTAKES = [
     ({"classes": 3}, "classes: not set here, the task decides it"),
     ({"vocabulary_size": 3}, "vocabulary_size: not set here, the task decides it"),
     ({"layer": {}}, "layer: not set here, the task decides it"),
-    ({"name": "transformer"}, "name='transformer': must be one of classifier, language_model"),
+    ({"name": "transformer"}, "name='transformer': must be one of classifier, retrieval, language_model"),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
     (
@@ -140,7 +140,7 @@ MODEL_MISTAKES = [
 @pytest.mark.parametrize(("changes", "message"), MODEL_MISTAKES)
 def test_mistakes_in_a_model(changes, message):
     with pytest.raises(UserError) as caught:
-        build_model({**MODEL, **changes}, TASK)
+        build_model({**MODEL, **changes}, TASK.config)
     assert str(caught.value) == f"config.model.{message}"
 
 
@@ -153,7 +153,7 @@ def test_every_choice_of_the_layer_is_guarded():
 
 def test_a_missing_width():
     with pytest.raises(UserError, match=r"^config\.model\.features: missing$"):
-        build_model({name: value for name, value in MODEL.items() if name != "features"}, TASK)
+        build_model({name: value for name, value in MODEL.items() if name != "features"}, TASK.config)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ def test_a_padded_last_batch_is_evaluated_exactly(light, initial, batch_size):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     values = evaluate(jax.jit(experiment.steps.evaluate), variables, experiment.task.evaluation_batches("validation"))
 
-    examples = [experiment.task.encode(example) for example in experiment.task._sources["validation"]]
+    task = experiment.task
+    examples = [(task.encode(item), task.label(item)) for item in task._sources["validation"]]
     assert len(examples) == 40
     losses, correct, active = [], [], 0
     for ids, label in examples:

@@ -1,0 +1,1 @@
+"""The recipes of language modelling, all of them on bytes."""

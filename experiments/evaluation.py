@@ -1,0 +1,101 @@
+"""What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file; and over seeds."""
+
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.build import build
+from experiments.errors import UserError
+from experiments.loop import evaluate, hardware, train, versions
+from experiments.reporting import plain
+from experiments.restore import load
+
+SUMMARY_FILE = "seeds.json"
+
+
+def evaluate_run(workdir: Path, split: str = "test", step: int | None = None, data_dir: str | None = None) -> dict:
+    """Evaluates a step, the best one by default, and writes `evaluation_SPLIT_STEP.json` into the work directory."""
+    run = load(workdir, step, data_dir)
+    task = run.experiment.task
+    batches = task.evaluation_batches(split)
+    began = time.monotonic()
+    values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, batches)
+    seconds = time.monotonic() - began
+    result = {"step": run.step, "split": split, **{name: plain(value) for name, value in values.items()}}
+    result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
+    result |= {"seconds": seconds, "config": run.experiment.values, "versions": versions(), "hardware": hardware()}
+    write_json(workdir / f"evaluation_{split}_{run.step}.json", result)
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """The numbers of an evaluation as a table, and the confusion matrix where there is one."""
+    title = f"{result['config']['task']['name']}, {result['split']} split, step {result['step']}"
+    table = Table("metric", title=title, title_justify="left")
+    table.add_column("value", justify="right")
+    for name, value in result.items():
+        if name in ("step", "seconds") or isinstance(value, str | dict) or np.ndim(value) > 1:
+            continue
+        table.add_row(name, " ".join(map(_number, value)) if isinstance(value, list) else _number(value))
+    for name, value in result["trivial"].items():
+        table.add_row(f"{name}: {result['trivial_answer']}", _number(value))
+    console = Console()
+    console.print(table)
+    if "confusion" in result:
+        classes = [str(number) for number in range(len(result["confusion"]))]
+        matrix = Table("class", *classes, title="answers to each class, percent of it", title_justify="left")
+        for name, row in zip(classes, result["confusion"], strict=True):
+            matrix.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
+        console.print(matrix)
+
+
+def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "test") -> dict[str, Any]:
+    """Trains and evaluates a config from `count` seeds, the config's own first, in workdir/seed_N; finished seeds are
+    not trained again. Writes mean, standard deviation and standard error of every metric to `workdir/seeds.json`.
+    """
+    results = []
+    for seed in range(values["seed"], values["seed"] + count):
+        directory = workdir / f"seed_{seed}"
+        train(build({**values, "seed": seed}), directory)
+        results.append(evaluate_run(directory, split))
+    summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
+    summary["metrics"] = {
+        name: {"values": found, **_spread(found)}
+        for name in results[0]
+        if (found := [result[name] for result in results]) and all(isinstance(value, float) for value in found)
+    }
+    summary["activation_rate"] = [result.get("activation_rate") for result in results]
+    summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
+    summary["config"] = values
+    write_json(workdir / SUMMARY_FILE, summary)
+    return summary
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomic, and valid JSON throughout. Raises UserError where it cannot be written."""
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror}") from error
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """The deviation of the sample, and the standard error of its mean; None for one value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    error = None if deviation is None else deviation / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "standard_deviation": deviation, "standard_error": error}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,135 @@
+"""Language modelling on the bytes of a corpus: enwik8, text8, WikiText-103, or any files of the user's.
+
+Training reads contiguous blocks, each predicting its every byte, the first from the byte before the block. Validation
+reads its split the same way. Testing scores every byte exactly once, with up to `context` bytes before the first that
+is scored (the published protocol for enwik8: 1192 new bytes after up to 7000).
+"""
+
+import dataclasses
+import gzip
+import lzma
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from experiments.data.sources import open_split
+from experiments.errors import UserError
+from experiments.tasks.base import BYTE_VOCABULARY, TokenTask, byte_ids, pad, require
+
+Bytes = UInt8[np.ndarray, " N"]
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A prepared `dataset`, or `files` (plain, .gz or .xz), one after the other, cut by `fractions` into train,
+    validation and test. `length` is of a sequence, `context` what of it is not scored again in testing.
+    `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is all.
+    """
+
+    dataset: str | None = None
+    files: tuple[str, ...] = ()
+    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
+    length: int = 8192
+    context: int = 7000
+    evaluation_bytes: int | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        return BYTE_VOCABULARY
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ValueError(f"length={self.length}: must be at least 1")
+        if not 0 <= self.context < self.length:
+            raise ValueError(f"context={self.context}: must be at least 0 and below length={self.length}")
+        if self.evaluation_bytes is not None and self.evaluation_bytes < 1:
+            raise ValueError(f"evaluation_bytes={self.evaluation_bytes}: must be at least 1, or None for all")
+        if len(self.fractions) != 3 or min(self.fractions) <= 0 or not math.isclose(sum(self.fractions), 1):
+            raise ValueError(f"fractions={self.fractions}: must be three above 0 with sum 1")
+
+
+class Task(TokenTask):
+    headline = "bits"  # per byte
+    higher_is_better = False
+    trivial_answer = "the bytes' frequencies in training"
+
+    def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
+        """`batching` is batch_size, seed, process_index and process_count, as in Task."""
+        require(
+            (config.dataset is None) == bool(config.files),
+            "config.task.files: name text files, or a prepared corpus by config.task.dataset; not both",
+        )
+        self.bytes = read_files(config) if config.dataset is None else read_corpus(config.dataset, data_dir)
+        for split in self.splits:
+            self.bytes[split] = self.bytes[split][: config.evaluation_bytes]
+        for split, data in self.bytes.items():
+            require(len(data) > 0, f"the {split} split has no bytes")
+        sources = {
+            "train": Windows(self.bytes["train"], config.length),
+            "validation": Windows(self.bytes["validation"], config.length),
+            "test": Windows(self.bytes["test"], config.length, config.context),
+        }
+        super().__init__(config, sources, **batching)
+
+    def row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
+        """A window's bytes, the first of them 0 where the stream begins; how many of its targets were scored before."""
+        ids, scored = example
+        length = self.config.length
+        inputs, count = pad(ids[:-1], length)
+        targets, _ = pad(ids[1:], length)
+        weights = ((np.arange(length) >= scored) & (np.arange(length) < count)).astype(np.float32)
+        return {"inputs": inputs, "lengths": count, "targets": targets, "weights": weights}
+
+    def trivial(self, split: str) -> dict[str, float]:
+        """Cross-entropy of the split under the training frequencies, every byte counted once more than it occurs."""
+        require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
+        train = np.bincount(self.bytes["train"], minlength=256) + 1
+        found = np.bincount(self.bytes[split], minlength=256)
+        return {"bits": float(-(found * np.log2(train / train.sum())).sum() / found.sum())}
+
+
+class Windows:
+    """Windows of `length` targets over a stream of bytes, as (ids of the byte before the first and of all targets,
+    number of targets that an earlier window scored). Every byte is scored exactly once, after at least `context`
+    others where the stream has as many before it.
+    """
+
+    def __init__(self, data: Bytes, length: int, context: int = 0):
+        self._data, self._context, self._new = data, context, length - context
+
+    def __len__(self) -> int:
+        return -(-len(self._data) // self._new)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        first = index * self._new
+        start = max(0, first - self._context)
+        before = byte_ids(self._data[start - 1 : start]) if start else np.zeros(1, np.int32)
+        return np.concatenate([before, byte_ids(self._data[start : first + self._new])]), first - start
+
+
+def read_corpus(name: str, data_dir: str | None) -> dict[str, Bytes]:
+    """The splits of a prepared corpus, whole: its examples are its consecutive pieces."""
+    splits = {split: open_split(name, split, data_dir) for split in ("train", "validation", "test")}
+    return {split: np.concatenate([source[i]["bytes"] for i in range(len(source))]) for split, source in splits.items()}
+
+
+def read_files(config: Config) -> dict[str, Bytes]:
+    """The files' bytes, one after the other, cut by the config's fractions."""
+    data = np.concatenate([np.frombuffer(_read(Path(name).expanduser()), np.uint8) for name in config.files])
+    ends = np.round(np.cumsum(config.fractions) * len(data)).astype(int)
+    return dict(zip(("train", "validation", "test"), np.split(data, ends[:2]), strict=True))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with _OPEN.get(path.suffix, open)(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"config.task.files: there is no file {path}") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"config.task.files: {path} is damaged, cut short or cannot be read ({error})") from error

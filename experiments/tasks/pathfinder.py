@@ -1,0 +1,43 @@
+"""Pathfinder and Path-X of the Long Range Arena (Linsley et al. 2018, Tay et al. 2021): are two dots on one path?
+
+Reads what `python -m experiments.prepare --dataset=pathfinder/32_hard` writes, pixel by pixel, row by row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.data.sources import open_split
+from experiments.tasks.base import ClassificationTask, PixelConfig, pixels, require
+
+
+@dataclass(frozen=True)
+class Config(PixelConfig):
+    """`dataset` is a prepared one, of pictures of `resolution` x `resolution`. Inputs are (gray / 255 - mean) /
+    deviation."""
+
+    classes = 2
+    dataset: str = "pathfinder/32_hard"
+    resolution: int = 32
+    mean: float = 0.5
+    deviation: float = 0.5
+
+    @property
+    def length(self) -> int:
+        return self.resolution**2
+
+
+class Task(ClassificationTask):
+    def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
+        """`batching` is batch_size, seed, process_index and process_count, as in Task."""
+        sources = {split: open_split(config.dataset, split, data_dir) for split in ("train", *self.splits)}
+        found, wanted = sources["train"][0]["image"].shape, (config.resolution, config.resolution)
+        require(
+            found == wanted,
+            f"config.task.resolution={config.resolution}: pictures of {config.dataset} are {found[0]} wide",
+        )
+        super().__init__(config, sources, **batching)
+
+    def encode(self, example: dict[str, Any]) -> np.ndarray:
+        return pixels(example["image"], self.config)

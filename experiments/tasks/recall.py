@@ -1,0 +1,53 @@
+"""Associative recall: pairs of key and value strewn among blanks, then the keys in another order. Generated when read.
+
+A variant of multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): the target of a queried key is the
+value that followed it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.tasks.base import SlotConfig, SlotTask
+
+BLANK, FIRST_KEY = 1, 2  # 0 is padding
+
+
+@dataclass(frozen=True)
+class Config(SlotConfig):
+    """`pairs` of `keys` different keys and `values` values among `length` positions."""
+
+    length: int = 48
+    pairs: int = 8
+    keys: int = 16
+    values: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least_one("pairs", "values")
+        if self.keys < self.pairs:
+            raise ValueError(f"keys={self.keys}: must be at least pairs={self.pairs}, every key is used once")
+        if self.length < 2 * self.pairs:
+            raise ValueError(f"length={self.length}: must be at least twice pairs={self.pairs}")
+
+    @property
+    def vocabulary_size(self) -> int:
+        return FIRST_KEY + self.keys + self.values
+
+
+class Task(SlotTask):
+    trivial_answer = "any one value"
+
+    def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
+        super().__init__(config, chance=1 / config.values, **batching)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        length, count = self.config.length, self.config.pairs
+        gaps = np.sort(rng.choice(length - count, count, replace=False))
+        places = gaps + np.arange(count)  # pairs of neighbours, none overlapping
+        keys = FIRST_KEY + rng.permutation(self.config.keys)[:count]
+        values = FIRST_KEY + self.config.keys + rng.integers(self.config.values, size=count)
+        order = rng.permutation(count)
+        inputs = np.full(length + count, BLANK)
+        inputs[places], inputs[places + 1], inputs[length:] = keys, values, keys[order]
+        return inputs, values[order]

@@ -1,0 +1,47 @@
+"""Selective copying: repeat, in order, the symbols strewn among blanks. Generated when read.
+
+A variant of the task of Gu and Dao (2023, arXiv 2312.00752), small enough for studies of the router: which elements
+matter is known.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.tasks.base import SlotConfig, SlotTask
+
+BLANK, QUERY, FIRST_SYMBOL = 1, 2, 3  # 0 is padding
+
+
+@dataclass(frozen=True)
+class Config(SlotConfig):
+    """`symbols` of an alphabet among `length` positions."""
+
+    length: int = 32
+    symbols: int = 8
+    alphabet: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least_one("symbols", "alphabet")
+        if self.length < self.symbols:
+            raise ValueError(f"length={self.length}: must be at least symbols={self.symbols}")
+
+    @property
+    def vocabulary_size(self) -> int:
+        return FIRST_SYMBOL + self.alphabet
+
+
+class Task(SlotTask):
+    trivial_answer = "any one symbol"
+
+    def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
+        super().__init__(config, chance=1 / config.alphabet, **batching)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        length, count, alphabet = self.config.length, self.config.symbols, self.config.alphabet
+        symbols = FIRST_SYMBOL + rng.integers(alphabet, size=count)
+        inputs = np.full(length + count, BLANK)
+        inputs[np.sort(rng.choice(length, count, replace=False))] = symbols
+        inputs[length:] = QUERY
+        return inputs, symbols

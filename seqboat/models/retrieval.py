@@ -1,0 +1,55 @@
+"""Do two documents belong together? One encoder reads both (Tay et al. 2021, the retrieval task of LRA)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from seqboat.layers.embedding import TokenEmbedding
+from seqboat.models.classifier import Output, mean_over_length
+from seqboat.models.encoder import Encoder, EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    """`head_size` is the width between the pair's features and the classes; 256 in the published recipe."""
+
+    encoder: EncoderConfig
+    classes: int
+    vocabulary_size: int
+    head_size: int = 256
+
+    def __post_init__(self):
+        for field in ("classes", "vocabulary_size", "head_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+
+
+class DualEncoder(nn.Module):
+    """inputs (B, L, 2) of symbols, document by document in the last axis, and true lengths (B, 2) -> logits (B, Y).
+
+    With e the mean of the encoded document over its length, the features of a pair are
+    [e2; e1; e1 * e2; e1 - e2]  (4D), then Linear, dropout, GELU, Linear (Ren et al. 2023, section 4.1; Ma et al. 2023).
+    """
+
+    config: RetrievalConfig
+
+    @nn.compact
+    def __call__(self, inputs: Int[Array, "B L 2"], lengths: Int[Array, "B 2"], train: bool = False) -> Output:
+        config = self.config
+        layer = config.encoder.layer
+        drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
+        tokens = jnp.moveaxis(inputs, 2, 1).reshape(
+            -1, inputs.shape[1]
+        )  # both documents of a pair, one after the other
+        valid = jnp.arange(tokens.shape[1])[None] < lengths.reshape(-1)[:, None]
+        x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(tokens)
+        x, stats = Encoder(config.encoder, name="encoder")(drop(jnp.where(valid[..., None], x, 0)), valid, train)
+        first, second = jnp.moveaxis(mean_over_length(x, valid).reshape(-1, 2, x.shape[-1]), 1, 0)
+        pair = jnp.concatenate([second, first, first * second, first - second], axis=-1)
+        xavier = nn.initializers.xavier_uniform()
+        hidden = nn.gelu(
+            drop(nn.Dense(config.head_size, kernel_init=xavier, name="head_hidden")(pair)), approximate=False
+        )
+        return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)
