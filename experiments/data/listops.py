@@ -5,17 +5,13 @@ with the closing bracket read as X. Everything here is a pure function of parame
 """
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 
 import numpy as np
+
+from experiments.data import parallel
 
 # 0 is padding and 1 is out of vocabulary, as in LRA's TokenTextEncoder; neither is ever drawn.
 VOCABULARY = ("<pad>", "<oov>", "[MIN", "[MAX", "[MED", "[SM", "X", *"0123456789")
@@ -106,7 +102,7 @@ def generate_split(
     if size == 0:
         return
     written = 0
-    for chunk in _chunks(parameters, seed, split, processes):
+    for chunk in parallel.chunks(partial(generate_chunk, parameters, seed, split), processes):
         for tokens, value in chunk:
             digest = hashlib.blake2b(bytes(tokens), digest_size=16).digest()
             if digest in seen:
@@ -116,35 +112,6 @@ def generate_split(
             written += 1
             if written == size:
                 return
-
-
-def _chunks(parameters: ListOpsParameters, seed: int, split: int, processes: int) -> Iterator[list[Example]]:
-    """All chunks of a split in order, without end; a few are made ahead when there are processes to make them."""
-    if processes == 1:
-        yield from (generate_chunk(parameters, seed, split, chunk) for chunk in count())
-        return
-    # Spawned, not forked: a forked copy of a process with threads (JAX, array_record) may deadlock.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_follow_parent)
-    try:
-        ahead: deque[Future[list[Example]]] = deque()
-        for chunk in count():
-            ahead.append(pool.submit(generate_chunk, parameters, seed, split, chunk))
-            if len(ahead) > 2 * processes:
-                yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leaves ctrl-C to the parent, and ends this process when the parent is gone, even if it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _draw_nodes(parameters: ListOpsParameters, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:

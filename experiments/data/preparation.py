@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import track
+from tensorflow_datasets.core import shuffle
 
 from experiments.errors import UserError
 
@@ -48,6 +49,10 @@ class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format="array_record", **kwargs)
         self.manual_dir = Path(manual_dir or Path(self.data_dir_root) / "downloads" / "manual").expanduser()
 
+    def is_prepared(self) -> bool:
+        """Whether it is there. (tensorflow-datasets' own also logs a warning when it is not.)"""
+        return (Path(self.data_dir) / "dataset_info.json").is_file()
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -62,13 +67,13 @@ def find_source(builder: ArrayRecordBuilder, files: Iterable[SourceFile]) -> tup
     """The first of these files that is in the builder's manual directory, its SHA-256 checked.
 
     Raises UserError with what to download, where to put it and the command to go on with, if there is none, or if the
-    one that is there is damaged.
+    one that is there is damaged. Its name and SHA-256 go into the metadata of the data set.
     """
     files = list(files)
     for file in files:
         path = builder.manual_dir / file.name
         if path.exists():
-            check_sha256(path, file)
+            record_source(builder, path, check_sha256(path, file))
             return file, path
     first, names = files[0], " or ".join(file.name for file in files)
     raise UserError(
@@ -77,18 +82,40 @@ def find_source(builder: ArrayRecordBuilder, files: Iterable[SourceFile]) -> tup
     )
 
 
-def check_sha256(path: Path, file: SourceFile) -> None:
-    """Raises UserError if the file's SHA-256 is not the published one. A directory is not checked."""
-    if file.sha256 is None or path.is_dir():
-        return
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != file.sha256:
+def check_sha256(path: Path, file: SourceFile) -> str | None:
+    """The file's SHA-256; UserError if it is not the published one. A directory has none and is not checked."""
+    if path.is_dir():
+        return None
+    found = sha256(path)
+    if file.sha256 not in (None, found):
         raise UserError(
-            f"{path} is cut short, damaged or another version: its SHA-256 is {digest.hexdigest()}, not {file.sha256}; "
+            f"{path} is cut short, damaged or another version: its SHA-256 is {found}, not {file.sha256}; "
             f"download {file.url} again"
+        )
+    return found
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits. Raises UserError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def record_source(builder: ArrayRecordBuilder, path: Path, digest: str | None) -> None:
+    """Notes what the data set was made from in its metadata.json, if it has metadata."""
+    if builder.info.metadata is not None:
+        builder.info.metadata[f"source {path.name}"] = f"sha256 {digest}" if digest else "directory"
+
+
+def check_count(path: Path, found: int, expected: int, what: str) -> None:
+    """Raises UserError if the source has another number of examples than the data set has."""
+    if found != expected:
+        raise UserError(
+            f"{path} has {found:,} {what} instead of {expected:,}: it is incomplete or another version; "
+            "download and unpack it again"
         )
 
 
@@ -108,24 +135,58 @@ def builder_class(name: str) -> type[ArrayRecordBuilder]:
 def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
     """Writes the data set unless it is there already, and returns its directory. Raises UserError if it cannot."""
     tfds.disable_progress_bar()
+    original = shuffle._Bucket
+    shuffle._Bucket = _Bucket
     try:
         # What tensorflow-datasets prints speaks of downloading, and nothing is downloaded.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
         raise UserError(f"cannot write {builder.data_dir}: {error}") from error
+    finally:
+        shuffle._Bucket = original
     return Path(builder.data_dir)
 
 
-def show_progress(items: Iterable[T], total: int, title: str) -> Iterator[T]:
-    """The same items; meanwhile a bar on the terminal, or now and then a line where there is none."""
+class _Bucket:
+    """Stands in for tensorflow-datasets' file of shuffled examples, which TensorFlow opens: past 1 GB they go to disk.
+
+    It opens its file for each example, as there are a thousand of these.
+    """
+
+    def __init__(self, path: Any):
+        self._path = Path(path)
+        self._sizes: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add(self, key: int, data: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            file.write(data)
+        self._sizes.append((key, len(data)))
+
+    def read_values(self) -> Iterator[tuple[int, bytes]]:
+        if self._sizes:
+            with self._path.open("rb") as file:
+                for key, size in self._sizes:
+                    yield key, file.read(size)
+
+    def del_file(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def show_progress(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
+    """The same items; meanwhile a bar on the terminal, or now and then a line where there is none. None: unknown."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, title, total, console=console, transient=True)
         return
     last = time.monotonic()
+    whole = "" if total is None else f" of {total:,}"
     for number, item in enumerate(items, 1):
         yield item
         if number == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            print(f"{title}: {number:,} of {total:,}", file=sys.stderr, flush=True)
+            print(f"{title}: {number:,}{whole}", file=sys.stderr, flush=True)
