@@ -78,12 +78,12 @@ def _model(name: str) -> ConfigDict:
         {
             "centered": False,
             "straight_through": False,
-            "credit_fraction": 1.0,
             "key_credit": False,
             "initial_bias": 0.0,
             "temperature_scale": 1.0,
         }
     )
+    fields.router.credit_length = placeholder(int)
     return fields
 
 

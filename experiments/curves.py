@@ -41,13 +41,13 @@ def read_run(workdir: Path) -> dict[str, Any]:
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
     tests = [json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation_test_*.json"))]
-    keep = ("step", "loss", "accuracy", "activation_rate", "confidence")
+    keep = ("step", "loss", "accuracy", "bits", "activation_rate", "confidence")
     curve = {
         kind: [{name: record[name] for name in keep if name in record} for record in records if record["kind"] == kind]
         for kind in ("train", "evaluation")
     }
     seconds = sum(record.get("seconds", 0.0) for record in records if record["kind"] == "train")
-    facts = {name: meta.get(name) for name in ("config", "versions", "hardware")}
+    facts = {name: meta.get(name) for name in ("config", "versions", "hardware", "command")}
     if isinstance(facts["config"], dict):
         facts["config"].pop("data_dir", None)  # a place on one machine, no part of the result
     for test in tests:
@@ -57,25 +57,32 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    """Accuracy in training and validation, and the activation rate of every layer, over steps."""
+    """The headline metric in training and validation, and the activation rate of every layer, over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    headline = next(
+        (test["headline"] for run in runs.values() for test in run["test"] if "headline" in test), "accuracy"
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
     for number, (label, run) in enumerate(runs.items()):
         color = f"C{number}"
         train, evaluation = run["curve"]["train"], run["curve"]["evaluation"]
-        left.plot(*_xy(train, "accuracy"), color=color, alpha=0.4, linewidth=1)
-        left.plot(*_xy(evaluation, "accuracy"), color=color, marker="o", markersize=3, label=label)
+        left.plot(*_xy(train, headline), color=color, alpha=0.4, linewidth=1)
+        left.plot(*_xy(evaluation, headline), color=color, marker="o", markersize=3, label=label)
         rates = [record for record in train if record.get("activation_rate")]
         for layer in range(len(rates[0]["activation_rate"]) if rates else 0):
             steps = [record["step"] for record in rates]
             values = [record["activation_rate"][layer] for record in rates]
             style = ("-", "--", ":", "-.")[layer % 4]
             right.plot(steps, values, style, color=color, linewidth=1, label=f"{label}, layer {layer}")
-    left.set(xlabel="step", ylabel="accuracy", title="training (thin) and validation")
+    left.set(
+        xlabel="step",
+        ylabel="bits per byte" if headline == "bits" else headline,
+        title="training (thin) and validation",
+    )
     right.set(
         xlabel="step", ylabel="activation rate", ylim=(-0.02, 1.02), title="share of elements that wake attention"
     )

@@ -5,6 +5,8 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,12 @@ def versions() -> dict[str, str]:
     """What a result depends on besides the config."""
     found = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {"seqboat": __version__, "python": platform.python_version(), **found}
+
+
+def command() -> str:
+    """What was typed, without what says where things lie on this machine."""
+    kept = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--config.data_dir"))]
+    return f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(kept)}"
 
 
 def hardware() -> str:
@@ -162,7 +170,7 @@ class _Run:
         self.report()
         if self.state.bad_step >= 0:
             self.stop()
-        meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware()}
+        meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware(), "command": command()}
         headline = self.task.headline
         self.checkpoints.save(step, self.state, meta, None if metrics is None else {headline: metrics[headline]})
 

@@ -41,9 +41,12 @@ def main() -> None:
     start = time.monotonic()
     builder_class = preparation.builder_class(name)
     configs = [item.name for item in builder_class.BUILDER_CONFIGS]
+    known = ", ".join(f"{name}/{item}" for item in configs) or name
     if config and config not in configs:
-        known = f"{', '.join(f'{name}/{item}' for item in configs)}" if configs else name
         raise UserError(f"unknown data set {_DATASET.value!r}; there is {known} (a part of one is made with --scale)")
+    if not config and len(configs) > 1:
+        raise UserError(f"--dataset={name} is several data sets; name one of them: {known}")
+    config = config or next(iter(configs), "")
     builder = builder_class(
         **_part(builder_class, config, _SCALE.value or 0.0),
         data_dir=data_directory(_DATA_DIR.value),
@@ -71,8 +74,7 @@ def _part(builder_class: Any, config: str, scale: float) -> dict[str, Any]:
     import tensorflow_datasets as tfds
 
     configs = {item.name: item for item in builder_class.BUILDER_CONFIGS}
-    default = next(iter(configs), "")
-    part = copy.copy(configs[config or default]) if configs else tfds.core.BuilderConfig(name="")
+    part = copy.copy(configs[config]) if configs else tfds.core.BuilderConfig(name="")
     part.name = f"{part.name}_{scale:g}".lstrip("_")
     part.description = f"A part, {scale:g} of every split: {sizes} of {dict(whole)} examples"
     return {"config": part, "sizes": sizes}

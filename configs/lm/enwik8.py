@@ -35,4 +35,4 @@ def tiny(config):
     config.model.update(layers=2, features=96, key_size=48, value_size=192, window_size=32, dropout=0.0)
     config.optimizer.update(name="adamw", learning_rate=0.004, warmup_steps=100, warmup_start=1e-7)
     config.optimizer.update(weight_decay=0.01, clip_norm=1.0)
-    config.train.update(steps=1200, batch_size=16, log_every=50, evaluate_every=300, checkpoint_every=300)
+    config.train.update(steps=1000, batch_size=16, log_every=50, evaluate_every=500, checkpoint_every=500)

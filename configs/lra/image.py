@@ -28,5 +28,5 @@ def get_config(variant: str = "paper"):
 
 def _tiny(config):
     config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32)
-    config.optimizer.warmup_steps = 100
-    config.train.update(steps=1200, batch_size=25, log_every=50, evaluate_every=300, checkpoint_every=300)
+    config.optimizer.warmup_steps = 50
+    config.train.update(steps=500, batch_size=25, log_every=50, evaluate_every=250, checkpoint_every=250)

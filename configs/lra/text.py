@@ -29,7 +29,7 @@ def get_config(variant: str = "paper"):
 
 
 def _tiny(config):
-    config.task.length = 1024
-    config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=32)
-    config.optimizer.warmup_steps = 200
-    config.train.update(steps=2000, batch_size=32, log_every=50, evaluate_every=500, checkpoint_every=250)
+    config.task.length = 512
+    config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32)
+    config.optimizer.warmup_steps = 100
+    config.train.update(steps=800, batch_size=32, log_every=50, evaluate_every=400, checkpoint_every=400)

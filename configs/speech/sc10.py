@@ -28,5 +28,5 @@ def get_config(variant: str = "paper"):
 
 def tiny(config):
     config.model.update(layers=2, features=32, key_size=16, value_size=64, window_size=32)
-    config.optimizer.update(warmup_steps=50, learning_rate=0.005)
-    config.train.update(steps=600, batch_size=8, log_every=50, evaluate_every=200, checkpoint_every=200)
+    config.optimizer.update(warmup_steps=20, learning_rate=0.005)
+    config.train.update(steps=200, batch_size=8, log_every=20, evaluate_every=100, checkpoint_every=100)

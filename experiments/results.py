@@ -1,0 +1,103 @@
+"""Write the results page from the files beside it:  python -m experiments.results [--docs=docs]
+
+Every docs/results/NAME.json of `experiments.curves` is a section: a table of its runs, its picture NAME.png, and the
+remarks in NAME.md. docs/results/published.json has the field's numbers. Recipes without a section are "not run".
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli
+from experiments.errors import UserError
+
+_DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and results/.")
+
+PUBLISHED = "published.json"
+HEAD = """# Results
+
+Written by `python -m experiments.results` from the files in `docs/results/`: each holds the configs, versions, hardware
+and curves of its runs. A test metric is that of the best checkpoint by validation, tested once.
+
+"""
+
+
+def main() -> None:
+    docs = Path(_DOCS.value or "docs")
+    (docs / "results.md").write_text(page(docs / "results"))
+    print(f"written {docs / 'results.md'}")
+
+
+def page(directory: Path) -> str:
+    """The whole page as Markdown. Raises UserError for a file that is no result."""
+    published = _read(directory / PUBLISHED)
+    sections = [section(path) for path in sorted(directory.glob("*.json")) if path.name != PUBLISHED]
+    return "\n".join([HEAD, *sections, recipes(published)])
+
+
+def section(path: Path) -> str:
+    """One file: what was run, a row for every arm, the picture, the remarks."""
+    runs = _read(path)
+    try:
+        name = path.stem
+        lines = [f"## {name.replace('_', ' ')}", ""]
+        commands = [run["command"] for run in runs.values() if run.get("command")]
+        lines += [f"    {command}" for command in commands] + [""] * bool(commands)
+        lines += ["| arm | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
+        lines += [f"| {label} | " + " | ".join(row(run)) + " |" for label, run in runs.items()]
+        first = next(iter(runs.values()))
+        versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
+        lines += ["", f"{first['hardware']}; {versions}; [{path.name}](results/{path.name})."]
+    except (KeyError, TypeError, StopIteration) as error:
+        raise UserError(f"{path} is no file of experiments.curves: {error!r}") from error
+    if (path.parent / f"{name}.png").exists():
+        lines += ["", f"![curves of {name}](results/{name}.png)"]
+    remarks = path.parent / f"{name}.md"
+    if remarks.exists():
+        lines += ["", remarks.read_text().strip()]
+    return "\n".join(lines) + "\n"
+
+
+COLUMNS = ("seeds", "updates", "examples an update", "minutes", "metric", "test", "trivial", "activation rate by layer")
+
+
+def row(run: dict[str, Any]) -> list[str]:
+    """The cells of an arm, in the order of COLUMNS."""
+    config, tests = run["config"], run["test"]
+    train, test = config["train"], tests[-1] if tests else {}
+    headline = test.get("headline", "accuracy")
+    rates = test.get("activation_rate") or []
+    return [
+        str(config["seed"]),
+        f"{train['steps']:,}",
+        str(train["batch_size"]),
+        f"{run['training_seconds'] / 60:.1f}",
+        {"bits": "bits per byte"}.get(headline, headline),
+        "not run" if headline not in test else f"{test[headline]:.4f}",
+        f"{test['trivial'][headline]:.4f}" if headline in test.get("trivial", {}) else "",
+        " ".join(f"{rate:.2f}" for rate in rates) or "-",
+    ]
+
+
+def recipes(published: dict[str, Any]) -> str:
+    """The recipes at their full length: the field's numbers, and ours where there are any."""
+    lines = ["## The full recipes", "", published["note"], ""]
+    lines += ["| recipe | parameters | ours: SeqBoat | learned router | always active | no attention | the field |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, entry in published["recipes"].items():
+        ours = [entry.get("ours", {}).get(arm, "not run") for arm in ("paper", "ours", "always", "no_attention")]
+        lines += [f"| `{name}` | {entry['parameters']:,} | " + " | ".join(ours) + f" | {entry['field']} |"]
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main)
