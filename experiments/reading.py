@@ -1,0 +1,41 @@
+"""Does reading keep ahead of the model?  python -m experiments.reading --config=configs/lra/image.py --config.data_dir=D
+
+Times the loader alone and the training step alone on the same batches, and prints examples per second of each.
+"""
+
+import time
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+from experiments.build import build
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
+_BATCHES = flags.DEFINE_integer("batches", 20, "How many batches to time.", lower_bound=1)
+
+
+def main() -> None:
+    experiment = build(cli.read_config(_CONFIG))
+    cli.use_compilation_cache()
+    count, size = _BATCHES.value or 1, experiment.config.train.batch_size
+    batches = experiment.task.train_batches(0)
+    next(batches)  # the readers' start
+    began = time.monotonic()
+    kept = [next(batches) for _ in range(count)]
+    reading = count * size / (time.monotonic() - began)
+    state = jax.jit(lambda: experiment.steps.init(experiment.config.seed))()
+    update = jax.jit(experiment.steps.train, donate_argnums=0).lower(state, kept[0]).compile()
+    state = update(state, kept[0])
+    jax.block_until_ready(state)
+    began = time.monotonic()
+    for batch in kept[: max(1, count // 4)]:
+        state = update(state, batch)
+    jax.block_until_ready(state)
+    training = max(1, count // 4) * size / (time.monotonic() - began)
+    print(f"reading {reading:,.0f} examples/s, training {training:,.1f} examples/s, ratio {reading / training:,.1f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
