@@ -79,11 +79,11 @@ def _model(name: str) -> ConfigDict:
             "centered": False,
             "straight_through": False,
             "key_credit": False,
+            "credit_share": 1.0,
             "initial_bias": 0.0,
             "temperature_scale": 1.0,
         }
     )
-    fields.router.credit_length = placeholder(int)
     return fields
 
 

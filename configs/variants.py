@@ -28,7 +28,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
 
 def _ours(config: ConfigDict) -> None:
     config.model.ssm_truncation = None
-    config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_length=64)
+    config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_share=0.25)
 
 
 def _without_slots(position: str) -> str:

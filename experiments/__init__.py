@@ -1,1 +1,11 @@
-"""Programs around the seqboat library: training, evaluation, data."""
+"""Programs around the seqboat library: training, evaluation, data. A notebook starts at `experiments.load`."""
+
+from pathlib import Path
+from typing import Any
+
+
+def load(workdir: str | Path, step: int | None = None, data_dir: str | None = None) -> Any:
+    """The trained model of a work directory (`experiments.restore.Run`): by default its best step. Raises UserError."""
+    from experiments import restore  # here, not above: importing a program's neighbours costs nothing then
+
+    return restore.load(workdir, step, data_dir)

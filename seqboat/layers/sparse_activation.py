@@ -51,22 +51,22 @@ class WindowedModule(nn.Module):
 class RouterConfig:
     """What trains the configurator. The defaults are the published router, whose inactive elements send it no gradient.
 
-    `centered`: subtract a running mean over training steps from its input. `straight_through`: in training, compute
-    inactive elements too and let the gradient of their results through their probability (dense cost, O(L^2) memory),
-    in the first `credit_fraction` of a batch's sequences; the others cost what is active. `key_credit`: in training, let an element's probability earn the gradient of being read by others.
-    `initial_bias`: added to the logit of activating. `temperature_scale`: tau starts at this times sqrt(D).
+    `centered`: subtract a running mean over training steps from its input. `straight_through`: in training, pay an
+    inactive element's probability for what the element's result would have been worth, at a random `credit_share` of
+    them. `key_credit`: pay a computed element's probability for being read by others. `initial_bias`: added to the
+    logit of activating. `temperature_scale`: tau starts at this times sqrt(D).
     """
 
     centered: bool = False
     straight_through: bool = False
-    credit_fraction: float = 1.0
     key_credit: bool = False
+    credit_share: float = 1.0
     initial_bias: float = 0.0
     temperature_scale: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.credit_fraction <= 1:
-            raise ValueError(f"credit_fraction={self.credit_fraction}: must be above 0 and at most 1")
+        if not 0 < self.credit_share <= 1:
+            raise ValueError(f"credit_share={self.credit_share}: must be above 0 and at most 1")
         if not self.temperature_scale > 0:
             raise ValueError(f"temperature_scale={self.temperature_scale}: must be positive")
 
@@ -163,30 +163,18 @@ class SparseModularActivation(nn.Module):
         for name, value in (("active", active), ("confidence", gate)):
             tap(self, name, value)
 
-        paying = train and self.router.straight_through and not self.always
-        # Every element of the first sequences is computed, and pays the router for what it would have been worth.
-        credited = math.ceil(self.router.credit_fraction * m.shape[0]) if paying else 0
         y = jnp.zeros_like(m)
         for i, module in enumerate(self.modules):
-            weight = None
-            if train and self.router.key_credit and not self.always:
-                weight = _straight_through(active[..., i].astype(jnp.float32), decision.probability[..., i])
             if self.is_initializing():
                 self._create(module, m, active[..., i])
                 continue
-            rows = (m, active[..., i], weight)
-            parts = [
-                run(module, *(a if a is None else a[part] for a in rows), train)
-                for run, part in self._parts(credited, m.shape[0])
-            ]
-            result, taps = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+            chosen = jnp.where(active[..., i], gate[..., i], 0)
+            result, taps = self._compute(module, m, active[..., i], describe(active[..., i]), train)
             for name, value in taps.items():
                 tap(self, name, value)
-            chosen = jnp.where(active[..., i], gate[..., i], 0)
-            if paying:
-                through = _straight_through(chosen, decision.probability[..., i]) * valid
-                chosen = jnp.concatenate([through[:credited], chosen[credited:]])
             y += chosen[..., None].astype(m.dtype) * result
+            if train and not self.always and (self.router.straight_through or self.router.key_credit):
+                y += self._credit(module, m, valid, active[..., i], decision.probability[..., i], chosen)
         on = active.astype(jnp.float32)
         sums = {"active": on, "confidence": on * gate, "probability": decision.probability}
         stats = ActivationStats(
@@ -196,58 +184,54 @@ class SparseModularActivation(nn.Module):
         )
         return y, stats
 
-    def _parts(self, credited: int, batch: int) -> list:
-        """Which function computes which sequences of the batch."""
-        rest = self._dense if self.form == "dense" else self._packed
-        parts = [(self._dense, slice(0, credited)), (rest, slice(credited, batch))]
-        return [(run, part) for run, part in parts if part.stop > part.start] or [(rest, slice(0, batch))]
+    def _compute(self, module, m, computed, rows, train, frozen=False, reach=1):
+        """The module at the `computed` elements of m, and what it tapped; zero, or anything, elsewhere.
 
-    def _packed(self, module, m, active, weight, train):
-        """The module over active rows alone; zero for the others."""
-        block = self.block_size
-        packing = pack(active, block)
-        rows = describe(active)._replace(weight=None if weight is None else weight.reshape(-1))
-        rows, packed = compress((rows, m.reshape(-1, m.shape[-1])), packing)
+        `rows` describes all elements. `frozen` lets no gradient into parameters and m. In the packed form a row sees
+        `reach` times the module's halo of computed rows; those that `rows.active` leaves out have their place in it.
+        """
         params, apply = self._functional(module, train)
-        own = {"x": packed, "rows": rows, "slot": jnp.arange(packed.shape[0], dtype=jnp.int32)}
-        each = functools.partial(map_blocks, params=params, count=packing.filled, block_size=block)
-        if isinstance(module, WindowedModule):
-            project = lambda params, own, _: apply(params, own["slot"], "project", own["x"], own["rows"])
-            (private, shared), taps = each(project, own=own, halo=None)
-
-            def mix(params, own, halo):
-                return apply(params, own["slot"], "mix", own["private"], halo["shared"], own["rows"], halo["rows"])
-
-            left, right = module.halo(m.shape[1])
-            own = {"private": private, "rows": rows, "slot": own["slot"]}
-            y, more = each(mix, own=own, halo={"shared": shared, "rows": rows}, left=left, right=right)
-            taps = {**taps, **more}
-        else:
-            y, taps = each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
-        y, taps = extract((y, taps), packing)
-        return self._in_place(y, taps, m)
-
-    def _dense(self, module, m, active, weight, train):
-        """The module over all rows, of which only those with `rows.active` are read by others: the masked reference."""
-        rows = describe(active)._replace(weight=None if weight is None else weight.reshape(-1))
+        if frozen:
+            params, m = jax.lax.stop_gradient((params, m))
         flat = m.reshape(-1, m.shape[-1])
-        params, apply = self._functional(module, train)
-        start = jnp.zeros(1, jnp.int32)
-        if isinstance(module, WindowedModule):
-            if weight is not None and self.router.straight_through:  # inactive keys have weight 0, and earn credit
-                visible = rows._replace(active=jnp.ones_like(rows.active))
-            else:
-                visible = rows
-            (private, shared), taps = apply(params, start, "project", flat, rows)
-            y, more = apply(params, start, "mix", private, shared, visible, visible)
-            taps = {**taps, **more}
+        if self.form == "dense":
+            y, taps = _dense(module, flat, rows, params, apply)
         else:
-            y, taps = apply(params, start, "__call__", flat)
-        return self._in_place(y, taps, m)
+            packing = pack(computed, self.block_size)
+            rows, flat = compress((rows, flat), packing)
+            halo = None
+            if isinstance(module, WindowedModule):
+                left, right = module.halo(m.shape[1])
+                halo = (reach * left, reach * right)
+            y, taps = extract(_packed(rows, flat, params, apply, packing.filled, self.block_size, halo), packing)
+        back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])
+        return back(y), jax.tree.map(back, taps)
 
-    def _in_place(self, y: Array, taps: dict, m: Array) -> tuple[Array, dict]:
-        """Rows (B L, ...) back to (B, L, ...)."""
-        return y.reshape(m.shape), {name: value.reshape(*m.shape[:2], *value.shape[1:]) for name, value in taps.items()}
+    def _credit(self, module, m, valid, active, probability, chosen):
+        """Zeros (B, L, D) whose gradient pays the router for what elements are, or would be, worth.
+
+        A random `credit_share` of the inactive elements is computed beside the active ones: such an element's result
+        enters with weight p (`straight_through`), and every computed element is read as a key with weight
+        w = p + stop_gradient(a - p)  (`key_credit`). The gradient reaches p alone, divided by the share for inactive
+        elements, so that its mean is that of a share of 1.
+        """
+        share = self.router.credit_share
+        sampled = valid & ~active
+        if not self.router.straight_through:
+            sampled &= False
+        elif share < 1:
+            sampled &= jax.random.bernoulli(self.make_rng("dropout"), share, sampled.shape)
+        scale = jnp.where(active, 1, 1 / share)
+        probability = scale * probability
+        rows = describe(active)
+        if self.router.key_credit:  # inactive keys have weight 0, and earn credit
+            weight = _straight_through(active, probability)
+            rows = rows._replace(active=(active | sampled).reshape(-1), weight=weight.reshape(-1))
+        result, _ = self._compute(module, m, active | sampled, rows, train=False, frozen=True, reach=2)
+        kept, chosen, probability = active[..., None], chosen[..., None], jnp.where(sampled, probability, 0)[..., None]
+        stop = jax.lax.stop_gradient
+        worth = jnp.where(kept, stop(chosen) * result, probability * stop(result))
+        return (worth - stop(worth)).astype(m.dtype)
 
     def _functional(self, module: nn.Module, train: bool):
         """The module as a pure function of its parameters, for `map_blocks`: (params, apply).
@@ -284,6 +268,35 @@ class SparseModularActivation(nn.Module):
             raise ValueError(f"a sparsely activated module may hold parameters only; {module.name} has {sorted(other)}")
 
 
+def _packed(rows: Rows, x: Array, params, apply, count, block_size: int, halo: tuple[int, int] | None):
+    """A module over packed rows, block by block; `halo` None is a row-wise one."""
+    own = {"x": x, "rows": rows, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
+    each = functools.partial(map_blocks, params=params, count=count, block_size=block_size)
+    if halo is None:
+        return each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
+
+    def project(params, own, _):
+        return apply(params, own["slot"], "project", own["x"], own["rows"])
+
+    def mix(params, own, halo):
+        return apply(params, own["slot"], "mix", own["private"], halo["shared"], own["rows"], halo["rows"])
+
+    (private, shared), taps = each(project, own=own, halo=None)
+    own = {"private": private, "rows": rows, "slot": own["slot"]}
+    y, more = each(mix, own=own, halo={"shared": shared, "rows": rows}, left=halo[0], right=halo[1])
+    return y, {**taps, **more}
+
+
+def _dense(module: nn.Module, x: Array, rows: Rows, params, apply):
+    """A module over all rows at once, of which only those with `rows.active` are read by others: the reference."""
+    start = jnp.zeros(1, jnp.int32)
+    if not isinstance(module, WindowedModule):
+        return apply(params, start, "__call__", x)
+    (private, shared), taps = apply(params, start, "project", x, rows)
+    y, more = apply(params, start, "mix", private, shared, rows, rows)
+    return y, {**taps, **more}
+
+
 def _straight_through(value: Array, surrogate: Array) -> Array:
     """The value, with the gradient of the surrogate."""
-    return surrogate + jax.lax.stop_gradient(value - surrogate)
+    return surrogate + jax.lax.stop_gradient(value.astype(surrogate.dtype) - surrogate)

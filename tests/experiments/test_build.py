@@ -99,6 +99,27 @@ def test_resolved_configs_are_the_golden_ones(recipe):
     assert not changes, f"if this is meant: python -m tests.experiments.test_build\n{changes}"
 
 
+# Exact counts, and those of the design's table: counts of the published code, with its vocabularies guessed.
+PARAMETERS = {
+    "lra/listops": (408_116, 0.408e6),
+    "lra/text": (632_460, 0.63e6),
+    "lra/retrieval": (1_057_194, 1.06e6),
+    "lra/image": (1_810_001, 1.81e6),
+    "lra/pathfinder": (892_301, 0.89e6),
+    "lra/pathx": (1_076_621, 1.08e6),
+    "speech/sc10": (298_841, 0.299e6),
+    "lm/enwik8": (39_104_674, 39.1e6),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_recipes_have_as_many_parameters_as_the_published_models(name):
+    exact, published = PARAMETERS[name]
+    found = count(get_config(f"configs/{name}")())
+    assert found == exact
+    assert abs(found / published - 1) < 0.02
+
+
 def test_no_golden_config_is_left_over():
     assert sorted(path.name for path in GOLDEN.glob("config_*.txt")) == sorted(golden(r).name for r in RECIPES)
 
@@ -194,7 +215,7 @@ MODEL_KNOBS = {
 MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm_counts_padding": (True, {"norm": "batch"}),
     "final_norm_affine": (False, {"norm_placement": "pre"}),
-    "router.credit_fraction": (0.5, {"router.straight_through": True}),
+    "router.credit_share": (0.5, {"router.straight_through": True}),
 }
 UNTOUCHED = {
     "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",
