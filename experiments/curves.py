@@ -12,6 +12,7 @@ from absl import flags
 from experiments import cli
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.evaluation import SUMMARY_FILE
 from experiments.reporting import METRICS_FILE, MetricsFile
 from experiments.restore import CHECKPOINTS
 
@@ -34,7 +35,13 @@ def main() -> None:
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
-    """Everything a result in the docs must name, from a work directory."""
+    """Everything a result in the docs must name, from a work directory; of several seeds the curve of the first."""
+    if (workdir / SUMMARY_FILE).exists():
+        summary = json.loads((workdir / SUMMARY_FILE).read_text())
+        runs = [read_run(workdir / f"seed_{seed}") for seed in summary["seeds"]]
+        seconds = sum(run["training_seconds"] for run in runs) / len(runs)
+        chosen = {name: summary[name] for name in ("seeds", "metrics", "activation_rate")}
+        return {**runs[0], "training_seconds": seconds, **chosen}
     records = list(MetricsFile(workdir / METRICS_FILE).records())
     if not records:
         raise UserError(f"{workdir} holds no {METRICS_FILE}: was this run ever started?")

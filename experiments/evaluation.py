@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.build import build
+from experiments.config import differences
 from experiments.errors import UserError
 from experiments.loop import evaluate, hardware, train, versions
 from experiments.reporting import plain
@@ -67,11 +68,13 @@ def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "t
         directory = workdir / f"seed_{seed}"
         train(build({**values, "seed": seed}), directory)
         results.append(evaluate_run(directory, split))
+        if changed := differences(results[-1]["config"], {**values, "seed": seed}):
+            raise UserError(f"{directory} was trained with another config ({changed[0]}): take another work directory")
     summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
     summary["metrics"] = {
         name: {"values": found, **_spread(found)}
         for name in results[0]
-        if (found := [result[name] for result in results]) and all(isinstance(value, float) for value in found)
+        if name != "seconds" and isinstance((found := [result[name] for result in results])[0], float | None)
     }
     summary["activation_rate"] = [result.get("activation_rate") for result in results]
     summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
@@ -90,11 +93,15 @@ def write_json(path: Path, content: Any) -> None:
         raise UserError(f"could not write {path}: {error.strerror}") from error
 
 
-def _spread(values: list[float]) -> dict[str, float | None]:
-    """The deviation of the sample, and the standard error of its mean; None for one value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    error = None if deviation is None else deviation / math.sqrt(len(values))
-    return {"mean": statistics.fmean(values), "standard_deviation": deviation, "standard_error": error}
+def _spread(values: list[float | None]) -> dict[str, float | None]:
+    """Mean, deviation of the sample and standard error of the mean: the last two None for one value, all of them if a
+    value is None (not finite)."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return dict.fromkeys(("mean", "standard_deviation", "standard_error"))
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    error = None if deviation is None else deviation / math.sqrt(len(known))
+    return {"mean": statistics.fmean(known), "standard_deviation": deviation, "standard_error": error}
 
 
 def _number(value: float | None) -> str:

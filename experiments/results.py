@@ -68,14 +68,22 @@ def row(run: dict[str, Any]) -> list[str]:
     config, tests = run["config"], run["test"]
     train, test = config["train"], tests[-1] if tests else {}
     headline = test.get("headline", "accuracy")
-    rates = test.get("activation_rate") or []
+    seeds = run.get("seeds", [config["seed"]])
+    score, rates = "not run", test.get("activation_rate") or []
+    if headline in test:
+        score = f"{test[headline]:.4f}"
+    if "metrics" in run:
+        metric = run["metrics"][headline]
+        least, most = min(metric["values"]), max(metric["values"])
+        score = f"{metric['mean']:.4f} ± {metric['standard_error']:.4f} ({least:.3f} to {most:.3f})"
+        rates = [sum(layer) / len(layer) for layer in zip(*filter(None, run["activation_rate"]), strict=True)]
     return [
-        str(config["seed"]),
+        str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
         f"{train['steps']:,}",
         str(train["batch_size"]),
         f"{run['training_seconds'] / 60:.1f}",
         {"bits": "bits per byte"}.get(headline, headline),
-        "not run" if headline not in test else f"{test[headline]:.4f}",
+        score,
         f"{test['trivial'][headline]:.4f}" if headline in test.get("trivial", {}) else "",
         " ".join(f"{rate:.2f}" for rate in rates) or "-",
     ]

@@ -103,7 +103,9 @@ def _version_directory(name: str, root: Path) -> Path:
         return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     if name.partition("/")[0] in OWN_DATASETS:
         # The variable serves as well as the flag, so the command is exact whichever way the directory was given.
-        remedy = f"run: python -m experiments.prepare --dataset={name} --data_dir={shlex.quote(str(root))}"
+        part = re.fullmatch(r"(.*)[_/](0\.\d+)", name)  # of a generated data set
+        what = f"{part[1]} --scale={part[2]}" if part else name
+        remedy = f"run: python -m experiments.prepare --dataset={what} --data_dir={shlex.quote(str(root))}"
     else:
         remedy = (
             "prepare it on a machine that has TensorFlow, "

@@ -248,8 +248,9 @@ class Standard:
         for index in range(len(source)):
             values = np.asarray(source[index][field], np.float64)
             count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
-        mean = total / max(count, 1)
-        deviation = math.sqrt(max(squares / max(count, 1) - mean**2, 0))
+        require(count > 0, f"there is no number of {field!r} in the training data")
+        mean = total / count
+        deviation = math.sqrt(max(squares / count - mean**2, 0))
         require(deviation > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
         return cls(float(mean), deviation)
 

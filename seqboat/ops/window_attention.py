@@ -79,8 +79,10 @@ def attend(
 ) -> Float[Array, "Q E"]:
     """o_i = sum_j phi(s_i)_j v_j,  s_ij = scale q_i . k_j + bias_ij,  over the keys that row i sees, else 0.
 
-    phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with `weight` w_j
-    enters with w_j times its exp(s) or phi(s). `drop` multiplies the weights (dropout). Scores and weights are float32.
+    phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with a `weight` w_j of
+    0..1 enters with w_j times its exp(s) or phi(s). With softmax, e = exp(s), the gradient of a w_j that is 0 is what
+    the step to 1 would change, e_j (v_j - o) / (total + e_j): the derivative, e_j (v_j - o) / total, has no bound.
+    `drop` multiplies the weights (dropout). Scores and weights are float32.
     """
     # What may not be read may hold anything, NaN too, and 0 * NaN is NaN.
     k, v = (jnp.where(key.active[:, None], rows, jnp.zeros((), rows.dtype)) for rows in (k, v))
@@ -100,7 +102,7 @@ def attend(
         weights = 0.5 * (1 + jax.lax.erf((scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2))))
     weights = jnp.where(visible, weights, 0)
     if key.weight is not None:
-        weights *= key.weight[None, :]
+        weights *= _bounded(key.weight[None, :], weights) if window.function == "softmax" else key.weight[None, :]
     total = weights.sum(axis=1, keepdims=True)
     if drop is not None:
         weights *= drop
@@ -108,3 +110,11 @@ def attend(
     if window.function == "softmax":
         out = out / jnp.where(total > 0, total, 1)
     return out.astype(v.dtype)
+
+
+def _bounded(weight: Float[Array, "1 J"], e: Float[Array, "Q J"]) -> Float[Array, "Q J"]:
+    """The weights, their gradient times  total / (total + (1 - w) e)."""
+    stop = jax.lax.stop_gradient
+    total = stop((weight * e).sum(axis=1, keepdims=True))
+    share = total / jnp.maximum(total + (1 - stop(weight)) * stop(e), jnp.finfo(jnp.float32).tiny)
+    return stop(weight) + share * (weight - stop(weight))

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments.build import Config, TrainConfig, build, build_model
 from experiments.config import differences, to_dataclass
+from experiments.errors import UserError
 from experiments.optimizers import make_optimizer
 from experiments.step import make_steps
 from seqboat.layers.seqboat import LayerConfig
@@ -118,6 +120,21 @@ def test_recipes_have_as_many_parameters_as_the_published_models(name):
     found = count(get_config(f"configs/{name}")())
     assert found == exact
     assert abs(found / published - 1) < 0.02
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
+    """What to do is said at once: nothing looks for a network, nothing retries."""
+    if recipe.startswith(("configs/quickstart", "configs/synthetic")):
+        pytest.skip("generated in memory")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked for a network"))
+    values = get_config(recipe)().to_dict() | {"data_dir": str(tmp_path)}
+    with pytest.raises(UserError) as caught:
+        build(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    remedy = "config.task.files" if recipe == "configs/lm/bytes" else "run: python -m experiments.prepare --dataset="
+    assert remedy in message
 
 
 def test_no_golden_config_is_left_over():

@@ -131,9 +131,9 @@ def test_a_missing_data_set_of_ours_comes_with_its_command(tmp_path, monkeypatch
 def test_a_missing_stock_data_set_says_where_to_prepare_it(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
     with pytest.raises(UserError, match="machine that has TensorFlow") as caught:
-        open_split("imdb_reviews/plain_text", "train", str(tmp_path))
-    assert 'tfds.builder("imdb_reviews/plain_text", file_format="array_record")' in str(caught.value)
-    assert str(tmp_path / "imdb_reviews/plain_text") in str(caught.value)
+        open_split("mnist", "train", str(tmp_path))
+    assert 'tfds.builder("mnist", file_format="array_record")' in str(caught.value)
+    assert str(tmp_path / "mnist") in str(caught.value)
 
 
 def test_tfrecord_files_are_refused(data_dir):
@@ -208,6 +208,26 @@ def test_the_program_names_what_it_can_make(tmp_path, arguments):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert f"--dataset can be: {', '.join(OWN_DATASETS)}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["speech_commands", "pathfinder"])
+def test_one_of_several_data_sets_is_named(tmp_path, name):
+    command = [sys.executable, "-m", "experiments.prepare", f"--data_dir={tmp_path}", f"--dataset={name}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    known = ", ".join(f"{name}/{config.name}" for config in preparation.builder_class(name).BUILDER_CONFIGS)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --dataset={name} is several data sets; name one of them: {known}\n"
+
+
+def test_a_data_set_of_one_configuration_needs_no_more_than_its_name(tmp_path):
+    """It is looked for under the configuration's name: preparing stops at its missing source, and says the command."""
+    command = [sys.executable, "-m", "experiments.prepare", f"--data_dir={tmp_path}", "--dataset=imdb_reviews"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert (
+        f"then run: python -m experiments.prepare --dataset=imdb_reviews/plain_text --data_dir={tmp_path}"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow

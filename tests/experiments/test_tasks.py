@@ -1,10 +1,16 @@
-"""Tasks: what a batch holds, the held-out split of Text, losses, and mistakes in their configs."""
+"""Tasks: what a batch holds, how data become inputs, held-out splits, losses, and mistakes in their configs."""
 
+import collections
 import dataclasses
+import gzip
+import lzma
+import math
 import os
 import re
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,81 +21,216 @@ from experiments.config import to_dataclass
 from experiments.data import listops as expressions
 from experiments.data import preparation
 from experiments.data.builders.listops import Builder as ListOps
+from experiments.data.sources import open_split
 from experiments.errors import UserError
-from experiments.tasks import corpus, image, listops, recall, selective_copy, short_listops, speech_commands, text
-from experiments.tasks.base import ClassificationTask
+from experiments.tasks import (
+    corpus,
+    image,
+    listops,
+    pathfinder,
+    recall,
+    retrieval,
+    selective_copy,
+    short_listops,
+    speech_commands,
+    spoken_digit,
+    text,
+)
+from experiments.tasks.base import Task, TokenTask
 
 FEW = short_listops.Config(train_examples=300, validation_examples=50, test_examples=45)
-REVIEWS = {"train": 60, "test": 21}
+# Every task, with a config for tiny data, and the weights of its validation and test splits.
+TASKS: dict[str, tuple[Any, Any, list[int]]] = {
+    "short_listops": (short_listops, FEW, [50, 45]),
+    "listops": (listops, listops.Config(), [7, 5]),
+    "text": (text, text.Config(length=50), [6, 21]),
+    "image": (image, image.Config(), [2, 5]),
+    "pathfinder": (pathfinder, pathfinder.Config(resolution=4), [5, 6]),
+    "retrieval": (retrieval, retrieval.Config(length=20), [5, 7]),
+    "sc10": (speech_commands, speech_commands.Config(length=30), [7, 5]),
+    "sc35": (speech_commands, speech_commands.Config(words=35, length=30), [7, 5]),
+    "spoken_digit": (spoken_digit, spoken_digit.Config(length=30), [10, 10]),
+    "corpus": (corpus, corpus.Config(dataset="enwik8", length=16, context=10), [50, 84]),
+    "selective_copy": (
+        selective_copy,
+        selective_copy.Config(train_examples=50, test_examples=10, length=12, symbols=3, alphabet=4),
+        [30, 30],
+    ),
+    "recall": (
+        recall,
+        recall.Config(train_examples=50, test_examples=10, length=12, pairs=3, keys=4, values=5),
+        [30, 30],
+    ),
+}
+CLASSIFICATION = [name for name, (module, _, _) in TASKS.items() if not issubclass(module.Task, TokenTask)]
 
 
-class FakeReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """imdb_reviews/plain_text with invented reviews, among them an empty one, a long one and two that are equal."""
+def store(data_dir: Path, dataset: str, features: dict[str, Any], splits: dict[str, list[dict]], ordered=False) -> None:
+    """Prepares a data set with these examples, under the name of another."""
 
-    name = "imdb_reviews"
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="plain_text", version=tfds.core.Version("1.0.0"))]
+    class Fake(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name, _, config = dataset.partition("/")
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
-    def _info(self):
-        label = tfds.features.ClassLabel(names=["neg", "pos"])
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label})
-        return tfds.core.DatasetInfo(builder=self, features=features)
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=ordered
+            )
 
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in REVIEWS}
+        def _split_generators(self, dl_manager):
+            return {split: enumerate(examples) for split, examples in splits.items()}
 
-    def _generate_examples(self, split):
-        special = {0: "", 1: "é" * 100, 2: "same", 3: "same"}
-        for number in range(REVIEWS[split]):
-            yield number, {"text": special.get(number, f"{split} review {number}"), "label": int(number >= 20)}
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    preparation.prepare(Fake(data_dir=data_dir, file_format="array_record"))
+
+
+def reviews_of(split: str, size: int) -> list[dict]:
+    """Among them an empty one, a long one and two that are equal."""
+    special = {0: "", 1: "é" * 100, 2: "same", 3: "same"}
+    return [{"text": special.get(i, f"{split} review {i}"), "label": int(i >= 20)} for i in range(size)]
+
+
+def store_pictures(data_dir: Path, dataset: str, shape: tuple[int, ...], classes: int, sizes: dict[str, int]) -> None:
+    rng = np.random.default_rng(0)
+    label = tfds.features.ClassLabel(num_classes=classes)
+    features = {"image": tfds.features.Tensor(shape=shape, dtype=np.uint8), "label": label}
+    draw = lambda: {"image": rng.integers(256, size=shape, dtype=np.uint8), "label": int(rng.integers(classes))}
+    store(data_dir, dataset, features, {split: [draw() for _ in range(size)] for split, size in sizes.items()})
+
+
+def store_recordings(data_dir: Path, dataset: str, splits: dict[str, list[dict]], classes: int) -> None:
+    """Of 20 to 40 samples each; the examples bring what else they have."""
+    rng = np.random.default_rng(0)
+    extra = {"audio/filename": tfds.features.Text()} if dataset == "spoken_digit" else {}
+    features = {
+        "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
+        "label": tfds.features.ClassLabel(num_classes=classes),
+        **extra,
+    }
+    draw = lambda: rng.integers(-900, 1100, size=rng.integers(20, 41)).astype(np.int16)
+    store(
+        data_dir, dataset, features, {name: [{"audio": draw(), **e} for e in found] for name, found in splits.items()}
+    )
+
+
+def store_blocks(data_dir: Path, dataset: str, sizes: dict[str, tuple[int, ...]]) -> None:
+    rng = np.random.default_rng(0)
+    features = {"bytes": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding="bytes")}
+    blocks = {
+        name: [{"bytes": rng.integers(7, size=size, dtype=np.uint8)} for size in all] for name, all in sizes.items()
+    }
+    store(data_dir, dataset, features, blocks, ordered=True)
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("data")
-    preparation.prepare(FakeReviews(data_dir=path, file_format="array_record"))
+    label, string = tfds.features.ClassLabel(num_classes=2), tfds.features.Text()
+    found = {split: reviews_of(split, size) for split, size in {"train": 60, "test": 21}.items()}
+    store(path, "imdb_reviews/plain_text", {"text": string, "label": label}, found)
     sizes = {"train": 30, "validation": 7, "test": 5}
     preparation.prepare(ListOps(data_dir=path, sizes=sizes))
+    store_pictures(path, "cifar10", (32, 32, 3), 10, {"train": 20, "test": 5})
+    store_pictures(path, "pathfinder/32_hard", (4, 4), 2, {"train": 12, "validation": 5, "test": 6})
+    papers = {
+        split: [
+            {"text1": "a" * (i + 1), "text2": f"{split} {i} cites another paper", "label": i % 2} for i in range(size)
+        ]
+        for split, size in {"train": 24, "validation": 5, "test": 7}.items()
+    }
+    store(path, "aan", {"text1": string, "text2": string, "label": label}, papers)
+    for words in (10, 35):
+        clips = {split: [{"label": i % words} for i in range(size)] for split, size in sizes.items()}
+        store_recordings(path, f"speech_commands/sc{words}", clips, words)
+    digits = [{"label": d, "audio/filename": f"{d}_ann_b_{i}.wav"} for d in (3, 8) for i in range(13)]
+    store_recordings(path, "spoken_digit", {"train": digits}, 10)
+    store_blocks(path, "enwik8", {"train": (64, 64, 30), "validation": (50,), "test": (64, 20)})
     return str(path)
 
 
-@pytest.fixture(scope="module", params=["short_listops", "listops", "text"])
-def task(request, data_dir) -> ClassificationTask:
-    make = {
-        "short_listops": lambda: short_listops.Task(FEW, batch_size=4, seed=0, data_dir=None),
-        "listops": lambda: listops.Task(listops.Config(), batch_size=4, seed=0, data_dir=data_dir),
-        "text": lambda: text.Task(text.Config(length=50), batch_size=4, seed=0, data_dir=data_dir),
+def make(name: str, data_dir: str, batch_size: int = 4, seed: int = 0, **batching: int) -> Task:
+    module, config, _ = TASKS[name]
+    return module.Task(config, batch_size=batch_size, seed=seed, data_dir=data_dir, **batching)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def task(name, data_dir) -> Task:
+    return make(name, data_dir)
+
+
+def check_batch(task: Task, batch: dict[str, np.ndarray]) -> None:
+    """Shapes, types and ranges, of ids or numbers, of sequences or pairs of them, with a target each or many."""
+    config, inputs, lengths = task.config, batch["inputs"], batch["lengths"]
+    pairs, numbers = isinstance(task, retrieval.Task), config.vocabulary_size is None
+    if isinstance(task, TokenTask):
+        slots = {"selective_copy": "symbols", "recall": "pairs"}.get(type(task).__module__.rpartition(".")[2])
+        length = config.length + (getattr(config, slots) if slots else 0)
+        answers, choices = (4, length), config.vocabulary_size
+    else:
+        length, answers, choices = config.length, (4,), config.classes
+    last = (2,) if pairs else (1,) if numbers else ()
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "inputs": ((4, length, *last), np.float32 if numbers else np.int32),
+        "lengths": ((4, 2) if pairs else (4,), np.int32),
+        "targets": (answers, np.int32),
+        "weights": (answers, np.float32),
     }
-    return make[request.param]()
+    inside = np.arange(length)[:, None] < lengths[:, None] if pairs else np.arange(length) < lengths[:, None]
+    assert np.all(inputs[~inside] == 0)
+    if not numbers:
+        streams = isinstance(task, corpus.Task)  # begin with a 0
+        assert np.all((inputs > 0)[:, streams:] == inside[:, streams:]), "ids up to the length, padding behind it"
+        assert inputs.max() < config.vocabulary_size
+    assert np.all((batch["targets"] >= 0) & (batch["targets"] < choices))
+    filling = ~batch["weights"].reshape(4, -1).any(1)
+    assert np.all(lengths[filling] == 0)
+    assert set(np.unique(batch["weights"])) <= {0.0, 1.0}
 
 
-def check_batch(task: ClassificationTask, batch: dict[str, np.ndarray]) -> None:
-    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
-        "inputs": ((4, task.config.length), np.int32),
-        "lengths": ((4,), np.int32),
-        "targets": ((4,), np.int32),
-        "weights": ((4,), np.float32),
-    }
-    inside = np.arange(task.config.length) < batch["lengths"][:, None]
-    assert np.all((batch["inputs"] > 0) == inside), "ids up to the length, padding behind it"
-    assert batch["inputs"].max() < task.config.vocabulary_size
-    assert np.all((batch["targets"] >= 0) & (batch["targets"] < task.config.classes))
-    assert np.all(batch["lengths"][batch["weights"] == 0] == 0)
-
-
-def test_batches(task):
+def test_batches(name, task):
     for step, batch in enumerate(islice(task.train_batches(2), 5), 2):
         check_batch(task, batch)
-        assert np.all(batch["weights"] == 1)
-        for name, value in task.train_batch(step).items():
-            np.testing.assert_array_equal(batch[name], value)
-    for split in task.splits:
+        assert batch["weights"].reshape(4, -1).any(1).all()
+        for key, value in task.train_batch(step).items():
+            np.testing.assert_array_equal(batch[key], value)
+    for split, weight in zip(task.splits, TASKS[name][2], strict=True):
         batches = list(task.evaluation_batches(split))
         for batch in batches:
             check_batch(task, batch)
-        assert [batch["weights"].sum() for batch in batches[:-1]] == [4] * (len(batches) - 1)
+        filled = [batch["weights"].reshape(4, -1).any(1).sum() for batch in batches]
+        assert filled[:-1] == [4] * (len(batches) - 1)
+        assert sum(batch["weights"].sum() for batch in batches) == weight
 
 
-def test_the_trivial_baseline_is_the_share_of_the_commonest_class(task):
+def test_the_number_of_processes_and_where_training_starts_change_no_batch(name, task, data_dir):
+    parts = [make(name, data_dir, process_index=index, process_count=4) for index in range(4)]
+
+    def check(whole, *pieces):
+        assert len(whole) > 0
+        for batch, *rows in zip(whole, *pieces, strict=True):
+            for key, value in batch.items():
+                np.testing.assert_array_equal(np.concatenate([row[key] for row in rows]), value)
+
+    late = 7  # in another epoch than the first step, with most of these data
+    expected = [task.train_batch(step) for step in range(late, late + 3)]
+    check(expected, *(list(islice(part.train_batches(late), 3)) for part in parts))
+    for split in task.splits:
+        check(list(task.evaluation_batches(split)), *(list(part.evaluation_batches(split)) for part in parts))
+    other = make(name, data_dir, seed=1)
+    assert any(np.any(other.train_batch(step)["inputs"] != task.train_batch(step)["inputs"]) for step in range(3))
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_the_trivial_baseline_is_the_share_of_the_commonest_class(name, data_dir):
+    task = make(name, data_dir)
     for split in task.splits:
         batches = list(task.evaluation_batches(split))
         targets = np.concatenate([batch["targets"][batch["weights"] == 1] for batch in batches])
@@ -117,6 +258,22 @@ def test_loss_and_metrics_leave_rows_of_weight_0_out():
         "loss": (float(loss_sum), 3.0),
         "accuracy": (2.0, 3.0),
     }
+
+
+def test_bits_are_nats_over_the_logarithm_of_two(data_dir):
+    task = make("corpus", data_dir)
+    logits = np.random.default_rng(0).normal(size=(4, 16, 257)).astype(np.float32)
+    *_, batch = task.evaluation_batches("test")
+    on_device = {key: jnp.asarray(value) for key, value in batch.items()}
+    loss_sum, weight_sum, metrics = task.loss(SimpleNamespace(logits=jnp.asarray(logits)), on_device)
+    chosen = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    bits = (np.log2(np.exp(logits.astype(np.float64)).sum(-1)) - chosen / math.log(2)) * batch["weights"]
+    assert 0 < weight_sum == batch["weights"].sum() < batch["weights"].size
+    np.testing.assert_allclose(metrics["bits"][0], bits.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["bits"][0] * math.log(2), loss_sum, rtol=1e-6)
+    assert metrics["bits"][1] == weight_sum
+    assert task.headline == "bits"
+    assert not task.higher_is_better
 
 
 def test_the_labels_of_short_listops_are_the_values_of_its_inputs():
@@ -153,7 +310,7 @@ def test_what_each_field_of_short_listops_changes():
         assert np.any(tasks[name].train_batch(0)["inputs"] != base.train_batch(0)["inputs"])
 
 
-def reviews(task: ClassificationTask, split: str) -> list[bytes]:
+def reviews(task: text.Task, split: str) -> list[bytes]:
     """The texts of a split, from its batches."""
     batches = task.evaluation_batches(split) if split != "train" else (task.train_batch(step) for step in range(54))
     return sorted(
@@ -199,6 +356,297 @@ def test_text_is_cut_to_the_length(data_dir):
     assert max(len(review) for review in reviews(task, "test")) == 7
 
 
+# Pictures.
+
+
+def test_gray_is_that_of_the_published_files():
+    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 200, 90]]], np.uint8)
+    # 255.5 times .9999, .2989, .587, .114, and (2.989 + 117.4 + 10.26) / 255, cut.
+    assert image.gray(colours).tolist() == [[0, 255, 76, 149, 29, 130]]
+    many = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    exact = (many.astype(np.float64) / 255) @ [0.2989, 0.587, 0.114] * 255.5
+    assert image.gray(many).shape == (32, 32)
+    clear = np.abs(exact - np.round(exact)) > 1e-3  # elsewhere it depends on rounding
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(image.gray(many)[clear], np.floor(exact)[clear])
+
+
+def test_image_trains_on_the_first_nine_tenths(data_dir):
+    task = make("image", data_dir, batch_size=1)
+    pictures = open_split("cifar10", "train", data_dir)
+    expected = [(image.gray(pictures[i]["image"]).ravel() / 255 - 0.48) / 0.24 for i in range(20)]
+    found = [batch["inputs"][0, :, 0] for batch in task.evaluation_batches("validation")]
+    np.testing.assert_allclose(found, expected[18:], rtol=0, atol=1e-6)
+    epoch = [task.train_batch(step)["inputs"][0, :, 0] for step in range(18)]
+    order = lambda rows: sorted(np.round(row, 4).tolist() for row in rows)
+    np.testing.assert_allclose(order(epoch), order(expected[:18]), atol=2e-4)
+    assert [len(list(task.evaluation_batches(split))) for split in task.splits] == [2, 5]
+    bright = image.Task(image.Config(mean=0.0, deviation=1.0), batch_size=1, seed=0, data_dir=data_dir)
+    (first, *_) = bright.evaluation_batches("validation")
+    np.testing.assert_allclose(first["inputs"][0, :, 0] * 255, image.gray(pictures[18]["image"]).ravel(), rtol=1e-5)
+
+
+def test_pathfinder_reads_pixels_row_by_row(data_dir):
+    (first, *_) = make("pathfinder", data_dir).evaluation_batches("test")
+    picture = open_split("pathfinder/32_hard", "test", data_dir)[0]["image"]
+    np.testing.assert_allclose(first["inputs"][0, 4:8, 0], (picture[1] / 255 - 0.5) / 0.5, atol=1e-6)
+    config = pathfinder.Config(resolution=32)
+    with pytest.raises(UserError, match=r"resolution=32: pictures of pathfinder/32_hard are 4 wide"):
+        pathfinder.Task(config, batch_size=4, seed=0, data_dir=data_dir)
+
+
+# Pairs of documents.
+
+
+def test_retrieval_has_both_documents_side_by_side(data_dir):
+    batch, *_ = make("retrieval", data_dir).evaluation_batches("test")
+    pair = open_split("aan", "test", data_dir)[2]
+    whole = [pair["text1"], pair["text2"][:20]]
+    assert len(pair["text2"]) > 20
+    assert batch["lengths"][2].tolist() == [len(document) for document in whole]
+    for column, document in enumerate(whole):
+        ids = batch["inputs"][2, :, column]
+        assert ids.tolist() == [byte + 1 for byte in document] + [0] * (20 - len(document))
+    assert batch["targets"][2] == pair["label"]
+
+
+# Recordings.
+
+
+def spoken(data_dir: str, dataset: str, split: str) -> list[dict[str, Any]]:
+    source = open_split(dataset, split, data_dir)
+    return [source[index] for index in range(len(source))]
+
+
+def check_recordings(task: Task, split: str, expected: list[dict], train: list[dict]) -> None:
+    """The batches of a split hold these recordings, brought to mean 0 and deviation 1 of all of train."""
+    samples = np.concatenate([recording["audio"] for recording in train]).astype(np.float64)
+    batches = list(task.evaluation_batches(split))
+    rows = [np.concatenate([batch[key] for batch in batches]) for key in ("inputs", "lengths", "targets")]
+    for recording, inputs, length, target in zip(expected, *rows, strict=False):
+        wanted = (recording["audio"][: task.config.length] - samples.mean()) / samples.std()
+        assert length == len(wanted)
+        np.testing.assert_allclose(inputs[:length, 0], wanted, rtol=1e-5, atol=1e-6)
+        assert np.all(inputs[length:] == 0)
+        assert target == recording["label"]
+
+
+@pytest.mark.parametrize("words", [10, 35])
+def test_speech_has_mean_0_and_deviation_1_in_training(data_dir, words):
+    dataset, task = f"speech_commands/sc{words}", make(f"sc{words}", data_dir)
+    train, test = (spoken(data_dir, dataset, split) for split in ("train", "test"))
+    assert {len(clip["audio"]) < 30 for clip in test} == {True, False}, "shorter clips and longer ones"
+    assert task.config.classes == words
+    check_recordings(task, "test", test, train)
+    # All of an epoch, uncut: 30 clips, with the trained-on statistics exactly.
+    whole = speech_commands.Config(words=words, length=40)
+    batch = speech_commands.Task(whole, batch_size=30, seed=0, data_dir=data_dir).train_batch(0)
+    inside = np.arange(40) < batch["lengths"][:, None]
+    values = batch["inputs"][..., 0][inside].astype(np.float64)
+    assert values.size == sum(len(clip["audio"]) for clip in train)
+    assert abs(values.mean()) < 1e-6
+    assert abs(values.std() - 1) < 1e-6
+
+
+def test_spoken_digits_are_split_by_the_number_of_the_recording(data_dir):
+    task = make("spoken_digit", data_dir)
+    number = lambda recording: int(recording["audio/filename"].decode().removesuffix(".wav").rsplit("_")[-1])
+    recordings = spoken(data_dir, "spoken_digit", "train")
+    train = [recording for recording in recordings if number(recording) >= 10]
+    assert len(train) == 6
+    for split, numbers in {"test": range(5), "validation": range(5, 10)}.items():
+        check_recordings(task, split, [recording for recording in recordings if number(recording) in numbers], train)
+
+
+@pytest.mark.parametrize("filename", ["3_ann.wav", "ann_3_0.wav", "3_ann_0.flac", "33_ann_0.wav"])
+def test_a_recording_of_another_name_is_an_error(tmp_path, filename):
+    digits = [{"label": 3, "audio/filename": name} for name in ("3_ann_11.wav", filename, "3_ann_6.wav", "3_ann_0.wav")]
+    store_recordings(tmp_path, "spoken_digit", {"train": digits}, 10)
+    with pytest.raises(UserError, match=f"'{filename}' is not of the form digit_speaker_number.wav"):
+        make("spoken_digit", str(tmp_path))
+
+
+def test_recordings_of_silence_are_refused(tmp_path):
+    names = ("3_ann_11.wav", "3_ann_6.wav", "3_ann_0.wav")
+    silence = np.full(9, 5, np.int16)
+    digits = [{"label": 3, "audio/filename": name, "audio": silence} for name in names]
+    store_recordings(tmp_path, "spoken_digit", {"train": digits}, 10)
+    with pytest.raises(UserError, match=r"all numbers of 'audio' in the training data are 5\.0: .* nothing to learn"):
+        make("spoken_digit", str(tmp_path))
+
+
+# Corpora.
+
+
+def random_bytes(size: int) -> np.ndarray:
+    return np.random.default_rng(size).integers(256, size=size, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [1, 5, 6, 23, 24, 25])
+@pytest.mark.parametrize(("length", "context"), [(1, 0), (6, 0), (6, 5), (8, 2), (30, 12)])
+def test_every_byte_is_scored_once_after_its_context(size, length, context):
+    data = random_bytes(size)
+    stream = [0, *(data.astype(int) + 1)]  # the byte before each byte, as ids, and the last
+    windows = corpus.Windows(data, length, context)
+    position = 0
+    for index in range(len(windows)):
+        ids, scored = windows[index]
+        start = position - min(position, context)
+        assert scored == position - start
+        assert ids.tolist() == stream[start : start + len(ids)]
+        assert scored + 1 < len(ids) <= length + 1
+        position = start + len(ids) - 1
+    assert position == size
+
+
+def scored_bytes(task: corpus.Task, split: str) -> bytes:
+    """What has a weight in a split, in order; and every input is the byte before its target."""
+    found: list[int] = []
+    for batch in task.evaluation_batches(split):
+        for inputs, targets, weights, length in zip(
+            batch["inputs"], batch["targets"], batch["weights"], batch["lengths"], strict=True
+        ):
+            assert inputs[1:length].tolist() == targets[: max(length - 1, 0)].tolist()
+            assert not weights[length:].any()
+            if length:
+                start = len(found) - int((weights[:length] == 0).sum())
+                assert inputs[0] == [0, *found][start]
+            found += targets[weights > 0].tolist()
+    return bytes(symbol - 1 for symbol in found)
+
+
+def contents(data_dir: str, split: str) -> bytes:
+    source = open_split("enwik8", split, data_dir)
+    return b"".join(source[index]["bytes"].tobytes() for index in range(len(source)))
+
+
+def test_a_corpus_is_scored_whole(data_dir):
+    task = make("corpus", data_dir)
+    for split in task.splits:
+        assert scored_bytes(task, split) == contents(data_dir, split)
+    length = task.config.length
+    first, *_ = task.evaluation_batches("validation")
+    assert first["lengths"].tolist() == [16, 16, 16, 2], "validation: blocks without context"
+    assert first["inputs"][0, 0] == 0
+    first, *_ = task.evaluation_batches("test")
+    assert first["lengths"].tolist() == [6, 12, 16, 16], "testing: 6 new bytes after up to 10"
+    data = np.frombuffer(contents(data_dir, "train"), np.uint8).astype(int) + 1
+    blocks = {tuple(data[start : start + length]) for start in range(0, len(data), length)}
+    epoch = [task.train_batch(step) for step in range(3)]  # 12 batch rows: 10 blocks and 2 again
+    rows = [tuple(row[:n]) for batch in epoch for row, n in zip(batch["targets"], batch["lengths"], strict=True)]
+    assert len(blocks) == 10
+    assert set(rows) == blocks
+
+
+def test_only_the_first_evaluation_bytes_are_used(data_dir):
+    config = dataclasses.replace(TASKS["corpus"][1], evaluation_bytes=21)
+    task = corpus.Task(config, batch_size=4, seed=0, data_dir=data_dir)
+    for split in task.splits:
+        assert scored_bytes(task, split) == contents(data_dir, split)[:21]
+    np.testing.assert_array_equal(task.train_batch(3)["inputs"], make("corpus", data_dir).train_batch(3)["inputs"])
+
+
+def test_files_are_read_one_after_the_other(tmp_path):
+    data = random_bytes(1000).tobytes()
+    (tmp_path / "a.txt").write_bytes(data[:300])
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(data[300:600]))
+    (tmp_path / "c.xz").write_bytes(lzma.compress(data[600:]))
+    files = tuple(str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.xz"))
+    task = corpus.Task(corpus.Config(files=files, length=64, context=20), batch_size=3, seed=0, data_dir=None)
+    assert scored_bytes(task, "validation") == data[900:950]
+    assert scored_bytes(task, "test") == data[950:]
+    assert task.bytes["train"].tobytes() == data[:900]
+    halves = corpus.Config(files=files, fractions=(0.5, 0.25, 0.25), length=64, context=20)
+    assert scored_bytes(corpus.Task(halves, batch_size=3, seed=0, data_dir=None), "test") == data[750:]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "xz"])
+@pytest.mark.parametrize("keep", [0.5, 0.98])
+def test_a_file_that_is_cut_short_is_named(tmp_path, suffix, keep):
+    packed = {"gz": gzip.compress, "xz": lzma.compress}[suffix](random_bytes(5000).tobytes())
+    path = tmp_path / f"corpus.{suffix}"
+    path.write_bytes(packed[: int(keep * len(packed))])
+    with pytest.raises(UserError, match=f"files: {path} is damaged, cut short or cannot be read"):
+        corpus.Task(corpus.Config(files=(str(path),)), batch_size=1, seed=0, data_dir=None)
+
+
+def test_mistakes_with_files_are_named(tmp_path):
+    def refused(**config) -> str:
+        with pytest.raises(UserError) as caught:
+            corpus.Task(corpus.Config(**config), batch_size=1, seed=0, data_dir=str(tmp_path))
+        return str(caught.value)
+
+    assert f"there is no file {tmp_path}/none.txt" in refused(files=(f"{tmp_path}/none.txt",))
+    assert "cannot be read" in refused(files=(str(tmp_path),))
+    for config in ({}, {"dataset": "enwik8", "files": ("a.txt",)}):
+        assert "config.task.files: name text files, or a prepared corpus by config.task.dataset" in refused(**config)
+    (tmp_path / "short.txt").write_bytes(b"abcd")
+    assert "split has no bytes" in refused(files=(f"{tmp_path}/short.txt",))
+
+
+def test_the_trivial_answer_to_a_corpus_is_the_frequency_of_bytes(data_dir):
+    task = make("corpus", data_dir)
+    seen = collections.Counter(contents(data_dir, "train"))
+    for split in task.splits:
+        data = contents(data_dir, split)
+        probabilities = [(seen[byte] + 1) / (seen.total() + 256) for byte in data]
+        assert task.trivial(split) == {"bits": pytest.approx(-sum(map(math.log2, probabilities)) / len(data))}
+
+
+# Generated sequences with slots.
+
+
+def read_selective_copy(inputs: list[int], config: selective_copy.Config) -> list[int]:
+    """The answers, by another way than they were made."""
+    assert inputs[config.length :] == [2] * config.symbols
+    return [symbol for symbol in inputs[: config.length] if symbol >= 3]
+
+
+def read_recall(inputs: list[int], config: recall.Config) -> list[int]:
+    memory, queries = inputs[: config.length], inputs[config.length :]
+    pairs = {memory[i]: memory[i + 1] for i in range(config.length - 1) if 2 <= memory[i] < 2 + config.keys}
+    assert sorted(pairs) == sorted(queries)
+    assert all(value >= 2 + config.keys for value in pairs.values())
+    assert memory.count(1) == config.length - 2 * config.pairs
+    return [pairs[key] for key in queries]
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "chance"), [("selective_copy", read_selective_copy, 4), ("recall", read_recall, 5)]
+)
+def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
+    task = make(name, data_dir)
+    examples: dict[str, set] = collections.defaultdict(set)
+    train = [task.train_batch(step) for step in range(13)]
+    for split, batches in [("train", train), *((split, task.evaluation_batches(split)) for split in task.splits)]:
+        for batch in batches:
+            for inputs, targets, weights in zip(batch["inputs"], batch["targets"], batch["weights"], strict=True):
+                if weights.any():
+                    answers = read(inputs.tolist(), task.config)
+                    assert weights.tolist() == [0] * (len(inputs) - len(answers)) + [1] * len(answers)
+                    assert targets[weights == 1].tolist() == answers
+                    examples[split].add(tuple(inputs.tolist()))
+        assert task.trivial(split if split != "train" else "test") == {"accuracy": 1 / chance}
+    found = list(examples.values())
+    assert all(len(each) >= 9 for each in found)
+    assert not found[0] & found[1]
+    assert not found[1] & found[2]
+
+
+@pytest.mark.parametrize("name", ["selective_copy", "recall"])
+def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
+    module, config, _ = TASKS[name]
+    first = lambda **fields: next(
+        module.Task(dataclasses.replace(config, **fields), batch_size=10, seed=5).evaluation_batches("test")
+    )["inputs"]
+    (expected, *_) = make(name, data_dir, batch_size=10).evaluation_batches("test")
+    np.testing.assert_array_equal(first(), expected["inputs"])
+    assert np.any(first(data_seed=1) != expected["inputs"])
+
+
+# Mistakes in a config.
+
+
 @pytest.mark.parametrize(
     ("module", "field", "value"),
     [
@@ -230,9 +678,20 @@ def test_mistakes_in_a_config_are_named(module, field, value):
 
 
 def test_tasks_say_which_data_are_missing(tmp_path):
-    for module, name in ((listops, "listops"), (text, "imdb_reviews/plain_text")):
+    names = {
+        listops.Config(): "listops",
+        text.Config(): "imdb_reviews/plain_text",
+        image.Config(): "cifar10",
+        pathfinder.Config(dataset="pathfinder/128_hard"): "pathfinder/128_hard",
+        retrieval.Config(): "aan",
+        speech_commands.Config(words=35): "speech_commands/sc35",
+        spoken_digit.Config(): "spoken_digit",
+        corpus.Config(dataset="text8"): "text8",
+    }
+    modules = {module.Config: module for module, _, _ in TASKS.values()}
+    for config, name in names.items():
         with pytest.raises(UserError, match=f"data set '{name}' is not in {tmp_path}"):
-            module.Task(module.Config(), batch_size=1, seed=0, data_dir=str(tmp_path))
+            modules[type(config)].Task(config, batch_size=1, seed=0, data_dir=str(tmp_path))
 
 
 @pytest.mark.skipif("SEQBOAT_DATA_DIR" not in os.environ, reason="SEQBOAT_DATA_DIR names no directory with IMDB")

@@ -223,3 +223,20 @@ def test_halo_reaches_no_further_than_the_sequence():
     assert Window(300, False, "softmax", "none").halo(100) == (99, 99)
     assert Window(None, True, "softmax", "none").halo(100) == (99, 0)
     assert Window(3, True, "softmax", "none").halo(1) == (0, 0)
+
+
+@pytest.mark.parametrize("score", [0.0, 5.0, 200.0])
+def test_the_gradient_of_a_weight_of_zero_is_that_of_the_step_to_one(score):
+    """One query, a key of weight 1 and one of weight 0 with a score so much higher; finite however high it is."""
+    window = Window(None, False, "softmax", "none")
+    rows = describe(jnp.ones((1, 2), bool))
+    q, k = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [score]])
+    v, cotangent = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
+
+    def out(weight):
+        return jnp.vdot(attend(window, None, q, k, v, rows, rows._replace(weight=weight)), cotangent)
+
+    gradient = jax.grad(out)(jnp.array([1.0, 0.0]))
+    step = out(jnp.ones(2)) - out(jnp.array([1.0, 0.0]))
+    expected = step if score < 80 else 0.0  # beyond, what is read vanishes beside what is not
+    np.testing.assert_allclose(gradient[1], expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,152 @@
+"""What a trained run is worth: the confusion of classes, the report of a run, and the spread over seeds."""
+
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import evaluation, loop, restore
+from experiments.errors import UserError
+from experiments.evaluation import SUMMARY_FILE, evaluate_run, run_seeds, show, write_json
+from experiments.loop import evaluate
+from experiments.tasks import short_listops
+
+CLASSES = 10
+
+
+@pytest.fixture
+def experiment(light, monkeypatch):
+    """The light experiment of a seed, with confusion, which every program of this file builds; and its values."""
+
+    def build(values):
+        built = light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
+        metrics = built.task.evaluation_metrics
+        whole = lambda variables, batch: (
+            built.steps.evaluate(variables, batch)
+            | metrics(built.model.apply(variables, batch["inputs"], batch["lengths"]), batch)
+        )
+        return dataclasses.replace(built, steps=dataclasses.replace(built.steps, evaluate=whole))
+
+    for module in (evaluation, restore):
+        monkeypatch.setattr(module, "build", build)
+    return build
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[int]:
+    """The seeds that were trained, as they are."""
+    seeds: list[int] = []
+    original = loop._Run.compile
+
+    def compile(run, batch):
+        seeds.append(run.experiment.config.seed)
+        return original(run, batch)
+
+    monkeypatch.setattr(loop._Run, "compile", compile)
+    return seeds
+
+
+def test_confusion_is_the_share_of_each_class_given_each_answer():
+    task = short_listops.Task(short_listops.Config(20, 1, 1), batch_size=4, seed=0)
+    # Class 0 was answered by 0, 0 and 3, class 1 by 2, and class 9, in a row of weight 0, by 9.
+    batches = [([0, 0, 1, 9], [0, 3, 2, 9], [1, 1, 1, 0]), ([0, 9, 9, 9], [0, 9, 9, 9], [1, 0, 0, 0])]
+
+    def evaluate_batch(_, batch):
+        targets, answers, weights = map(jnp.asarray, batch)
+        output = SimpleNamespace(logits=jax.nn.one_hot(answers, CLASSES) * 3)
+        return task.evaluation_metrics(output, {"targets": targets, "weights": weights.astype(jnp.float32)})
+
+    found = np.array(evaluate(evaluate_batch, None, iter(batches))["confusion"])
+    assert found.shape == (CLASSES, CLASSES)
+    np.testing.assert_allclose(found[0], [2 / 3, 0, 0, 1 / 3, 0, 0, 0, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(found[1], np.eye(CLASSES)[2])
+    assert np.isnan(found[2:]).all(), "classes that do not occur"
+
+
+def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_path, capsys):
+    built = experiment(tiny())
+    loop.train(built, tmp_path)
+    result = evaluate_run(tmp_path, "validation")
+    variables = restore.load(tmp_path).variables
+    counts, right = np.zeros((CLASSES, CLASSES)), 0
+    for batch in built.task.evaluation_batches("validation"):
+        logits = built.model.apply(variables, batch["inputs"], batch["lengths"]).logits
+        for target, answer, weight in zip(batch["targets"], logits.argmax(1), batch["weights"], strict=True):
+            counts[target, answer] += weight
+            right += weight * (target == int(answer))
+    assert counts.sum() == 40
+    for row, expected in zip(result["confusion"], counts, strict=True):
+        if expected.sum() == 0:
+            assert row == [None] * CLASSES
+        else:
+            assert math.isclose(sum(row), 1, rel_tol=1e-6)
+            np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-6)
+    assert result["accuracy"] == pytest.approx(right / 40)
+    assert result["trivial"] == {"accuracy": counts.sum(1).max() / 40}
+    file = tmp_path / f"evaluation_validation_{result['step']}.json"
+    assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+
+    capsys.readouterr()
+    show(result)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"short_listops, validation split, step {result['step']}" in lines[0]
+    (line,) = [line for line in lines if "always the commonest class" in line]
+    assert f"{result['trivial']['accuracy']:.4f}" in line
+    matrix = lines[next(i for i, line in enumerate(lines) if "answers to each class" in line) :]
+    cells = [line.replace("│", " ").split() for line in matrix]
+    for number, row in enumerate(result["confusion"]):
+        wanted = ["-" if share is None else f"{100 * share:.0f}" for share in row]
+        assert [str(number), *wanted] in cells
+
+
+def check_spread(summary: dict, name: str, values: list[float]) -> None:
+    spread, n = summary["metrics"][name], len(values)
+    assert spread["values"] == values
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
+    assert spread["mean"] == pytest.approx(mean, rel=1e-9)
+    assert spread["standard_deviation"] == pytest.approx(math.sqrt(variance), rel=1e-9)
+    assert spread["standard_error"] == pytest.approx(math.sqrt(variance / n), rel=1e-9)
+
+
+def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_path):
+    values = tiny({"seed": 3})
+    run_seeds(values, tmp_path, 1)
+    assert compiled == [3]
+    first = (tmp_path / "seed_3" / "metrics.jsonl").read_bytes()
+    summary = run_seeds(values, tmp_path, 2)
+    assert compiled == [3, 4], "finished seeds are not trained again"
+    assert (tmp_path / "seed_3" / "metrics.jsonl").read_bytes() == first
+
+    assert json.loads((tmp_path / SUMMARY_FILE).read_text()) == json.loads(json.dumps(summary))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed_3", "seed_4", SUMMARY_FILE]
+    assert summary["seeds"] == [3, 4]
+    assert summary["split"] == "test"
+    assert summary["config"] == values
+    assert summary["headline"] == "accuracy"
+    runs = [json.loads(next((tmp_path / f"seed_{n}").glob("evaluation_test_*.json")).read_text()) for n in (3, 4)]
+    for name in ("loss", "accuracy"):
+        check_spread(summary, name, [run[name] for run in runs])
+    assert len(set(summary["metrics"]["loss"]["values"])) == 2, "each seed is another run"
+    assert summary["activation_rate"] == [run["activation_rate"] for run in runs]
+    assert "confusion" not in summary["metrics"]
+
+
+def test_a_single_seed_has_no_spread(experiment, tiny, tmp_path):
+    summary = run_seeds(tiny(), tmp_path, 1, "validation")
+    assert summary["split"] == "validation"
+    loss = summary["metrics"]["loss"]
+    assert loss["standard_deviation"] is None
+    assert loss["standard_error"] is None
+    assert loss["mean"] == loss["values"][0]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"could not write {tmp_path}/file/seeds.json"):
+        write_json(tmp_path / "file" / "seeds.json", {})
