@@ -29,4 +29,4 @@ def get_config(variant: str = "paper"):
 def _tiny(config):
     config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32)
     config.optimizer.warmup_steps = 50
-    config.train.update(steps=500, batch_size=25, log_every=50, evaluate_every=250, checkpoint_every=250)
+    config.train.update(steps=250, batch_size=25, log_every=25, evaluate_every=125, checkpoint_every=125)

@@ -27,4 +27,4 @@ def get_config(variant: str = "paper"):
 def _tiny(config):
     config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32)
     config.optimizer.warmup_steps = 100
-    config.train.update(steps=600, batch_size=16, log_every=50, evaluate_every=300, checkpoint_every=300)
+    config.train.update(steps=300, batch_size=16, log_every=25, evaluate_every=150, checkpoint_every=150)

@@ -24,4 +24,4 @@ def _tiny(config):
     """The first half second, which holds four fifths of the recordings whole."""
     sc10.tiny(config)
     config.task.length = 4000
-    config.train.update(steps=300, batch_size=10, log_every=25, evaluate_every=150, checkpoint_every=150)
+    config.train.update(steps=200, batch_size=10, log_every=25, evaluate_every=100, checkpoint_every=100)
