@@ -24,6 +24,8 @@ PositionKind = Literal["none", "relative", "slot", "rotary", "t5"]
 # Laplace approximates relu2: equal value and slope at sqrt(2) (Ma et al. 2022, section 3.4).
 LAPLACE_MEAN = math.sqrt(0.5)
 LAPLACE_DEVIATION = math.sqrt(0.25 / math.pi)
+# How far above the highest score that is read one that is not may stand.
+UNREAD = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +96,11 @@ def attend(
         scores += window.bias(table.astype(jnp.float32), query, key)
     visible = window.visible(query, key)
     if window.function == "softmax":
-        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=1, keepdims=True)))
+        read = visible if key.weight is None else visible & (key.weight[None, :] > 0)
+        highest = jax.lax.stop_gradient(jnp.where(read, scores, -jnp.inf).max(axis=1, keepdims=True))
+        highest = jnp.where(jnp.isfinite(highest), highest, 0)
+        # A key that is not read may score as high as it likes: its credit is bounded, and its exponential must be too.
+        weights = jnp.exp(jnp.where(read, scores - highest, jnp.minimum(scores - highest, UNREAD)))
     elif window.function == "relu2":
         weights = jnp.square(jax.nn.relu(scores))
     else:
