@@ -50,7 +50,7 @@ def section(path: Path) -> str:
         first = next(iter(runs.values()))
         versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
         lines += ["", f"{first['hardware']}; {versions}; [{path.name}](results/{path.name})."]
-    except (KeyError, TypeError, StopIteration) as error:
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise UserError(f"{path} is no file of experiments.curves: {error!r}") from error
     if (path.parent / f"{name}.png").exists():
         lines += ["", f"![curves of {name}](results/{name}.png)"]

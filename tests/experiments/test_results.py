@@ -1,0 +1,64 @@
+"""The results page: what it says of files, and that the one in the docs is the one that they make."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.results import page, section
+
+DOCS = Path(__file__).parents[2] / "docs"
+RUN = {
+    "config": {"seed": 3, "train": {"steps": 1000, "batch_size": 8}},
+    "versions": {"python": "3.11", "jax": "0.10", "flax": "0.12"},
+    "hardware": "1 x cpu",
+    "command": "python -m experiments.train --config=configs/a.py",
+    "training_seconds": 90.0,
+    "test": [{"headline": "bits", "bits": 2.5, "trivial": {"bits": 4.75}, "activation_rate": [0.25, 0.5]}],
+}
+SEEDS = {
+    **RUN,
+    "seeds": [3, 4],
+    "metrics": {"bits": {"values": [2.0, 3.0], "mean": 2.5, "standard_error": 0.5}},
+    "activation_rate": [[0.0, 1.0], [0.5, 0.5]],
+}
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_page_is_what_its_files_make():
+    assert (DOCS / "results.md").read_text() == page(DOCS / "results"), "run python -m experiments.results"
+
+
+def test_a_row_names_everything(tmp_path):
+    lines = section(write(tmp_path / "a_b.json", {"ours": RUN, "five": SEEDS})).splitlines()
+    assert lines[0] == "## a b"
+    assert "    python -m experiments.train --config=configs/a.py" in lines
+    assert "| ours | 3 | 1,000 | 8 | 1.5 | bits per byte | 2.5000 | 4.7500 | 0.25 0.50 |" in lines
+    assert (
+        "| five | 3 to 4 | 1,000 | 8 | 1.5 | bits per byte | 2.5000 ± 0.5000 (2.000 to 3.000) | 4.7500 | 0.25 0.75 |"
+        in lines
+    )
+
+
+def test_what_was_not_tested_is_not_run(tmp_path):
+    text = section(write(tmp_path / "a.json", {"ours": {**RUN, "test": []}}))
+    assert "| ours | 3 | 1,000 | 8 | 1.5 | accuracy | not run |  | - |" in text
+
+
+def test_pictures_and_remarks_are_found(tmp_path):
+    path = write(tmp_path / "a.json", {"ours": RUN})
+    assert "![" not in section(path)
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.md").write_text("A remark.\n")
+    assert section(path).endswith("![curves of a](results/a.png)\n\nA remark.\n")
+
+
+@pytest.mark.parametrize("content", [{}, [], {"ours": {}}, {"ours": {**RUN, "config": 3}}])
+def test_a_file_of_something_else_is_named(tmp_path, content):
+    with pytest.raises(UserError, match=r"a\.json is no file of experiments\.curves"):
+        section(write(tmp_path / "a.json", content))
