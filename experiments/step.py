@@ -103,7 +103,8 @@ def make_steps(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient, stats, metrics = gradients(state.params, state.batch_stats, batch, key)
         norm = optax.tree.norm(gradient)
-        metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
+        # Means of these are per update, in however many parts it was computed.
+        metrics = metrics | {"gradient_norm": (norm, jnp.ones(())), "elements": (metrics["elements"][0], jnp.ones(()))}
         updates, opt_state = make_optimizer(state.params).update(gradient, state.opt_state, state.params)
         moved = TrainState(
             step=state.step,
