@@ -58,4 +58,5 @@ def test_memory_grows_with_the_length(direction):
         assert result["finite"]
     assert long["peak"] < LIMIT, long
     assert long["temporary"] <= GROWTH * short["temporary"], (short, long)
-    assert long["grown"] <= GROWTH * short["grown"], (short, long)
+    # Where compiling took more than running the short one, that one did not grow at all.
+    assert long["grown"] <= GROWTH * max(short["grown"], short["temporary"]), (short, long)
