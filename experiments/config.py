@@ -67,6 +67,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}={value!r}: expected a tuple")
+        if len(set(arguments) - {...}) == 1 and arguments[0] in (str, int, float):
+            return tuple(_value(arguments[0], item, where) for item in value)
         return tuple(tuple(item) if isinstance(item, list | tuple) else item for item in value)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from absl import flags
 from experiments import cli
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.evaluation import SUMMARY_FILE
+from experiments.evaluation import SUMMARY_FILE, write_json
 from experiments.reporting import METRICS_FILE, MetricsFile
 from experiments.restore import CHECKPOINTS
 
@@ -26,11 +26,17 @@ def main() -> None:
         label, _, workdir = item.partition("=")
         if not workdir:
             raise UserError(f"--run={item}: expected label=workdir")
-        runs[label] = read_run(Path(workdir))
+        try:
+            runs[label] = read_run(Path(workdir))
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise UserError(f"a file of the run in {workdir} is damaged: {error!r}") from error
+    headlines = {test.get("headline", "accuracy") for run in runs.values() for test in run["test"]}
+    if len(headlines) > 1:
+        raise UserError(f"these runs have no metric in common: {' and '.join(sorted(headlines))}")
     out = Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(runs, indent=1) + "\n")
-    draw(runs, out.with_suffix(".png"))
+    write_json(Path(f"{out}.json"), runs)
+    draw(runs, Path(f"{out}.png"))
     print(f"written {out}.json and {out}.png")
 
 
@@ -47,7 +53,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{workdir} holds no {METRICS_FILE}: was this run ever started?")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
-    tests = [json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation_test_*.json"))]
+    tests = [json.loads(path.read_text()) for path in workdir.glob("evaluation_test_*.json")]
+    # Steps that somebody asked for are looks at the test split, not results: those are of the best step.
+    tests = sorted((test for test in tests if test.get("best", True)), key=lambda test: test["step"])[-1:]
     keep = ("step", "loss", "accuracy", "bits", "activation_rate", "confidence")
     curve = {
         kind: [{name: record[name] for name in keep if name in record} for record in records if record["kind"] == kind]

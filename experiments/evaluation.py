@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.build import build
+from experiments.checkpoints import Checkpoints
 from experiments.config import differences
 from experiments.errors import UserError
 from experiments.loop import evaluate, hardware, train, versions
 from experiments.reporting import plain
-from experiments.restore import load
+from experiments.restore import CHECKPOINTS, load
 
 SUMMARY_FILE = "seeds.json"
 
@@ -31,7 +32,12 @@ def evaluate_run(workdir: Path, split: str = "test", step: int | None = None, da
     began = time.monotonic()
     values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, batches)
     seconds = time.monotonic() - began
-    result = {"step": run.step, "split": split, **{name: plain(value) for name, value in values.items()}}
+    result = {
+        "step": run.step,
+        "best": step is None,
+        "split": split,
+        **{name: plain(value) for name, value in values.items()},
+    }
     result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
     result |= {"seconds": seconds, "config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     write_json(workdir / f"evaluation_{split}_{run.step}.json", result)
@@ -44,7 +50,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table("metric", title=title, title_justify="left")
     table.add_column("value", justify="right")
     for name, value in result.items():
-        if name in ("step", "seconds") or isinstance(value, str | dict) or np.ndim(value) > 1:
+        if name in ("step", "best", "seconds") or isinstance(value, str | dict) or np.ndim(value) > 1:
             continue
         table.add_row(name, " ".join(map(_number, value)) if isinstance(value, list) else _number(value))
     for name, value in result["trivial"].items():
@@ -66,10 +72,9 @@ def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "t
     results = []
     for seed in range(values["seed"], values["seed"] + count):
         directory = workdir / f"seed_{seed}"
+        _refuse_another_config(directory, {**values, "seed": seed})
         train(build({**values, "seed": seed}), directory)
         results.append(evaluate_run(directory, split))
-        if changed := differences(results[-1]["config"], {**values, "seed": seed}):
-            raise UserError(f"{directory} was trained with another config ({changed[0]}): take another work directory")
     summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
     summary["metrics"] = {
         name: {"values": found, **_spread(found)}
@@ -81,6 +86,18 @@ def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "t
     summary["config"] = values
     write_json(workdir / SUMMARY_FILE, summary)
     return summary
+
+
+def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
+    """Seeds of one table have one config; where the data lie is no part of it."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            return
+        before = checkpoints.read_meta().get("config")
+    if changed := differences(before, {**values, "data_dir": (before or {}).get("data_dir")}):
+        raise UserError(f"{workdir} was trained with another config ({changed[0]}): take another work directory")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -36,7 +37,8 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """What was typed, without what says where things lie on this machine."""
-    kept = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--config.data_dir"))]
+    words = re.sub(r"\0(--workdir|--config\.data_dir)[=\0][^\0]*", "", "\0" + "\0".join(sys.argv[1:]))
+    kept = words.split("\0")[1:]
     return f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(kept)}"
 
 

@@ -63,6 +63,8 @@ def main() -> None:
 
 def _part(builder_class: Any, config: str, scale: float) -> dict[str, Any]:
     """The builder's arguments for a configuration, or for a part of it: a configuration with its own name and sizes."""
+    if not 0 < scale <= 1:  # NaN too
+        raise UserError(f"--scale={scale:g}: must be above 0 and at most 1")
     if scale == 1:
         return {"config": config or None}
     whole = getattr(builder_class, "SIZES", None)

@@ -74,6 +74,7 @@ def row(run: dict[str, Any]) -> list[str]:
         score = f"{test[headline]:.4f}"
     if "metrics" in run:
         metric = run["metrics"][headline]
+    if "metrics" in run and metric["standard_error"] is not None:
         least, most = min(metric["values"]), max(metric["values"])
         score = f"{metric['mean']:.4f} ± {metric['standard_error']:.4f} ({least:.3f} to {most:.3f})"
         rates = [sum(layer) / len(layer) for layer in zip(*filter(None, run["activation_rate"]), strict=True)]
@@ -91,6 +92,13 @@ def row(run: dict[str, Any]) -> list[str]:
 
 def recipes(published: dict[str, Any]) -> str:
     """The recipes at their full length: the field's numbers, and ours where there are any."""
+    try:
+        return _recipes(published)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{PUBLISHED} is not what it should be: {error!r}") from error
+
+
+def _recipes(published: dict[str, Any]) -> str:
     lines = ["## The full recipes", "", published["note"], ""]
     lines += ["| recipe | parameters | ours: SeqBoat | learned router | always active | no attention | the field |"]
     lines += ["|---|---|---|---|---|---|---|"]

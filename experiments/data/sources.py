@@ -92,7 +92,12 @@ def open_split(name: str, split: str, data_dir: str | None) -> PreparedSplit:
     _check_files(directory, split, _read_info(directory))
     import tensorflow_datasets as tfds  # here, not above: it takes seconds
 
-    return PreparedSplit(tfds.builder_from_directory(directory).as_data_source(split=split), directory, split)
+    try:
+        examples = tfds.builder_from_directory(directory).as_data_source(split=split)
+    except Exception as error:  # whatever damaged metadata make it raise
+        message = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{directory} cannot be read; {_again(directory)} ({message})") from error
+    return PreparedSplit(examples, directory, split)
 
 
 def _version_directory(name: str, root: Path) -> Path:
@@ -120,6 +125,8 @@ def _read_info(directory: Path) -> dict[str, Any]:
         info = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}; {_again(directory)} ({error})") from error
+    if not isinstance(info, dict) or "name" not in info:
+        raise UserError(f"{path} is damaged; {_again(directory)}")
     if not (directory / "features.json").is_file():
         raise UserError(f"{directory / 'features.json'} is missing; {_again(directory)}")
     file_format = info.get("fileFormat", "tfrecord")  # absent in what old versions of tensorflow-datasets wrote

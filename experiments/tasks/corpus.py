@@ -126,10 +126,10 @@ def read_files(config: Config) -> dict[str, Bytes]:
 
 
 def _read(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"config.task.files: there is no regular file {str(path)!r}")
     try:
         with _OPEN.get(path.suffix, open)(path, "rb") as file:
             return file.read()
-    except FileNotFoundError as error:
-        raise UserError(f"config.task.files: there is no file {path}") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"config.task.files: {path} is damaged, cut short or cannot be read ({error})") from error

@@ -26,6 +26,9 @@ from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, p
 
 Form = Literal["packed", "dense"]
 
+# How many times the module's halo credit looks over, where computed but inactive rows stand between the active ones.
+REACH = 2
+
 
 class WindowedModule(nn.Module):
     """A module whose rows see their neighbours among the activated rows. Subclasses define:
@@ -214,6 +217,9 @@ class SparseModularActivation(nn.Module):
         enters with weight p (`straight_through`), and every computed element is read as a key with weight
         w = p + stop_gradient(a - p)  (`key_credit`). The gradient reaches p alone, divided by the share for inactive
         elements, so that its mean is that of a share of 1.
+
+        In the packed form credit is local: it sees REACH times the window of *computed* rows, so where few are active
+        it leaves out far neighbours that the exact value, and the dense form, have.
         """
         share = self.router.credit_share
         sampled = valid & ~active
@@ -227,7 +233,7 @@ class SparseModularActivation(nn.Module):
         if self.router.key_credit:  # inactive keys have weight 0, and earn credit
             weight = _straight_through(active, probability)
             rows = rows._replace(active=(active | sampled).reshape(-1), weight=weight.reshape(-1))
-        result, _ = self._compute(module, m, active | sampled, rows, train=False, frozen=True, reach=2)
+        result, _ = self._compute(module, m, active | sampled, rows, train=False, frozen=True, reach=REACH)
         kept, chosen, probability = active[..., None], chosen[..., None], jnp.where(sampled, probability, 0)[..., None]
         stop = jax.lax.stop_gradient
         worth = jnp.where(kept, stop(chosen) * result, probability * stop(result))

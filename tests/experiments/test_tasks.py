@@ -576,7 +576,7 @@ def test_mistakes_with_files_are_named(tmp_path):
             corpus.Task(corpus.Config(**config), batch_size=1, seed=0, data_dir=str(tmp_path))
         return str(caught.value)
 
-    assert f"there is no file {tmp_path}/none.txt" in refused(files=(f"{tmp_path}/none.txt",))
+    assert f"there is no regular file {tmp_path}/none.txt" in refused(files=(f"{tmp_path}/none.txt",))
     assert "cannot be read" in refused(files=(str(tmp_path),))
     for config in ({}, {"dataset": "enwik8", "files": ("a.txt",)}):
         assert "config.task.files: name text files, or a prepared corpus by config.task.dataset" in refused(**config)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, jit, normal, random_like, tree_rms
 
+from seqboat.layers import sparse_activation
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.sparse_activation import (
@@ -222,12 +223,12 @@ def test_the_running_mean_becomes_exponential_after_a_hundred_batches():
 
 
 @functools.cache
-def logit_gradients(router, train=True, seed=0, form="packed"):
+def logit_gradients(router, train=True, seed=0, form="packed", lean=0.0):
     """d loss / d (logit of every element), and (y, active): a channel that the router alone reads shifts the logits."""
     variables, m, cotangent = initial(make((gau(),))), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
     params = variables["params"]
     kernel = jnp.concatenate([params["configurator"]["logits"]["kernel"], jnp.array([[0.0, 1.0]])])
-    logits = {"kernel": kernel, "bias": params["configurator"]["logits"]["bias"]}
+    logits = {"kernel": kernel, "bias": params["configurator"]["logits"]["bias"] + jnp.array([0.0, lean])}
     params = {"gau": params["gau"], "configurator": {**params["configurator"], "logits": logits}}
     narrow = Narrow(D, 4, 6, gau().window, 8, dtype=F32, name="gau")
 
@@ -317,9 +318,11 @@ def test_shares_pay_as_the_whole_on_average():
 
 
 @pytest.mark.parametrize("router", [STRAIGHT, BOTH])
-def test_packed_credit_is_that_of_the_masked_form(router):
-    """The halo holds every neighbour here."""
-    packed, dense = (logit_gradients(router, form=form)[0] for form in ("packed", "dense"))
+@pytest.mark.parametrize("lean", [-0.5, 0.0])
+def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean, monkeypatch):
+    """The reach is what tells them apart: where few elements are active, the usual one leaves far neighbours out."""
+    monkeypatch.setattr(sparse_activation, "REACH", LENGTH)
+    packed, dense = (logit_gradients(router, form=form, lean=lean)[0] for form in ("packed", "dense"))
     assert_close(packed, dense)
 
 
