@@ -127,7 +127,7 @@ def read_files(config: Config) -> dict[str, Bytes]:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():  # a pipe would be waited for
-        raise UserError(f"config.task.files: there is no regular file {str(path)!r}")
+        raise UserError(f"config.task.files: there is no regular file {path}")
     try:
         with _OPEN.get(path.suffix, open)(path, "rb") as file:
             return file.read()
