@@ -173,7 +173,7 @@ def test_variants_change_what_they_say():
 
 
 def test_an_unknown_variant_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown variant 'small': there are paper, tiny, full, always"):
+    with pytest.raises(ValueError, match="unknown variant 'small': there are paper, ours, tiny, full, always"):
         get_config("configs/lra/text")("tiny,small")
 
 
