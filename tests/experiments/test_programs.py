@@ -149,7 +149,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     ),
     "unknown variant": (
         ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
-        "unknown variant 'small': there are paper, tiny, full, always, no_attention, s4d",
+        "unknown variant 'small': there are paper, ours, tiny, full, always, no_attention, s4d",
     ),
     "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
     "data missing": (
