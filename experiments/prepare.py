@@ -11,7 +11,7 @@ import os
 import time
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from experiments import cli
 from experiments.data.sources import OWN_DATASETS, data_directory
@@ -36,6 +36,7 @@ def main() -> None:
     if name not in OWN_DATASETS:
         given = "no --dataset" if _DATASET.value is None else f"unknown data set {_DATASET.value!r}"
         raise UserError(f"{given}; --dataset can be: {', '.join(OWN_DATASETS)}")
+    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of configurations made with --scale
     from experiments.data import preparation  # here, not above: it takes seconds
 
     start = time.monotonic()

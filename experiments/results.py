@@ -74,10 +74,10 @@ def row(run: dict[str, Any]) -> list[str]:
         score = f"{test[headline]:.4f}"
     if "metrics" in run:
         metric = run["metrics"][headline]
-    if "metrics" in run and metric["standard_error"] is not None:
-        least, most = min(metric["values"]), max(metric["values"])
-        score = f"{metric['mean']:.4f} ± {metric['standard_error']:.4f} ({least:.3f} to {most:.3f})"
         rates = [sum(layer) / len(layer) for layer in zip(*filter(None, run["activation_rate"]), strict=True)]
+        if metric["standard_error"] is not None:
+            least, most = min(metric["values"]), max(metric["values"])
+            score = f"{metric['mean']:.4f} ± {metric['standard_error']:.4f} ({least:.3f} to {most:.3f})"
     return [
         str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
         f"{train['steps']:,}",

@@ -179,7 +179,7 @@ class SlotTask(TokenTask):
     higher_is_better = True
 
     def __init__(self, config: Any, chance: float, **batching: int):
-        """`chance` is the accuracy of the trivial answer; `batching` as in ClassificationTask."""
+        """`chance` is the accuracy of the trivial answer; `batching` as in Task."""
         self._chance = chance
         sizes = {"train": config.train_examples, "validation": config.test_examples, "test": config.test_examples}
         sources = {
@@ -203,7 +203,7 @@ class SlotTask(TokenTask):
         }
 
     def trivial(self, split: str) -> dict[str, float]:
-        self._evaluation_source(split)
+        self._evaluation_source(split)  # refuses an unknown one
         return {"accuracy": self._chance}
 
 

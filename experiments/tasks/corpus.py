@@ -87,7 +87,7 @@ class Task(TokenTask):
 
     def trivial(self, split: str) -> dict[str, float]:
         """Cross-entropy of the split under the training frequencies, every byte counted once more than it occurs."""
-        require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
+        self._evaluation_source(split)  # refuses an unknown one
         train = np.bincount(self.bytes["train"], minlength=256) + 1
         found = np.bincount(self.bytes[split], minlength=256)
         return {"bits": float(-(found * np.log2(train / train.sum())).sum() / found.sum())}

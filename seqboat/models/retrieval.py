@@ -40,16 +40,13 @@ class DualEncoder(nn.Module):
         config = self.config
         layer = config.encoder.layer
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
-        tokens = jnp.moveaxis(inputs, 2, 1).reshape(
-            -1, inputs.shape[1]
-        )  # both documents of a pair, one after the other
+        tokens = jnp.moveaxis(inputs, 2, 1).reshape(-1, inputs.shape[1])  # (2B, L), pair by pair
         valid = jnp.arange(tokens.shape[1])[None] < lengths.reshape(-1)[:, None]
         x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(tokens)
         x, stats = Encoder(config.encoder, name="encoder")(drop(jnp.where(valid[..., None], x, 0)), valid, train)
         first, second = jnp.moveaxis(mean_over_length(x, valid).reshape(-1, 2, x.shape[-1]), 1, 0)
         pair = jnp.concatenate([second, first, first * second, first - second], axis=-1)
         xavier = nn.initializers.xavier_uniform()
-        hidden = nn.gelu(
-            drop(nn.Dense(config.head_size, kernel_init=xavier, name="head_hidden")(pair)), approximate=False
-        )
+        hidden = nn.Dense(config.head_size, kernel_init=xavier, name="head_hidden")(pair)
+        hidden = nn.gelu(drop(hidden), approximate=False)
         return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)
