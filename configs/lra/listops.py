@@ -25,6 +25,8 @@ def get_config(variant: str = "paper"):
 
 
 def _tiny(config):
-    config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32)
+    """The first 256 tokens of each expression: the outermost operator and its first arguments."""
+    config.task.length = 256
+    config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32, dropout=0.0)
     config.optimizer.warmup_steps = 100
-    config.train.update(steps=300, batch_size=16, log_every=25, evaluate_every=150, checkpoint_every=150)
+    config.train.update(steps=1500, batch_size=32, log_every=50, evaluate_every=500, checkpoint_every=500)
