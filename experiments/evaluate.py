@@ -18,6 +18,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
     cli.use_compilation_cache()
+    cli.keep_memory()
     result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value)
     show(result)
     print(f"written to {_WORKDIR.value}/evaluation_{result['split']}_{result['step']}.json")

@@ -22,6 +22,7 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: where checkpoints and metrics go, for instance --workdir=runs/x")
     cli.use_compilation_cache()
+    cli.keep_memory()
     distributed.initialize()
     from experiments.build import build
     from experiments.evaluation import SUMMARY_FILE, run_seeds

@@ -51,8 +51,11 @@ class GatedAttentionUnit(WindowedModule):
         gamma, beta = self.gamma.astype(z.dtype), self.beta.astype(z.dtype)
         q, k = (z * gamma[i][None] + beta[i][None] for i in (0, 1))
         v = self.drop_value(v, deterministic=not self.has_rng("dropout"))
+        # What may not be read may have come of anything, NaN too, and 0 * NaN is NaN.
+        k, v = (jnp.where(rows.active[:, None], a, jnp.zeros((), a.dtype)) for a in (k, v))
         for name, value in (("q", q), ("k", k), ("v", v), ("gate", gate)):
             tap(self, name, value)
+        q, k = (self.window.place(a, rows) for a in (q, k))
         return {"q": q, "gate": gate}, {"k": k, "v": v}
 
     def mix(self, own: dict, halo: dict, rows: Rows, halo_rows: Rows) -> Float[Array, "T D"]:

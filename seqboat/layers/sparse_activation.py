@@ -175,7 +175,9 @@ class SparseModularActivation(nn.Module):
             result, taps = self._compute(module, m, active[..., i], describe(active[..., i]), train)
             for name, value in taps.items():
                 tap(self, name, value)
-            y += chosen[..., None].astype(m.dtype) * result
+            # On rows: sums of products of (1, L, D) arrays, the gate's gradient, are slow on a CPU (layers/norm.py).
+            gated = chosen.reshape(-1, 1).astype(m.dtype) * result.reshape(-1, m.shape[-1])
+            y += gated.reshape(m.shape)
             if train and not self.always and (self.router.straight_through or self.router.key_credit):
                 y += self._credit(module, m, valid, active[..., i], decision.probability[..., i], chosen)
         on = active.astype(jnp.float32)
@@ -200,13 +202,15 @@ class SparseModularActivation(nn.Module):
         if self.form == "dense":
             y, taps = _dense(module, flat, rows, params, apply)
         else:
-            packing = pack(computed, self.block_size)
-            rows, flat = compress((rows, flat), packing)
-            halo = None
+            blocks, packed = {"block_size": self.block_size}, _packed
             if isinstance(module, WindowedModule):
                 left, right = module.halo(m.shape[1])
-                halo = (reach * left, reach * right)
-            y, taps = extract(_packed(rows, flat, params, apply, packing.filled, self.block_size, halo), packing)
+                margins = {"left": reach * left, "right": reach * right}
+                blocks, packed = blocks | margins, _packed_windowed
+            packing = pack(computed, **blocks)
+            rows, flat = compress((rows, flat), packing)
+            each = functools.partial(map_blocks, params=params, count=packing.filled, **blocks)
+            y, taps = extract(packed(rows, flat, apply, each), packing)
         back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])
         return back(y), jax.tree.map(back, taps)
 
@@ -274,12 +278,15 @@ class SparseModularActivation(nn.Module):
             raise ValueError(f"a sparsely activated module may hold parameters only; {module.name} has {sorted(other)}")
 
 
-def _packed(rows: Rows, x: Array, params, apply, count, block_size: int, halo: tuple[int, int] | None):
-    """A module over packed rows, block by block; `halo` None is a row-wise one."""
-    own = {"x": x, "rows": rows, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
-    each = functools.partial(map_blocks, params=params, count=count, block_size=block_size)
-    if halo is None:
-        return each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
+def _packed(rows: Rows, x: Array, apply, each):
+    """A row-wise module over packed rows; `each` is `map_blocks` but for the function and its rows."""
+    own = {"x": x, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
+    return each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
+
+
+def _packed_windowed(rows: Rows, x: Array, apply, each):
+    """A windowed module over packed rows."""
+    slot = jnp.arange(x.shape[0], dtype=jnp.int32)
 
     def project(params, own, _):
         return apply(params, own["slot"], "project", own["x"], own["rows"])
@@ -287,9 +294,9 @@ def _packed(rows: Rows, x: Array, params, apply, count, block_size: int, halo: t
     def mix(params, own, halo):
         return apply(params, own["slot"], "mix", own["private"], halo["shared"], own["rows"], halo["rows"])
 
-    (private, shared), taps = each(project, own=own, halo=None)
-    own = {"private": private, "rows": rows, "slot": own["slot"]}
-    y, more = each(mix, own=own, halo={"shared": shared, "rows": rows}, left=halo[0], right=halo[1])
+    (private, shared), taps = each(project, own={"x": x, "rows": rows, "slot": slot}, halo=None)
+    own, halo = {"private": private, "rows": rows, "slot": slot}, {"shared": shared, "rows": rows}
+    y, more = each(mix, own=own, halo=halo)
     return y, {**taps, **more}
 
 

@@ -38,9 +38,11 @@ def fft_convolve(
         if taps > 1:
             circle = circle.at[:, size - taps + 1 :].add(backward[:, :0:-1])
     spectrum = jnp.fft.rfft(circle, axis=1)
-    # Channels first: the transform runs over contiguous memory.
-    signal = jnp.fft.rfft(x.astype(jnp.float32).swapaxes(1, 2), n=size, axis=2)
-    return jnp.fft.irfft(signal * spectrum[None], n=size, axis=2)[..., :length].swapaxes(1, 2).astype(x.dtype)
+    # Channels first: the transform runs over contiguous memory. Padded before and cut after the transposes, which XLA
+    # would otherwise fuse with whatever x and the cotangent are made of: 1.5 to 1.8 times the time on a CPU.
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, size - length), (0, 0)))
+    product = jnp.fft.rfft(padded.swapaxes(1, 2)) * spectrum[None]
+    return jnp.fft.irfft(product, n=size).swapaxes(1, 2)[:, :length].astype(x.dtype)
 
 
 def fast_fft_length(minimum: int) -> int:

@@ -111,7 +111,8 @@ def convolve(
 
 
 def _direct(params: EMAParams, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    return jnp.einsum("d,...d->...d", params.omega.astype(jnp.float32), x.astype(jnp.float32))
+    rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+    return (params.omega.astype(jnp.float32)[None] * rows).reshape(x.shape)
 
 
 def recurrent_step(

@@ -18,7 +18,7 @@ Tree = Any
 class Packing(NamedTuple):
     """Where every row goes: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `filled` () slots.
 
-    T is B L rounded up to whole blocks.
+    T is B L rounded up to whole blocks, and a margin of slots that stay empty on each side.
     """
 
     source: Array
@@ -42,16 +42,16 @@ class Rows(NamedTuple):
     weight: Array | None = None
 
 
-def pack(active: Bool[Array, "B L"], block_size: int) -> Packing:
-    """Assign slots to the active rows by one cumulative sum and one scatter of indices."""
+def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: int = 0) -> Packing:
+    """Assign slots to the active rows by one cumulative sum and one scatter of indices: the first gets slot `left`."""
     flat = active.reshape(-1)
-    capacity = -(-flat.shape[0] // block_size) * block_size
-    rank = jnp.cumsum(flat, dtype=jnp.int32) - 1
+    capacity = left + -(-flat.shape[0] // block_size) * block_size + right
+    slot = left - 1 + jnp.cumsum(flat, dtype=jnp.int32)
     source = jnp.full(capacity, -1, jnp.int32)
-    source = source.at[jnp.where(flat, rank, capacity)].set(
+    source = source.at[jnp.where(flat, slot, capacity)].set(
         jnp.arange(flat.shape[0], dtype=jnp.int32), mode="drop", unique_indices=False
     )
-    return Packing(source, jnp.where(flat, rank, -1), rank[-1] + 1)
+    return Packing(source, jnp.where(flat, slot, -1), slot[-1] + 1 - left)
 
 
 def describe(active: Bool[Array, "B L"]) -> Rows:
@@ -105,76 +105,72 @@ def map_blocks(
     left: int = 0,
     right: int = 0,
 ) -> Tree:
-    """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 in all later blocks.
+    """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 everywhere else.
 
-    Leaves of `own` and `halo` have T rows, a whole number of blocks. A block sees its own `block_size` rows of `own`,
-    and of `halo` also `left` rows before and `right` rows after them, zero outside the array. `fn` returns a tree of
-    `block_size` rows a leaf. The number of blocks is data, so the cost follows `count`, and `fn` must not mix a row
-    with empty ones (give it a leaf that says which are which).
+    Leaves of `own` and `halo` have T rows: a margin of `left` rows, a whole number of blocks, a margin of `right` rows.
+    A block sees its own `block_size` rows of `own`, and of `halo` also `left` rows before and `right` rows after them.
+    `fn` returns a tree of `block_size` rows a leaf; the result has margins too, of zeros. The number of blocks is data,
+    so the cost follows `count`, and `fn` must not mix a row with empty ones (give it a leaf that says which are which).
 
     The gradient runs over the same blocks, recomputes `fn` on each and transposes it: nothing is stored but the
     arguments. Integer and boolean leaves get no gradient. `fn` may close over no traced array.
     """
     leaves = jax.tree.leaves((own, halo))
-    capacity = leaves[0].shape[0]
-    if capacity % block_size or any(leaf.shape[0] != capacity for leaf in leaves):
+    total = leaves[0].shape[0]
+    if (total - left - right) % block_size or any(leaf.shape[0] != total for leaf in leaves):
+        margins = f" between margins of {left} and {right}" if left or right else ""
         raise ValueError(
-            f"rows {[leaf.shape[0] for leaf in leaves]} are not the same whole number of blocks of {block_size}"
+            f"rows {[leaf.shape[0] for leaf in leaves]} are not the same whole number of blocks of {block_size}{margins}"
         )
     blocks = (count + block_size - 1) // block_size
     float_part, rest, merge = _split_floats((params, own, halo))
 
-    def read(tree, index, extra):
-        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * block_size, block_size + extra), tree)
+    def read(tree, index):
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, left + index * block_size, block_size), tree)
 
-    def write(tree, index, update):
-        return jax.tree.map(lambda a, u: jax.lax.dynamic_update_slice_in_dim(a, u, index * block_size, 0), tree, update)
+    def read_around(tree, index):
+        size = left + block_size + right
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * block_size, size), tree)
 
-    def pad(tree):
-        return jax.tree.map(lambda a: jnp.pad(a, [(left, right)] + [(0, 0)] * (a.ndim - 1)), tree)
+    def write(tree, first, update):
+        return jax.tree.map(lambda a, u: jax.lax.dynamic_update_slice_in_dim(a, u, first, 0), tree, update)
 
     def block_of(trees, index):
         params, own, halo = trees
-        return params, read(own, index, 0), read(halo, index, left + right)
-
-    def padded(trees):
-        params, own, halo = trees
-        return params, own, pad(halo)
+        return params, read(own, index), read_around(halo, index)
 
     def apply(floats, rest):
         return fn(*merge(floats, rest))
 
     @jax.custom_vjp
     def run(floats, rest, blocks):
-        floats, rest = padded(floats), padded(rest)
         shapes = jax.eval_shape(apply, block_of(floats, 0), block_of(rest, 0))
-        out = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape[1:]), s.dtype), shapes)
-        return jax.lax.fori_loop(
-            0, blocks, lambda i, out: write(out, i, apply(block_of(floats, i), block_of(rest, i))), out
-        )
+        out = jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
+
+        def step(i, out):
+            return write(out, left + i * block_size, apply(block_of(floats, i), block_of(rest, i)))
+
+        return jax.lax.fori_loop(0, blocks, step, out)
 
     def forward(floats, rest, blocks):
         return run(floats, rest, blocks), (floats, rest, blocks)
 
     def backward(saved, cotangent):
         floats, rest, blocks = saved
-        floats, rest = padded(floats), padded(rest)
         cotangent, _, _ = _split_floats(cotangent)
 
         def step(i, gradient):
             constants = block_of(rest, i)
             _, transpose = jax.vjp(lambda f: _split_floats(apply(f, constants))[0], block_of(floats, i))
-            (d_params, d_own, d_halo) = transpose(read(cotangent, i, 0))[0]
+            (d_params, d_own, d_halo) = transpose(read(cotangent, i))[0]
             params, own, halo = gradient
-            seen = read(halo, i, left + right)
             return (
                 jax.tree.map(jnp.add, params, d_params),
-                write(own, i, d_own),
-                write(halo, i, jax.tree.map(jnp.add, seen, d_halo)),
+                write(own, left + i * block_size, d_own),
+                write(halo, i * block_size, jax.tree.map(jnp.add, read_around(halo, i), d_halo)),
             )
 
-        params, own, halo = jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats))
-        return (params, own, jax.tree.map(lambda a: a[left : left + capacity], halo)), None, None
+        return jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats)), None, None
 
     run.defvjp(forward, backward)
     return run(float_part, rest, blocks)

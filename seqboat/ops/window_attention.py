@@ -51,6 +51,10 @@ class Window:
             see &= jnp.abs(query.rank[:, None] - key.rank[None, :]) <= self.size
         return see
 
+    def place(self, x: Float[Array, "T Z"], rows: Rows) -> Float[Array, "T Z"]:
+        """Queries or keys as `attend` wants them: turned by their positions, if those are rotary."""
+        return positions.rotate(x, rows.position) if self.position == "rotary" else x
+
     def scale(self, query: Rows, key_size: int) -> Array | float:
         """What queries are multiplied by: Z^-1/2 for softmax, else one over the number of keys in reach."""
         if self.function == "softmax":
@@ -81,15 +85,14 @@ def attend(
 ) -> Float[Array, "Q E"]:
     """o_i = sum_j phi(s_i)_j v_j,  s_ij = scale q_i . k_j + bias_ij,  over the keys that row i sees, else 0.
 
+    q and k come from `window.place`.
+
     phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with a `weight` w_j of
     0..1 enters with w_j times its exp(s) or phi(s). With softmax, e = exp(s), the gradient of a w_j that is 0 is what
     the step to 1 would change, e_j (v_j - o) / (total + e_j): the derivative, e_j (v_j - o) / total, has no bound.
-    `drop` multiplies the weights (dropout). Scores and weights are float32.
+    `drop` multiplies the weights (dropout). Scores and weights are float32. Rows that may not be read may hold any finite
+    number.
     """
-    # What may not be read may hold anything, NaN too, and 0 * NaN is NaN.
-    k, v = (jnp.where(key.active[:, None], rows, jnp.zeros((), rows.dtype)) for rows in (k, v))
-    if window.position == "rotary":
-        q, k = positions.rotate(q, query.position), positions.rotate(k, key.position)
     q = (q.astype(jnp.float32) * window.scale(query, q.shape[-1])).astype(q.dtype)
     scores = jnp.einsum("qz,jz->qj", q, k, preferred_element_type=jnp.float32)
     if table is not None:

@@ -25,15 +25,15 @@ def active(request):
     return jnp.asarray(request.param)
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 100])
-def test_active_rows_fill_the_first_slots_in_order(active, block_size):
-    packing = pack(active, block_size)
+@pytest.mark.parametrize(("block_size", "left", "right"), [(1, 0, 0), (4, 0, 0), (100, 0, 0), (4, 3, 5), (4, 1, 0)])
+def test_active_rows_fill_the_slots_after_the_left_margin_in_order(active, block_size, left, right):
+    packing = pack(active, block_size, left=left, right=right)
     rows = np.flatnonzero(active)
     capacity = -(-active.size // block_size) * block_size
     assert packing.filled == len(rows)
-    assert packing.source.tolist() == rows.tolist() + [-1] * (capacity - len(rows))
+    assert packing.source.tolist() == [-1] * left + rows.tolist() + [-1] * (capacity - len(rows) + right)
     slots = np.full(active.size, -1)
-    slots[rows] = np.arange(len(rows))
+    slots[rows] = left + np.arange(len(rows))
     assert packing.slot.tolist() == slots.tolist()
 
 
@@ -127,8 +127,11 @@ def plain(params, own, halo, count, *, block_size, left, right):
 
 
 def blocked(params, own, halo, count, *, block_size, left, right):
+    """With margins of zeros around all rows."""
     fn = functools.partial(neighbours, left=left, right=right)
-    return map_blocks(fn, params, own, halo, count, block_size=block_size, left=left, right=right)
+    own, halo = jax.tree.map(lambda leaf: jnp.pad(leaf, [(left, right)] + [(0, 0)] * (leaf.ndim - 1)), (own, halo))
+    out = map_blocks(fn, params, own, halo, count, block_size=block_size, left=left, right=right)
+    return jax.tree.map(lambda leaf: leaf[left : left + ROWS], out)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +174,7 @@ def test_cotangents_of_blocks_that_did_not_run_are_not_read():
 
 def test_integer_and_boolean_leaves_get_no_gradient():
     args = arguments(1, 0)
-    fn = lambda *args: map_blocks(
-        functools.partial(neighbours, left=1, right=0), *args, jnp.int32(5), block_size=4, left=1
-    )["y"].sum()
+    fn = lambda *args: blocked(*args, jnp.int32(5), block_size=4, left=1, right=0)["y"].sum()
     gradients = jax.grad(fn, argnums=(0, 1, 2), allow_int=True)(*args)
     for gradient, arg in zip(jax.tree.leaves(gradients), jax.tree.leaves(args), strict=True):
         expected = arg.dtype if jnp.issubdtype(arg.dtype, jnp.floating) else jax.dtypes.float0
@@ -197,3 +198,5 @@ def test_rows_that_are_no_whole_number_of_blocks_are_refused():
         map_blocks(lambda params, own, halo: own, None, jnp.ones(12), None, jnp.int32(1), block_size=5)
     with pytest.raises(ValueError, match="not the same whole number of blocks of 4"):
         map_blocks(lambda params, own, halo: own, None, jnp.ones(12), jnp.ones(8), jnp.int32(1), block_size=4)
+    with pytest.raises(ValueError, match="blocks of 4 between margins of 2 and 1"):
+        map_blocks(lambda params, own, halo: own, None, jnp.ones(12), None, jnp.int32(1), block_size=4, left=2, right=1)

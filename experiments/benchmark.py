@@ -1,0 +1,81 @@
+"""Measure speed:  python -m experiments.benchmark --suite=layers [--published=FILE] [--cases=text,lm] [--rates=0.12,0.5]
+
+Times forward and backward of our layers at given activation rates beside their always-active and no-attention forms, a
+transformer layer of equal width, and the published PyTorch layer, whose authors' standalone file you name (renll/SeqBoat;
+it is run as a program, and needs torch and einops). All in turn, in one process, float32. Suites: docs/performance.md.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.errors import UserError
+
+_SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model or compilation.")
+_CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")
+_RATES = flags.DEFINE_list("rates", ["0.12", "0.5", "1.0"], "Shares of active elements.")
+_PUBLISHED = flags.DEFINE_string("published", None, "The published standalone PyTorch file, to compare with.")
+_TRANSFORMER = flags.DEFINE_bool("transformer", True, "Time a transformer layer too, where the suite has layers.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "At least so many rounds of a comparison ...", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "... and at least so many seconds.", lower_bound=0.0)
+_KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "Keep freed memory for the next step, as the programs do.")
+_OUT = flags.DEFINE_string("out", None, "Write OUT.json, and OUT.png for the suite of layers.")
+
+
+def main() -> None:
+    if _KEEP_MEMORY.value:
+        cli.keep_memory()
+    from experiments.benchmarks import report
+    from experiments.benchmarks.cases import CASES
+    from experiments.benchmarks.suites import SUITES, Settings
+
+    suite, names = _SUITE.value or "", tuple(_CASES.value or ())
+    if suite not in SUITES:
+        raise UserError(f"--suite={suite}: must be one of {', '.join(SUITES)}")
+    if unknown := [name for name in names if name not in CASES]:
+        raise UserError(f"--cases: there is no {unknown[0]!r}; there are {', '.join(CASES)}")
+    settings = Settings(
+        cases=names,
+        rates=_rates(_RATES.value or []),
+        rounds=_ROUNDS.value or 1,
+        seconds=_SECONDS.value or 0.0,
+        published=Path(_PUBLISHED.value) if _PUBLISHED.value else None,
+        transformer=bool(_TRANSFORMER.value),
+    )
+    rows: list[dict[str, Any]] = []
+    for row in SUITES[suite](settings):
+        print(report.line(row), flush=True)
+        rows.append(row)
+    Console(width=160).print(_table(rows))
+    if _OUT.value:
+        for path in report.write(Path(_OUT.value), suite, rows, keep_memory=bool(_KEEP_MEMORY.value)):
+            print(f"written {path}")
+
+
+def _rates(texts: Iterable[str]) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise UserError(f"--rates: {error}") from error
+    if not rates or not all(0 <= rate <= 1 for rate in rates):
+        raise UserError("--rates: must be one or more numbers in 0..1")
+    return rates
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from experiments.benchmarks.report import text
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(text(row.get(name)) for name in columns))
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,101 @@
+"""The layers that are measured: those of the published recipes, at their own lengths.
+
+`lm` keeps the whole kernel; `enwik8` is the same layer with the recipe's kernel of 2048 lags.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, and the batch it is measured on."""
+
+    layer: LayerConfig
+    batch: int
+    length: int
+
+
+def _case(batch: int, length: int, features: int, key_size: int, **fields: Any) -> Case:
+    return Case(LayerConfig(features, key_size, 2 * features, max_positions=length, **fields), batch, length)
+
+
+CASES = {
+    "text": _case(4, 4096, 128, 64, ssm_truncation=1024, norm_placement="post"),
+    "listops": _case(4, 2048, 80, 64, norm_placement="post"),
+    "image": _case(8, 1024, 160, 96, ssm_truncation=1024, attention_function="relu2", norm="batch"),
+    "speech": _case(1, 16_000, 60, 30, ssm_truncation=4000, attention_function="relu2", position="slot", norm="batch"),
+    "lm": _case(1, 8192, 512, 128, causal=True, window_size=1024, position="rotary"),
+    "enwik8": _case(1, 8192, 512, 128, ssm_truncation=2048, causal=True, window_size=1024, position="rotary"),
+}
+
+
+def active_flops(case: Case) -> int:
+    """Of the products that one active element needs, forward and backward: nothing recomputed, no key out of reach."""
+    layer = case.layer
+    keys = (layer.window_size or case.length) * (1 if layer.causal else 2) + 1
+    projections = layer.features * (layer.key_size + 3 * layer.value_size)
+    return 3 * 2 * (projections + keys * (layer.key_size + layer.value_size))
+
+
+@dataclass(frozen=True)
+class Data:
+    """x (B, L, D), and the cotangent of the layer's output: the loss is their inner product."""
+
+    x: jax.Array
+    cotangent: jax.Array
+    valid: jax.Array
+
+
+def make_data(case: Case, seed: int = 0) -> Data:
+    rng = np.random.default_rng(seed)
+    shape = (case.batch, case.length, case.layer.features)
+    x, cotangent = (jnp.asarray(rng.standard_normal(shape), case.layer.dtype) for _ in range(2))
+    return Data(x, cotangent, jnp.ones(shape[:2], bool))
+
+
+def init_layer(case: Case, seed: int = 0) -> Any:
+    """Variables of the case's layer, of learned activation."""
+    short = jnp.zeros((1, 8, case.layer.features), case.layer.dtype)
+    return jax.jit(SeqBoatLayer(case.layer).init)(jax.random.key(seed), short, jnp.ones((1, 8), bool))
+
+
+def router_bias(case: Case, variables: Any, data: Data, rate: float) -> float:
+    """What to add to the logit of activating so that this share of the batch's elements is active."""
+    layer = SeqBoatLayer(replace(case.layer, activation="learned"))
+
+    @jax.jit
+    def taps(variables, x, valid):
+        return layer.apply(variables, x, valid, True, mutable=["taps", "batch_stats"])[1]["taps"]
+
+    u = taps(variables, data.x, data.valid)["sparse"]["configurator"]["router_logits"]
+    return threshold(np.asarray(u), rate)
+
+
+def threshold(u: np.ndarray, rate: float) -> float:
+    """The bias for router logits u (..., 2). It lies in the widest gap near that quantile of the margins, so that no
+    rounding moves an element over it."""
+    if rate in (0, 1):
+        return 1e3 if rate else -1e3
+    margins = np.sort((u[..., 1].astype(np.float64) - u[..., 0]).reshape(-1))
+    target, near = round((1 - rate) * len(margins)), max(1, len(margins) // 500)
+    first = max(1, target - near)
+    gaps = margins[first : target + near] - margins[first - 1 : target + near - 1]
+    index = first + int(np.argmax(gaps))
+    return -float(margins[index - 1 : index + 1].mean())
+
+
+def with_router_bias(variables: Any, bias: float | np.ndarray) -> Any:
+    """The variables, with that added to the logit of activating; an array has one for every layer of a stack."""
+
+    def change(path, leaf):
+        keys = tuple(key.key for key in path)
+        return leaf.at[..., 1].add(bias) if keys[-3:] == ("configurator", "logits", "bias") else leaf
+
+    return jax.tree_util.tree_map_with_path(change, variables)

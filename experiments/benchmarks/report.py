@@ -1,0 +1,64 @@
+"""A benchmark's rows as text, as a JSON file that names everything they depend on, and as a picture."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluation import write_json
+from experiments.loop import command, hardware, versions
+
+Row = dict[str, Any]
+
+
+def text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def line(row: Row) -> str:
+    return "  ".join(f"{name} {text(value)}" for name, value in row.items() if value is not None)
+
+
+def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:
+    """OUT.json, and OUT.png if there is something to draw."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"suite": suite, "command": command(), "hardware": hardware(), "keep_memory": keep_memory}
+    libraries = {name: importlib.metadata.version(name) for name in ("torch",) if _installed(name)}
+    write_json(Path(f"{out}.json"), {**found, "versions": versions() | libraries, "rows": rows})
+    written = [Path(f"{out}.json")]
+    if suite == "layers":
+        draw(rows, Path(f"{out}.png"))
+        written.append(Path(f"{out}.png"))
+    return written
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Milliseconds against the activation rate, one panel a case; what has no rate is a level line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False, layout="constrained")
+    for panel, name in zip(axes[0], names, strict=True):
+        mine = [row for row in rows if row["case"] == name]
+        for index, who in enumerate(dict.fromkeys(row["contender"] for row in mine)):
+            points = [(row["rate"], row["median_ms"]) for row in mine if row["contender"] == who]
+            if points[0][0] is None:
+                panel.axhline(points[0][1], label=who, color=f"C{index}", linestyle="--")
+            else:
+                panel.plot(*zip(*sorted(points), strict=True), marker="o", label=who, color=f"C{index}")
+        panel.set(title=name, xlabel="activation rate", ylabel="ms, forward and backward", ylim=(0, None))
+    axes[0][0].legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

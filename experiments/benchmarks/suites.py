@@ -1,0 +1,234 @@
+"""What is measured: each suite yields rows of plain values, which the program prints and stores."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks import cases, contenders, memory
+from experiments.benchmarks.cases import CASES, Case
+from experiments.benchmarks.timing import interleave
+from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.models.encoder import EncoderConfig
+from seqboat.ops import ema
+
+Row = dict[str, Any]
+# Two implementations whose results differ by more than this, relative RMS, are not compared.
+AGREEMENT = 1e-4
+LENGTHS = (4096, 8192, 16_384, 32_768, 65_536)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which cases and rates; how many rounds and seconds each comparison is given; the published file."""
+
+    cases: tuple[str, ...]
+    rates: tuple[float, ...]
+    rounds: int
+    seconds: float
+    published: Path | None
+    transformer: bool
+
+    def race(self, runners: dict[str, Callable[[], object]]) -> dict[str, Row]:
+        """Milliseconds of each, all in turn."""
+        found = interleave(runners, rounds=self.rounds, seconds=self.seconds)
+        return {
+            name: {"median_ms": 1e3 * times.median, "best_ms": 1e3 * times.best, "rounds": len(times.seconds)}
+            for name, times in found.items()
+        }
+
+
+def layers(settings: Settings) -> Iterator[Row]:
+    """One layer, forward and backward, at given activation rates; our results agree with the published ones first."""
+    theirs = contenders.Published(settings.published) if settings.published else None
+    for name in settings.cases:
+        case = CASES[name]
+        data = cases.make_data(case)
+        layer = theirs.layer(case) if theirs else None
+        variables = theirs.variables(case, layer) if theirs else cases.init_layer(case)
+        runners: dict[tuple[str, float | None], contenders.Runner] = {}
+        differences = {}
+        for rate in settings.rates:
+            bias = cases.router_bias(case, variables, data, rate)
+            ours = contenders.ours(case, cases.with_router_bias(variables, bias), data)
+            runners["sparse", rate] = ours
+            if theirs:
+                published = theirs.runner(case, layer, data, bias)
+                differences[rate] = contenders.disagreement(ours.results(), published.results())
+                if differences[rate] > AGREEMENT:
+                    raise AssertionError(f"{name} at {rate}: results differ by {differences[rate]:.1e}")
+                runners["published", rate] = published
+        for form in ("always active", "no attention"):
+            runners[form, None] = contenders.ours(case, variables, data, form)
+        if settings.transformer:
+            runners["transformer", None] = contenders.transformer(case, data)
+        times = settings.race({f"{who} {rate}": runner.run for (who, rate), runner in runners.items()})
+        for (who, rate), runner in runners.items():
+            row = {"case": name, "contender": who, "rate": rate, **times[f"{who} {rate}"]}
+            row["elements_per_second"] = case.batch * case.length / row["median_ms"] * 1e3
+            row["compile_seconds"] = runner.compile_seconds
+            if who == "sparse" and theirs:
+                row["difference"] = differences[rate]
+                row["speedup"] = times[f"published {rate}"]["median_ms"] / row["median_ms"]
+            yield row
+
+
+def peak_memory(settings: Settings) -> Iterator[Row]:
+    """How much each contender's process grows, one process each."""
+    for name in settings.cases:
+        for rate in settings.rates:
+            for who in ("sparse", *(["published"] if settings.published else [])):
+                grown = memory.measure(name, who, rate, settings.published)
+                yield {"case": name, "contender": who, "rate": rate, "peak_bytes": grown}
+
+
+def sparsity(settings: Settings) -> Iterator[Row]:
+    """Eleven rates: the least-squares line t0 + s n, how far from it, rate 0 against no attention, and the share of the
+    machine's matrix-product peak at which the active part runs."""
+    for name in settings.cases:
+        case = CASES[name]
+        data, variables = cases.make_data(case), cases.init_layer(case)
+        rates = [i / 10 for i in range(11)]
+        runners = {"no attention": contenders.ours(case, variables, data, "no attention").run, "peak": _product()}
+        for rate in rates:
+            bias = cases.router_bias(case, variables, data, rate)
+            runners[str(rate)] = contenders.ours(case, cases.with_router_bias(variables, bias), data).run
+        times = settings.race(runners)
+        elements = case.batch * case.length
+        ms = np.array([times[str(rate)]["median_ms"] for rate in rates])
+        slope, start = np.polyfit(np.array(rates) * elements, ms, 1)
+        peak = _PRODUCT_FLOPS / times["peak"]["median_ms"] * 1e3
+        fit = start + slope * np.array(rates) * elements
+        for rate, value, line in zip(rates, ms, fit, strict=True):
+            yield {"case": name, "rate": rate, "median_ms": value, "off_the_line": value / line - 1}
+        yield {
+            "case": name,
+            "start_ms": start,
+            "microseconds_per_active_element": 1e3 * slope,
+            "rate_0_over_no_attention": ms[0] / times["no attention"]["median_ms"],
+            "peak_gflops": peak / 1e9,
+            "share_of_peak": cases.active_flops(case) / (slope / 1e3) / peak,
+        }
+
+
+def ema_alone(settings: Settings) -> Iterator[Row]:
+    """The bidirectional average of whole kernels: D 64, B 2, N 16, forward and backward."""
+    theirs = contenders.Published(settings.published) if settings.published else None
+    rng, width, states = np.random.default_rng(0), 64, 16
+    normal = lambda scale, *shape: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+    sign = np.where(np.arange(states) % 2, -1.0, 1.0)
+    params = ema.EMAParams(
+        delta=normal(0.2, 2 * width, states),
+        alpha=normal(0.2, 2 * width, states),
+        beta=normal(0.02, 2 * width, states) + sign[None].astype(np.float32),
+        gamma=normal(1, 2 * width, states),
+        omega=normal(1, width),
+    )
+    for length in (4096, 16_384, 65_536):
+        x, cotangent = normal(1, 2, length, width), normal(1, 2, length, width)
+        data = cases.Data(x, cotangent, jnp.ones(x.shape[:2], bool))
+        run = contenders.jax_runner(lambda v, x: ema.convolve(ema.EMAParams(*v["params"]), x), {"params": params}, data)
+        runners = {"ours": run.run}
+        if theirs:
+            published = theirs.ema(params, data)
+            y, d_params, d_x = run.results()
+            difference = contenders.disagreement((y, d_params, d_x), published.results())
+            if difference > AGREEMENT:
+                raise AssertionError(f"EMA of {length}: results differ by {difference:.1e}")
+            runners["published"] = published.run
+        times = settings.race(runners)
+        for who in runners:
+            row = {"length": length, "contender": who, **times[who]}
+            if who == "ours" and theirs:
+                row["speedup"] = times["published"]["median_ms"] / row["median_ms"]
+            yield row
+
+
+def lengths(settings: Settings) -> Iterator[Row]:
+    """One layer as long as LENGTHS, beside a copy of as many bytes: growth over the shortest, as ratios."""
+    for name in settings.cases:
+        runners = {}
+        for length in LENGTHS:
+            case = Case(replace(CASES[name].layer, max_positions=length), 1, length)
+            data, variables = cases.make_data(case), cases.init_layer(case)
+            bias = cases.router_bias(case, variables, data, settings.rates[0])
+            runners[f"layer {length}"] = contenders.ours(case, cases.with_router_bias(variables, bias), data).run
+            copy = jax.jit(lambda x: x + 1).lower(data.x).compile()
+            runners[f"copy {length}"] = lambda copy=copy, x=data.x: jax.block_until_ready(copy(x))
+        times = settings.race(runners)
+        first = {what: times[f"{what} {LENGTHS[0]}"]["median_ms"] for what in ("layer", "copy")}
+        for length in LENGTHS:
+            grown = {what: times[f"{what} {length}"]["median_ms"] / first[what] for what in first}
+            row = {"case": name, "rate": settings.rates[0], "length": length}
+            yield {**row, "median_ms": times[f"layer {length}"]["median_ms"], **grown}
+
+
+def model(settings: Settings) -> Iterator[Row]:
+    """A classifier of four layers of the text case, on numbers (B, L, 1), every layer at the rate; whole kernels, as the
+    published model has them."""
+    theirs = contenders.Published(settings.published) if settings.published else None
+    case = replace(CASES["text"], layer=replace(CASES["text"].layer, ssm_truncation=None))
+    stack = contenders.Stack(case, 4, theirs)
+    for rate in settings.rates:
+        biases = stack.router_biases(rate)
+        runners = {"sparse": stack.ours(biases)}
+        if theirs:
+            runners["published"] = stack.published(biases)
+            difference = contenders.disagreement(runners["sparse"].results(), runners["published"].results())
+            if difference > AGREEMENT:
+                raise AssertionError(f"the model at {rate}: results differ by {difference:.1e}")
+        times = settings.race({who: runner.run for who, runner in runners.items()})
+        for who in runners:
+            row = {"case": "text, 4 layers", "contender": who, "rate": rate, **times[who]}
+            if who == "sparse" and theirs:
+                row |= {"difference": difference, "speedup": times["published"]["median_ms"] / row["median_ms"]}
+            yield row
+
+
+def compilation(settings: Settings) -> Iterator[Row]:
+    """Seconds to compile the gradient of a classifier of 4 and of 12 layers; the program has no compilation cache."""
+    for name in settings.cases:
+        case = CASES[name]
+        if case.layer.causal:
+            continue
+        inputs = jnp.zeros((case.batch, case.length), jnp.int32)
+        count = jnp.full(case.batch, case.length)
+        seconds = {}
+        for depth in (4, 12):
+            classifier = Classifier(ClassifierConfig(EncoderConfig(case.layer, depth), 10, vocabulary_size=20))
+            variables = jax.jit(classifier.init)(jax.random.key(0), inputs[:1, :8], count[:1] * 0 + 8)
+
+            def loss(params, variables=variables, classifier=classifier):
+                out, _ = classifier.apply({**variables, "params": params}, inputs, count, True, mutable=["batch_stats"])
+                return out.logits.sum()
+
+            began = time.perf_counter()
+            jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
+            seconds[depth] = time.perf_counter() - began
+        yield {"case": name, **{f"seconds_{depth}_layers": value for depth, value in seconds.items()}}
+
+
+SUITES = {
+    "layers": layers,
+    "memory": peak_memory,
+    "sparsity": sparsity,
+    "ema": ema_alone,
+    "lengths": lengths,
+    "model": model,
+    "compilation": compilation,
+}
+
+_SIZE = 2048
+_PRODUCT_FLOPS = 2 * _SIZE**3
+
+
+def _product() -> Callable[[], object]:
+    """A square matrix product: what this machine can do at best."""
+    a = jnp.ones((_SIZE, _SIZE))
+    program = jax.jit(lambda a: a @ a).lower(a).compile()
+    return lambda: jax.block_until_ready(program(a))
