@@ -1,8 +1,9 @@
-"""Measure speed:  python -m experiments.benchmark --suite=layers [--published=FILE] [--cases=text,lm] [--rates=0.12,0.5]
+"""Measure speed:  python -m experiments.benchmark --suite=layers [--published=FILE] [--cases=text,lm] [--rates=0.5,1]
 
 Times forward and backward of our layers at given activation rates beside their always-active and no-attention forms, a
-transformer layer of equal width, and the published PyTorch layer, whose authors' standalone file you name (renll/SeqBoat;
-it is run as a program, and needs torch and einops). All in turn, in one process, float32. Suites: docs/performance.md.
+transformer layer of equal width, and the published PyTorch layer, whose authors' standalone file you name
+(renll/SeqBoat; it is run as a program, and needs torch and einops). All in turn, in one process, float32.
+docs/performance.md explains the suites.
 """
 
 from collections.abc import Iterable

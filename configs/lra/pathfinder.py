@@ -30,4 +30,4 @@ def _tiny(config):
     config.task.dataset = "pathfinder/32_easy_0.125"
     config.model.update(layers=2, features=48, key_size=24, value_size=96, window_size=32)
     config.optimizer.update(warmup_steps=50, learning_rate=0.005)
-    config.train.update(steps=250, batch_size=32, log_every=25, evaluate_every=125, checkpoint_every=125)
+    config.train.update(steps=600, batch_size=32, log_every=50, evaluate_every=200, checkpoint_every=200)

@@ -25,7 +25,7 @@ from seqboat.ops.ema import EMAParams
 
 Tree = Any
 NORMS = {"layer": "layernorm", "batch": "batchnorm"}
-ACTIVATIONS = {"sparse": "learned", "always active": "always", "no attention": "never"}
+ACTIVATIONS: dict[str, Any] = {"sparse": "learned", "always active": "always", "no attention": "never"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Published:
 
     def variables(self, case: Case, layer: Any) -> Tree:
         """Its parameters, as our layer's variables."""
-        return jax.tree.map(jnp.asarray, convert_layer(self.state(layer), case.layer))
+        return jax.tree.map(jnp.array, convert_layer(self.state(layer), case.layer))
 
     def runner(self, case: Case, layer: Any, data: Data, bias: float) -> Runner:
         """Of a layer; `bias` is added to the logit of activating."""
@@ -231,7 +231,7 @@ class Stack:
         self.lengths = jnp.full(case.batch, case.length)
         if theirs:
             self.module = theirs.stack(case, depth, self.CLASSES)
-            self.variables = jax.tree.map(jnp.asarray, convert_classifier(theirs.state(self.module), self.config, 1))
+            self.variables = jax.tree.map(jnp.array, convert_classifier(theirs.state(self.module), self.config, 1))
         else:
             init = jax.jit(self.model.init)
             self.variables = init(jax.random.key(0), self.data.x[:1, :8], jnp.full(1, 8))

@@ -1,5 +1,6 @@
 """What is measured: each suite yields rows of plain values, which the program prints and stores."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -52,7 +53,7 @@ def layers(settings: Settings) -> Iterator[Row]:
         layer = theirs.layer(case) if theirs else None
         variables = theirs.variables(case, layer) if theirs else cases.init_layer(case)
         runners: dict[tuple[str, float | None], contenders.Runner] = {}
-        differences = {}
+        differences: dict[float | None, float] = {}
         for rate in settings.rates:
             bias = cases.router_bias(case, variables, data, rate)
             ours = contenders.ours(case, cases.with_router_bias(variables, bias), data)
@@ -68,13 +69,13 @@ def layers(settings: Settings) -> Iterator[Row]:
         if settings.transformer:
             runners["transformer", None] = contenders.transformer(case, data)
         times = settings.race({f"{who} {rate}": runner.run for (who, rate), runner in runners.items()})
-        for (who, rate), runner in runners.items():
-            row = {"case": name, "contender": who, "rate": rate, **times[f"{who} {rate}"]}
+        for (who, at), runner in runners.items():
+            row: Row = {"case": name, "contender": who, "rate": at, **times[f"{who} {at}"]}
             row["elements_per_second"] = case.batch * case.length / row["median_ms"] * 1e3
             row["compile_seconds"] = runner.compile_seconds
             if who == "sparse" and theirs:
-                row["difference"] = differences[rate]
-                row["speedup"] = times[f"published {rate}"]["median_ms"] / row["median_ms"]
+                row["difference"] = differences[at]
+                row["speedup"] = times[f"published {at}"]["median_ms"] / row["median_ms"]
             yield row
 
 
@@ -120,7 +121,10 @@ def ema_alone(settings: Settings) -> Iterator[Row]:
     """The bidirectional average of whole kernels: D 64, B 2, N 16, forward and backward."""
     theirs = contenders.Published(settings.published) if settings.published else None
     rng, width, states = np.random.default_rng(0), 64, 16
-    normal = lambda scale, *shape: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+
+    def normal(scale: float, *shape: int) -> jax.Array:
+        return jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+
     sign = np.where(np.arange(states) % 2, -1.0, 1.0)
     params = ema.EMAParams(
         delta=normal(0.2, 2 * width, states),
@@ -169,8 +173,8 @@ def lengths(settings: Settings) -> Iterator[Row]:
 
 
 def model(settings: Settings) -> Iterator[Row]:
-    """A classifier of four layers of the text case, on numbers (B, L, 1), every layer at the rate; whole kernels, as the
-    published model has them."""
+    """A classifier of four layers of the text case, on numbers (B, L, 1), every layer at the rate; kernels are whole,
+    as the published model's are."""
     theirs = contenders.Published(settings.published) if settings.published else None
     case = replace(CASES["text"], layer=replace(CASES["text"].layer, ssm_truncation=None))
     stack = contenders.Stack(case, 4, theirs)
@@ -203,14 +207,15 @@ def compilation(settings: Settings) -> Iterator[Row]:
             classifier = Classifier(ClassifierConfig(EncoderConfig(case.layer, depth), 10, vocabulary_size=20))
             variables = jax.jit(classifier.init)(jax.random.key(0), inputs[:1, :8], count[:1] * 0 + 8)
 
-            def loss(params, variables=variables, classifier=classifier):
-                out, _ = classifier.apply({**variables, "params": params}, inputs, count, True, mutable=["batch_stats"])
-                return out.logits.sum()
-
+            loss = functools.partial(_loss, classifier, variables, inputs, count)
             began = time.perf_counter()
             jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
             seconds[depth] = time.perf_counter() - began
         yield {"case": name, **{f"seconds_{depth}_layers": value for depth, value in seconds.items()}}
+
+
+def _loss(model: Any, variables: Any, inputs: jax.Array, lengths: jax.Array, params: Any) -> jax.Array:
+    return model.apply({**variables, "params": params}, inputs, lengths, True, mutable=["batch_stats"])[0].logits.sum()
 
 
 SUITES = {

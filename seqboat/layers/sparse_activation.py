@@ -202,15 +202,14 @@ class SparseModularActivation(nn.Module):
         if self.form == "dense":
             y, taps = _dense(module, flat, rows, params, apply)
         else:
-            blocks, packed = {"block_size": self.block_size}, _packed
-            if isinstance(module, WindowedModule):
-                left, right = module.halo(m.shape[1])
-                margins = {"left": reach * left, "right": reach * right}
-                blocks, packed = blocks | margins, _packed_windowed
-            packing = pack(computed, **blocks)
+            windowed = isinstance(module, WindowedModule)
+            left, right = (reach * side for side in (module.halo(m.shape[1]) if windowed else (0, 0)))
+            packing = pack(computed, self.block_size, left=left, right=right)
             rows, flat = compress((rows, flat), packing)
-            each = functools.partial(map_blocks, params=params, count=packing.filled, **blocks)
-            y, taps = extract(packed(rows, flat, apply, each), packing)
+            each: Any = functools.partial(
+                map_blocks, params=params, count=packing.filled, block_size=self.block_size, left=left, right=right
+            )
+            y, taps = extract((_packed_windowed if windowed else _packed)(rows, flat, apply, each), packing)
         back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])
         return back(y), jax.tree.map(back, taps)
 

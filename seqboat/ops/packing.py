@@ -119,9 +119,8 @@ def map_blocks(
     total = leaves[0].shape[0]
     if (total - left - right) % block_size or any(leaf.shape[0] != total for leaf in leaves):
         margins = f" between margins of {left} and {right}" if left or right else ""
-        raise ValueError(
-            f"rows {[leaf.shape[0] for leaf in leaves]} are not the same whole number of blocks of {block_size}{margins}"
-        )
+        rows = [leaf.shape[0] for leaf in leaves]
+        raise ValueError(f"rows {rows} are not the same whole number of blocks of {block_size}{margins}")
     blocks = (count + block_size - 1) // block_size
     float_part, rest, merge = _split_floats((params, own, halo))
 

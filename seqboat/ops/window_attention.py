@@ -90,8 +90,8 @@ def attend(
     phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with a `weight` w_j of
     0..1 enters with w_j times its exp(s) or phi(s). With softmax, e = exp(s), the gradient of a w_j that is 0 is what
     the step to 1 would change, e_j (v_j - o) / (total + e_j): the derivative, e_j (v_j - o) / total, has no bound.
-    `drop` multiplies the weights (dropout). Scores and weights are float32. Rows that may not be read may hold any finite
-    number.
+    `drop` multiplies the weights (dropout). Scores and weights are float32. Rows that may not be read may hold any
+    finite number.
     """
     q = (q.astype(jnp.float32) * window.scale(query, q.shape[-1])).astype(q.dtype)
     scores = jnp.einsum("qz,jz->qj", q, k, preferred_element_type=jnp.float32)
