@@ -74,6 +74,8 @@ def _model(name: str) -> ConfigDict:
     fields.window_size = placeholder(int)
     fields.window_size = 128
     fields.ssm_truncation = placeholder(int)
+    # None is 1 on a CPU and 32 on an accelerator.
+    fields.blocks_per_trip = placeholder(int)
     fields.router = ConfigDict(
         {
             "centered": False,

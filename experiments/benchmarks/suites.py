@@ -22,6 +22,7 @@ Row = dict[str, Any]
 # Two implementations whose results differ by more than this, relative RMS, are not compared.
 AGREEMENT = 1e-4
 LENGTHS = (4096, 8192, 16_384, 32_768, 65_536)
+EMA_LENGTHS = (4096, 16_384, 65_536)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def ema_alone(settings: Settings) -> Iterator[Row]:
         gamma=normal(1, 2 * width, states),
         omega=normal(1, width),
     )
-    for length in (4096, 16_384, 65_536):
+    for length in EMA_LENGTHS:
         x, cotangent = normal(1, 2, length, width), normal(1, 2, length, width)
         data = cases.Data(x, cotangent, jnp.ones(x.shape[:2], bool))
         run = contenders.jax_runner(lambda v, x: ema.convolve(ema.EMAParams(*v["params"]), x), {"params": params}, data)
@@ -163,7 +164,7 @@ def lengths(settings: Settings) -> Iterator[Row]:
             bias = cases.router_bias(case, variables, data, settings.rates[0])
             runners[f"layer {length}"] = contenders.ours(case, cases.with_router_bias(variables, bias), data).run
             copy = jax.jit(lambda x: x + 1).lower(data.x).compile()
-            runners[f"copy {length}"] = lambda copy=copy, x=data.x: jax.block_until_ready(copy(x))
+            runners[f"copy {length}"] = functools.partial(_run, copy, data.x)
         times = settings.race(runners)
         first = {what: times[f"{what} {LENGTHS[0]}"]["median_ms"] for what in ("layer", "copy")}
         for length in LENGTHS:
@@ -232,8 +233,12 @@ _SIZE = 2048
 _PRODUCT_FLOPS = 2 * _SIZE**3
 
 
+def _run(program: Callable[..., Any], *arguments: Any) -> object:
+    return jax.block_until_ready(program(*arguments))
+
+
 def _product() -> Callable[[], object]:
     """A square matrix product: what this machine can do at best."""
     a = jnp.ones((_SIZE, _SIZE))
     program = jax.jit(lambda a: a @ a).lower(a).compile()
-    return lambda: jax.block_until_ready(program(a))
+    return functools.partial(_run, program, a)

@@ -26,7 +26,8 @@ class LayerConfig:
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
     sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
-    `batch_axis` names the mesh axes of batch norm's statistics under pmap or shard_map.
+    The packed form computes blocks of `block_size` rows, `blocks_per_trip` at once. `batch_axis` names the mesh axes of
+    batch norm's statistics under pmap or shard_map.
     """
 
     features: int
@@ -55,10 +56,19 @@ class LayerConfig:
     attention_dropout: float = 0.0
     form: Form = "packed"
     block_size: int = 128
+    blocks_per_trip: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for field in ("features", "key_size", "value_size", "state_size", "max_positions", "block_size"):
+        for field in (
+            "features",
+            "key_size",
+            "value_size",
+            "state_size",
+            "max_positions",
+            "block_size",
+            "blocks_per_trip",
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         for field in ("window_size", "ssm_truncation"):
@@ -161,6 +171,7 @@ class SeqBoatLayer(nn.Module):
             always=config.activation == "always",
             form=config.form,
             block_size=config.block_size,
+            blocks_per_trip=config.blocks_per_trip,
             name="sparse",
         )(m, valid, train)
         y = nn.silu(residual + (drop(skip + h) if config.causal else skip + drop(h)))

@@ -138,6 +138,7 @@ class SparseModularActivation(nn.Module):
 
     `form` "packed" computes active rows alone, in blocks whose number follows the activation; "dense" computes all rows
     and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
+    `blocks_per_trip`: how many blocks are computed at once (`ops.packing.map_blocks`).
     """
 
     # Flax: modules passed in keep the names they were given.
@@ -148,6 +149,7 @@ class SparseModularActivation(nn.Module):
     always: bool = False
     form: Form = "packed"
     block_size: int = 128
+    blocks_per_trip: int = 1
 
     @nn.compact
     def __call__(
@@ -204,10 +206,17 @@ class SparseModularActivation(nn.Module):
         else:
             windowed = isinstance(module, WindowedModule)
             left, right = (reach * side for side in (module.halo(m.shape[1]) if windowed else (0, 0)))
-            packing = pack(computed, self.block_size, left=left, right=right)
+            trip = min(self.blocks_per_trip, -(-flat.shape[0] // self.block_size))
+            packing = pack(computed, trip * self.block_size, left=left, right=right)
             rows, flat = compress((rows, flat), packing)
             each: Any = functools.partial(
-                map_blocks, params=params, count=packing.filled, block_size=self.block_size, left=left, right=right
+                map_blocks,
+                params=params,
+                count=packing.filled,
+                block_size=self.block_size,
+                left=left,
+                right=right,
+                blocks_per_trip=trip,
             )
             y, taps = extract((_packed_windowed if windowed else _packed)(rows, flat, apply, each), packing)
         back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])

@@ -4,6 +4,7 @@ The batch is flattened to B L rows. Its active rows, in order, fill the first sl
 empty. Nothing is dropped at any activation rate, and what runs over the filled slots costs as much as they ask for.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,6 +105,7 @@ def map_blocks(
     block_size: int,
     left: int = 0,
     right: int = 0,
+    blocks_per_trip: int = 1,
 ) -> Tree:
     """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 everywhere else.
 
@@ -111,10 +113,15 @@ def map_blocks(
     A block sees its own `block_size` rows of `own`, and of `halo` also `left` rows before and `right` rows after them.
     `fn` returns a tree of `block_size` rows a leaf; the result has margins too, of zeros. The number of blocks is data,
     so the cost follows `count`, and `fn` must not mix a row with empty ones (give it a leaf that says which are which).
+    A trip of the loop computes `blocks_per_trip` blocks at once, batched: more for an accelerator to do between two
+    looks at the count, at the price of up to so many empty blocks. The rows are then a whole number of trips.
 
     The gradient runs over the same blocks, recomputes `fn` on each and transposes it: nothing is stored but the
     arguments. Integer and boolean leaves get no gradient. `fn` may close over no traced array.
     """
+    if blocks_per_trip > 1:
+        fn = functools.partial(_batched, fn, blocks_per_trip, block_size, left + right)
+        block_size *= blocks_per_trip
     leaves = jax.tree.leaves((own, halo))
     total = leaves[0].shape[0]
     if (total - left - right) % block_size or any(leaf.shape[0] != total for leaf in leaves):
@@ -173,6 +180,18 @@ def map_blocks(
 
     run.defvjp(forward, backward)
     return run(float_part, rest, blocks)
+
+
+def _batched(fn, blocks: int, block_size: int, margins: int, params: Tree, own: Tree, halo: Tree) -> Tree:
+    """`fn` on so many consecutive blocks at once, each with its own part of the halo."""
+
+    def windows(a, size):
+        return jnp.stack([a[first : first + size] for first in range(0, blocks * block_size, block_size)])
+
+    own = jax.tree.map(lambda a: windows(a, block_size), own)
+    halo = jax.tree.map(lambda a: windows(a, block_size + margins), halo)
+    out = jax.vmap(fn, in_axes=(None, 0, 0))(params, own, halo)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
 
 
 def _split_floats(tree: Tree) -> tuple[Tree, Tree, Callable[[Tree, Tree], Tree]]:

@@ -187,7 +187,8 @@ def test_values_of_a_config_and_of_its_json_build_the_same(tiny):
 def test_a_description_is_one_line(tiny):
     text = build(tiny()).describe()
     assert text == (
-        "short_listops: 2 layers, width 8, window 4, softmax attention, activation learned, packed form, ema (auto)"
+        "short_listops: 2 layers, width 8, window 4, softmax attention, activation learned, "
+        "packed form of 1 x 16 rows, ema (auto)"
     )
 
 
@@ -217,6 +218,7 @@ MODEL_KNOBS = {
     "attention_dropout": 0.1,
     "form": "dense",
     "block_size": 8,
+    "blocks_per_trip": 2,
     "remat": "none",
     "dtype": "bfloat16",
     "sinusoid": True,

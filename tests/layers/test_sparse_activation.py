@@ -78,9 +78,9 @@ def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
     variables, m, cotangent = initial(make(modules)), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
     cotangent = jnp.where(VALID[..., None], cotangent, 0)
 
-    def run(form):
+    def run(form, blocks=1):
         def scalar(params, m):
-            y, stats = make(modules, form=form).apply({"params": params}, m, VALID)
+            y, stats = make(modules, form=form, blocks_per_trip=blocks).apply({"params": params}, m, VALID)
             return jnp.vdot(y, cotangent), (y[VALID], stats)
 
         return jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(variables["params"], m)
@@ -89,6 +89,7 @@ def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
     assert all(0 < int(count) < 15 for count in stats.active)
     assert_close((y, stats), expected[1])
     assert_close(gradients, expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert_close(run("packed", blocks=3), expected, floor=1e-2 * tree_rms(expected[0]))
     assert set(variables["params"]) == {"configurator", *(module.name for module in modules)}
 
 

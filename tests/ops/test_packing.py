@@ -126,11 +126,12 @@ def plain(params, own, halo, count, *, block_size, left, right):
     return jax.tree.map(lambda leaf: jnp.where(computed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), out)
 
 
-def blocked(params, own, halo, count, *, block_size, left, right):
+def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_trip=1):
     """With margins of zeros around all rows."""
     fn = functools.partial(neighbours, left=left, right=right)
     own, halo = jax.tree.map(lambda leaf: jnp.pad(leaf, [(left, right)] + [(0, 0)] * (leaf.ndim - 1)), (own, halo))
-    out = map_blocks(fn, params, own, halo, count, block_size=block_size, left=left, right=right)
+    sizes = {"block_size": block_size, "left": left, "right": right, "blocks_per_trip": blocks_per_trip}
+    out = map_blocks(fn, params, own, halo, count, **sizes)
     return jax.tree.map(lambda leaf: leaf[left : left + ROWS], out)
 
 
@@ -142,6 +143,18 @@ def test_blocks_equal_plain_evaluation_in_values_and_gradients(block_size, left,
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
     reference, fast = (jit(functools.partial(evaluate, functools.partial(f, **sizes))) for f in (plain, blocked))
     for count in (0, 1, 5, 8, ROWS):
+        assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))
+
+
+@pytest.mark.parametrize(("block_size", "left", "right"), [(2, 2, 0), (2, 2, 2), (3, 5, 4), (2, 0, 0)])
+def test_several_blocks_at_once_are_as_one(block_size, left, right):
+    """Two at once compute whole trips, so the reference's blocks are as long as a trip."""
+    args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
+    sizes = {"left": left, "right": right}
+    reference = functools.partial(plain, block_size=2 * block_size, **sizes)
+    fast = functools.partial(blocked, block_size=block_size, blocks_per_trip=2, **sizes)
+    reference, fast = (jit(functools.partial(evaluate, f)) for f in (reference, fast))
+    for count in (0, 1, 5, ROWS):
         assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))
 
 

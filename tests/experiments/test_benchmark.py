@@ -1,0 +1,123 @@
+"""What the benchmark forces, counts and refuses; that its suites run. How fast anything is, no test says."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import cases, contenders, report, suites
+from experiments.benchmarks.cases import CASES, Case
+from experiments.benchmarks.timing import interleave
+from experiments.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "text": Case(
+        replace(CASES["text"].layer, features=8, key_size=4, value_size=16, window_size=8, block_size=16), 2, 96
+    ),
+    "lm": Case(replace(CASES["lm"].layer, features=8, key_size=4, value_size=16, window_size=8, block_size=16), 1, 96),
+}
+SETTINGS = suites.Settings(("text",), (0.25, 1.0), rounds=1, seconds=0.0, published=None, transformer=True)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(suites, "CASES", SMALL)
+    monkeypatch.setattr(suites, "LENGTHS", (64, 128))
+    monkeypatch.setattr(suites, "EMA_LENGTHS", (64,))
+
+
+def test_every_function_is_called_once_a_round_after_one_call_untimed():
+    calls = []
+    times = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, seconds=0.0)
+    assert calls[:3] == ["a", "b", "c"]
+    assert all(sorted(calls[i : i + 3]) == ["a", "b", "c"] for i in range(3, 15, 3))
+    assert [len(times[name].seconds) for name in "abc"] == [4, 4, 4]
+    assert all(time.best <= time.median for time in times.values())
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 1.0])
+def test_the_router_bias_gives_the_rate(rate):
+    u = np.random.default_rng(0).standard_normal((4, 1000, 1, 2)).astype(np.float32)
+    u[..., 1] += cases.threshold(u, rate)
+    assert (u[..., 1] > u[..., 0]).mean() == pytest.approx(rate, abs=0.003)
+
+
+def test_a_bias_for_every_layer_changes_the_second_logit_alone():
+    bias = {"configurator": {"logits": {"bias": jnp.zeros((3, 2)), "kernel": jnp.zeros((3, 4, 2))}}}
+    changed = cases.with_router_bias(bias, np.array([1.0, 2.0, 3.0]))["configurator"]["logits"]
+    assert changed["bias"].tolist() == [[0, 1], [0, 2], [0, 3]]
+    assert not changed["kernel"].any()
+
+
+def test_flops_of_an_active_element():
+    """By hand, for D 8, Z 4, E 16, window 8: the projection, the output, scores and values over 17 or 9 keys."""
+    forward = lambda keys: 2 * (8 * (4 + 2 * 16) + 16 * 8 + keys * 4 + keys * 16)
+    assert cases.active_flops(SMALL["text"]) == 3 * forward(17)
+    assert cases.active_flops(SMALL["lm"]) == 3 * forward(9)
+
+
+def test_disagreement_is_relative_to_the_second():
+    one, two = jnp.array([3.0, 4.0]), jnp.array([3.0, 4.5])
+    assert contenders.disagreement((one, {"a": one}, one), (one, {"a": two}, one)) == pytest.approx(
+        0.5 / np.hypot(3, 4.5)
+    )
+
+
+def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
+    rows = list(suites.layers(SETTINGS))
+    found = [(row["contender"], row["rate"]) for row in rows]
+    forms = ["always active", "no attention", "transformer"]
+    assert found == [("sparse", 0.25), ("sparse", 1.0), *((form, None) for form in forms)]
+    assert all(row["median_ms"] >= row["best_ms"] > 0 for row in rows)
+    json_path, picture = report.write(tmp_path / "out", "layers", rows, keep_memory=False)
+    stored = json.loads(json_path.read_text())
+    assert stored["rows"] == rows
+    assert {"suite", "command", "hardware", "versions", "keep_memory"} <= set(stored)
+    assert picture.stat().st_size > 1000
+
+
+def test_the_line_through_eleven_rates(small):
+    *points, line = suites.sparsity(SETTINGS)
+    assert [point["rate"] for point in points] == [i / 10 for i in range(11)]
+    fitted = [point["median_ms"] / (1 + point["off_the_line"]) for point in points]
+    assert np.diff(fitted) == pytest.approx(line["microseconds_per_active_element"] * 2 * 96 / 10 / 1e3)
+    assert fitted[0] == pytest.approx(line["start_ms"])
+
+
+def test_the_other_suites_run(small):
+    assert [row["length"] for row in suites.lengths(SETTINGS)] == [64, 128]
+    assert [row["contender"] for row in suites.ema_alone(SETTINGS)] == ["ours"]
+    assert [row["rate"] for row in suites.model(SETTINGS)] == [0.25, 1.0]
+    assert {"seconds_4_layers", "seconds_12_layers"} <= set(*suites.compilation(SETTINGS))
+
+
+def test_a_published_file_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        contenders.Published(tmp_path / "missing.py")
+    pytest.importorskip("torch", reason="the published layer needs PyTorch")
+    (tmp_path / "other.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="not the standalone file"):
+        contenders.Published(tmp_path / "other.py")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--suite=all", "--suite=all: must be one of layers, memory"),
+        ("--cases=text,words", "--cases: there is no 'words'; there are text"),
+        ("--rates=0.5,2", "--rates: must be one or more numbers in 0..1"),
+        ("--rates=half", "--rates: could not convert"),
+    ],
+)
+def test_flags_that_are_wrong_are_one_line(flag, message):
+    command = [sys.executable, "-m", "experiments.benchmark", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
