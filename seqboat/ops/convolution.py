@@ -1,8 +1,12 @@
 """Long convolutions of a sequence with one kernel a channel, in one direction or both."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+# Rows of a piece of a transpose: it stays in the cache, and writes whole cache lines.
+PIECE = 128
 
 
 def direct_convolve(
@@ -38,11 +42,35 @@ def fft_convolve(
         if taps > 1:
             circle = circle.at[:, size - taps + 1 :].add(backward[:, :0:-1])
     spectrum = jnp.fft.rfft(circle, axis=1)
-    # Channels first: the transform runs over contiguous memory. Padded before and cut after the transposes, which XLA
-    # would otherwise fuse with whatever x and the cotangent are made of: 1.5 to 1.8 times the time on a CPU.
-    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, size - length), (0, 0)))
-    product = jnp.fft.rfft(padded.swapaxes(1, 2)) * spectrum[None]
-    return jnp.fft.irfft(product, n=size).swapaxes(1, 2)[:, :length].astype(x.dtype)
+    # Channels first: the transform runs over contiguous memory.
+    product = jnp.fft.rfft(swap(x.astype(jnp.float32)), n=size) * spectrum[None]
+    return swap(jnp.fft.irfft(product, n=size)[..., :length]).astype(x.dtype)
+
+
+@jax.custom_vjp
+def swap(x: Float[Array, "B M N"]) -> Float[Array, "B N M"]:
+    """The last two axes exchanged, in memory.
+
+    On a CPU by a loop over pieces of M. XLA computes whatever x is made of inside a plain transpose, element by element
+    across memory and once more for every use: half the time of a layer without attention (docs/performance.md). What
+    a loop reads is there before.
+    """
+    return jax.lax.platform_dependent(x, cpu=_swap_by_pieces, default=lambda x: x.swapaxes(1, 2))
+
+
+swap.defvjp(lambda x: (swap(x), None), lambda _, cotangent: (swap(cotangent),))
+
+
+def _swap_by_pieces(x: Float[Array, "B M N"]) -> Float[Array, "B N M"]:
+    batch, rows, columns = x.shape
+    piece = min(PIECE, rows)
+
+    def step(i, out):
+        first = jnp.minimum(i * piece, rows - piece)  # the last piece may overlap the one before
+        part = jax.lax.dynamic_slice_in_dim(x, first, piece, 1)
+        return jax.lax.dynamic_update_slice_in_dim(out, part.swapaxes(1, 2), first, 2)
+
+    return jax.lax.fori_loop(0, -(-rows // piece), step, jnp.zeros((batch, columns, rows), x.dtype))
 
 
 def fast_fft_length(minimum: int) -> int:

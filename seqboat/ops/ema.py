@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from seqboat.ops.convolution import direct_convolve, fft_convolve
+from seqboat.ops.convolution import direct_convolve, fft_convolve, swap
 
 Method = Literal["auto", "fft", "chunked", "reference"]
 
@@ -158,9 +158,9 @@ def _chunked(
     """
     batch, length, width = x.shape
     count = -(-length // chunk)
-    blocks = (
-        jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).transpose(2, 0, 1).reshape(width, batch, count, chunk)
-    )
+    # (D, B, L): all rows' channels first.
+    rows = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).reshape(1, -1, width)
+    blocks = swap(rows).reshape(width, batch, count, chunk)
     forms = [_chunk_form(params.direction(ahead), chunk, ahead) for ahead in (False, True)[: 1 + params.bidirectional]]
     columns = jnp.concatenate([sum(f.within for f in forms), *(f.into_state for f in forms)], -1)
     product = jnp.einsum("dbmj,djk->dbmk", blocks, columns)
@@ -175,7 +175,8 @@ def _chunked(
     y += jnp.einsum(
         "dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([f.out_of_state for f in forms], 1)
     )
-    return y.reshape(width, batch, -1)[..., :length].transpose(1, 2, 0), entering[0], after[0]
+    y = swap(y.reshape(1, width, -1)).reshape(batch, -1, width)[:, :length]
+    return y, entering[0], after[0]
 
 
 def _carry(decay: Array, state: Array, added: Array) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import BF16, assert_close, normal, value_and_vjp
 
+from seqboat.ops import convolution
 from seqboat.ops.convolution import direct_convolve, fast_fft_length, fft_convolve
 
 BATCH, WIDTH = 2, 3
@@ -68,3 +69,18 @@ def test_nothing_wraps_around_the_circle():
     reach = jax.grad(lambda x: fft_convolve(x, forward)[0, 0].sum() + fft_convolve(x, forward)[0, 62].sum())(x)
     seen = np.flatnonzero(np.abs(np.asarray(reach[0])).max(1) > 1e-5)
     assert seen.tolist() == [0, 58, 59, 60, 61, 62]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 9])
+def test_swap_exchanges_the_last_two_axes_and_so_does_its_gradient(rows, monkeypatch):
+    monkeypatch.setattr(convolution, "PIECE", 4)
+    x, cotangent = normal(0, 2, rows, 3), normal(1, 2, 3, rows)
+    y, (gradient,) = value_and_vjp(convolution.swap)(cotangent, x)
+    np.testing.assert_array_equal(y, x.swapaxes(1, 2))
+    np.testing.assert_array_equal(gradient, cotangent.swapaxes(1, 2))
+
+
+def test_swap_loops_on_a_cpu_alone():
+    traced = jax.jit(convolution.swap).trace(jax.ShapeDtypeStruct((2, 300, 3), jnp.float32))
+    loops = {name: "while" in traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")}
+    assert loops == {"cpu": True, "cuda": False, "tpu": False}
