@@ -1,4 +1,4 @@
-"""Write the results page from the files beside it:  python -m experiments.results [--docs=docs]
+"""Write the pages of results and performance from the files beside them:  python -m experiments.results [--docs=docs]
 
 Every docs/results/NAME.json of `experiments.curves` is a section: a table of its runs, its picture NAME.png, and the
 remarks in NAME.md. docs/results/published.json has the field's numbers. Recipes without a section are "not run".
@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from experiments.benchmarks import report as performance
 from experiments.errors import UserError
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and results/.")
@@ -28,6 +29,9 @@ def main() -> None:
     docs = Path(_DOCS.value or "docs")
     (docs / "results.md").write_text(page(docs / "results"))
     print(f"written {docs / 'results.md'}")
+    if (docs / "performance").is_dir():
+        (docs / "performance.md").write_text(performance.page(docs / "performance"))
+        print(f"written {docs / 'performance.md'}")
 
 
 def page(directory: Path) -> str:

@@ -82,6 +82,33 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
     assert picture.stat().st_size > 1000
 
 
+def test_the_page_is_what_its_files_make():
+    docs = ROOT / "docs"
+    assert (docs / "performance.md").read_text() == report.page(docs / "performance"), "run python -m experiments.results"
+
+
+def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
+    row = {"case": "text", "rate": 0.5, "best_ms": 1.0}
+    ours = {**row, "contender": "sparse", "median_ms": 10.0, "speedup": 4.25}
+    rows = [ours, {**row, "contender": "published", "median_ms": 42.5}]
+    rows += [{**row, "contender": "no attention", "rate": None, "median_ms": 5.0}]
+    report.write(tmp_path / "layers", "layers", rows, keep_memory=True)
+    report.write(tmp_path / "ema", "ema", [{"length": 4096, "median_ms": 1234.5}], keep_memory=True)
+    (tmp_path / "intro.md").write_text("# Title\n")
+    text = report.page(tmp_path)
+    assert text.startswith("# Title\n")
+    assert "| layer | rate 0.5 | no attention |" in text
+    assert "| text | 42 → 10 (**4.2x**) | 5 |" in text
+    assert "| length | median ms |" in text
+    assert "| 4,096 | 1234 |" in text
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    (tmp_path / "layers.json").write_text('{"rows": []}')
+    with pytest.raises(UserError, match=r"layers.json is no file of experiments.benchmark"):
+        report.page(tmp_path)
+
+
 def test_the_line_through_eleven_rates(small):
     *points, line = suites.sparsity(SETTINGS)
     assert [point["rate"] for point in points] == [i / 10 for i in range(11)]
