@@ -6,6 +6,7 @@ NAME.md, and tried.md. `python -m experiments.results` writes it.
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def line(row: Row) -> str:
 def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:
     """OUT.json, and OUT.png if there is something to draw."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"suite": suite, "command": command(), "hardware": hardware(), "keep_memory": keep_memory}
+    typed = re.sub(r"(--published=)\S*/", r"\1", command())
+    found = {"suite": suite, "command": typed, "hardware": hardware(), "keep_memory": keep_memory}
     libraries = {name: importlib.metadata.version(name) for name in ("torch",) if _installed(name)}
     write_json(Path(f"{out}.json"), {**found, "versions": versions() | libraries, "rows": rows})
     written = [Path(f"{out}.json")]
