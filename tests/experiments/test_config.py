@@ -97,7 +97,10 @@ MODEL = {"name": "classifier", "layers": 2, "features": 8, "key_size": 4, "value
 
 MODEL_MISTAKES = [
     *(({name: 0}, f"{name}=0: must be at least 1") for name in ("features", "key_size", "value_size", "state_size")),
-    *(({name: 0}, f"{name}=0: must be at least 1") for name in ("max_positions", "block_size", "layers")),
+    *(
+        ({name: 0}, f"{name}=0: must be at least 1")
+        for name in ("max_positions", "block_size", "blocks_per_trip", "layers")
+    ),
     ({"window_size": 0}, "window_size=0: must be at least 1, or None for no limit"),
     ({"ssm_truncation": 0}, "ssm_truncation=0: must be at least 1, or None for no limit"),
     *(({name: 1.0}, f"{name}=1.0: must be in [0, 1)") for name in ("dropout", "hidden_dropout", "attention_dropout")),
