@@ -8,13 +8,14 @@ docs/performance.md explains the suites.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 from experiments import cli
+from experiments.benchmarks import report
+from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.suites import SUITES, Settings
 from experiments.errors import UserError
 
 _SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model or compilation.")
@@ -29,12 +30,6 @@ _OUT = flags.DEFINE_string("out", None, "Write OUT.json, and OUT.png for the sui
 
 
 def main() -> None:
-    if _KEEP_MEMORY.value:
-        cli.keep_memory()
-    from experiments.benchmarks import report
-    from experiments.benchmarks.cases import CASES
-    from experiments.benchmarks.suites import SUITES, Settings
-
     suite, names = _SUITE.value or "", tuple(_CASES.value or ())
     if suite not in SUITES:
         raise UserError(f"--suite={suite}: must be one of {', '.join(SUITES)}")
@@ -47,14 +42,17 @@ def main() -> None:
         seconds=_SECONDS.value or 0.0,
         published=Path(_PUBLISHED.value) if _PUBLISHED.value else None,
         transformer=bool(_TRANSFORMER.value),
+        keep_memory=bool(_KEEP_MEMORY.value),
     )
-    rows: list[dict[str, Any]] = []
+    if settings.keep_memory:
+        cli.keep_memory()
+    rows: list[report.Row] = []
     for row in SUITES[suite](settings):
         print(report.line(row), flush=True)
         rows.append(row)
-    Console(width=160).print(_table(rows))
+    Console(width=160).print(report.table(rows))
     if _OUT.value:
-        for path in report.write(Path(_OUT.value), suite, rows, keep_memory=bool(_KEEP_MEMORY.value)):
+        for path in report.write(Path(_OUT.value), suite, rows, keep_memory=settings.keep_memory):
             print(f"written {path}")
 
 
@@ -66,16 +64,6 @@ def _rates(texts: Iterable[str]) -> tuple[float, ...]:
     if not rates or not all(0 <= rate <= 1 for rate in rates):
         raise UserError("--rates: must be one or more numbers in 0..1")
     return rates
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    from experiments.benchmarks.report import text
-
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(text(row.get(name)) for name in columns))
-    return table
 
 
 if __name__ == "__main__":

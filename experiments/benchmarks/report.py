@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from experiments.errors import UserError
 from experiments.evaluation import write_json
 from experiments.loop import command, hardware, versions
@@ -25,6 +27,14 @@ def text(value: Any) -> str:
 
 def line(row: Row) -> str:
     return "  ".join(f"{name} {text(value)}" for name, value in row.items() if value is not None)
+
+
+def table(rows: list[Row]) -> Table:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    found = Table(*columns)
+    for row in rows:
+        found.add_row(*(text(row.get(name)) for name in columns))
+    return found
 
 
 def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:

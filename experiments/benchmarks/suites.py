@@ -14,6 +14,7 @@ import numpy as np
 from experiments.benchmarks import cases, contenders, memory
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
+from experiments.errors import UserError
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops import ema
@@ -27,7 +28,8 @@ EMA_LENGTHS = (4096, 16_384, 65_536)
 
 @dataclass(frozen=True)
 class Settings:
-    """Which cases and rates; how many rounds and seconds each comparison is given; the published file."""
+    """Which cases and rates; how many rounds and seconds each comparison is given; the published file; whether a
+    transformer layer runs too, and whether processes keep freed memory."""
 
     cases: tuple[str, ...]
     rates: tuple[float, ...]
@@ -35,6 +37,10 @@ class Settings:
     seconds: float
     published: Path | None
     transformer: bool
+    keep_memory: bool
+
+    def theirs(self) -> contenders.Published | None:
+        return contenders.Published(self.published) if self.published else None
 
     def race(self, runners: dict[str, Callable[[], object]]) -> dict[str, Row]:
         """Milliseconds of each, all in turn."""
@@ -45,9 +51,17 @@ class Settings:
         }
 
 
+def agree(what: str, ours: contenders.Runner, published: contenders.Runner) -> float:
+    """How far the results are apart (`contenders.disagreement`). Raises UserError if they are not the same."""
+    difference = contenders.disagreement(ours.results(), published.results())
+    if not difference <= AGREEMENT:  # NaN is no agreement
+        raise UserError(f"{what}: our results and the published file's differ by {difference:.1e}, so no comparison")
+    return difference
+
+
 def layers(settings: Settings) -> Iterator[Row]:
     """One layer, forward and backward, at given activation rates; our results agree with the published ones first."""
-    theirs = contenders.Published(settings.published) if settings.published else None
+    theirs = settings.theirs()
     for name in settings.cases:
         case = CASES[name]
         data = cases.make_data(case)
@@ -61,9 +75,7 @@ def layers(settings: Settings) -> Iterator[Row]:
             runners["sparse", rate] = ours
             if theirs:
                 published = theirs.runner(case, layer, data, bias)
-                differences[rate] = contenders.disagreement(ours.results(), published.results())
-                if differences[rate] > AGREEMENT:
-                    raise AssertionError(f"{name} at {rate}: results differ by {differences[rate]:.1e}")
+                differences[rate] = agree(f"{name} at {rate}", ours, published)
                 runners["published", rate] = published
         for form in ("always active", "no attention"):
             runners[form, None] = contenders.ours(case, variables, data, form)
@@ -85,7 +97,7 @@ def peak_memory(settings: Settings) -> Iterator[Row]:
     for name in settings.cases:
         for rate in settings.rates:
             for who in ("sparse", *(["published"] if settings.published else [])):
-                grown = memory.measure(name, who, rate, settings.published)
+                grown = memory.measure(name, who, rate, settings.published, settings.keep_memory)
                 yield {"case": name, "contender": who, "rate": rate, "peak_bytes": grown}
 
 
@@ -120,7 +132,7 @@ def sparsity(settings: Settings) -> Iterator[Row]:
 
 def ema_alone(settings: Settings) -> Iterator[Row]:
     """The bidirectional average of whole kernels: D 64, B 2, N 16, forward and backward."""
-    theirs = contenders.Published(settings.published) if settings.published else None
+    theirs = settings.theirs()
     rng, width, states = np.random.default_rng(0), 64, 16
 
     def normal(scale: float, *shape: int) -> jax.Array:
@@ -141,16 +153,13 @@ def ema_alone(settings: Settings) -> Iterator[Row]:
         runners = {"ours": run.run}
         if theirs:
             published = theirs.ema(params, data)
-            y, d_params, d_x = run.results()
-            difference = contenders.disagreement((y, d_params, d_x), published.results())
-            if difference > AGREEMENT:
-                raise AssertionError(f"EMA of {length}: results differ by {difference:.1e}")
+            difference = agree(f"EMA of {length}", run, published)
             runners["published"] = published.run
         times = settings.race(runners)
         for who in runners:
             row = {"length": length, "contender": who, **times[who]}
             if who == "ours" and theirs:
-                row["speedup"] = times["published"]["median_ms"] / row["median_ms"]
+                row |= {"difference": difference, "speedup": times["published"]["median_ms"] / row["median_ms"]}
             yield row
 
 
@@ -176,7 +185,7 @@ def lengths(settings: Settings) -> Iterator[Row]:
 def model(settings: Settings) -> Iterator[Row]:
     """A classifier of four layers of the text case, on numbers (B, L, 1), every layer at the rate; kernels are whole,
     as the published model's are."""
-    theirs = contenders.Published(settings.published) if settings.published else None
+    theirs = settings.theirs()
     case = replace(CASES["text"], layer=replace(CASES["text"].layer, ssm_truncation=None))
     stack = contenders.Stack(case, 4, theirs)
     for rate in settings.rates:
@@ -184,9 +193,7 @@ def model(settings: Settings) -> Iterator[Row]:
         runners = {"sparse": stack.ours(biases)}
         if theirs:
             runners["published"] = stack.published(biases)
-            difference = contenders.disagreement(runners["sparse"].results(), runners["published"].results())
-            if difference > AGREEMENT:
-                raise AssertionError(f"the model at {rate}: results differ by {difference:.1e}")
+            difference = agree(f"the model at {rate}", runners["sparse"], runners["published"])
         times = settings.race({who: runner.run for who, runner in runners.items()})
         for who in runners:
             row = {"case": "text, 4 layers", "contender": who, "rate": rate, **times[who]}

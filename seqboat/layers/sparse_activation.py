@@ -209,8 +209,10 @@ class SparseModularActivation(nn.Module):
             windowed = isinstance(module, WindowedModule)
             left, right = (reach * side for side in (module.halo(m.shape[1]) if windowed else (0, 0)))
             blocks = -(-flat.shape[0] // self.block_size)
-            trip, projected = min(self.blocks_per_trip, blocks), min(PROJECTED_BLOCKS, blocks) if windowed else 1
-            packing = pack(computed, math.lcm(trip, projected) * self.block_size, left=left, right=right)
+            trip = min(self.blocks_per_trip, blocks)
+            # One by one they are projected by more; else by as many as a trip has, so that no capacity is wasted.
+            projected = min(PROJECTED_BLOCKS, blocks) if windowed and trip == 1 else trip
+            packing = pack(computed, projected * self.block_size, left=left, right=right)
             rows, flat = compress((rows, flat), packing)
             each: Any = functools.partial(
                 map_blocks,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cases, contenders, report, suites
+from experiments.benchmarks import cases, contenders, memory, report, suites
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
 from experiments.errors import UserError
@@ -22,7 +22,9 @@ SMALL = {
     ),
     "lm": Case(replace(CASES["lm"].layer, features=8, key_size=4, value_size=16, window_size=8, block_size=16), 1, 96),
 }
-SETTINGS = suites.Settings(("text",), (0.25, 1.0), rounds=1, seconds=0.0, published=None, transformer=True)
+SETTINGS = suites.Settings(
+    ("text",), (0.25, 1.0), rounds=1, seconds=0.0, published=None, transformer=True, keep_memory=False
+)
 
 
 @pytest.fixture
@@ -67,6 +69,19 @@ def test_disagreement_is_relative_to_the_second():
     assert contenders.disagreement((one, {"a": one}, one), (one, {"a": two}, one)) == pytest.approx(
         0.5 / np.hypot(3, 4.5)
     )
+
+
+def test_results_that_differ_are_not_compared():
+    runner = lambda x: contenders.Runner(lambda: None, lambda: (jnp.ones(2), {"a": jnp.ones(3)}, x))
+    assert suites.agree("text", runner(jnp.ones(4)), runner(jnp.ones(4))) == 0
+    for other in (jnp.full(4, 1.01), jnp.full(4, jnp.nan)):
+        with pytest.raises(UserError, match=r"text: our results and the published file's differ by"):
+            suites.agree("text", runner(other), runner(jnp.ones(4)))
+
+
+def test_a_memory_process_that_fails_is_one_line():
+    with pytest.raises(UserError, match=r"memory of sparse on words at 0.5: KeyError: 'words'"):
+        memory.measure("words", "sparse", 0.5, None, keep_memory=False)
 
 
 def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):

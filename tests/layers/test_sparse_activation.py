@@ -402,3 +402,26 @@ def test_packed_blocks_draw_different_numbers():
     y = run(jnp.ones((1, 16, D)), jnp.ones((1, 16), bool))
     blocks = np.asarray(y).reshape(4, -1)
     assert len({block.tobytes() for block in blocks}) == 4
+
+
+@pytest.mark.parametrize("form", ["packed", "dense"])
+def test_nan_in_padding_reaches_no_real_element(form):
+    """Keys and values of rows that may not be read are zeroed where they are made."""
+    layer, m = make((gau(),), form=form), normal(0, BATCH, LENGTH, D)
+    variables = initial(layer)
+    run = jit(lambda m: layer.apply(variables, m, VALID)[0][VALID])
+    clean = run(jnp.where(VALID[..., None], m, 0))
+    assert np.asarray(clean).any()
+    np.testing.assert_array_equal(run(jnp.where(VALID[..., None], m, jnp.nan)), clean)
+
+
+@pytest.mark.parametrize(("blocks", "rows"), [(1, 16), (3, 12), (32, 20)])
+def test_capacity_is_rounded_to_no_more_than_a_trip(blocks, rows, monkeypatch):
+    """18 elements are five blocks of four: projected four at once if mixed one by one, else as many as a trip has."""
+    packed, pack = [], sparse_activation.pack
+    monkeypatch.setattr(
+        sparse_activation, "pack", lambda *args, **sides: packed.append(args[1]) or pack(*args, **sides)
+    )
+    layer = make((NeighbourMean(name="near"),), blocks_per_trip=blocks)
+    jax.eval_shape(layer.apply, initial(layer), normal(0, BATCH, LENGTH, D), VALID)
+    assert packed == [rows]
