@@ -42,9 +42,9 @@ def main() -> None:
         seconds=_SECONDS.value or 0.0,
         published=Path(_PUBLISHED.value) if _PUBLISHED.value else None,
         transformer=bool(_TRANSFORMER.value),
-        keep_memory=bool(_KEEP_MEMORY.value),
     )
-    if settings.keep_memory:
+    keep_memory = bool(_KEEP_MEMORY.value) and suite != "memory"  # its children do not
+    if keep_memory:
         cli.keep_memory()
     rows: list[report.Row] = []
     for row in SUITES[suite](settings):
@@ -52,7 +52,7 @@ def main() -> None:
         rows.append(row)
     Console(width=160).print(report.table(rows))
     if _OUT.value:
-        for path in report.write(Path(_OUT.value), suite, rows, keep_memory=settings.keep_memory):
+        for path in report.write(Path(_OUT.value), suite, rows, keep_memory=keep_memory):
             print(f"written {path}")
 
 

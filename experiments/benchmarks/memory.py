@@ -1,23 +1,24 @@
 """Peak memory of one contender, in a process of its own, so that a peak belongs to it alone.
 
-python -m experiments.benchmarks.memory CASE CONTENDER RATE KEEP_MEMORY [PUBLISHED]
+Freed memory is not kept here: what is left of the preparation would hide what a step needs.
+
+python -m experiments.benchmarks.memory CASE CONTENDER RATE [PUBLISHED]
 """
 
 import json
-import resource
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from experiments import cli
 from experiments.benchmarks import cases, contenders
 from experiments.errors import UserError
 
+PROCESS = Path("/proc/self")
 
-def main(name: str, contender: str, rate: str, keep_memory: str, published: str | None = None) -> None:
-    """Print by how many bytes the process grew while it computed gradients twice."""
-    if keep_memory == "True":
-        cli.keep_memory()
+
+def main(name: str, contender: str, rate: str, published: str | None = None) -> None:
+    """Print by how many bytes the process grew at most while it computed gradients twice."""
     case = cases.CASES[name]
     data, theirs = cases.make_data(case), contenders.Published(Path(published)) if published else None
     layer = theirs.layer(case) if theirs else None
@@ -30,15 +31,18 @@ def main(name: str, contender: str, rate: str, keep_memory: str, published: str 
         runner = contenders.transformer(case, data)
     else:
         runner = contenders.ours(case, cases.with_router_bias(variables, bias), data, contender)
-    before = _peak()
+    PROCESS.joinpath("clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
     runner.run()
     runner.run()
-    print(json.dumps(_peak() - before))
+    print(json.dumps(_status("VmHWM") - before))
 
 
-def measure(name: str, contender: str, rate: float, published: Path | None, keep_memory: bool) -> int:
+def measure(name: str, contender: str, rate: float, published: Path | None) -> int:
     """`main` in another process. Raises UserError with its last words if it fails."""
-    command = [sys.executable, "-m", "experiments.benchmarks.memory", name, contender, str(rate), str(keep_memory)]
+    if not PROCESS.is_dir():
+        raise UserError("--suite=memory reads /proc, which only Linux has")
+    command = [sys.executable, "-m", "experiments.benchmarks.memory", name, contender, str(rate)]
     done = subprocess.run(command + ([str(published)] if published else []), capture_output=True, text=True)
     if done.returncode:
         words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
@@ -46,8 +50,11 @@ def measure(name: str, contender: str, rate: float, published: Path | None, keep
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _status(field: str) -> int:
+    """A size from the process's own status, in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", PROCESS.joinpath("status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

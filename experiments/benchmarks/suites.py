@@ -29,7 +29,7 @@ EMA_LENGTHS = (4096, 16_384, 65_536)
 @dataclass(frozen=True)
 class Settings:
     """Which cases and rates; how many rounds and seconds each comparison is given; the published file; whether a
-    transformer layer runs too, and whether processes keep freed memory."""
+    transformer layer runs too."""
 
     cases: tuple[str, ...]
     rates: tuple[float, ...]
@@ -37,7 +37,6 @@ class Settings:
     seconds: float
     published: Path | None
     transformer: bool
-    keep_memory: bool
 
     def theirs(self) -> contenders.Published | None:
         return contenders.Published(self.published) if self.published else None
@@ -97,7 +96,7 @@ def peak_memory(settings: Settings) -> Iterator[Row]:
     for name in settings.cases:
         for rate in settings.rates:
             for who in ("sparse", *(["published"] if settings.published else [])):
-                grown = memory.measure(name, who, rate, settings.published, settings.keep_memory)
+                grown = memory.measure(name, who, rate, settings.published)
                 yield {"case": name, "contender": who, "rate": rate, "peak_bytes": grown}
 
 

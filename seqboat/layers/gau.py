@@ -33,9 +33,8 @@ class GatedAttentionUnit(WindowedModule):
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
     def setup(self):
-        dense = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=truncated_normal(), name=name)
-        self.projection = dense(self.key_size + 2 * self.value_size, "projection")
-        self.output = dense(self.features, "output")
+        self.projection = Columns(self.key_size + 2 * self.value_size, self.dtype, name="projection")
+        self.output = nn.Dense(self.features, dtype=self.dtype, kernel_init=truncated_normal(), name="output")
         self.drop_value = nn.Dropout(self.hidden_dropout)
         self.gamma = self.param("gamma", truncated_normal(), (2, self.key_size))
         self.beta = self.param("beta", nn.initializers.zeros, (2, self.key_size))
@@ -46,26 +45,47 @@ class GatedAttentionUnit(WindowedModule):
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
 
-    def project(self, x: Float[Array, "T D"], rows: Rows) -> tuple[dict, dict]:
-        z, gate, v = jnp.split(nn.silu(self.projection(x)), [self.key_size, self.key_size + self.value_size], axis=-1)
-        gamma, beta = self.gamma.astype(z.dtype), self.beta.astype(z.dtype)
-        q, k = (z * gamma[i][None] + beta[i][None] for i in (0, 1))
+    def project(self, x: Float[Array, "T D"], rows: Rows) -> dict:
+        """Keys and values."""
+        k = self._place(x, rows, 1)
+        v = nn.silu(self.projection(x, self.key_size + self.value_size, None))
         v = self.drop_value(v, deterministic=not self.has_rng("dropout"))
         # What may not be read may have come of anything, NaN too, and 0 * NaN is NaN.
         k, v = (jnp.where(rows.active[:, None], a, jnp.zeros((), a.dtype)) for a in (k, v))
-        for name, value in (("q", q), ("k", k), ("v", v), ("gate", gate)):
-            tap(self, name, value)
-        q, k = (self.window.place(a, rows) for a in (q, k))
-        return {"q": q, "gate": gate}, {"k": k, "v": v}
+        tap(self, "v", v)
+        return {"k": k, "v": v}
 
-    def mix(self, own: dict, halo: dict, rows: Rows, halo_rows: Rows) -> Float[Array, "T D"]:
+    def mix(self, x: Float[Array, "T D"], halo: dict, rows: Rows, halo_rows: Rows) -> Float[Array, "T D"]:
         drop = None
         if self.attention_dropout and self.has_rng("dropout"):
             keep = 1 - self.attention_dropout
             shape = (rows.active.shape[0], halo_rows.active.shape[0])
             drop = jax.random.bernoulli(self.make_rng("dropout"), keep, shape) / keep
-        attended = attend(self.window, self.table, own["q"], halo["k"], halo["v"], rows, halo_rows, drop)
-        tap(self, "attended", attended)
-        y = self.output(attended * own["gate"])
-        tap(self, "gau_out", y)
+        q = self._place(x, rows, 0)
+        attended = attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop)
+        gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))
+        y = self.output(attended * gate)
+        for name, value in (("gate", gate), ("attended", attended), ("gau_out", y)):
+            tap(self, name, value)
         return y
+
+    def _place(self, x: Float[Array, "T D"], rows: Rows, i: int) -> Float[Array, "T Z"]:
+        """Queries (i = 0) or keys (1), where they stand."""
+        z = nn.silu(self.projection(x, 0, self.key_size))
+        placed = z * self.gamma[i].astype(z.dtype)[None] + self.beta[i].astype(z.dtype)[None]
+        tap(self, "qk"[i], placed)
+        return self.window.place(placed, rows)
+
+
+class Columns(nn.Module):
+    """A dense layer of which columns first..last are computed."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "T D"], first: int, last: int | None) -> Float[Array, "T C"]:
+        kernel = self.param("kernel", truncated_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel[:, first:last], bias[first:last], dtype=self.dtype)
+        return x @ kernel + bias[None]

@@ -36,19 +36,18 @@ class WindowedModule(nn.Module):
     """A module whose rows see their neighbours among the activated rows. Subclasses define:
 
     `halo(length) -> (left, right)`: how many packed rows on each side a row may see, in sequences of this length;
-    `project(x, rows) -> (own, halo)`: row-wise, from (T, D) rows to two trees of rows: what a row keeps for itself and
-    what its neighbours may see;
-    `mix(own, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo holds other sequences'
+    `project(x, rows) -> halo`: row-wise, from (T, D) rows to a tree of rows: what a row's neighbours may see of it;
+    `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo holds other sequences'
     rows too: `rows` and `halo_rows` (`ops.packing.Rows`) say which may be seen.
     """
 
     def halo(self, length: int) -> tuple[int, int]:
         raise NotImplementedError
 
-    def project(self, x: Array, rows: Rows) -> tuple[dict, dict]:
+    def project(self, x: Array, rows: Rows) -> dict:
         raise NotImplementedError
 
-    def mix(self, own: dict, halo: dict, rows: Rows, halo_rows: Rows) -> Array:
+    def mix(self, x: Array, halo: dict, rows: Rows, halo_rows: Rows) -> Array:
         raise NotImplementedError
 
 
@@ -288,7 +287,7 @@ class SparseModularActivation(nn.Module):
         rows = jax.tree.map(lambda leaf: leaf[:count], describe(active))
         x = m.reshape(-1, m.shape[-1])[:count]
         if isinstance(module, WindowedModule):
-            module.mix(*module.project(x, rows), rows, rows)
+            module.mix(x, module.project(x, rows), rows, rows)
         else:
             module(x)
         other = set(module.variables) - {"params", "taps"}
@@ -310,11 +309,11 @@ def _packed_windowed(rows: Rows, x: Array, apply, each_projected, each):
         return apply(params, own["slot"], "project", own["x"], own["rows"])
 
     def mix(params, own, halo):
-        return apply(params, own["slot"], "mix", own["private"], halo["shared"], own["rows"], halo["rows"])
+        return apply(params, own["slot"], "mix", own["x"], halo["seen"], own["rows"], halo["rows"])
 
-    (private, shared), taps = each_projected(project, own={"x": x, "rows": rows, "slot": slot}, halo=None)
-    own, halo = {"private": private, "rows": rows, "slot": slot}, {"shared": shared, "rows": rows}
-    y, more = each(mix, own=own, halo=halo)
+    own = {"x": x, "rows": rows, "slot": slot}
+    seen, taps = each_projected(project, own=own, halo=None)
+    y, more = each(mix, own=own, halo={"seen": seen, "rows": rows})
     return y, {**taps, **more}
 
 
@@ -323,8 +322,8 @@ def _dense(module: nn.Module, x: Array, rows: Rows, params, apply):
     start = jnp.zeros(1, jnp.int32)
     if not isinstance(module, WindowedModule):
         return apply(params, start, "__call__", x)
-    (private, shared), taps = apply(params, start, "project", x, rows)
-    y, more = apply(params, start, "mix", private, shared, rows, rows)
+    seen, taps = apply(params, start, "project", x, rows)
+    y, more = apply(params, start, "mix", x, seen, rows, rows)
     return y, {**taps, **more}
 
 

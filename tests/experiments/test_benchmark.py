@@ -22,9 +22,7 @@ SMALL = {
     ),
     "lm": Case(replace(CASES["lm"].layer, features=8, key_size=4, value_size=16, window_size=8, block_size=16), 1, 96),
 }
-SETTINGS = suites.Settings(
-    ("text",), (0.25, 1.0), rounds=1, seconds=0.0, published=None, transformer=True, keep_memory=False
-)
+SETTINGS = suites.Settings(("text",), (0.25, 1.0), rounds=1, seconds=0.0, published=None, transformer=True)
 
 
 @pytest.fixture
@@ -81,7 +79,7 @@ def test_results_that_differ_are_not_compared():
 
 def test_a_memory_process_that_fails_is_one_line():
     with pytest.raises(UserError, match=r"memory of sparse on words at 0.5: KeyError: 'words'"):
-        memory.measure("words", "sparse", 0.5, None, keep_memory=False)
+        memory.measure("words", "sparse", 0.5, None)
 
 
 def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
