@@ -221,7 +221,7 @@ class Stack:
     CLASSES = 10
 
     def __init__(self, case: Case, depth: int, theirs: Published | None):
-        encoder = EncoderConfig(case.layer, depth, remat="none")
+        encoder = EncoderConfig(case.layer, depth, remat="selective")
         self.config = ClassifierConfig(encoder, self.CLASSES, head="linear")
         self.depth, self.theirs, self.model = depth, theirs, Classifier(self.config)
         rng = np.random.default_rng(0)

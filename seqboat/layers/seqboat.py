@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.ema import EMA
@@ -17,6 +18,9 @@ from seqboat.layers.sparse_activation import ActivationStats, Form, RouterConfig
 from seqboat.layers.taps import tap
 from seqboat.ops.ema import Method
 from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window
+
+# What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
+KEPT = ("ssm", "sum", "result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +164,7 @@ class SeqBoatLayer(nn.Module):
             ssm: nn.Module = EMA(config.state_size, config.causal, config.ssm_truncation, config.ema_method, name="ssm")
         else:
             ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
-        e = ssm(x, valid)
+        e = checkpoint_name(ssm(x, valid), "ssm")
         tap(self, "ssm_out", e)
         m = drop(nn.silu(e))
         skip = nn.Dense(config.features, dtype=m.dtype, kernel_init=truncated_normal(), name="skip_projection")(m)
@@ -174,7 +178,7 @@ class SeqBoatLayer(nn.Module):
             blocks_per_trip=config.blocks_per_trip,
             name="sparse",
         )(m, valid, train)
-        y = nn.silu(residual + (drop(skip + h) if config.causal else skip + drop(h)))
+        y = nn.silu(checkpoint_name(residual + (drop(skip + h) if config.causal else skip + drop(h)), "sum"))
         if config.norm_placement == "post":
             y = config.make_norm("norm")(y, valid, train)
         tap(self, "resid", y)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.initializers import truncated_normal
@@ -176,6 +177,7 @@ class SparseModularActivation(nn.Module):
                 continue
             chosen = jnp.where(active[..., i], gate[..., i], 0)
             result, taps = self._compute(module, m, active[..., i], describe(active[..., i]), train)
+            result = checkpoint_name(result, "result")
             for name, value in taps.items():
                 tap(self, name, value)
             # On rows: sums of products of (1, L, D) arrays, the gate's gradient, are slow on a CPU (layers/norm.py).

@@ -8,28 +8,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
+from seqboat.layers.seqboat import KEPT, LayerConfig, SeqBoatLayer
 from seqboat.layers.sparse_activation import ActivationStats
 
-Remat = Literal["none", "dots", "layer"]
+Remat = Literal["none", "selective", "layer"]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """`layers` SeqBoat layers of one `layer` config. `remat` says what the backward pass finds stored inside a layer:
-    "none" everything, "dots" the products without a batch dimension, "layer" nothing but the layer's input.
+    "none" everything, "selective" what is dear to compute again (`layers.seqboat.KEPT`), "layer" nothing but the
+    layer's input.
     `final_norm_affine` False leaves scale and offset out of the norm that follows pre-norm layers."""
 
     layer: LayerConfig
     layers: int
-    remat: Remat = "layer"
+    remat: Remat = "selective"
     final_norm_affine: bool = True
 
     def __post_init__(self):
         if self.layers < 1:
             raise ValueError(f"layers={self.layers}: must be at least 1")
-        if self.remat not in ("none", "dots", "layer"):
-            raise ValueError(f"remat={self.remat!r}: must be one of none, dots, layer")
+        if self.remat not in ("none", "selective", "layer"):
+            raise ValueError(f"remat={self.remat!r}: must be one of none, selective, layer")
 
 
 class Encoder(nn.Module):
@@ -46,7 +47,8 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], ActivationStats]:
         config, layer = self.config, SeqBoatLayer
         if config.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+            keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
+            policy = keep if config.remat == "selective" else None
             layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=policy)
         scanned = nn.scan(
             layer,

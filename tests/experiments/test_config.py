@@ -113,7 +113,7 @@ MODEL_MISTAKES = [
     ({"activation": "relu"}, "activation='relu': must be one of learned, always, never"),
     ({"form": "sparse"}, "form='sparse': must be one of packed, dense"),
     ({"dtype": "float16"}, "dtype='float16': must be one of float32, bfloat16"),
-    ({"remat": "all"}, "remat='all': must be one of none, dots, layer"),
+    ({"remat": "all"}, "remat='all': must be one of none, selective, layer"),
     ({"head": "deep"}, "head='deep': must be one of mlp, linear"),
     ({"feed_forward_size": -1}, "feed_forward_size=-1: must be 0 (none) or more"),
     (
