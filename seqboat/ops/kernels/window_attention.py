@@ -190,6 +190,8 @@ def _own(x, split: int = 0) -> pl.BlockSpec:
 def _around(plan: Plan, x, split: int = 0) -> pl.BlockSpec:
     """The tiles of an array (n, rows, width) that a program may meet, and `split` of its width."""
     n, rows, width = x.shape
+    # One part is index 0: a TPU wants proof that others are a multiple of 128.
+    split = split if split < width else 0
     width = split or width
     if plan.windowed:
         shape = tuple(pl.Element(size) for size in (plan.reach(n), rows, width))
@@ -197,7 +199,7 @@ def _around(plan: Plan, x, split: int = 0) -> pl.BlockSpec:
     return pl.BlockSpec((n, rows, width), lambda i, e: (0, 0, e if split else 0))
 
 
-def _call(plan: Plan, kernel, met, inputs: list, table, outputs: list, value_tiles: int = 1) -> list:
+def _call(plan: Plan, kernel, met, inputs: list, table, outputs: list, value_tiles: int = 1) -> tuple:
     """Run a kernel over n x `value_tiles` programs; inputs are (array, spec), outputs (shape, spec)."""
     n = met.shape[1]
     if table is not None:
@@ -223,7 +225,7 @@ def _call(plan: Plan, kernel, met, inputs: list, table, outputs: list, value_til
             compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
             **common,
         )
-    return run(met, *arrays)
+    return tuple(run(met, *arrays))
 
 
 def _out(shape: tuple, dtype, split: int = 0) -> tuple:
