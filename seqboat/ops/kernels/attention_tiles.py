@@ -124,8 +124,19 @@ def _score_gradient(plan: Plan, scores: Array, visible: Array, saved: tuple, d_w
 
 def _weight_gradient(plan: Plan, width: int, d_o, v) -> Array:
     """dW = dO v^T, a tile of values at a time; d_o and v read the columns that they are given."""
-    parts = [slice(first, first + plan.value_tile) for first in range(0, width, plan.value_tile)]
-    return sum((dot(d_o(part), v(part), 1, 1) for part in parts), jnp.zeros((plan.tile, plan.tile), jnp.float32))
+
+    def step(e, total):
+        part = pl.ds(e * plan.value_tile, plan.value_tile)
+        return total + dot(d_o(part), v(part), 1, 1)
+
+    total, parts = jnp.zeros((plan.tile, plan.tile), jnp.float32), width // plan.value_tile
+    if not plan.windowed:
+        # A loop, lest Triton hold every tile of values in shared memory.
+        return jax.lax.fori_loop(0, parts, step, total)
+    # A TPU cuts columns at places that are known before.
+    for e in range(parts):
+        total = step(e, total)
+    return total
 
 
 def _loop(plan: Plan, bounds) -> tuple:
