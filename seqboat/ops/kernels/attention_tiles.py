@@ -191,7 +191,9 @@ def query_gradient(plan: Plan, bounds, q_ref, query_ref, saved_ref, d_o_ref, k_r
         def clear(t, _):
             d_scores_ref[t] = jnp.zeros((plan.tile, plan.tile), jnp.float32)
 
-        jax.lax.fori_loop(0, d_scores_ref.shape[0], clear, None)
+        # Only what the loop does not write: nothing orders two stores of a program by different threads.
+        jax.lax.fori_loop(0, jnp.maximum(first - begin, 0), clear, None)
+        jax.lax.fori_loop(jnp.maximum(end - begin, 0), d_scores_ref.shape[0], clear, None)
 
     def step(j, d_q):
         k = k_ref[j - base]
