@@ -90,7 +90,7 @@ def name(window):
 # Windows within a tile, wider than a tile, and wider than a sequence.
 WINDOWS = [
     Window(5, True, "softmax", "relative"),
-    Window(20, False, "softmax", "none"),
+    Window(17, False, "softmax", "none"),
     Window(5, False, "laplace", "slot"),
     Window(40, True, "laplace", "rotary"),
     Window(20, False, "relu2", "relative"),
@@ -118,9 +118,10 @@ def test_the_form_for_a_tpu_equals_the_reference(window):
         agree(window, "tpu")
 
 
-def test_filled_rows_that_may_not_be_read_and_keys_out_of_reach():
-    """Packed rows beside the reference on the same rows: the reach is narrower than the window, some rows are mute."""
-    window, (left, right), count = Window(9, False, "softmax", "slot"), (4, 2), 41
+@pytest.mark.parametrize(("size", "left", "right"), [(9, 4, 2), (3, 12, 7)], ids=["narrower", "wider"])
+def test_filled_rows_that_may_not_be_read_and_keys_out_of_reach(size, left, right):
+    """Packed rows beside the reference on the same rows: a reach that is not that of the window, and some mute rows."""
+    window, count = Window(size, False, "softmax", "slot"), 41
     readable = np.random.default_rng(1).random((BATCH, LENGTH)) < 0.7
     total = left + ROWS + right
     margins = lambda x: jnp.pad(x, [(left, right), *[(0, 0)] * (x.ndim - 1)])
@@ -160,6 +161,7 @@ def test_tiles_met_follow_the_filled_rows_and_the_sequences():
     assert not met(256, 0, 32, 32).any()
     assert met(256, 1, 32, 32).tolist() == [1] + [0] * 63
     assert met(256, 100, 32, 0).tolist() == [1, 2, 3, 3, 3, 3, 3] + [0] * 57
+    assert met(256, 256, 17, 0).tolist() == [1, 2, *[3] * 14] + [0] * 48
     assert met(256, 1024, 32, 32).tolist() == [3, 4, *[5] * 12, 4, 3] * 4
     assert met(16, 1024, 256, 256).tolist() == [1] * 64
 
