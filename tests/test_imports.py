@@ -19,6 +19,7 @@ ALLOWED = {
     "seqboat/__init__.py": {"seqboat.version"},
     "seqboat/version.py": set(),
     "seqboat/ops": ARRAYS,
+    "seqboat/ops/kernels": ARRAYS | {"seqboat.ops"},
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops"},
     "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.layers"},
     "seqboat/parallel": ARRAYS | {"flax"},
