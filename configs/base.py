@@ -66,6 +66,7 @@ def _model(name: str) -> ConfigDict:
             "attention_dropout": 0.0,
             "form": "packed",
             "block_size": 128,
+            "attention_method": "blocks",
             "remat": "selective",
             "dtype": "float32",
             **_OWN_FIELDS[name],

@@ -90,7 +90,8 @@ class Experiment:
         return (
             f"{self.values['task']['name']}: {encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
-            f"{layer.form} form of {layer.blocks_per_trip} x {layer.block_size} rows, {layer.ssm} ({layer.ema_method})"
+            f"{layer.form} form of {layer.blocks_per_trip} x {layer.block_size} rows, attention by "
+            f"{layer.attention_method}, {layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
         )
 
 

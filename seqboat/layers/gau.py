@@ -10,7 +10,7 @@ from seqboat.layers.sparse_activation import WindowedModule
 from seqboat.layers.taps import tap
 from seqboat.ops.packing import Rows
 from seqboat.ops.positions import T5_BUCKETS
-from seqboat.ops.window_attention import Window, attend
+from seqboat.ops.window_attention import Window, attend, attend_packed
 
 
 class GatedAttentionUnit(WindowedModule):
@@ -20,7 +20,7 @@ class GatedAttentionUnit(WindowedModule):
         y = (attend(q, k, v) * g) W_o + b_o
 
     z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. Dropout of v and of the
-    attention weights happens where a "dropout" RNG is given.
+    attention weights happens where a "dropout" RNG is given; with `kernel` (`WindowedModule`) the weights have none.
     """
 
     features: int
@@ -30,6 +30,7 @@ class GatedAttentionUnit(WindowedModule):
     max_positions: int
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
+    kernel: bool = False
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
     def setup(self):
@@ -41,6 +42,9 @@ class GatedAttentionUnit(WindowedModule):
         sizes = {"relative": 2 * self.max_positions - 1, "slot": 6 * (self.window.size or 0) - 1, "t5": T5_BUCKETS}
         size = sizes.get(self.window.position)
         self.table = None if size is None else self.param("position_bias", truncated_normal(), (size,))
+
+    def has_kernel(self) -> bool:
+        return self.kernel
 
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
@@ -61,8 +65,17 @@ class GatedAttentionUnit(WindowedModule):
             keep = 1 - self.attention_dropout
             shape = (rows.active.shape[0], halo_rows.active.shape[0])
             drop = jax.random.bernoulli(self.make_rng("dropout"), keep, shape) / keep
-        q = self._place(x, rows, 0)
-        attended = attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop)
+        q = self.ask(x, rows)
+        return self.finish(x, attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop))
+
+    def ask(self, x: Float[Array, "T D"], rows: Rows) -> Float[Array, "T Z"]:
+        """Queries."""
+        return self._place(x, rows, 0)
+
+    def mix_packed(self, q: Float[Array, "T Z"], halo: dict, rows: Rows, count: Array, left: int, right: int) -> Array:
+        return attend_packed(self.window, self.table, q, halo["k"], halo["v"], rows, count, left=left, right=right)
+
+    def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T E"]) -> Float[Array, "T D"]:
         gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))
         y = self.output(attended * gate)
         for name, value in (("gate", gate), ("attended", attended), ("gau_out", y)):

@@ -16,8 +16,8 @@ from seqboat.layers.norm import NORMS, NormKind
 from seqboat.layers.s4d import S4D
 from seqboat.layers.sparse_activation import ActivationStats, Form, RouterConfig, SparseModularActivation
 from seqboat.layers.taps import tap
-from seqboat.ops.ema import Method
-from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window
+from seqboat.ops.ema import Method, choose
+from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_refusal
 
 # What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
 KEPT = ("ssm", "sum", "result")
@@ -30,8 +30,9 @@ class LayerConfig:
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
     sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
-    The packed form computes blocks of `block_size` rows, `blocks_per_trip` at once. `batch_axis` names the mesh axes of
-    batch norm's statistics under pmap or shard_map.
+    The packed form computes blocks of `block_size` rows, `blocks_per_trip` at once, and attends within them
+    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `batch_axis` names
+    the mesh axes of batch norm's statistics under pmap or shard_map.
     """
 
     features: int
@@ -61,6 +62,7 @@ class LayerConfig:
     form: Form = "packed"
     block_size: int = 128
     blocks_per_trip: int = 1
+    attention_method: Literal["blocks", "pallas"] = "blocks"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -90,8 +92,26 @@ class LayerConfig:
             raise ValueError("position='slot' needs a window_size: its table covers the distances within a window")
         if self.position == "rotary" and self.key_size % 2:
             raise ValueError(f"key_size={self.key_size}: rotary positions turn pairs, so it must be even")
+        if self.attention_method == "pallas":
+            self._check_kernel()
         if self.ssm == "s4d" and self.ema_method != "auto":
             raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': leave it at 'auto'")
+
+    def _check_kernel(self) -> None:
+        where = "attention_method='pallas'"
+        if self.form != "packed":
+            raise ValueError(f"{where}: only form='packed' has a kernel")
+        if self.attention_dropout:
+            raise ValueError(f"{where}: the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'")
+        if reason := kernel_refusal(self.make_window()):
+            raise ValueError(f"{where}: {reason}; use 'blocks'")
+
+    def choose_ssm_method(self, length: int) -> Method:
+        """How the state space model is computed in sequences of this length."""
+        return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
+
+    def make_window(self) -> Window:
+        return Window(self.window_size, self.causal, self.attention_function, self.position)
 
     def make_norm(self, name: str) -> nn.Module:
         extra = (
@@ -108,10 +128,11 @@ class LayerConfig:
                 features=self.features,
                 key_size=self.key_size,
                 value_size=self.value_size,
-                window=Window(self.window_size, self.causal, self.attention_function, self.position),
+                window=self.make_window(),
                 max_positions=self.max_positions,
                 hidden_dropout=self.hidden_dropout,
                 attention_dropout=self.attention_dropout,
+                kernel=self.attention_method == "pallas",
                 dtype=dtype,
                 name="gau",
             )
@@ -130,6 +151,7 @@ _CHOICES = {
     "norm_placement": ("pre", "post"),
     "activation": ("learned", "always", "never"),
     "form": ("packed", "dense"),
+    "attention_method": ("blocks", "pallas"),
     "dtype": ("float32", "bfloat16"),
 }
 

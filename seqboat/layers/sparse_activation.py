@@ -40,7 +40,16 @@ class WindowedModule(nn.Module):
     `project(x, rows) -> halo`: row-wise, from (T, D) rows to a tree of rows: what a row's neighbours may see of it;
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo holds other sequences'
     rows too: `rows` and `halo_rows` (`ops.packing.Rows`) say which may be seen.
+
+    One whose `has_kernel()` is True also defines mix in three parts, the middle one over all packed rows at once, of
+    which `count` are filled (`ops.packing.map_blocks`):
+    `ask(x, rows) -> q`, row-wise;
+    `mix_packed(q, halo, rows, count, left, right) -> mixed`;
+    `finish(x, mixed) -> y`, row-wise.
     """
+
+    def has_kernel(self) -> bool:
+        return False
 
     def halo(self, length: int) -> tuple[int, int]:
         raise NotImplementedError
@@ -226,7 +235,9 @@ class SparseModularActivation(nn.Module):
             )
             if windowed:
                 project = functools.partial(each, block_size=projected * self.block_size, blocks_per_trip=1)
-                y, taps = _packed_windowed(rows, flat, apply, project, each)
+                # Credit reads keys with weights, which kernels do not know.
+                kernel = module.has_kernel() and rows.weight is None
+                y, taps = (_packed_kernel if kernel else _packed_windowed)(rows, flat, apply, project, each)
             else:
                 y, taps = _packed(rows, flat, apply, each)
             y, taps = extract((y, taps), packing)
@@ -305,18 +316,31 @@ def _packed(rows: Rows, x: Array, apply, each):
 
 def _packed_windowed(rows: Rows, x: Array, apply, each_projected, each):
     """A windowed module over packed rows, projected in other blocks than mixed."""
-    slot = jnp.arange(x.shape[0], dtype=jnp.int32)
-
-    def project(params, own, _):
-        return apply(params, own["slot"], "project", own["x"], own["rows"])
 
     def mix(params, own, halo):
         return apply(params, own["slot"], "mix", own["x"], halo["seen"], own["rows"], halo["rows"])
 
-    own = {"x": x, "rows": rows, "slot": slot}
-    seen, taps = each_projected(project, own=own, halo=None)
+    own, seen, taps = _project(rows, x, apply, each_projected)
     y, more = each(mix, own=own, halo={"seen": seen, "rows": rows})
     return y, {**taps, **more}
+
+
+def _packed_kernel(rows: Rows, x: Array, apply, each_projected, each):
+    """`_packed_windowed` for a module whose middle part takes all packed rows at once."""
+    own, seen, taps = _project(rows, x, apply, each_projected)
+    q, asked = each_projected(lambda p, own, _: apply(p, own["slot"], "ask", own["x"], own["rows"]), own=own, halo=None)
+    where = [each.keywords[name] for name in ("count", "left", "right")]
+    mixed, read = apply(each.keywords["params"], own["slot"], "mix_packed", q, seen, rows, *where)
+    finish = lambda p, own, _: apply(p, own["slot"], "finish", own["x"], own["mixed"])
+    y, finished = each_projected(finish, own={**own, "mixed": mixed}, halo=None)
+    return y, {**taps, **asked, **read, **finished}
+
+
+def _project(rows: Rows, x: Array, apply, each):
+    """The own part of all packed rows, what their neighbours may see, and taps."""
+    own = {"x": x, "rows": rows, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
+    project = lambda params, own, _: apply(params, own["slot"], "project", own["x"], own["rows"])
+    return own, *each(project, own=own, halo=None)
 
 
 def _dense(module: nn.Module, x: Array, rows: Rows, params, apply):

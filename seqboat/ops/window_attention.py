@@ -4,12 +4,13 @@ Element i of a sequence's activated elements reads element j iff |i - j| <= w, o
 the last w activated keys and values, however far apart they stood (Ren et al. 2023, arXiv 2306.11197).
 
 `attend` is the masked dense form over any rows: the reference over all rows of a batch, and what a fast form computes
-for one block of packed rows, whose keys are its own rows and `w` to each side (`packing.map_blocks`).
+for one block of packed rows, whose keys are its own rows and `w` to each side (`packing.map_blocks`). `attend_packed`
+is the same over all packed rows, by a kernel.
 """
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,27 @@ def attend(
     if window.function == "softmax":
         out = out / jnp.where(total > 0, total, 1)
     return out.astype(v.dtype)
+
+
+def attend_packed(
+    window: Window, table, q: Array, k: Array, v: Array, rows: Rows, count: Array, *, left, right
+) -> Array:
+    """`attend` over packed rows by the Pallas kernel of this backend, interpreted and slow on a CPU
+    (`ops.kernels.window_attention.attend_packed`)."""
+    from seqboat.ops.kernels.window_attention import attend_packed as run
+
+    return run(window, table, q, k, v, rows, count, left=left, right=right, backend=_backend())
+
+
+def kernel_refusal(window: Window) -> str | None:
+    """Why the kernel of this backend does not compute this window; None if it does."""
+    from seqboat.ops.kernels.window_attention import refusal
+
+    return refusal(window, _backend())
+
+
+def _backend() -> Any:
+    return {"gpu": "triton", "tpu": "tpu"}.get(jax.default_backend(), "interpret")
 
 
 def _bounded(weight: Float[Array, "1 J"], e: Float[Array, "Q J"]) -> Float[Array, "Q J"]:

@@ -188,7 +188,7 @@ def test_a_description_is_one_line(tiny):
     text = build(tiny()).describe()
     assert text == (
         "short_listops: 2 layers, width 8, window 4, softmax attention, activation learned, "
-        "packed form of 1 x 16 rows, ema (auto)"
+        "packed form of 1 x 16 rows, attention by blocks, ema by fft"
     )
 
 
@@ -217,6 +217,7 @@ MODEL_KNOBS = {
     "hidden_dropout": 0.1,
     "attention_dropout": 0.1,
     "form": "dense",
+    "attention_method": "pallas",
     "block_size": 8,
     "blocks_per_trip": 2,
     "remat": "none",

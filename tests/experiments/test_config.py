@@ -120,6 +120,12 @@ MODEL_MISTAKES = [
         {"position": "slot", "window_size": None},
         "position='slot' needs a window_size: its table covers the distances within a window",
     ),
+    ({"attention_method": "flash"}, "attention_method='flash': must be one of blocks, pallas"),
+    (
+        {"attention_method": "pallas", "attention_dropout": 0.1},
+        "attention_method='pallas': the kernel has no attention_dropout=0.1; use 'blocks'",
+    ),
+    ({"attention_method": "pallas", "form": "dense"}, "attention_method='pallas': only form='packed' has a kernel"),
     ({"position": "rotary", "key_size": 3}, "key_size=3: rotary positions turn pairs, so it must be even"),
     ({"ssm": "s4d", "ema_method": "fft"}, "ema_method='fft' with ssm='s4d': leave it at 'auto'"),
     ({"router": {"temperature_scale": 0.0}}, "router.temperature_scale=0.0: must be positive"),

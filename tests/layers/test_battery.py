@@ -34,6 +34,7 @@ CONFIGS = {
     "s4d, truncated": dataclasses.replace(BOTH, ssm="s4d", ssm_truncation=5),
     "feed-forward alone": dataclasses.replace(CAUSAL, attention=False, feed_forward_size=6),
     "attention and feed-forward": dataclasses.replace(BOTH, feed_forward_size=6),
+    "kernel": dataclasses.replace(BOTH, attention_method="pallas", block_size=16),
     "bfloat16": dataclasses.replace(CAUSAL, dtype="bfloat16"),
     "router of all options": dataclasses.replace(
         CAUSAL, router=RouterConfig(centered=True, initial_bias=1.0, temperature_scale=0.5)
@@ -65,7 +66,8 @@ class Case:
         return self._compile("dense")
 
     def _compile(self, form):
-        layer = SeqBoatLayer(dataclasses.replace(self.config, form=form))
+        method = self.config.attention_method if form == "packed" else "blocks"
+        layer = SeqBoatLayer(dataclasses.replace(self.config, form=form, attention_method=method))
 
         def apply(params, x, valid, others):
             (y, stats), changed = layer.apply({"params": params, **others}, x.astype(self.dtype), valid, mutable="taps")

@@ -44,13 +44,13 @@ class NeighbourMean(WindowedModule):
         return 1, 0
 
     def project(self, x, rows):
-        return {"x": x}, {"y": self.dense(x)}
+        return {"y": self.dense(x)}
 
-    def mix(self, own, halo, rows, halo_rows):
+    def mix(self, x, halo, rows, halo_rows):
         near = jnp.abs(rows.rank[:, None] - halo_rows.rank[None]) * 2 - 1 + (halo_rows.rank[None] > rows.rank[:, None])
         see = (rows.segment[:, None] == halo_rows.segment[None]) & halo_rows.active[None] & (near <= 1)
         see = jnp.where(see, 1.0, 0.0)
-        return own["x"] + see @ halo["y"] / jnp.maximum(see.sum(1, keepdims=True), 1)
+        return x + see @ halo["y"] / jnp.maximum(see.sum(1, keepdims=True), 1)
 
 
 def gau(name="gau", position="relative", **fields):
@@ -249,8 +249,8 @@ class Narrow(GatedAttentionUnit):
     def project(self, x, rows):
         return super().project(x[:, :-1], rows)
 
-    def mix(self, own, halo, rows, halo_rows):
-        return jnp.pad(super().mix(own, halo, rows, halo_rows), ((0, 0), (0, 1)))
+    def mix(self, x, halo, rows, halo_rows):
+        return jnp.pad(super().mix(x[:, :-1], halo, rows, halo_rows), ((0, 0), (0, 1)))
 
 
 PUBLISHED = RouterConfig()

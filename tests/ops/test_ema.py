@@ -70,6 +70,10 @@ def test_the_dispatcher_takes_the_form_that_its_comment_promises(monkeypatch):
     monkeypatch.setattr(ema, "LONGEST_FFT", 15)
     assert not uses_fft(None)
     assert uses_fft(5)
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not uses_fft(None)
+    assert uses_fft(5)
 
 
 @pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
