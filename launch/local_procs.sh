@@ -21,7 +21,7 @@ fail() {
 
 [[ ${1:-} != --help && ${1:-} != -h ]] || { usage && exit; }
 [[ ${1:-} =~ ^[1-9][0-9]*$ && ${2:-} =~ ^[1-9][0-9]*$ ]] ||
-  fail "the first two arguments are numbers, of processes and of devices in each: launch/local_procs.sh 2 4 --config=..."
+  fail "the first two arguments are numbers, of processes and of devices in each: local_procs.sh 2 4 --config=..."
 [[ -f experiments/train.py ]] || fail "there is no experiments/train.py here: start it from the root of the clone"
 grace=${GRACE_SECONDS:-60} python=${PYTHON:-python}
 [[ $grace =~ ^[0-9]+$ ]] || fail "GRACE_SECONDS is a number of seconds, not $grace"
