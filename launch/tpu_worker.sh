@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$HOME/seqboat"
 
-say() { printf '%s: %s\n' "$(hostname)" "$1"; }
+say() { printf '%s: %s\n' "$HOSTNAME" "$1"; }
 
 running() { # after a reboot the process id may be another program's, so the command is looked at too
   [[ -s train.pid ]] && [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$(<train.pid)/cmdline") == *experiments.train* ]]
@@ -15,6 +15,16 @@ refuse_if_running() {
   if running; then
     say "training runs already: stop it first" >&2
     exit 3
+  fi
+}
+
+report() { # tpu_pod.sh reads these words
+  if running; then
+    say "running"
+  elif [[ -s train.status ]]; then
+    say "exited $(<train.status)"
+  else
+    say "not running"
   fi
 }
 
@@ -40,15 +50,7 @@ case ${1:-} in
     until [[ -s ../train.pid ]]; do sleep 0.1; done
     say "started"
     ;;
-  status) # tpu_pod.sh reads these words
-    if running; then
-      say "running"
-    elif [[ -s train.status ]]; then
-      say "exited $(<train.status)"
-    else
-      say "not running"
-    fi
-    ;;
+  status) report ;;
   stop)
     if running; then
       kill -TERM "$(<train.pid)"
@@ -59,7 +61,7 @@ case ${1:-} in
       ((left)) || { say "still running after 600 s" >&2 && exit 1; }
       [[ -s train.status ]] || sleep 1 # written just after the end
     fi
-    "$BASH" "${BASH_SOURCE[0]}" status
+    report
     ;;
   *)
     echo "error: usage: tpu_worker.sh install | start ARGUMENT... | status | stop" >&2

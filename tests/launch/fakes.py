@@ -4,6 +4,7 @@ A fake appends "count NUL argument NUL ..." to a file of its own name, so that a
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -88,11 +89,23 @@ TAIL = RECORD + "cat seqboat/train.log\n"
 SAVES = "trap 'echo saved; exit 0' TERM; echo ready; : >\"$FAKES/ready.$id\"; while :; do sleep 0.05; done"
 
 
-class Machine:
-    """A folder of fakes, and how to start a script among them."""
+def make_clone(folder: Path) -> Path:
+    """A repository with launch/ as it is now, committed or not, and little else."""
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "experiments").mkdir()
+    (folder / "experiments" / "train.py").touch()
+    identity = ["-c", "user.name=test", "-c", "user.email=test", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message=all"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    return folder
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+
+class Machine:
+    """A folder of fakes, and how to start a script of a clone among them."""
+
+    def __init__(self, folder: Path, clone: Path):
+        self.folder, self.clone = folder, clone
         (folder / "bin").mkdir(parents=True)
         scripts = {"python": PYTHON, "python3": PYTHON3, "gcloud": GCLOUD, "srun": SRUN, "scancel": SCANCEL}
         for name, text in {**scripts, "scontrol": RECORD, "tail": TAIL}.items():
@@ -123,7 +136,7 @@ class Machine:
         """A script among the fakes, its standard output and error in one."""
         return subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=self.clone,
             env={**self.environment, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

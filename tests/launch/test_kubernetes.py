@@ -8,7 +8,7 @@ from fakes import HOSTILE, ROOT, SAVES
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 FOLDER = ROOT / "launch" / "gke"
-ENTRYPOINT = str(FOLDER / "entrypoint.sh")
+ENTRYPOINT = "launch/gke/entrypoint.sh"
 CHIPS = {"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}
 
 

@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-from fakes import HOSTILE, ROOT, SAVES
+from fakes import HOSTILE, SAVES
 
-SCRIPT = str(ROOT / "launch" / "local_procs.sh")
+SCRIPT = "launch/local_procs.sh"
 
 
 def said(output):

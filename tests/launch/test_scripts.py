@@ -33,7 +33,7 @@ def test_is_an_executable_bash_script_that_stops_at_errors(script):
 
 @pytest.mark.parametrize("script", ["launch/tpu_pod.sh", "launch/local_procs.sh", "launch/slurm.sbatch"])
 def test_help(machine, script):
-    status, output = machine.run(str(ROOT / script), "--help")
+    status, output = machine.run(script, "--help")
     assert status == 0
     assert output.startswith("usage: ")
     assert script in output

@@ -5,8 +5,8 @@ import signal
 import pytest
 from fakes import HOSTILE, ROOT, SAVES
 
-SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
-JOB = {"SLURM_JOB_ID": "42", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "6"}
+SCRIPT = "launch/slurm.sbatch"
+JOB = {"SLURM_JOB_ID": "42", "SLURM_SUBMIT_DIR": ".", "SLURM_CPUS_PER_TASK": "6"}
 ARGUMENTS = ["--config=configs/quickstart.py", "--workdir=runs/x"]
 
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import HOSTILE, ROOT, SAVES
+from fakes import HOSTILE, SAVES, make_clone
 
-SCRIPT = str(ROOT / "launch" / "tpu_pod.sh")
+SCRIPT = "launch/tpu_pod.sh"
 GOLDEN = Path(__file__).parent / "tpu_pod_dry_run.txt"
 WHERE = ["--name=pod", "--zone=us-west4-a"]
 KIND = ["--type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"]
@@ -60,7 +60,7 @@ def test_dry_run_prints_every_command_and_runs_none(machine):
     for command in DRY_RUNS:
         status, output = machine.run(SCRIPT, *command, "--dry-run") if "--" not in command else dry(machine, command)
         assert status == 0, output
-        said += f"$ launch/tpu_pod.sh {shlex.join(command)}\n{output.replace(str(ROOT), 'CLONE')}\n"
+        said += f"$ launch/tpu_pod.sh {shlex.join(command)}\n{output.replace(str(machine.clone), 'CLONE')}\n"
     if os.environ.get("SEQBOAT_WRITE_GOLDEN"):
         GOLDEN.write_text(said)
     assert said == GOLDEN.read_text()
@@ -84,7 +84,7 @@ def test_what_a_dry_run_prints_is_what_runs(pod, command):
     until(lambda: not worker(pod, 1, "train.pid").exists() or worker(pod, 1, "train.status").exists())
     text = (dry(pod, command) if "--" in command else pod.run(SCRIPT, *command, "--dry-run"))[1]
     assert len(pod.calls("gcloud")) == before + len(really)
-    pasted = subprocess.run(["bash", "-c", text], env=pod.environment, cwd=ROOT, capture_output=True, text=True)
+    pasted = subprocess.run(["bash", "-c", text], env=pod.environment, cwd=pod.folder, capture_output=True, text=True)
     assert pasted.returncode == 0, pasted.stderr
     assert pod.calls("gcloud")[before + len(really) :] == really
 
@@ -109,13 +109,20 @@ def test_create_says_that_a_request_failed(machine):
 
 
 def test_push_installs_the_committed_files_on_all_workers(pod):
-    committed = subprocess.run(["git", "show", "HEAD:pyproject.toml"], cwd=ROOT, capture_output=True, check=True).stdout
     for index in (0, 1):
-        assert worker(pod, index, "code/pyproject.toml").read_bytes() == committed
+        assert worker(pod, index, "code/pyproject.toml").read_bytes() == (pod.clone / "pyproject.toml").read_bytes()
         assert stat.S_IMODE(worker(pod, index, ".").stat().st_mode) == 0o700
         assert not (pod.folder / f"worker{index}" / "seqboat.tar.gz").exists()
     assert pod.calls("python3")[-1][-1] == "--editable=./code[tpu]"
     assert not list(pod.folder.glob("tmp.*")), "the archive stayed"
+
+
+def test_push_says_what_it_leaves_out(pod, tmp_path):
+    pod.clone = make_clone(tmp_path / "another")
+    assert pod.run(SCRIPT, "push", *WHERE) == (0, "")
+    (pod.clone / "pyproject.toml").write_text("changed\n")
+    assert pod.run(SCRIPT, "push", *WHERE) == (0, "what is not committed is not pushed\n")
+    assert "changed" not in worker(pod, 0, "code/pyproject.toml").read_text()
 
 
 def test_push_replaces_the_files_and_runs_the_setup_last(pod):
@@ -153,8 +160,11 @@ def test_status_logs_and_stop(pod):
 
 
 def test_a_process_id_of_another_program_is_not_the_training(pod):
-    worker(pod, 0, "train.pid").write_text(f"{os.getpid()}\n")
-    assert pod.run(SCRIPT, "stop", *WHERE)[1].count(": not running") == 2
+    with subprocess.Popen(["sleep", "30"]) as other:
+        worker(pod, 0, "train.pid").write_text(f"{other.pid}\n")
+        assert pod.run(SCRIPT, "stop", *WHERE)[1].count(": not running") == 2
+        assert other.poll() is None
+        other.kill()
 
 
 @pytest.mark.parametrize("answer", ["", "no\n", "pod2\n", "y\n"])
