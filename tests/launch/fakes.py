@@ -5,9 +5,12 @@ A fake appends "count NUL argument NUL ..." to a file of its own name, so that a
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -132,17 +135,24 @@ class Machine:
         for name, lines in states.items():
             (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
 
-    def start(self, *command: str, **environment: str) -> subprocess.Popen:
-        """A script among the fakes, its standard output and error in one."""
-        return subprocess.Popen(
+    @contextmanager
+    def start(self, *command: str, **environment: str) -> Iterator[subprocess.Popen]:
+        """A script among the fakes, in a process group of its own; its standard output and error in one."""
+        with subprocess.Popen(
             command,
             cwd=self.clone,
             env={**self.environment, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:  # a failed test leaves it
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, *command: str, answer: str = "", **environment: str) -> tuple[int, str]:
         """Its exit status and what it said."""

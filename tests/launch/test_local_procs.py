@@ -1,5 +1,6 @@
 """launch/local_procs.sh with a fake python."""
 
+import os
 import re
 import signal
 import time
@@ -35,16 +36,18 @@ def test_starts_n_processes_that_know_one_another(machine):
     assert not list(machine.folder.glob("tmp.*")), "the pipes stayed"
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["alone", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_asks_all_to_save_and_waits(machine, number):
+def test_a_signal_asks_all_to_save_and_waits(machine, number, send):
+    """A terminal's Ctrl-C reaches the whole group: the children, and what prints their lines."""
     machine.behave(SAVES)
     with machine.start(SCRIPT, "2", "1") as process:
         lines = [process.stdout.readline() for _ in range(2)]
         assert sorted(lines) == ["[0] ready\n", "[1] ready\n"]
-        process.send_signal(number)
+        send(process.pid, number)
         output, _ = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert said(output) == {"0": ["saved"], "1": ["saved"]}
+    assert [said(output)[index][-1] for index in ("0", "1")] == ["saved", "saved"]
 
 
 def test_one_that_fails_ends_the_others_and_gives_its_status(machine):
