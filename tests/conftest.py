@@ -7,8 +7,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from absl import flags
 
-# Two devices, for what sums over them; everything else runs on the first.
-jax.config.update("jax_num_cpu_devices", 2)
+# Eight devices, for what is split over them; everything else runs on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/seqboat/tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

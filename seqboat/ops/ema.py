@@ -47,6 +47,11 @@ class EMAParams(NamedTuple):
         rows = slice(width, 2 * width) if ahead else slice(0, width)
         return EMAParams(self.delta[rows], self.alpha[rows], self.beta[rows], self.gamma[rows], self.omega)
 
+    @property
+    def directions(self) -> list[tuple[bool, "EMAParams"]]:
+        """Every direction: whether it looks ahead, and its parameters alone."""
+        return [(ahead, self.direction(ahead)) for ahead in (False, True)[: 1 + self.bidirectional]]
+
 
 class Coefficients(NamedTuple):
     """What the recurrence needs, each (D, N), float32: log q, input weight p beta, output weight gamma / sqrt(N)."""
@@ -75,11 +80,21 @@ def naive_kernel(params: EMAParams, length: int) -> Float[Array, "S K"]:
 def kernel(params: EMAParams, length: int) -> Float[Array, "S K"]:
     """kappa[0..length-1] with q^(aC+b) = q^(aC) q^b: one batched product and S N (K/C + C) exponentials."""
     c = coefficients(params)
+    return _sum_of_decays(c, (c.output * c.input)[:, None], length)[:, 0]
+
+
+def _sum_of_decays(c: Coefficients, weights: Float[Array, "S R N"], length: int) -> Float[Array, "S R K"]:
+    """sum_n weights_n q_n^l for l = 0..length-1, of R rows of weights: never more than S R N K/C numbers of them."""
+    inner, outer = _parts(length)
+    coarse = weights[..., None] * c.decay(inner * np.arange(outer))[:, None]
+    product = jnp.einsum("srna,snb->srab", coarse, c.decay(np.arange(inner)))
+    return product.reshape(*weights.shape[:2], outer * inner)[..., :length]
+
+
+def _parts(length: int) -> tuple[int, int]:
+    """C ~ sqrt(length), and how many C it takes."""
     inner = 1 << max(0, (length - 1).bit_length() // 2)
-    outer = -(-length // inner)
-    coarse = (c.output * c.input)[..., None] * c.decay(inner * np.arange(outer))
-    product = jnp.einsum("sna,snb->sab", coarse, c.decay(np.arange(inner)))
-    return product.reshape(product.shape[0], outer * inner)[:, :length]
+    return inner, -(-length // inner)
 
 
 def convolve(
@@ -98,18 +113,75 @@ def convolve(
     result equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype.
     """
     length = x.shape[1]
-    signal = x.astype(jnp.float32) if valid is None else jnp.where(valid[..., None], x.astype(jnp.float32), 0)
+    signal = _signal(x, valid)
     taps = length if truncation is None else min(truncation, length)
     method = choose(method, length, truncation)
     if method == "chunked":
         if taps < length:
             raise ValueError(f"a kernel truncated to {taps} lags has no chunked form: use method='fft'")
-        y = _chunked(params, signal, CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK)[0]
+        y = _chunked(params, signal, _chunk())[0]
     else:
         apply, kernel_of = (direct_convolve, naive_kernel) if method == "reference" else (fft_convolve, kernel)
-        directions = [kernel_of(params.direction(ahead), taps) for ahead in (False, True)[: 1 + params.bidirectional]]
-        y = apply(signal, *directions)
+        y = apply(signal, *(kernel_of(own, taps) for _, own in params.directions))
     return (y + _direct(params, x)).astype(x.dtype)
+
+
+def convolve_piece(
+    params: EMAParams, x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None = None
+) -> tuple[Float[Array, "B L D"], tuple[Float[Array, "B D N"], ...]]:
+    """An untruncated `convolve` of a piece of longer sequences from zero states, in float32, and the states that leave.
+
+    One state a direction: sum_t q^(L-1-t) p beta x_t after the last element, and of a direction that looks ahead
+    sum_t q^t p beta x_t before the first. What states that enter add is `continuation`:
+
+        y, leaving = convolve_piece(params, x, valid)
+        y += continuation(params, entering, x.shape[1])
+    """
+    signal, length = _signal(x, valid), x.shape[1]
+    if choose("auto", length, None) == "chunked":
+        y, leaving = _chunked(params, signal, _chunk())
+    else:
+        y = fft_convolve(signal, *(kernel(own, length) for _, own in params.directions))
+        leaving = [_leaving(own, signal, ahead) for ahead, own in params.directions]
+    return y + _direct(params, x), tuple(state.swapaxes(0, 1) for state in leaving)
+
+
+def continuation(
+    params: EMAParams, entering: tuple[Float[Array, "B D N"], ...], length: int
+) -> Float[Array, "B {length} D"]:
+    """y_t = sum_n gamma_n / sqrt(N) q_n^(t+1) h_n: what states that enter a piece, one a direction, add to its average.
+
+    One that looks ahead enters behind the last element, and q has the power length - t. Float32, B D N L/C numbers at
+    most at once.
+    """
+    added = []
+    for (ahead, own), state in zip(params.directions, entering, strict=True):
+        c = coefficients(own)
+        y = _sum_of_decays(c, (c.output * jnp.exp(c.log_decay))[:, None] * state.swapaxes(0, 1), length)
+        added.append(y[..., ::-1] if ahead else y)
+    width, batch, _ = added[0].shape
+    return swap(sum(added).reshape(1, width, -1)).reshape(batch, length, width)
+
+
+def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[Array, "D B N"]:
+    """The state that leaves a piece, from zero, in one direction: first of every part of C elements, then of them all.
+
+    The states of the parts are all that is ever in memory: B D N L/C numbers.
+    """
+    inner, outer = _parts(x.shape[1])
+    fine, coarse, padding = np.arange(inner), inner * np.arange(outer), (0, inner * outer - x.shape[1])
+    if not ahead:  # distances count from the end, and padding comes before the first element
+        fine, coarse, padding = fine[::-1], coarse[::-1], padding[::-1]
+    c = coefficients(params)
+    rows = jnp.pad(swap(x), ((0, 0), (0, 0), padding))
+    parts = jnp.einsum("bdac,dnc->dban", rows.reshape(*rows.shape[:2], outer, inner), c.decay(fine))
+    return jnp.einsum("dban,dna->dbn", parts, c.input[..., None] * c.decay(coarse))
+
+
+def _signal(x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None) -> Float[Array, "B L D"]:
+    """What is averaged: float32, zero where an element is not valid."""
+    x = x.astype(jnp.float32)
+    return x if valid is None else jnp.where(valid[..., None], x, 0)
 
 
 def choose(method: Method, length: int, truncation: int | None) -> Method:
@@ -119,6 +191,10 @@ def choose(method: Method, length: int, truncation: int | None) -> Method:
     if truncation is not None and truncation < length:
         return "fft"
     return "fft" if jax.default_backend() == "cpu" and length <= LONGEST_FFT else "chunked"
+
+
+def _chunk() -> int:
+    return CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
 
 
 def _direct(params: EMAParams, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -145,24 +221,14 @@ def stream(
     """`recurrent_step` over a piece of any length >= 1, in chunks: the state after it, and its outputs."""
     if params.bidirectional:
         raise ValueError("a bidirectional average looks ahead and cannot be streamed")
-    length = x.shape[1]
-    chunk = min(chunk, length)
-    signal = x.astype(jnp.float32)
-    y, entering, after = _chunked(params, signal, chunk, state.swapaxes(0, 1))
-    rest = length % chunk
-    if rest:  # the last chunk was padded: its state is taken after its last real element instead
-        c = coefficients(params)
-        after = entering[:, :, -1] * c.decay(np.array([rest]))[:, None, :, 0]
-        after += jnp.einsum(
-            "bjd,dnj->dbn", signal[:, length - rest :], c.input[..., None] * c.decay(np.arange(rest)[::-1])
-        )
+    y, (after,) = _chunked(params, x.astype(jnp.float32), min(chunk, x.shape[1]), state.swapaxes(0, 1))
     return after.swapaxes(0, 1), (y + _direct(params, x)).astype(x.dtype)
 
 
 def _chunked(
     params: EMAParams, x: Float[Array, "B L D"], chunk: int, initial: Float[Array, "D B N"] | None = None
-) -> tuple[Float[Array, "B L D"], Float[Array, "D B M N"], Float[Array, "D B N"]]:
-    """The average without omega x, the states that enter each chunk from the left, and the one after the last chunk.
+) -> tuple[Float[Array, "B L D"], list[Float[Array, "D B N"]]]:
+    """The average without omega x, and the state that leaves in each direction. `initial` enters each.
 
     One product with the Toeplitz matrix of a chunk, whose extra N columns a direction give what each chunk adds to the
     state; one scan over the M chunks; one product back from the states that enter.
@@ -172,22 +238,26 @@ def _chunked(
     # (D, B, L): all rows' channels first.
     rows = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).reshape(1, -1, width)
     blocks = swap(rows).reshape(width, batch, count, chunk)
-    forms = [_chunk_form(params.direction(ahead), chunk, ahead) for ahead in (False, True)[: 1 + params.bidirectional]]
+    forms = [_chunk_form(own, chunk, ahead) for ahead, own in params.directions]
     columns = jnp.concatenate([sum(f.within for f in forms), *(f.into_state for f in forms)], -1)
     product = jnp.einsum("dbmj,djk->dbmk", blocks, columns)
     y, *added = jnp.split(product, np.cumsum([chunk] + [params.gamma.shape[1]] * len(forms))[:-1], -1)
-    entering, after = [], []
+    entering, leaving = [], []
+    rest = length % chunk
     for form, own in zip(forms, added, strict=True):
         start = jnp.zeros_like(own[:, :, 0]) if initial is None else initial
         step = functools.partial(_carry, jnp.exp(chunk * form.log_decay)[:, None])
         last, before = jax.lax.scan(step, start, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
+        if rest and not form.ahead:  # the last chunk was padded: what leaves, leaves after its last real element
+            last = jnp.exp(rest * form.log_decay)[:, None] * before[-1]
+            last += _leaving(params.direction(False), x[:, length - rest :], False)
         entering.append(jnp.moveaxis(before, 0, 2))
-        after.append(last)
+        leaving.append(last)
     y += jnp.einsum(
         "dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([f.out_of_state for f in forms], 1)
     )
     y = swap(y.reshape(1, width, -1)).reshape(batch, -1, width)[:, :length]
-    return y, entering[0], after[0]
+    return y, leaving
 
 
 def _carry(decay: Array, state: Array, added: Array) -> tuple[Array, Array]:

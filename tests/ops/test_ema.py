@@ -115,6 +115,26 @@ def test_stream_equals_recurrent_steps_from_any_state(length, chunk):
     assert_close(value_and_vjp(functools.partial(ema.stream, chunk=chunk))(cotangent, *args), expected)
 
 
+@pytest.mark.parametrize("form", ["fft", "chunked"])
+@pytest.mark.parametrize("cut", [1, 30])
+def test_pieces_joined_by_their_states_equal_the_whole(cut, form, monkeypatch):
+    if form == "chunked":
+        monkeypatch.setattr(ema, "LONGEST_FFT", 0)
+        monkeypatch.setattr(ema, "CHUNK", 8)
+
+    def joined(params, x):
+        pieces = x[:, :cut], x[:, cut:]
+        (first, (behind, _)), (second, (_, before)) = (ema.convolve_piece(params, piece) for piece in pieces)
+        nothing = jnp.zeros_like(behind)
+        first += ema.continuation(params, (nothing, before), pieces[0].shape[1])
+        second += ema.continuation(params, (behind, nothing), pieces[1].shape[1])
+        return jnp.concatenate([first, second], 1)
+
+    params, x, cotangent = make_params(2), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
+    expected = value_and_vjp(average("reference"))(cotangent, params, x)
+    assert_close(value_and_vjp(joined)(cotangent, params, x), expected)
+
+
 STREAM = jit(functools.partial(ema.stream, chunk=4))
 WHOLE = jit(average("fft"))
 

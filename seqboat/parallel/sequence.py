@@ -1,0 +1,137 @@
+"""Sequences whose length axis is split evenly over the devices of one mesh axis.
+
+Pure functions of one device's piece, called inside `jax.shard_map(..., check_vma=False)`. Piece i of S holds elements
+i L .. (i+1) L - 1, L the local length. Whoever differentiates through the shard_map gets whole gradients, those of
+replicated parameters summed over the devices. Collectives are static: none depends on the data.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from seqboat.ops import ema
+from seqboat.ops.ema import EMAParams
+from seqboat.ops.packing import Packing, compress
+
+Tree = Any
+
+
+def exclusive_scan(
+    combine: Callable[[Tree, Tree], Tree], value: Tree, identity: Tree, axis: str, *, reverse: bool = False
+) -> Tree:
+    """v_0 * .. * v_(i-1) on shard i, or with `reverse` v_(i+1) * .. * v_(S-1), where a * b = combine(a, b).
+
+    `combine` is associative and need not commute: its left argument always comes from the earlier shards. `identity`
+    has the structure of `value`, its leaves shapes that broadcast to those of `value`; nothing before the first shard,
+    or after the last, is the identity.
+
+    For S > 1 each leaf is permuted 1 + ceil(log2(S - 1)) times (S = 2: once), in each of which a device sends its value
+    once, and the gradient as often again. Gathering all values would be one collective, but S values in memory.
+    """
+    size = jax.lax.axis_size(axis)
+    if size == 1:
+        return jax.tree.map(lambda v, e: jnp.broadcast_to(jnp.asarray(e, v.dtype), v.shape), value, identity)
+    total = _receive(value, identity, axis, 1, reverse)
+    reach = 1  # `total` combines this many neighbours, or all there are
+    while reach < size - 1:
+        farther = _receive(total, identity, axis, reach, reverse)
+        total = combine(total, farther) if reverse else combine(farther, total)
+        reach *= 2
+    return total
+
+
+def _receive(value: Tree, identity: Tree, axis: str, distance: int, reverse: bool) -> Tree:
+    """The value of the shard that stands `distance` before this one (after it, if `reverse`), or the identity."""
+    size, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    pairs = [(i, i + distance) for i in range(size - distance)]
+    if reverse:
+        pairs = [(target, source) for source, target in pairs]
+    exists = index < size - distance if reverse else index >= distance
+    # Who is sent nothing gets zeros, which are not every combination's identity.
+    return jax.tree.map(lambda v, e: jnp.where(exists, jax.lax.ppermute(v, axis, pairs), e), value, identity)
+
+
+def convolve(
+    params: EMAParams, x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None, axis: str
+) -> Float[Array, "B L D"]:
+    """This piece of the untruncated `ops.ema.convolve` of the whole sequences, in one direction or both.
+
+    Every piece is averaged from a zero state; the states that leave the pieces are scanned over the shards,
+
+        h entering i+1 = q^L h entering i + h leaving i,
+
+    and what the entering state adds, sum_n gamma_n / sqrt(N) q_n^(t+1) h_n, is added. The exchange does not wait for
+    the average of the piece if that is an FFT, nor that for it.
+
+    A direction costs the collectives of one `exclusive_scan` of one leaf of 4 (B + 1) D N bytes, of which 4 D N are
+    the decay: for S = 8, 4 permutes, and 4 more for the gradient. B D N L / C numbers, C ~ sqrt(L), are in memory at
+    once beside those of the local average; B L D N never.
+    """
+    y, leaving = ema.convolve_piece(params, x, valid)
+    length = x.shape[1]
+    entering = tuple(
+        _entering(own, state, length, axis, ahead)
+        for (ahead, own), state in zip(params.directions, leaving, strict=True)
+    )
+    return (y + ema.continuation(params, entering, length)).astype(x.dtype)
+
+
+def _entering(
+    params: EMAParams, leaving: Float[Array, "B D N"], length: int, axis: str, ahead: bool
+) -> Float[Array, "B D N"]:
+    """The state that enters this piece in one direction: what left all pieces before it (after it, if `ahead`)."""
+    decay = jnp.exp(length * ema.coefficients(params).log_decay)[None]
+    # The decay over a piece is one more row of the states: one leaf, one collective a step.
+    value = jnp.concatenate([decay, leaving])
+    identity = jnp.concatenate([jnp.ones_like(decay), jnp.zeros_like(leaving)])
+    combine = (lambda left, right: _chain(right, left)) if ahead else _chain
+    return exclusive_scan(combine, value, identity, axis, reverse=ahead)[1:]
+
+
+def _chain(first: Float[Array, "R D N"], second: Float[Array, "R D N"]) -> Float[Array, "R D N"]:
+    """(a, h) then (b, g): (a b, b h + g), the decay in row 0."""
+    return second[:1] * first + jnp.concatenate([jnp.zeros_like(second[:1]), second[1:]])
+
+
+def last_active(
+    rows: Tree, active: Bool[Array, "B L"], size: int, axis: str, *, reverse: bool = False
+) -> tuple[Tree, Bool[Array, "B {size}"]]:
+    """The last `size` active rows of all shards before this one, and which of them there are.
+
+    Leaves (B, L, ...) become (B, size, ...): rows in their order, the newest in the last slot; where there were fewer,
+    the first slots are zero and not `there`. With `reverse` the first `size` active rows of all shards after this one,
+    the nearest in slot 0. They may stand any number of shards away. The gradient goes back to the shard that has the
+    row, by gathers.
+
+    The collectives of one `exclusive_scan` with a leaf more than `rows` has: in each permute a device sends B `size`
+    rows and as many booleans, however few of them there are.
+    """
+    own = _keep(rows, active, size, reverse)
+    nothing = jax.tree.map(jnp.zeros_like, own)
+    return exclusive_scan(functools.partial(_merge, first=reverse), own, nothing, axis, reverse=reverse)
+
+
+def _merge(left: tuple[Tree, Array], right: tuple[Tree, Array], first: bool) -> tuple[Tree, Array]:
+    """Of the kept rows of two neighbouring stretches, those that both together keep."""
+    rows, there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), left, right)
+    return _keep(rows, there, left[1].shape[1], first)
+
+
+def _keep(rows: Tree, active: Bool[Array, "B L"], size: int, first: bool) -> tuple[Tree, Bool[Array, "B {size}"]]:
+    """The last `size` active rows of each sequence, in the last slots; or the first, in the first slots."""
+    batch, length = active.shape
+    rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
+    place = rank - 1 if first else rank - 1 + size - rank[:, -1:]
+    kept = (active & (place >= 0) & (place < size)).reshape(-1)
+    slot = (place + size * np.arange(batch, dtype=np.int32)[:, None]).reshape(-1)
+    source = jnp.full(batch * size, -1, jnp.int32)
+    source = source.at[jnp.where(kept, slot, batch * size)].set(np.arange(batch * length, dtype=np.int32), mode="drop")
+    packing = Packing(source, jnp.where(kept, slot, -1), kept.sum())
+    flat = jax.tree.map(lambda a: a.reshape(batch * length, *a.shape[2:]), rows)
+    out = jax.tree.map(lambda a: a.reshape(batch, size, *a.shape[1:]), compress(flat, packing))
+    return out, (source >= 0).reshape(batch, size)
