@@ -154,13 +154,13 @@ def continuation(
     One that looks ahead enters behind the last element, and q has the power length - t. Float32, B D N L/C numbers at
     most at once.
     """
-    added = []
+    batch, width, _ = entering[0].shape
+    y = jnp.zeros((width, batch, length), jnp.float32)
     for (ahead, own), state in zip(params.directions, entering, strict=True):
         c = coefficients(own)
-        y = _sum_of_decays(c, (c.output * jnp.exp(c.log_decay))[:, None] * state.swapaxes(0, 1), length)
-        added.append(y[..., ::-1] if ahead else y)
-    width, batch, _ = added[0].shape
-    return swap(sum(added).reshape(1, width, -1)).reshape(batch, length, width)
+        added = _sum_of_decays(c, (c.output * jnp.exp(c.log_decay))[:, None] * state.swapaxes(0, 1), length)
+        y += added[..., ::-1] if ahead else added
+    return swap(y.reshape(1, width, -1)).reshape(batch, length, width)
 
 
 def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[Array, "D B N"]:
