@@ -8,6 +8,8 @@ def get_config(model: str = "classifier") -> ConfigDict:
     """`model` is config.model.name: classifier, retrieval or language_model."""
     config = ConfigDict()
     config.seed = 0
+    # Mesh axes that the devices make: "data", "fsdp=4,tensor=2", ..., or "pmap"; None is one device.
+    config.mesh = placeholder(str)
     # Prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
     config.data_dir = placeholder(str)
     config.task = ConfigDict()

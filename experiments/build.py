@@ -13,12 +13,14 @@ import numpy as np
 from experiments.config import split_fields, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import OptimizerConfig, make_optimizer
-from experiments.step import StepFunctions, make_steps
+from experiments.partition import OneDevice, Partition, make_partition
+from experiments.step import Split, StepFunctions, make_steps
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
+from seqboat.parallel.rules import ALONE, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +62,17 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole experiment. `model` and `task` are groups whose fields depend on their `name`."""
+    """A whole experiment. `model` and `task` are groups whose fields depend on their `name`.
+
+    `mesh` names the axes of the mesh of all devices, data, fsdp, tensor and sequence, with sizes ("fsdp=4,tensor=2") or
+    without ("data"); or is "pmap"; None is one device.
+    """
 
     task: dict
     model: dict
     optimizer: OptimizerConfig
     train: TrainConfig
+    mesh: str | None = None
     seed: int = 0
     data_dir: str | None = None
 
@@ -83,6 +90,7 @@ class Experiment:
     model: Any
     task: Any
     steps: StepFunctions
+    partition: Partition
 
     def describe(self) -> str:
         encoder = self.model.config.encoder
@@ -95,13 +103,18 @@ class Experiment:
         )
 
 
-def build(values: Mapping[str, Any]) -> Experiment:
-    """Everything of an experiment, validated: raises UserError with the field and what it wants, before any compile."""
+def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
+    """Everything of an experiment, validated: raises UserError with the field and what it wants, before any compile.
+
+    `one_device` leaves the config's mesh out.
+    """
     plain: dict[str, Any] = _plain(values)
     config = to_dataclass(Config, plain, "config")
-    task = build_task(config)
+    partition = OneDevice() if one_device else make_partition(config.mesh)
+    task = build_task(config, partition.rows)
     model = build_model(config.model, task.config)
     example = task.train_batch(0)
+    split = _split(config, task, model, partition, example)
     steps = make_steps(
         model,
         task.loss,
@@ -111,11 +124,37 @@ def build(values: Mapping[str, Any]) -> Experiment:
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
         evaluation_metrics=task.evaluation_metrics,
+        split=split,
     )
-    return Experiment(plain, config, model, task, steps)
+    return Experiment(plain, config, model, task, steps, partition)
 
 
-def build_task(config: Config) -> Any:
+def _split(
+    config: Config, task: Any, model: nn.Module, partition: Partition, example: Mapping[str, Any]
+) -> Split | None:
+    """The model of a device's part, on parameters that its layout can split; raises UserError where it cannot."""
+    layout, where = partition.layout, f"config.mesh={config.mesh!r}"
+    if not layout.sizes:
+        return None
+    size, parts = config.train.batch_size // config.train.accumulate, layout.size(layout.batch)
+    if size % parts:
+        raise UserError(
+            f"{where}: {parts} devices cannot share batches of {size} examples"
+            + (" (batch_size / accumulate)" if config.train.accumulate > 1 else "")
+        )
+    length = example["inputs"].shape[1]
+    if layout.length and length % layout.size((layout.length,)):
+        raise UserError(f"{where}: {layout.size((layout.length,))} devices cannot share sequences of {length} elements")
+    inputs, lengths = (jax.ShapeDtypeStruct(example[name].shape, example[name].dtype) for name in ("inputs", "lengths"))
+    try:
+        layout.of_parameters(jax.eval_shape(model.init, jax.random.key(0), inputs, lengths)["params"])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    return Split(build_model(config.model, task.config, layout), layout, partition.mesh)
+
+
+def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:
+    """`rows`: which part of every batch it reads, of how many."""
     name, fields = _named(config.task, "config.task")
     module_name = f"experiments.tasks.{name}"
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
@@ -129,8 +168,8 @@ def build_task(config: Config) -> Any:
         batch_size=config.train.batch_size,
         seed=config.seed,
         data_dir=config.data_dir,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=rows[0],
+        process_count=rows[1],
     )
 
 
@@ -146,8 +185,9 @@ ACCELERATOR_BLOCKS = 32
 GIVEN = ("classes", "vocabulary_size")
 
 
-def build_model(values: Mapping[str, Any], sizes: Any) -> nn.Module:
-    """The model of `config.model`: a flat group of the fields of its dataclasses, with a task's sizes."""
+def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -> nn.Module:
+    """The model of `config.model`: a flat group of the fields of its dataclasses, with a task's sizes; for one device's
+    part of a `layout`."""
     where = "config.model"
     name, fields = _named(values, where)
     if name not in MODELS:
@@ -159,13 +199,15 @@ def build_model(values: Mapping[str, Any], sizes: Any) -> nn.Module:
     if len(given) < len(wanted):
         missing = " and no ".join(field for field in wanted if field not in given)
         raise UserError(f"{where}.name={name!r}: this task is not for such a model, it has no {missing}")
-    for field in ("encoder", "layer", *GIVEN):
+    for field in ("encoder", "layer", "layout", *GIVEN):
         if field in fields:
-            raise UserError(f"{where}.{field}: not set here, the task decides it")
+            raise UserError(
+                f"{where}.{field}: not set here, {'config.mesh' if field == 'layout' else 'the task'} decides it"
+            )
     own, encoder, layer = split_fields(fields, config_class, EncoderConfig, LayerConfig, where=where)
     if layer.get("blocks_per_trip") is None:
         layer["blocks_per_trip"] = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
-    layer_config = to_dataclass(LayerConfig, layer, where)
+    layer_config = to_dataclass(LayerConfig, {**layer, "layout": layout}, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
     return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))
 

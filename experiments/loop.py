@@ -55,7 +55,7 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
     """
     task, settings = experiment.task, experiment.config.train
     init = functools.partial(experiment.steps.init, experiment.config.seed)
-    abstract = jax.eval_shape(init)  # finds mistakes of the config before anything is written
+    abstract = experiment.partition.abstract(init)  # finds mistakes of the config before anything is written
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=settings.keep_checkpoints,
@@ -63,9 +63,10 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
         higher_is_better=task.higher_is_better,
     ) as checkpoints:
         restored = checkpoints.restore_latest(abstract)
-        state = restored.state if restored else jax.jit(init)()
+        state = restored.state if restored else experiment.partition.create(init)
         if restored is None and init_from is not None:
             state = dataclasses.replace(state, **initial_variables(experiment, init_from))
+            state = experiment.partition.place(state)
         start = int(state.step)
         with Reporter(
             workdir,
@@ -76,7 +77,7 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
         ) as reporter:
             reporter.message(experiment.describe())
             count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            reporter.message(f"{count:,} parameters, {jax.device_count()} {jax.devices()[0].platform} device(s)")
+            reporter.message(f"{count:,} parameters on {experiment.partition.describe()} ({jax.devices()[0].platform})")
             if restored:
                 reporter.message(f"going on from step {start} of {checkpoints.directory}")
                 for line in differences(restored.meta.get("config"), experiment.values):
@@ -90,7 +91,8 @@ class _Run:
     def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, state: TrainState):
         self.experiment, self.checkpoints, self.reporter, self.state = experiment, checkpoints, reporter, state
         self.settings, self.task = experiment.config.train, experiment.task
-        self.evaluate_batch = jax.jit(experiment.steps.evaluate)
+        self.partition = experiment.partition
+        self.evaluate_batch = self.partition.evaluate(experiment.steps.evaluate)
         # A report that is due waits until the next step is under way, so that the device does not wait for the host.
         self.due: tuple[int, Sums, jax.Array] | None = None
         self.clock = time.monotonic()
@@ -102,10 +104,10 @@ class _Run:
             if start == 0:
                 self.save(0, None)
             return
-        update = self.compile(self.task.train_batch(start))
+        update = self.compile(self.partition.put(self.task.train_batch(start)))
         batches = self.task.train_batches(start)
         for step in range(start + 1, settings.steps + 1):
-            self.state = update(self.state, next(batches))
+            self.state = update(self.state, self.partition.put(next(batches)))
             self.report()
             self.reporter.progress(step)
             last = step == settings.steps
@@ -126,7 +128,7 @@ class _Run:
 
     def compile(self, batch: Any) -> Any:
         began = time.monotonic()
-        update = jax.jit(self.experiment.steps.train, donate_argnums=0).lower(self.state, batch).compile()
+        update = self.partition.compile(self.experiment.steps.train, self.state, batch)
         self.clock = time.monotonic()
         self.reporter.message(f"compiled the training step in {self.clock - began:.1f} s")
         return update
@@ -163,7 +165,8 @@ class _Run:
         began = time.monotonic()
         split = self.task.splits[0]
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        values = evaluate(self.evaluate_batch, variables, self.task.evaluation_batches(split))
+        batches = map(self.partition.put, self.task.evaluation_batches(split))
+        values = evaluate(self.evaluate_batch, variables, batches)
         self.reporter.evaluation(step, split, values)
         self.clock += time.monotonic() - began
         return values

@@ -39,7 +39,7 @@ def load(workdir: str | Path, step: int | None = None, data_dir: str | None = No
     values = dict(meta["config"])
     if data_dir is not None:
         values["data_dir"] = data_dir
-    experiment = build(values)
+    experiment = build(values, one_device=True)
     with _open(experiment, Path(workdir)) as checkpoints:
         chosen = step if step is not None else checkpoints.best_step()
         params, stats = _abstract(experiment)

@@ -1,6 +1,7 @@
 """One training step and one evaluation step: pure functions of a state and a batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.parallel.rules import ALONE, Layout
 
 # Folded into the seed for initial parameters; steps fold in their own, smaller numbers.
 INITIALISATION = 2**32 - 1
@@ -37,6 +40,25 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """A step split over devices: `model` computes a device's part, on a `mesh`, or under pmap if that is None."""
+
+    model: nn.Module
+    layout: Layout
+    mesh: jax.sharding.Mesh | None
+
+    def on_devices(self, fn, params, batch, gradient: bool = True):
+        """`fn(params, batch_stats, batch, key)` on every device's parts; with `gradient` its result begins with one."""
+        fn = functools.partial(fn, model=self.model, layout=self.layout)
+        if self.mesh is None:
+            return fn
+        whole, specs = PartitionSpec(), self.layout.of_parameters(params)
+        given = (specs, whole, self.layout.of_batch(batch), whole)
+        results = (specs, whole, whole) if gradient else whole
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=given, out_specs=results, check_vma=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class StepFunctions:
     """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, and the `objective` for diagnosis."""
 
@@ -56,52 +78,60 @@ def make_steps(
     accumulate: int = 1,
     activation_price: float = 0.0,
     evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {},
+    split: Split | None = None,
 ) -> StepFunctions:
     """Steps of a model under a task's loss.
 
     The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
     for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
     `example` is a batch, for shapes. `evaluation_metrics` are those that evaluation reports besides the loss's own.
+    With `split` every device computes its part of the batch, and nothing else is communicated than `Layout` says.
     """
 
-    def price_of(batch):
+    def price_of(batch, layout):
         """The price of one element's probability, so that the sum over the batch is the mean over its elements."""
-        return activation_price * batch["weights"].sum() / jnp.maximum(batch["lengths"].sum(), 1)
+        weight = layout.share(batch["weights"].sum(), batch["weights"].ndim > 1)
+        weight, count = layout.sum((weight, layout.share(batch["lengths"].sum().astype(jnp.float32), False)))
+        return activation_price * weight / jnp.maximum(count, 1)
 
-    def objective(params, batch_stats, batch, key, price=0.0, mutable=("batch_stats",)):
+    def objective(params, batch_stats, batch, key, price=0.0, mutable=("batch_stats",), model=model, layout=ALONE):
         out, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats},
             batch["inputs"],
             batch["lengths"],
             True,
             rngs={"dropout": key},
             mutable=list(mutable),
         )
-        total, weight, metrics = loss(out, batch)
-        metrics = metrics | activation_metrics(out.layers)
+        total, weight, metrics = layout.share(loss(out, batch), out.logits.ndim > 2)
+        metrics = metrics | layout.share(activation_metrics(out.layers), True)
+        probability = layout.share(out.layers.probability.sum(), True)
         choices = max(out.layers.probability.size, 1)  # layers x modules
-        return total + price * out.layers.probability.sum() / choices, (metrics, weight, changed)
+        return total + price * probability / choices, (metrics, weight, changed)
 
-    def gradients(params, batch_stats, batch, key):
+    def gradients(params, batch_stats, batch, key, model=model, layout=ALONE):
         """Gradient of the mean, metrics, and new batch statistics, over `accumulate` parts."""
-        price = price_of(batch)
+        price, key = price_of(batch, layout), layout.fold(key)
         parts = jax.tree.map(lambda a: a.reshape(accumulate, a.shape[0] // accumulate, *a.shape[1:]), batch)
 
         def one(carry, part_and_index):
             summed, stats = carry
             part, index = part_and_index
-            grad = jax.grad(objective, has_aux=True)
-            gradient, (metrics, weight, changed) = grad(params, stats, part, jax.random.fold_in(key, index), price)
+            gradient, (metrics, weight, changed) = jax.grad(objective, has_aux=True)(
+                params, stats, part, jax.random.fold_in(key, index), price, model=model, layout=layout
+            )
             return (jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})), (metrics, weight)
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
         (summed, stats), (metrics, weight) = jax.lax.scan(one, start, (parts, jnp.arange(accumulate)))
-        scale = 1 / jnp.maximum(weight.sum(), 1e-9)
-        return jax.tree.map(lambda g: g * scale, summed), stats, jax.tree.map(lambda a: a.sum(0), metrics)
+        metrics, weight = layout.sum(jax.tree.map(lambda a: a.sum(0), (metrics, weight)))
+        scale = 1 / jnp.maximum(weight, 1e-9)
+        return jax.tree.map(lambda g: g * scale, layout.sum_gradients(summed)), stats, metrics
 
     def train(state: TrainState, batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradient, stats, metrics = gradients(state.params, state.batch_stats, batch, key)
+        run = gradients if split is None else split.on_devices(gradients, state.params, batch)
+        gradient, stats, metrics = run(state.params, state.batch_stats, batch, key)
         norm = optax.tree.norm(gradient)
         # Means of these are per update, in however many parts it was computed.
         metrics = metrics | {"gradient_norm": (norm, jnp.ones(())), "elements": (metrics["elements"][0], jnp.ones(()))}
@@ -131,10 +161,17 @@ def make_steps(
         opt_state = make_optimizer(params).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, jnp.full((), -1, jnp.int32))
 
-    def evaluate(variables, batch) -> Sums:
+    def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
+        variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out: Any = model.apply(variables, batch["inputs"], batch["lengths"], False)
-        _, _, metrics = loss(out, batch)
-        return metrics | activation_metrics(out.layers) | evaluation_metrics(out, batch)
+        metrics = layout.share(loss(out, batch)[2] | evaluation_metrics(out, batch), out.logits.ndim > 2)
+        return layout.sum(metrics | layout.share(activation_metrics(out.layers), True))
+
+    def evaluate(variables, batch) -> Sums:
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        run = sums if split is None else split.on_devices(sums, params, batch, gradient=False)
+        metrics = run(params, stats, batch, None)
+        return metrics | {"elements": (metrics["elements"][0], jnp.ones(()))}
 
     return StepFunctions(init, train, evaluate, objective)
 

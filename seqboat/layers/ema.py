@@ -5,19 +5,22 @@ from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.initializers import alternating, truncated_normal
 from seqboat.ops import ema
+from seqboat.parallel import sequence
 
 
 class EMA(nn.Module):
     """x (B, L, D) -> the damped average of every element's past, and of its future unless causal, plus omega x.
 
-    Elements that are not `valid` enter the average as zeros. Initial values are those of the published model: delta and
-    alpha ~ N(0, 0.2^2), beta ~ +-1 alternating + N(0, 0.02^2), gamma and omega ~ N(0, 1), cut at two deviations.
+    Elements that are not `valid` enter the average as zeros. `axis` names the mesh axis over which sequences are split,
+    if they are. Initial values are those of the published model: delta and alpha ~ N(0, 0.2^2), beta ~ +-1 alternating
+    + N(0, 0.02^2), gamma and omega ~ N(0, 1), cut at two deviations.
     """
 
     state_size: int
     causal: bool
     truncation: int | None = None
     method: ema.Method = "auto"
+    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -30,4 +33,6 @@ class EMA(nn.Module):
             gamma=self.param("gamma", truncated_normal(1.0), shape),
             omega=self.param("omega", truncated_normal(1.0), (width,)),
         )
+        if self.axis:
+            return sequence.convolve(params, x, valid, self.axis)
         return ema.convolve(params, x, valid, truncation=self.truncation, method=self.method)

@@ -4,11 +4,13 @@ import math
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seqboat.layers.initializers import truncated_normal
 from seqboat.ops.positions import sinusoid
+from seqboat.parallel.rules import ALONE, Layout
 
 
 class TokenEmbedding(nn.Module):
@@ -49,10 +51,18 @@ class LinearEmbedding(nn.Module):
 
 
 class SinusoidalPosition(nn.Module):
-    """x (B, L, D) plus sin | cos of the position, in halves of the channels, times a learned scalar, first D^-1/2."""
+    """x (B, L, D) plus sin | cos of the position, in halves of the channels, times a learned scalar, first D^-1/2.
+
+    `layout`: how the sequences are split over devices.
+    """
+
+    layout: Layout = ALONE
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         length, width = x.shape[1:]
         scale = self.param("scale", nn.initializers.constant(1 / math.sqrt(width)), ())
-        return x + (scale * sinusoid(length, width))[None].astype(x.dtype)
+        table = jnp.asarray(sinusoid(length * self.layout.pieces, width))
+        if self.layout.length:
+            table = jax.lax.dynamic_slice_in_dim(table, self.layout.start(length), length)
+        return x + (scale * table)[None].astype(x.dtype)

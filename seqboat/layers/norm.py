@@ -62,12 +62,12 @@ class BatchNorm(nn.Module):
     """Normalises each channel over the batch and the length, over valid elements only.
 
     Training uses the batch's statistics and moves the running mean and (unbiased) variance by 0.1 towards them;
-    evaluation uses the running ones. Under jit the batch is the global one. Under pmap or shard_map `axis_name` names
-    the mesh axes to sum over. `count_padding` includes padding in the statistics, as the published code does.
+    evaluation uses the running ones. `axes` names the mesh axes over which the batch is split. `count_padding` includes
+    padding in the statistics, as the published code does.
     """
 
     affine: bool = True
-    axis_name: str | tuple[str, ...] | None = None
+    axes: tuple[str, ...] = ()
     count_padding: bool = False
 
     @nn.compact
@@ -91,7 +91,7 @@ class BatchNorm(nn.Module):
 
     def _sum(self, y: Float[Array, "T D"]) -> Float[Array, "D"]:
         total = y.sum(0)
-        return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
+        return jax.lax.psum(total, self.axes) if self.axes else total
 
 
 def _rows(x: Float[Array, "B L D"]) -> Float[Array, "T D"]:

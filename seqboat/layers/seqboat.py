@@ -18,6 +18,7 @@ from seqboat.layers.sparse_activation import ActivationStats, Form, RouterConfig
 from seqboat.layers.taps import tap
 from seqboat.ops.ema import Method, choose
 from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_refusal
+from seqboat.parallel.rules import ALONE, Layout
 
 # What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
 KEPT = ("ssm", "sum", "result")
@@ -31,8 +32,8 @@ class LayerConfig:
     computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
     sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
     The packed form computes blocks of `block_size` rows, `blocks_per_trip` at once, and attends within them
-    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `batch_axis` names
-    the mesh axes of batch norm's statistics under pmap or shard_map.
+    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `layout`
+    says over which axes of a mesh batches and sequences are split, where a step runs under shard_map or pmap.
     """
 
     features: int
@@ -53,7 +54,7 @@ class LayerConfig:
     norm_placement: Literal["pre", "post"] = "pre"
     norm_affine: bool = True
     norm_counts_padding: bool = False
-    batch_axis: str | tuple[str, ...] | None = None
+    layout: Layout = ALONE
     activation: Literal["learned", "always", "never"] = "learned"
     router: RouterConfig = dataclasses.field(default_factory=RouterConfig)
     dropout: float = 0.0
@@ -94,6 +95,8 @@ class LayerConfig:
             raise ValueError(f"key_size={self.key_size}: rotary positions turn pairs, so it must be even")
         if self.attention_method == "pallas":
             self._check_kernel()
+        if self.layout.length:
+            self._check_split()
         if self.ssm == "s4d" and self.ema_method != "auto":
             raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': leave it at 'auto'")
 
@@ -106,6 +109,13 @@ class LayerConfig:
         if reason := kernel_refusal(self.make_window()):
             raise ValueError(f"{where}: {reason}; use 'blocks'")
 
+    def _check_split(self) -> None:
+        where = "sequences split over devices"
+        if self.ssm != "ema" or self.ssm_truncation is not None:
+            raise ValueError(f"{where} need ssm='ema' and ssm_truncation=None: its state is handed on")
+        if self.window_size is None:
+            raise ValueError(f"{where} need a window_size: that many activated elements are handed on")
+
     def choose_ssm_method(self, length: int) -> Method:
         """How the state space model is computed in sequences of this length."""
         return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
@@ -114,9 +124,7 @@ class LayerConfig:
         return Window(self.window_size, self.causal, self.attention_function, self.position)
 
     def make_norm(self, name: str) -> nn.Module:
-        extra = (
-            {"axis_name": self.batch_axis, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
-        )
+        extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
 
     def make_modules(self) -> tuple[nn.Module, ...]:
@@ -183,7 +191,8 @@ class SeqBoatLayer(nn.Module):
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
         if config.ssm == "ema":
-            ssm: nn.Module = EMA(config.state_size, config.causal, config.ssm_truncation, config.ema_method, name="ssm")
+            kind = (config.causal, config.ssm_truncation, config.ema_method, config.layout.length)
+            ssm: nn.Module = EMA(config.state_size, *kind, name="ssm")
         else:
             ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
         e = checkpoint_name(ssm(x, valid), "ssm")
@@ -198,6 +207,7 @@ class SeqBoatLayer(nn.Module):
             form=config.form,
             block_size=config.block_size,
             blocks_per_trip=config.blocks_per_trip,
+            layout=config.layout,
             name="sparse",
         )(m, valid, train)
         y = nn.silu(checkpoint_name(residual + (drop(skip + h) if config.causal else skip + drop(h)), "sum"))

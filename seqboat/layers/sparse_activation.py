@@ -24,6 +24,8 @@ from jaxtyping import Array, Bool, Float
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.taps import tap
 from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
+from seqboat.parallel import sequence
+from seqboat.parallel.rules import ALONE, Layout
 
 Form = Literal["packed", "dense"]
 
@@ -107,10 +109,14 @@ class ActivationStats(NamedTuple):
 
 
 class LatentConfigurator(nn.Module):
-    """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32."""
+    """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32.
+
+    `axes` names the mesh axes over which the elements are split.
+    """
 
     modules: int
     router: RouterConfig
+    axes: tuple[str, ...] = ()
 
     # The share of the newest batch in the running mean, once there are enough batches.
     MOMENTUM = 0.01
@@ -137,8 +143,10 @@ class LatentConfigurator(nn.Module):
         batches = self.variable("batch_stats", "batches", jnp.zeros, (), jnp.float32)
         before = mean.value
         if train and not self.is_initializing():
-            total = jnp.where(valid[..., None], m.astype(jnp.float32), 0).sum((0, 1))
-            batch = jax.lax.stop_gradient(total) / jnp.maximum(valid.sum(), 1)
+            total = jax.lax.stop_gradient(jnp.where(valid[..., None], m.astype(jnp.float32), 0).sum((0, 1)))
+            count = valid.sum()
+            total, count = jax.lax.psum((total, count), self.axes) if self.axes else (total, count)
+            batch = total / jnp.maximum(count, 1)
             batches.value += 1
             mean.value += jnp.maximum(self.MOMENTUM, 1 / batches.value) * (batch - before)
         return before
@@ -149,7 +157,8 @@ class SparseModularActivation(nn.Module):
 
     `form` "packed" computes active rows alone, in blocks whose number follows the activation; "dense" computes all rows
     and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
-    `blocks_per_trip`: how many blocks are computed at once (`ops.packing.map_blocks`).
+    `blocks_per_trip`: how many blocks are computed at once (`ops.packing.map_blocks`). `layout`: how the sequences are
+    split over devices; each computes its own elements.
     """
 
     # Flax: modules passed in keep the names they were given.
@@ -161,6 +170,7 @@ class SparseModularActivation(nn.Module):
     form: Form = "packed"
     block_size: int = 128
     blocks_per_trip: int = 1
+    layout: Layout = ALONE
 
     @nn.compact
     def __call__(
@@ -171,7 +181,8 @@ class SparseModularActivation(nn.Module):
             one = jnp.ones((*m.shape[:2], count), jnp.float32)
             decision = Decision(one * valid[..., None] > 0, one, one, jnp.ones(count))
         elif count:
-            decision = LatentConfigurator(count, self.router, name="configurator")(m, valid, train)
+            configurator = LatentConfigurator(count, self.router, self.layout.data, name="configurator")
+            decision = configurator(m, valid, train)
         else:
             empty = jnp.zeros((*m.shape[:2], 0), jnp.float32)
             decision = Decision(empty > 0, empty, empty, jnp.zeros(0))
@@ -185,7 +196,7 @@ class SparseModularActivation(nn.Module):
                 self._create(module, m, active[..., i])
                 continue
             chosen = jnp.where(active[..., i], gate[..., i], 0)
-            result, taps = self._compute(module, m, active[..., i], describe(active[..., i]), train)
+            result, taps = self._compute(module, m, active[..., i], self._describe(active[..., i]), train)
             result = checkpoint_name(result, "result")
             for name, value in taps.items():
                 tap(self, name, value)
@@ -212,6 +223,9 @@ class SparseModularActivation(nn.Module):
         params, apply = self._functional(module, train)
         if frozen:
             params, m = jax.lax.stop_gradient((params, m))
+        own = slice(None)
+        if self.layout.length and isinstance(module, WindowedModule):
+            m, computed, rows, own = self._with_neighbours(module, m, computed, rows, reach)
         flat = m.reshape(-1, m.shape[-1])
         if self.form == "dense":
             y, taps = _dense(module, flat, rows, params, apply)
@@ -241,8 +255,31 @@ class SparseModularActivation(nn.Module):
             else:
                 y, taps = _packed(rows, flat, apply, each)
             y, taps = extract((y, taps), packing)
-        back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])
+        back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])[:, own]
         return back(y), jax.tree.map(back, taps)
+
+    def _describe(self, active: Bool[Array, "B L"]) -> Rows:
+        rows = describe(active)
+        return rows._replace(position=rows.position + self.layout.start(active.shape[1]))
+
+    def _with_neighbours(self, module: WindowedModule, m: Array, computed: Array, rows: Rows, reach: int):
+        """Of sequences split over devices: m, computed and rows together with the computed elements before and after
+        that this device's may see, and where its own are among them."""
+        axis, length = str(self.layout.length), m.shape[1]
+        shaped = jax.tree.map(lambda leaf: leaf.reshape(m.shape[:2]), rows)
+        seen = {"m": m, "position": shaped.position, "active": shaped.active, "weight": shaped.weight}
+        parts = [(seen, computed)]
+        left, right = (reach * side for side in module.halo(length * self.layout.pieces))
+        if left:
+            parts.insert(0, sequence.last_active(seen, computed, left, axis))
+        if right:
+            parts.append(sequence.last_active(seen, computed, right, axis, reverse=True))
+        join = lambda *leaves: jnp.concatenate(leaves, axis=1)
+        seen, computed = jax.tree.map(join, *parts)
+        weight = None if rows.weight is None else seen["weight"].reshape(-1)
+        rows = describe(seen["active"] & computed)
+        rows = rows._replace(position=seen["position"].reshape(-1), weight=weight)
+        return seen["m"], computed, rows, slice(left, left + length)
 
     def _credit(self, module, m, valid, active, probability, chosen):
         """Zeros (B, L, D) whose gradient pays the router for what elements are, or would be, worth.
@@ -263,7 +300,7 @@ class SparseModularActivation(nn.Module):
             sampled &= jax.random.bernoulli(self.make_rng("dropout"), share, sampled.shape)
         scale = jnp.where(active, 1, 1 / share)
         probability = scale * probability
-        rows = describe(active)
+        rows = self._describe(active)
         if self.router.key_credit:  # inactive keys have weight 0, and earn credit
             weight = _straight_through(active, probability)
             rows = rows._replace(active=(active | sampled).reshape(-1), weight=weight.reshape(-1))

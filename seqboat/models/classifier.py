@@ -4,11 +4,13 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
 from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.seqboat import LayerConfig
 from seqboat.layers.sparse_activation import ActivationStats
 from seqboat.models.encoder import Encoder, EncoderConfig
 
@@ -20,10 +22,20 @@ class Output(NamedTuple):
     layers: ActivationStats
 
 
-def mean_over_length(x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """The mean of each sequence's real elements, in float32; 0 for an empty one."""
-    total = jnp.where(valid[..., None], x, 0).astype(jnp.float32).sum(1)
-    return total / jnp.maximum(valid.sum(1), 1)[:, None]
+def mean_over_length(
+    x: Float[Array, "B L D"], valid: Bool[Array, "B L"], axis: str | None = None
+) -> Float[Array, "B D"]:
+    """The mean of each sequence's real elements, in float32; 0 for an empty one. `axis` names the mesh axis over which
+    sequences are split, if they are."""
+    total, count = jnp.where(valid[..., None], x, 0).astype(jnp.float32).sum(1), valid.sum(1)
+    if axis:
+        total, count = jax.lax.psum((total, count), axis)
+    return total / jnp.maximum(count, 1)[:, None]
+
+
+def is_real(lengths: Int[Array, "B"], length: int, layer: LayerConfig) -> Bool[Array, "B L"]:
+    """Which elements of sequences of these true lengths are no padding; of this device's piece, if they are split."""
+    return (jnp.arange(length) + layer.layout.start(length))[None] < lengths[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +74,16 @@ class Classifier(nn.Module):
         config = self.config
         layer = config.encoder.layer
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
-        valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
+        valid = is_real(lengths, inputs.shape[1], layer)
         if config.vocabulary_size is None:
             x = LinearEmbedding(layer.features, config.embedding_init, name="embedding")(inputs)
         else:
             x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(inputs)
         if config.sinusoid:
-            x = SinusoidalPosition(name="position")(x)
+            x = SinusoidalPosition(layer.layout, name="position")(x)
         x = drop(jnp.where(valid[..., None], x, 0))
         x, stats = Encoder(config.encoder, name="encoder")(x, valid, train)
-        pooled = mean_over_length(x, valid)
+        pooled = mean_over_length(x, valid, layer.layout.length)
         if config.head == "linear":
             return Output(nn.Dense(config.classes, kernel_init=truncated_normal(), name="head")(pooled), stats)
         xavier = nn.initializers.xavier_uniform()

@@ -46,6 +46,8 @@ class Encoder(nn.Module):
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
     ) -> tuple[Float[Array, "B L D"], ActivationStats]:
         config, layer = self.config, SeqBoatLayer
+        if config.layer.layout.axes:  # a layer's parameters are whole for as long as it runs
+            layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather)
         if config.remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
             policy = keep if config.remat == "selective" else None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from seqboat.layers.embedding import TokenEmbedding
-from seqboat.models.classifier import Output
+from seqboat.models.classifier import Output, is_real
 from seqboat.models.encoder import Encoder, EncoderConfig
 
 
@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
     def __call__(self, inputs: Int[Array, "B L"], lengths: Int[Array, "B"], train: bool = False) -> Output:
         layer = self.config.encoder.layer
         embedding = TokenEmbedding(self.config.vocabulary_size, layer.features, layer.features**0.5, name="embedding")
-        valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
+        valid = is_real(lengths, inputs.shape[1], layer)
         x = nn.Dropout(layer.dropout)(embedding(inputs), deterministic=not train)
         x = jnp.where(valid[..., None], x, 0)
         x, stats = Encoder(self.config.encoder, name="encoder")(x, valid, train)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from seqboat.layers.embedding import TokenEmbedding
-from seqboat.models.classifier import Output, mean_over_length
+from seqboat.models.classifier import Output, is_real, mean_over_length
 from seqboat.models.encoder import Encoder, EncoderConfig
 
 
@@ -41,10 +41,11 @@ class DualEncoder(nn.Module):
         layer = config.encoder.layer
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
         tokens = jnp.moveaxis(inputs, 2, 1).reshape(-1, inputs.shape[1])  # (2B, L), pair by pair
-        valid = jnp.arange(tokens.shape[1])[None] < lengths.reshape(-1)[:, None]
+        valid = is_real(lengths.reshape(-1), tokens.shape[1], layer)
         x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(tokens)
         x, stats = Encoder(config.encoder, name="encoder")(drop(jnp.where(valid[..., None], x, 0)), valid, train)
-        first, second = jnp.moveaxis(mean_over_length(x, valid).reshape(-1, 2, x.shape[-1]), 1, 0)
+        pooled = mean_over_length(x, valid, layer.layout.length)
+        first, second = jnp.moveaxis(pooled.reshape(-1, 2, x.shape[-1]), 1, 0)
         pair = jnp.concatenate([second, first, first * second, first - second], axis=-1)
         xavier = nn.initializers.xavier_uniform()
         hidden = nn.Dense(config.head_size, kernel_init=xavier, name="head_hidden")(pair)

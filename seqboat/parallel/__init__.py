@@ -1,1 +1,1 @@
-"""Functions of one device's share of the data, called inside `jax.shard_map`. One way to split, one file."""
+"""Meshes, rules, and sequences split over devices."""

@@ -240,7 +240,7 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
 UNTOUCHED = {
     "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",
     "name": "chooses the class: test_the_name_chooses_the_class",
-    "batch_axis": "an axis of pmap or shard_map, and there is none in a single step: an error, tested below",
+    "layout": "config.mesh makes it: tests/parallel",
     "encoder": "a group, not a leaf",
     "layer": "a group, not a leaf",
     "router": "a group, not a leaf",
@@ -392,13 +392,6 @@ def test_the_name_chooses_the_class(tiny):
     only_classifier = ("sinusoid", "head", "embedding_init")
     values = {name: value for name, value in values.items() if name not in only_classifier}
     assert isinstance(build_model({**values, "name": "language_model"}, FakeTask), LanguageModel)
-
-
-def test_a_batch_axis_without_a_mesh_is_an_error(tiny):
-    values = tiny({"model.norm": "batch"})
-    values["model"]["batch_axis"] = "data"
-    with pytest.raises(NameError, match="unbound axis name: data"):
-        model_text(values)
 
 
 def test_numbers_as_inputs_need_no_vocabulary(tiny):

@@ -156,7 +156,7 @@ def test_mistakes_in_a_model(changes, message):
 def test_every_choice_of_the_layer_is_guarded():
     """A new field with choices needs a line above."""
     named = {name for changes, _ in MODEL_MISTAKES for name in changes}
-    free = {"attention", "norm_affine", "norm_counts_padding", "batch_axis"}  # nothing to refuse
+    free = {"attention", "norm_affine", "norm_counts_padding", "layout"}  # nothing to refuse
     assert {field.name for field in dataclasses.fields(LayerConfig)} - named == free
 
 

@@ -43,7 +43,7 @@ def test_a_run(light, tmp_path, capsys):
     train(experiment, tmp_path / "run")
     output = capsys.readouterr().out
     assert output.splitlines()[0] == experiment.describe()
-    assert f"parameters, {jax.device_count()} cpu device(s)" in output
+    assert f"parameters on one device of {jax.device_count()}; --config.mesh=data takes them all (cpu)" in output
     assert "done: step 6, best step" in output
 
     assert steps_of(tmp_path / "run", "train") == [1, 3, 6]

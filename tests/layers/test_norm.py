@@ -117,17 +117,18 @@ def test_two_devices_have_the_statistics_of_one(partitioner):
     variables = {"params": parameters("batch"), "batch_stats": {"mean": jnp.zeros(D), "variance": jnp.ones(D)}}
     cotangent = jnp.where(VALID[..., None], normal(5, BATCH, LENGTH, D), 0)
 
-    def apply(axis_name, x, valid):
-        return BatchNorm(axis_name=axis_name).apply(variables, x, valid, True, mutable=["batch_stats"])
+    def apply(axes, x, valid):
+        return BatchNorm(axes=axes).apply(variables, x, valid, True, mutable=["batch_stats"])
 
     def split(x, valid):
         if partitioner == "shard_map":
-            mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+            auto = (jax.sharding.AxisType.Auto,)
+            mesh = jax.make_mesh((2,), ("data",), axis_types=auto, devices=jax.devices()[:2])
             spec, replicated = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
-            run = functools.partial(apply, "data")
+            run = functools.partial(apply, ("data",))
             return jax.shard_map(run, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, replicated))(x, valid)
         halves = jax.tree.map(lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]), (x, valid))
-        y, changed = jax.pmap(functools.partial(apply, "data"), axis_name="data")(*halves)
+        y, changed = jax.pmap(functools.partial(apply, ("data",)), axis_name="data")(*halves)
         assert_close(changed, jax.tree.map(lambda leaf: leaf[::-1], changed))
         return y.reshape(x.shape), jax.tree.map(lambda leaf: leaf[0], changed)
 
@@ -138,5 +139,5 @@ def test_two_devices_have_the_statistics_of_one(partitioner):
 
         return compiler(jax.grad(scalar, has_aux=True))(inputs())
 
-    expected = with_gradient(functools.partial(apply, None), jit)
+    expected = with_gradient(functools.partial(apply, ()), jit)
     assert_close(with_gradient(split, jit if partitioner == "shard_map" else lambda f: f), expected)

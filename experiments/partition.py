@@ -1,0 +1,168 @@
+"""Where a state and its batches lie, and how a step runs there: on one device, on a mesh under jit, or under pmap.
+
+A partition has a `layout` and a `mesh`, for `step.Split`; `rows`: which part of every batch this process reads, and of
+how many; and
+
+    abstract(init)                  shapes, dtypes and places of a state
+    create(init)                    a new state, where it belongs from the start
+    place(state)                    a state, put where it belongs
+    put(batch)                      a batch on the devices, from the rows that this process read
+    compile(train, state, batch)    the training step; it consumes the state
+    evaluate(evaluate)              the evaluation step
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments.errors import UserError
+from experiments.step import TrainState
+from seqboat.parallel.mesh import make_mesh
+from seqboat.parallel.rules import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class OneDevice:
+    """The first device, and nothing split."""
+
+    layout: Layout = dataclasses.field(default_factory=Layout.alone)
+    mesh: None = None
+    rows: tuple[int, int] = (0, 1)
+
+    def abstract(self, init):
+        return jax.eval_shape(init)
+
+    def create(self, init):
+        return jax.jit(init)()
+
+    def place(self, state):
+        return jax.device_put(state)
+
+    def put(self, batch):
+        return batch
+
+    def compile(self, train, state, batch):
+        return jax.jit(train, donate_argnums=0).lower(state, batch).compile()
+
+    def evaluate(self, evaluate):
+        return jax.jit(evaluate)
+
+    def describe(self) -> str:
+        others = jax.device_count() - 1
+        return "one device" + (f" of {others + 1}; --config.mesh=data takes them all" if others else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Meshed:
+    """A mesh of devices of any number of processes. Parameters and the optimiser's state lie as the layout says."""
+
+    mesh: jax.sharding.Mesh
+    layout: Layout
+    rows: tuple[int, int]
+
+    def abstract(self, init):
+        state = jax.eval_shape(init)
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.tree.map(place, state, self._shardings(state))
+
+    def create(self, init):
+        return jax.jit(init, out_shardings=self._shardings(jax.eval_shape(init)))()
+
+    def place(self, state):
+        return jax.device_put(state, self._shardings(state))
+
+    def put(self, batch):
+        def array(name, spec):
+            own = np.asarray(batch[name])
+            shape = (len(own) * self.rows[1], *own.shape[1:])
+            return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), own, shape)
+
+        return {name: array(name, spec) for name, spec in self.layout.of_batch(batch).items()}
+
+    def compile(self, train, state, batch):
+        program = jax.jit(train, donate_argnums=0, out_shardings=self._shardings(state))
+        return program.lower(state, batch).compile()
+
+    def evaluate(self, evaluate):
+        return jax.jit(evaluate)
+
+    def describe(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items() if size > 1)
+        return f"a mesh of {self.mesh.size} devices: {sizes or 'data 1'}"
+
+    def _shardings(self, state: TrainState) -> TrainState:
+        """Of every leaf: parameters and what an optimiser keeps of each by the rules, the rest whole everywhere."""
+        specs = jax.tree.map(lambda _: PartitionSpec(), state)
+        specs = dataclasses.replace(
+            specs,
+            params=self.layout.of_parameters(state.params),
+            opt_state=self.layout.of_parameters(state.opt_state),
+        )
+        return jax.tree.map(functools.partial(NamedSharding, self.mesh), specs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pmapped:
+    """Devices of one process under `jax.pmap`, the batch split among them and the state copied to each every step."""
+
+    layout: Layout
+    mesh: None = None
+    rows: tuple[int, int] = (0, 1)
+
+    def abstract(self, init):
+        return jax.eval_shape(init)
+
+    def create(self, init):
+        return jax.jit(init)()
+
+    def place(self, state):
+        return jax.device_put(state)
+
+    def put(self, batch):
+        count = self.layout.size(self.layout.batch)
+        return jax.tree.map(lambda a: np.reshape(a, (count, -1, *np.shape(a)[1:])), batch)
+
+    def compile(self, train, state, batch):
+        return jax.pmap(train, axis_name="data", in_axes=(None, 0), out_axes=None)
+
+    def evaluate(self, evaluate):
+        return jax.pmap(evaluate, axis_name="data", in_axes=(None, 0), out_axes=None)
+
+    def describe(self) -> str:
+        return f"pmap over {self.layout.size(self.layout.batch)} devices"
+
+
+Partition = OneDevice | Meshed | Pmapped
+
+
+def make_partition(words: str | None) -> Partition:
+    """From the words of `config.mesh`; None is one device, or, of several processes, the data axis."""
+    if words is None and jax.process_count() == 1:
+        return OneDevice()
+    if words == "pmap":
+        if jax.process_count() > 1:
+            raise UserError("config.mesh='pmap' runs in one process; several want a mesh, for instance 'data'")
+        return Pmapped(Layout(Layout.alone().rules, (("data", jax.device_count()),)))
+    try:
+        mesh = make_mesh(words or "data")
+    except ValueError as error:
+        raise UserError(f"config.mesh={words!r}: {error}") from error
+    layout = Layout.of(mesh)
+    return Meshed(mesh, layout, _rows(mesh, layout))
+
+
+def _rows(mesh: jax.sharding.Mesh, layout: Layout) -> tuple[int, int]:
+    """Which part of a batch this process reads, and of how many; processes of the same sequences read the same."""
+    parts: dict[int, set[int]] = {}
+    split = [mesh.axis_names.index(axis) for axis in layout.batch]
+    sizes = [mesh.devices.shape[axis] for axis in split]
+    for index, device in np.ndenumerate(mesh.devices):
+        part = int(np.ravel_multi_index([index[axis] for axis in split], sizes)) if split else 0
+        parts.setdefault(device.process_index, set()).add(part)
+    distinct = sorted({tuple(sorted(own)) for own in parts.values()})
+    if sum(map(len, distinct)) != layout.size(layout.batch) or len({len(own) for own in distinct}) > 1:
+        raise UserError("the processes' devices do not hold equal parts of a batch: name the axes so that they do")
+    return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)

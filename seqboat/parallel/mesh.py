@@ -1,0 +1,45 @@
+"""Meshes of devices, from words like "data", "fsdp=4,tensor=2" or "data,sequence=8"."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+# data: every device has the parameters and other examples. fsdp: other examples too, and a part of the parameters.
+# tensor: a part of the parameters. sequence: a part of every sequence.
+AXES = ("data", "fsdp", "tensor", "sequence")
+PRESETS = {"ddp": "data"}
+
+
+def mesh_sizes(words: str, devices: int) -> dict[str, int]:
+    """The size of every axis; those not named have size 1, one named without a size takes the devices left over.
+
+    Raises ValueError where words and number of devices do not agree.
+    """
+    sizes: dict[str, int | None] = {}
+    for word in PRESETS.get(words, words).split(","):
+        name, _, size = (part.strip() for part in word.partition("="))
+        if name not in AXES:
+            raise ValueError(f"there is no mesh axis {name!r}; there are {', '.join(AXES)}")
+        if name in sizes:
+            raise ValueError(f"mesh axis {name!r} is named twice")
+        if size and (not size.isdecimal() or int(size) < 1):
+            raise ValueError(f"mesh axis {name}={size}: its size must be a whole number of devices")
+        sizes[name] = int(size) if size else None
+    open_axes = [name for name, size in sizes.items() if size is None]
+    if len(open_axes) > 1:
+        raise ValueError(f"{' and '.join(open_axes)} have no size: only one axis can take the devices left over")
+    named = math.prod(size for size in sizes.values() if size is not None)
+    if devices % named or (not open_axes and devices != named):
+        raise ValueError(f"{named} devices do not make {words!r} of {devices}")
+    return {name: devices // named if name in open_axes else sizes.get(name) or 1 for name in AXES}
+
+
+def make_mesh(words: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh of all devices, or of those given. Neighbours in the list are neighbours on the last axes: those whose
+    collectives are largest stay within a machine."""
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(words, len(devices))
+    grid = np.array(devices).reshape([sizes[name] for name in AXES])
+    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))

@@ -1,0 +1,129 @@
+"""Several real processes over localhost: they train as one does, save when asked to stop, and end when one is gone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.checkpoints import Checkpoints
+from experiments.reporting import METRICS_FILE
+
+REPOSITORY = Path(__file__).parents[2]
+CHANGES = {
+    "task.train_examples": 200,
+    "task.validation_examples": 40,
+    "task.test_examples": 40,
+    "model.features": 8,
+    "model.key_size": 8,
+    "model.value_size": 16,
+    "model.state_size": 2,
+    "model.window_size": 4,
+    "model.block_size": 16,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.evaluate_every": 100,
+    "train.checkpoint_every": 100,
+    "train.tensorboard": False,
+}
+
+
+class Run:
+    """So many processes of `devices` CPU devices each, on one work directory."""
+
+    def __init__(self, workdir: Path, processes: int, devices: int, mesh: str, **train: int):
+        self.workdir = workdir
+        changes = CHANGES | {f"train.{name}": value for name, value in train.items()} | {"mesh": mesh}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+        command += [f"--config.{name}={value}" for name, value in changes.items()]
+        cache = os.path.expanduser("~/.cache/seqboat/tests")
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+        # Tiny programs: half of their time is compilation.
+        quick = "--xla_backend_optimization_level=0"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {quick}"
+        self.processes = []
+        for process in range(processes):
+            own = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            self.processes.append(
+                subprocess.Popen(command + own * (processes > 1), cwd=REPOSITORY, env=environment, **pipes)
+            )
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Exit statuses, and in `outputs` what each said."""
+        self.outputs = [process.communicate(timeout=seconds)[0] for process in self.processes]
+        return [process.returncode for process in self.processes]
+
+    def reach(self, step: int, seconds: float = 240) -> None:
+        """Returns when that step has been reported."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if any(record["step"] >= step for record in self.records()):
+                return
+            assert all(process.poll() is None for process in self.processes), self.wait() and self.outputs
+            time.sleep(0.1)
+        raise AssertionError(f"step {step} was not reached in {seconds} s")
+
+    def records(self) -> list[dict]:
+        path = self.workdir / METRICS_FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def losses(self) -> dict[int, float]:
+        return {record["step"]: record["loss"] for record in self.records() if record["kind"] == "train"}
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Four devices of two processes, half of every batch read by each, against four devices of one."""
+    two = Run(tmp_path / "two", 2, 2, "data=2,sequence=2", steps=6)
+    assert two.wait() == [0, 0], two.outputs
+    assert "a mesh of 4 devices: data 2, sequence 2" in two.outputs[0]
+    one = Run(tmp_path / "one", 1, 4, "data=2,sequence=2", steps=6)
+    assert one.wait() == [0], one.outputs
+    assert list(one.losses()) == [1, 2, 3, 4, 5, 6]
+    assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_they_save_and_another_topology_goes_on(tmp_path):
+    """SIGTERM to all of two processes; the run goes on in two, and from a copy in one process of four devices."""
+    whole = Run(tmp_path / "whole", 2, 2, "fsdp", steps=40)
+    assert whole.wait() == [0, 0], whole.outputs
+    broken = Run(tmp_path / "broken", 2, 2, "fsdp", steps=40)
+    broken.reach(5)
+    for process in broken.processes:
+        process.send_signal(signal.SIGTERM)
+    assert broken.wait() == [0, 0], broken.outputs
+    stopped = Checkpoints(tmp_path / "broken" / "checkpoints", read_only=True).steps()[-1]
+    assert 5 <= stopped < 40
+    assert f"asked to stop: saved step {stopped}" in broken.outputs[0]
+    subprocess.run(["cp", "-r", tmp_path / "broken", tmp_path / "other"], check=True)
+    again = Run(tmp_path / "broken", 2, 2, "fsdp", steps=40)
+    assert again.wait() == [0, 0], again.outputs
+    assert again.losses() == whole.losses()
+    other = Run(tmp_path / "other", 1, 4, "data", steps=40)
+    assert other.wait() == [0], other.outputs
+    assert other.losses() == pytest.approx(whole.losses(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_when_one_is_killed_the_others_end_and_say_so(tmp_path):
+    run = Run(tmp_path / "run", 2, 1, "data", steps=100_000, checkpoint_every=5)
+    run.reach(12)
+    run.processes[1].kill()
+    began = time.monotonic()
+    statuses = run.wait()
+    assert time.monotonic() - began < 150
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] != 0
+    assert "process" in run.outputs[0].lower() or "task" in run.outputs[0].lower()
+    kept = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).steps()[-1]
+    assert kept >= 10

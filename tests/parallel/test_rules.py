@@ -1,0 +1,172 @@
+"""Meshes from words, where every parameter of every recipe lies, and what one step communicates."""
+
+import difflib
+import functools
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+from test_steps import values
+
+from experiments.build import build
+from seqboat.parallel.mesh import AXES, make_mesh, mesh_sizes
+from seqboat.parallel.rules import Layout, Rules
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "sharding.txt"
+MESHES = ("ddp", "fsdp", "tensor", "sequence", "fsdp=4,tensor=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        ("data", (8, 1, 1, 1)),
+        ("ddp", (8, 1, 1, 1)),
+        ("fsdp", (1, 8, 1, 1)),
+        ("data=2,sequence", (2, 1, 1, 4)),
+        (" tensor = 2 , fsdp = 4 ", (1, 4, 2, 1)),
+    ],
+)
+def test_words_make_sizes(words, sizes):
+    assert mesh_sizes(words, 8) == dict(zip(AXES, sizes, strict=True))
+    mesh = make_mesh(words)
+    assert mesh.shape == dict(zip(AXES, sizes, strict=True))
+    assert list(mesh.devices.reshape(-1)) == jax.devices()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "there is no mesh axis ''"),
+        ("data=x", "mesh axis data=x: its size must be"),
+        ("data=16", "16 devices do not make 'data=16' of 8"),
+    ],
+)
+def test_words_that_make_no_mesh(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mesh_sizes(words, 8)
+
+
+def test_neighbouring_devices_share_sequences():
+    mesh = make_mesh("data=4,sequence=2")
+    assert [device.id for device in mesh.devices[0, 0, 0]] == [0, 1]
+
+
+def layout(words, **rules):
+    return Layout.of(make_mesh(words), Rules(**rules))
+
+
+def test_a_parameter_is_split_by_the_names_of_its_axes():
+    both = layout("fsdp=4,tensor=2")
+    assert both.of_parameter("encoder/layers/gau/projection/kernel", (2, 8, 40)) == PartitionSpec(
+        None, "fsdp", "tensor"
+    )
+    assert both.of_parameter("opt_state/0/mu/skip_projection/kernel", (8, 8)) == PartitionSpec("fsdp", "tensor")
+    assert both.of_parameter("norm/scale", (8,)) == PartitionSpec(None)
+
+
+RULE_MISTAKES = [
+    ({"batch": ("rows",)}, "", (), "rule batch: there is no mesh axis 'rows'"),
+    ({"batch": ("data", "sequence")}, "", (), "share a mesh axis"),
+    (
+        {"hidden": ("fsdp",)},
+        "gau/projection/kernel",
+        (8, 40),
+        "gau/projection/kernel (8, 40), dimension 1 (hidden): mesh axis 'fsdp' already splits another dimension of it",
+    ),
+    ({}, "gau/output/kernel", (10, 6), "dimension 1 (embed): 6 does not divide among fsdp = 4"),
+    ({}, "own/weights", (8, 8), "own/weights of 2 dimensions: no rule names its axes; add one to Rules.parameters"),
+    ({}, "norm/scale", (2, 2, 8), "norm/scale has 3 dimensions; the rule 'scale' names (None,)"),
+]
+
+
+@pytest.mark.parametrize(("rules", "path", "shape", "message"), RULE_MISTAKES)
+def test_mistakes_name_the_parameter(rules, path, shape, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layout("fsdp=4,tensor=2", **rules).of_parameter(path, shape)
+
+
+def tables() -> str:
+    """Path, shape and spec of every parameter, by recipe and mesh."""
+    blocks = []
+    for recipe in ("classifier", "language model"):
+        experiment = build(values(recipe))
+        params = jax.eval_shape(functools.partial(experiment.steps.init, 0)).params
+        for mesh in MESHES:
+            split, lines = layout(mesh), [f"# {recipe}, {mesh} of 8 devices"]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+                name = "/".join(key.key for key in path)
+                axes = split.of_parameter(name, leaf.shape) if leaf.shape else ()
+                spec = ", ".join(axis if isinstance(axis, str) else "x".join(axis or "-") for axis in axes)
+                lines.append(f"{name} {leaf.shape} ({spec})")
+            blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def test_where_every_parameter_lies():
+    found, golden = tables(), GOLDEN.read_text()
+    difference = difflib.unified_diff(golden.splitlines(), found.splitlines(), "golden", "found", lineterm="", n=0)
+    assert found == golden, "\n".join(difference)
+
+
+# The kinds of collectives in the compiled step of each mesh.
+BUDGET = {
+    "ddp": {"all-reduce"},
+    "fsdp": {"all-reduce", "all-gather", "reduce-scatter"},
+    "sequence": {"all-reduce", "collective-permute"},
+}
+COLLECTIVE = re.compile(r"= \S+.* (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
+
+
+@pytest.mark.parametrize("mesh", BUDGET)
+def test_what_a_step_communicates(mesh):
+    experiment = build(values("language model", mesh=mesh))
+    partition = experiment.partition
+    batch = partition.put(experiment.task.train_batch(0))
+    state = partition.create(functools.partial(experiment.steps.init, 0))
+    text = partition.compile(experiment.steps.train, state, batch).as_text()
+    found = [(computation, kind, line) for computation, line, kind in _collectives(text)]
+    assert {kind for _, kind, _ in found} == BUDGET[mesh]
+    bodies = _bodies_of_loops_over_blocks(text)
+    assert bodies, "the loops over blocks of active rows were not found"
+    assert not [line for computation, _, line in found if computation in bodies]
+    if mesh == "ddp":  # no activation is gathered, and gradients are summed once, outside the loop over layers
+        assert len(found) == 2, [line for _, _, line in found]
+        assert all("main" in computation for computation, _, _ in found)
+
+
+def _computations(text):
+    """(name, lines) of every computation of a compiled program."""
+    for part in re.split(r"\n(?=(?:ENTRY )?%)", text):
+        name = re.match(r"(?:ENTRY )?%([\w.\-]+)", part)
+        if name:
+            yield name[1], part.splitlines()[1:]
+
+
+def _collectives(text):
+    for name, lines in _computations(text):
+        for line in lines:
+            if match := COLLECTIVE.search(line):
+                yield name, line.strip()[:160], match[1]
+
+
+def _bodies_of_loops_over_blocks(text) -> set[str]:
+    """The bodies, and what they call, of while loops inside the sparse modules."""
+    lines = dict(_computations(text))
+    found = set()
+    for body in lines.values():
+        for line in body:
+            if " while(" in line and "_compute/while" in line:
+                found.add(re.search(r"body=%([\w.\-]+)", line)[1])
+    grown = True
+    while grown:
+        text = "\n".join(line for one in found for line in lines[one])
+        called = set(re.findall(r"(?:body|calls|to_apply)=%([\w.\-]+)", text))
+        grown = not called <= found
+        found |= called
+    return found
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(tables())

@@ -1,0 +1,128 @@
+"""Training steps on meshes of eight devices equal those on one: losses, parameters, statistics, metrics."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from helpers import assert_close, jit, tree_rms
+
+from configs import quickstart
+from configs.synthetic import selective_copy
+from experiments.build import build
+from experiments.errors import UserError
+from experiments.step import means
+
+STEPS = 5
+SMALL = {
+    "model.layers": 2,
+    "model.features": 8,
+    "model.key_size": 8,
+    "model.value_size": 16,
+    "model.state_size": 2,
+    "model.window_size": 4,
+    "model.block_size": 16,
+    "train.batch_size": 8,
+    "train.steps": STEPS,
+    "train.activation_price": 0.1,
+    "train.tensorboard": False,
+}
+LANGUAGE = {**SMALL, "task.train_examples": 64, "task.test_examples": 16}
+# Batch norm, both directions, a centred router, a sinusoid: everything that looks over the batch or the length.
+CLASSIFIER = LANGUAGE | {
+    "task.validation_examples": 16,
+    "model.norm": "batch",
+    "model.sinusoid": True,
+    "model.router.centered": True,
+    "model.router.initial_bias": 0.02,
+}
+CONFIGS = {"classifier": (quickstart, CLASSIFIER), "language model": (selective_copy, LANGUAGE)}
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly(monkeypatch):
+    monkeypatch.setattr(jax, "jit", jit)
+
+
+def values(name, **changes):
+    config_file, fixed = CONFIGS[name]
+    config = config_file.get_config()
+    config.update_from_flattened_dict({**fixed, **changes})
+    return config.to_dict()
+
+
+def run(name, mesh, **changes):
+    """((losses, parameters, statistics, the optimiser's state) after STEPS steps, metrics, an evaluation)."""
+    experiment = build(values(name, **{"mesh": mesh, **changes}))
+    partition, task = experiment.partition, experiment.task
+    state = partition.create(functools.partial(experiment.steps.init, 0))
+    update = partition.compile(experiment.steps.train, state, partition.put(task.train_batch(0)))
+    losses = []
+    for step in range(STEPS):
+        before = means(state.metrics)["loss"] if step else None
+        state = update(state, partition.put(task.train_batch(step)))
+        losses.append(jax.device_get(state.metrics["loss"]))
+        assert before is None or np.isfinite(before)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    batch = partition.put(next(iter(task.evaluation_batches("validation"))))
+    sums = partition.evaluate(experiment.steps.evaluate)(variables, batch)
+    # A class without examples has no mean: counts instead.
+    evaluation = means(sums) | {name: np.asarray(pair[0]) for name, pair in sums.items() if name == "confusion"}
+    return jax.device_get((losses, state.params, state.batch_stats, state.opt_state)), means(state.metrics), evaluation
+
+
+@functools.cache
+def alone(name):
+    return run(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("classifier", "fsdp=2,tensor=2,sequence=2"),
+        ("classifier", "pmap"),
+        ("language model", "data=2,sequence=4"),
+        *(
+            pytest.param(name, mesh, marks=pytest.mark.slow)
+            for name in CONFIGS
+            for mesh in ("ddp", "fsdp", "tensor", "sequence", "fsdp=4,sequence=2")
+        ),
+    ],
+)
+def test_eight_devices_train_as_one(name, mesh):
+    got, expected = run(name, mesh), alone(name)
+    assert 0.05 < expected[1]["activation_rate"][0] < 1
+    assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert_close(got[1:], expected[1:])
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_on_a_mesh():
+    got, expected = run("language model", "data=4,sequence=2", **{"train.accumulate": 2}), alone("language model")
+    assert_close(got[0][0], expected[0][0])
+
+
+MISTAKES = {
+    "rows": ("there is no mesh axis 'rows'; there are data, fsdp, tensor, sequence", {}),
+    "data=3": ("3 devices do not make 'data=3' of 8", {}),
+    "data,data=2": ("mesh axis 'data' is named twice", {}),
+    "data,fsdp": ("data and fsdp have no size: only one axis can take the devices left over", {}),
+    "data=0,fsdp": ("mesh axis data=0: its size must be a whole number of devices", {}),
+    "data": ("8 devices cannot share batches of 6 examples", {"train.batch_size": 6}),
+    "fsdp": (
+        "embedding/table (17, 12), dimension 1 (embed): 12 does not divide among fsdp = 8",
+        {"model.features": 12},
+    ),
+    "sequence": ("sequences split over devices need a window_size", {"model.window_size": None}),
+    "sequence=8": ("need ssm='ema' and ssm_truncation=None", {"model.ssm_truncation": 8}),
+    "sequence=4,data=2": ("4 devices cannot share sequences of 41 elements", {"task.length": 33}),
+}
+
+
+@pytest.mark.parametrize("mesh", MISTAKES)
+def test_what_cannot_be_split_is_said_before_anything_is_compiled(mesh):
+    message, changes = MISTAKES[mesh]
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        build(values("language model" if "task.length" in changes else "classifier", mesh=mesh, **changes))
+    assert "\n" not in str(caught.value)
