@@ -150,7 +150,8 @@ class _Run:
         """The state is still that of before the bad step: say where it went wrong; the checkpoints stay."""
         self.checkpoints.wait()
         step = int(self.state.bad_step) + 1  # as reports count: the first update is step 1
-        where = locate(self.experiment, self.state)
+        alone = jax.process_count() == 1  # nobody has the whole batch otherwise
+        where = locate(self.experiment, self.state) if alone else "one process on one device would say where"
         good = self.checkpoints.steps()
         raise UserError(
             f"the loss or its gradient stopped being finite at step {step}: {where}; "

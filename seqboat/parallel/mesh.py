@@ -32,7 +32,8 @@ def mesh_sizes(words: str, devices: int) -> dict[str, int]:
         raise ValueError(f"{' and '.join(open_axes)} have no size: only one axis can take the devices left over")
     named = math.prod(size for size in sizes.values() if size is not None)
     if devices % named or (not open_axes and devices != named):
-        raise ValueError(f"{named} devices do not make {words!r} of {devices}")
+        wanted = f"a multiple of {named}" if open_axes else str(named)
+        raise ValueError(f"{words!r} wants {wanted} devices, there are {devices}")
     return {name: devices // named if name in open_axes else sizes.get(name) or 1 for name in AXES}
 
 

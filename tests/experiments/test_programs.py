@@ -152,6 +152,22 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "unknown variant 'small': there are paper, ours, tiny, full, always, no_attention, s4d",
     ),
     "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
+    "mesh": (
+        ["--config=configs/quickstart.py", "--workdir={tmp}/new", "--config.mesh=rows"],
+        "config.mesh='rows': there is no mesh axis 'rows'; there are data, fsdp, tensor, sequence",
+    ),
+    "one of many processes": (
+        ["--config=configs/quickstart.py", "--workdir={tmp}/new", "--num_processes=2"],
+        "--coordinator_address and --process_id missing: several processes need all three of them",
+    ),
+    "process beyond the last": (
+        [*QUICK[:1], "--workdir={tmp}/new", "--num_processes=2", "--process_id=2", "--coordinator_address=a:1"],
+        "--process_id=2: must be below --num_processes=2",
+    ),
+    "address without a port": (
+        [*QUICK[:1], "--workdir={tmp}/new", "--num_processes=2", "--process_id=1", "--coordinator_address=a"],
+        "--coordinator_address=a: must be HOST:PORT",
+    ),
     "data missing": (
         ["--config=configs/lra/text.py", "--workdir={tmp}/new", "--config.data_dir={tmp}/data"],
         "data set 'imdb_reviews/plain_text' is not in {tmp}/data",

@@ -40,7 +40,8 @@ def test_words_make_sizes(words, sizes):
     [
         ("", "there is no mesh axis ''"),
         ("data=x", "mesh axis data=x: its size must be"),
-        ("data=16", "16 devices do not make 'data=16' of 8"),
+        ("data=3,fsdp", "'data=3,fsdp' wants a multiple of 3 devices, there are 8"),
+        ("data=16", "'data=16' wants 16 devices, there are 8"),
     ],
 )
 def test_words_that_make_no_mesh(words, message):

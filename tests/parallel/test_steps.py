@@ -105,7 +105,7 @@ def test_a_batch_in_parts_on_a_mesh():
 
 MISTAKES = {
     "rows": ("there is no mesh axis 'rows'; there are data, fsdp, tensor, sequence", {}),
-    "data=3": ("3 devices do not make 'data=3' of 8", {}),
+    "data=3": ("'data=3' wants 3 devices, there are 8", {}),
     "data,data=2": ("mesh axis 'data' is named twice", {}),
     "data,fsdp": ("data and fsdp have no size: only one axis can take the devices left over", {}),
     "data=0,fsdp": ("mesh axis data=0: its size must be a whole number of devices", {}),
