@@ -23,7 +23,7 @@ CLASSES = 10
 def experiment(light, monkeypatch):
     """The light experiment of a seed, with confusion, which every program of this file builds; and its values."""
 
-    def build(values):
+    def build(values, one_device=False):
         built = light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
         metrics = built.task.evaluation_metrics
         whole = lambda variables, batch: (

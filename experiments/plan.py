@@ -1,0 +1,58 @@
+"""What a training step would need on other machines, from a program that is compiled and not run.
+
+python -m experiments.plan --config=FILE --devices=64 --config.mesh=fsdp=8,sequence=8 [--rate=0.25]
+"""
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 8, "How many devices to simulate: at most 2048.", lower_bound=1, upper_bound=2048
+)
+_RATE = flags.DEFINE_float("rate", 0.5, "Share of active elements, for the FLOPs.", lower_bound=0.0, upper_bound=1.0)
+
+
+def main() -> None:
+    values = cli.read_config(_CONFIG)
+    devices, rate = _DEVICES.value or 1, float(_RATE.value or 0.0)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    from experiments.build import build
+    from experiments.planning import ACCELERATORS, make_plan
+
+    if values.get("mesh") == "pmap":
+        raise UserError("config.mesh='pmap': a plan wants a mesh, for instance data")
+    experiment = build(values)
+    plan = make_plan(experiment, rate)
+    console = Console(width=120)
+    table = Table("of one device and step", title=f"{experiment.describe()}\n{experiment.partition.describe()}")
+    table.add_column("", justify="right")
+    table.add_row(f"parameters ({plan.parameters:,} in all)", _bytes(plan.parameter_bytes))
+    table.add_row("the optimiser's state", _bytes(plan.optimizer_bytes))
+    table.add_row("all else, as compiled for a CPU", _bytes(plan.temporary_bytes))
+    for (axes, kind), sent in plan.wire.items():
+        table.add_row(f"sent along {axes} by {kind}", _bytes(sent))
+    table.add_row(f"TFLOP of products at a rate of {rate:g}", f"{plan.flops / 1e12:,.3g}")
+    for name in ACCELERATORS:
+        parts = plan.seconds(name)
+        shares = ", ".join(f"{what} {1e3 * seconds:.3g}" for what, seconds in parts.items())
+        table.add_row(f"{name}, milliseconds no less than ({shares})", f"{1e3 * max(parts.values()):.3g}")
+    console.print(table)
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:,.0f} B"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,184 @@
+"""What a training step of a config would need on a mesh: from shapes, and from its program for simulated devices.
+
+Memory of parameters and of the optimiser's state is exact. What a step needs besides is XLA's figure for the program
+that it makes for CPUs, an estimate for others. Bytes on the wire are those of the collectives in the program, by ring
+algorithms. FLOPs are those of the products that a step needs at a rate of activation, nothing recomputed.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments.build import Experiment
+from experiments.partition import Meshed
+
+# TFLOP/s of bfloat16 products (dense), GB/s of memory, GB/s to neighbours in one direction. Google Cloud's pages on v5e
+# and v5p; NVIDIA's data sheets of the SXM forms.
+ACCELERATORS = {
+    "v5e": (197.0, 819.0, 200.0),
+    "v5p": (459.0, 2765.0, 600.0),
+    "H100": (989.4, 3350.0, 450.0),
+    "H200": (989.4, 4800.0, 450.0),
+}
+# The chunks of the average on an accelerator (`seqboat.ops.ema`).
+CHUNK = 128
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+ITEM_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "f64": 8,
+    "c64": 8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes and FLOPs of one device and step. `wire` has the bytes it sends by mesh axes and kind of collective."""
+
+    parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    temporary_bytes: int
+    flops: float
+    wire: dict[tuple[str, str], float]
+
+    def seconds(self, accelerator: str) -> dict[str, float]:
+        """How long each would take alone at the published peaks: a step takes no less than the longest."""
+        tflops, memory, link = ACCELERATORS[accelerator]
+        # Parameters and the optimiser's state are read and written; what is temporary is written and read.
+        moved = 2 * (self.parameter_bytes + self.optimizer_bytes + self.temporary_bytes)
+        return {
+            "products": self.flops / (tflops * 1e12),
+            "memory": moved / (memory * 1e9),
+            "links": sum(self.wire.values()) / (link * 1e9),
+        }
+
+
+def make_plan(experiment: Experiment, rate: float) -> Plan:
+    """Compiles the training step without running anything."""
+    partition = experiment.partition
+    state = partition.abstract(functools.partial(experiment.steps.init, experiment.config.seed))
+    batch = _abstract_batch(experiment)
+    compiled = partition.compile(experiment.steps.train, state, batch)
+    return Plan(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        parameter_bytes=_bytes_on_a_device(state.params),
+        optimizer_bytes=_bytes_on_a_device(state.opt_state),
+        temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
+        flops=step_flops(experiment, batch, rate),
+        wire=wire_bytes(compiled.as_text(), partition.mesh) if partition.mesh else {},
+    )
+
+
+def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> float:
+    """Of one device, forward and twice that backward: each element's, and those of the share of active elements."""
+    model, layout = experiment.model.config, experiment.partition.layout
+    layer, encoder = model.encoder.layer, model.encoder
+    directions = 1 if layer.causal else 2
+    average = (CHUNK + 2 * directions * layer.state_size) * layer.features
+    dense = average + layer.features**2 + 2 * layer.features
+    keys = directions * (layer.window_size or batch["inputs"].shape[1]) + 1
+    attention = layer.features * (layer.key_size + 3 * layer.value_size) + keys * (layer.key_size + layer.value_size)
+    active = layer.attention * attention + 2 * layer.features * layer.feed_forward_size
+    if layer.activation != "learned":
+        rate = 1.0 if layer.activation == "always" else 0.0
+    head = layer.features * (model.vocabulary_size or 0) if hasattr(model, "vocabulary_size") and layer.causal else 0
+    elements = math.prod(batch["inputs"].shape[:2]) / layout.size(layout.data)
+    return 6 * elements * (encoder.layers * (dense + rate * active) + head)
+
+
+def wire_bytes(text: str, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], float]:
+    """The bytes that a device sends in a compiled program, by mesh axes and kind of collective."""
+    found: dict[tuple[str, str], float] = {}
+    for line, kind, times in _collectives(text):
+        axes = _axes(line, mesh)
+        count = math.prod(mesh.shape[axis] for axis in axes) if axes else 1
+        size = times * _result_bytes(line, kind)
+        share = (count - 1) / count
+        sent = {"all-reduce": 2 * share * size, "reduce-scatter": (count - 1) * size, "collective-permute": size}
+        name = (" x ".join(axes) or "-", kind)
+        found[name] = found.get(name, 0.0) + sent.get(kind, share * size)
+    return found
+
+
+def _abstract_batch(experiment: Experiment) -> dict[str, Any]:
+    batch, partition = experiment.task.train_batch(0), experiment.partition
+    if not isinstance(partition, Meshed):
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), np.asarray(a).dtype), partition.put(batch))
+    specs = partition.layout.of_batch(batch)
+    place = lambda spec: NamedSharding(partition.mesh, spec)
+    return {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(specs[name])) for name, a in batch.items()}
+
+
+def _bytes_on_a_device(tree: Any) -> int:
+    def size(leaf):
+        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else PartitionSpec()
+        axes = [axis for names in spec if names for axis in ((names,) if isinstance(names, str) else names)]
+        parts = math.prod(leaf.sharding.mesh.shape[axis] for axis in axes) if axes else 1
+        return leaf.size * leaf.dtype.itemsize // parts
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """Every computation of a compiled program by name, the entry's under "ENTRY"."""
+    found = {}
+    for part in re.split(r"\n(?=(?:ENTRY )?%)", text):
+        if head := re.match(r"(ENTRY )?%([\w.\-]+)", part):
+            found["ENTRY" if head[1] else head[2]] = part.splitlines()[1:]
+    return found
+
+
+def _collectives(text: str) -> Iterator[tuple[str, str, int]]:
+    """(line, kind, how often it runs) of each; loops whose trips follow the data count once, and have none."""
+    bodies = computations(text)
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, str, int]]:
+        for line in bodies.get(name, ()):
+            kind = next((kind for kind in COLLECTIVES if f" {kind}(" in line or f" {kind}-start(" in line), None)
+            if kind:
+                yield line, kind, times
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line) if " while(" in line else None
+            for called in re.findall(r"(?:body|calls|to_apply|branch_computations)=\{?%([\w.\-]+)", line):
+                if not kind:
+                    yield from walk(called, times * (int(trips[1]) if trips else 1))
+
+    return walk("ENTRY", 1)
+
+
+def _result_bytes(line: str, kind: str) -> int:
+    """The bytes of what stands left of the operation."""
+    result = line.split(f" {kind}")[0].partition("=")[2]
+    shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+    return sum(ITEM_BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in shapes)
+
+
+def _axes(line: str, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+    """The mesh axes along which the devices of the first group, or of the first pair, differ."""
+    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
+        group = [int(pairs[1]), int(pairs[2])]
+    elif groups := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        group = [int(device) for device in groups[1].split(",")]
+    elif iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, source = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
+        order = [int(n) for n in iota[3].split(",")] if iota[3] else list(range(len(source)))
+        devices = np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape)
+        group = devices[0].reshape(-1).tolist()
+    else:  # all of them
+        return tuple(name for name in mesh.axis_names if mesh.shape[name] > 1)
+    places = np.array([np.unravel_index(device, mesh.devices.shape) for device in group])
+    return tuple(name for name, column in zip(mesh.axis_names, places.T, strict=True) if len(set(column)) > 1)
