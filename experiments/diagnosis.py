@@ -30,6 +30,7 @@ def locate(experiment: Experiment, state: TrainState) -> str:
     """Runs the step that went wrong again and names the first value of the first layer, or the parameters' gradients,
     that are not finite. `state` still holds the parameters before that step."""
     step, parts = int(state.bad_step), experiment.config.train.accumulate
+    state = jax.device_get(state)  # from wherever its parts lie to one device
     batch = jax.tree.map(jnp.asarray, experiment.task.train_batch(step))
     batch = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), step)

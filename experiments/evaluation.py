@@ -89,14 +89,15 @@ def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "t
 
 
 def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
-    """Seeds of one table have one config; where the data lie is no part of it."""
+    """Seeds of one table have one config; where the data lie, and the mesh, are no part of it."""
     if not (workdir / CHECKPOINTS).is_dir():
         return
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         if not checkpoints.steps():
             return
         before = checkpoints.read_meta().get("config")
-    if changed := differences(before, {**values, "data_dir": (before or {}).get("data_dir")}):
+    same = {name: (before or {}).get(name) for name in ("data_dir", "mesh")}
+    if changed := differences(before, {**values, **same}):
         raise UserError(f"{workdir} was trained with another config ({changed[0]}): take another work directory")
 
 

@@ -72,7 +72,9 @@ class Meshed:
         return jax.jit(init, out_shardings=self._shardings(jax.eval_shape(init)))()
 
     def place(self, state):
-        return jax.device_put(state, self._shardings(state))
+        # Not device_put: it knows this process's devices alone.
+        whole = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda i: np.asarray(leaf)[i])
+        return jax.tree.map(whole, state, self._shardings(state))
 
     def put(self, batch):
         def array(name, spec):
@@ -147,7 +149,7 @@ def make_partition(words: str | None) -> Partition:
             raise UserError("config.mesh='pmap' runs in one process; several want a mesh, for instance 'data'")
         return Pmapped(Layout(Layout.alone().rules, (("data", jax.device_count()),)))
     try:
-        mesh = make_mesh(words or "data")
+        mesh = make_mesh("data" if words is None else words)
     except ValueError as error:
         raise UserError(f"config.mesh={words!r}: {error}") from error
     layout = Layout.of(mesh)

@@ -110,11 +110,16 @@ class LayerConfig:
             raise ValueError(f"{where}: {reason}; use 'blocks'")
 
     def _check_split(self) -> None:
-        where = "sequences split over devices"
-        if self.ssm != "ema" or self.ssm_truncation is not None:
-            raise ValueError(f"{where} need ssm='ema' and ssm_truncation=None: its state is handed on")
+        if self.ssm != "ema":
+            raise ValueError(f"ssm={self.ssm!r}: where config.mesh splits sequences, only 'ema' can hand on its state")
+        if self.ssm_truncation is not None:
+            raise ValueError(
+                f"ssm_truncation={self.ssm_truncation}: where config.mesh splits sequences the kernel is whole, so None"
+            )
         if self.window_size is None:
-            raise ValueError(f"{where} need a window_size: that many activated elements are handed on")
+            raise ValueError(
+                "window_size=None: where config.mesh splits sequences, so many active elements are handed on"
+            )
 
     def choose_ssm_method(self, length: int) -> Method:
         """How the state space model is computed in sequences of this length."""

@@ -276,9 +276,13 @@ class SparseModularActivation(nn.Module):
             parts.append(sequence.last_active(seen, computed, right, axis, reverse=True))
         join = lambda *leaves: jnp.concatenate(leaves, axis=1)
         seen, computed = jax.tree.map(join, *parts)
-        weight = None if rows.weight is None else seen["weight"].reshape(-1)
-        rows = describe(seen["active"] & computed)
-        rows = rows._replace(position=seen["position"].reshape(-1), weight=weight)
+        read = seen["active"] & computed
+        if rows.weight is None:
+            rows = describe(read)
+        else:  # windows count the active elements alone: those whose weight is 1, not 0
+            rows = describe(read & (seen["weight"] > 0.5))
+            rows = rows._replace(active=read.reshape(-1), weight=seen["weight"].reshape(-1))
+        rows = rows._replace(position=seen["position"].reshape(-1))
         return seen["m"], computed, rows, slice(left, left + length)
 
     def _credit(self, module, m, valid, active, probability, chosen):

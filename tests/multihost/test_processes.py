@@ -81,6 +81,7 @@ class Run:
         return {record["step"]: record["loss"] for record in self.records() if record["kind"] == "train"}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Four devices of two processes, half of every batch read by each, against four devices of one."""
     two = Run(tmp_path / "two", 2, 2, "data=2,sequence=2", steps=6)

@@ -98,6 +98,15 @@ def test_eight_devices_train_as_one(name, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["sequence", "data"])
+def test_credit_on_a_mesh_pays_as_on_one_device(mesh):
+    """Credit has no value, only a gradient for the router: it shows in the optimiser's first moment."""
+    changes = {"model.router.key_credit": True, "model.router.straight_through": True}
+    got, expected = run("language model", mesh, **changes), run("language model", None, **changes)
+    assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
+
+
+@pytest.mark.slow
 def test_a_batch_in_parts_on_a_mesh():
     got, expected = run("language model", "data=4,sequence=2", **{"train.accumulate": 2}), alone("language model")
     assert_close(got[0][0], expected[0][0])
@@ -114,8 +123,11 @@ MISTAKES = {
         "embedding/table (17, 12), dimension 1 (embed): 12 does not divide among fsdp = 8",
         {"model.features": 12},
     ),
-    "sequence": ("sequences split over devices need a window_size", {"model.window_size": None}),
-    "sequence=8": ("need ssm='ema' and ssm_truncation=None", {"model.ssm_truncation": 8}),
+    "sequence": ("config.model.window_size=None: where config.mesh splits sequences", {"model.window_size": None}),
+    "sequence=8": (
+        "config.model.ssm_truncation=8: where config.mesh splits sequences the kernel is whole, so None",
+        {"model.ssm_truncation": 8},
+    ),
     "sequence=4,data=2": ("4 devices cannot share sequences of 41 elements", {"task.length": 33}),
 }
 
