@@ -46,8 +46,8 @@ class Run:
         command += [f"--config.{name}={value}" for name, value in changes.items()]
         cache = os.path.expanduser("~/.cache/seqboat/tests")
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-        # Tiny programs: half of their time is compilation. The scheduler can make processes wait for each other for good
-        # (docs/parallel.md).
+        # Tiny programs: half of their time is compilation. The scheduler can make processes wait for each other for
+        # good (docs/parallel.md).
         quick = "--xla_backend_optimization_level=0 --xla_cpu_enable_concurrency_optimized_scheduler=false"
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {quick}"
         self.processes = []
