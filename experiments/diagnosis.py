@@ -75,4 +75,4 @@ def _first_layer(taps: Any) -> str | None:
 
 
 def _name(path: Any) -> str:
-    return "/".join(str(getattr(key, "key", key)) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -137,7 +137,7 @@ def by_path(tree: Any, rules: tuple, default: float, where: str) -> Any:
     paths = []
 
     def value_of(path, _):
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         paths.append(name)
         value = default
         for pattern, candidate in patterns:

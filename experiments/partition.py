@@ -21,14 +21,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.errors import UserError
 from experiments.step import TrainState
 from seqboat.parallel.mesh import make_mesh
-from seqboat.parallel.rules import Layout
+from seqboat.parallel.rules import ALONE, Layout, Rules
 
 
 @dataclasses.dataclass(frozen=True)
 class OneDevice:
     """The first device, and nothing split."""
 
-    layout: Layout = dataclasses.field(default_factory=Layout.alone)
+    layout: Layout = ALONE
     mesh: None = None
     rows: tuple[int, int] = (0, 1)
 
@@ -107,21 +107,8 @@ class Meshed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pmapped:
+class Pmapped(OneDevice):
     """Devices of one process under `jax.pmap`, the batch split among them and the state copied to each every step."""
-
-    layout: Layout
-    mesh: None = None
-    rows: tuple[int, int] = (0, 1)
-
-    def abstract(self, init):
-        return jax.eval_shape(init)
-
-    def create(self, init):
-        return jax.jit(init)()
-
-    def place(self, state):
-        return jax.device_put(state)
 
     def put(self, batch):
         count = self.layout.size(self.layout.batch)
@@ -137,7 +124,7 @@ class Pmapped:
         return f"pmap over {self.layout.size(self.layout.batch)} devices"
 
 
-Partition = OneDevice | Meshed | Pmapped
+Partition = OneDevice | Meshed
 
 
 def make_partition(words: str | None) -> Partition:
@@ -147,7 +134,7 @@ def make_partition(words: str | None) -> Partition:
     if words == "pmap":
         if jax.process_count() > 1:
             raise UserError("config.mesh='pmap' runs in one process; several want a mesh, for instance 'data'")
-        return Pmapped(Layout(Layout.alone().rules, (("data", jax.device_count()),)))
+        return Pmapped(Layout(Rules(), (("data", jax.device_count()),)))
     try:
         mesh = make_mesh("data" if words is None else words)
     except ValueError as error:

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from experiments.build import Experiment
 from experiments.partition import Meshed
+from seqboat.ops.ema import ACCELERATOR_CHUNK
 
 # TFLOP/s of bfloat16 products (dense), GB/s of memory, GB/s to neighbours in one direction. Google Cloud's pages on v5e
 # and v5p; NVIDIA's data sheets of the SXM forms.
@@ -27,8 +28,6 @@ ACCELERATORS = {
     "H100": (989.4, 3350.0, 450.0),
     "H200": (989.4, 4800.0, 450.0),
 }
-# The chunks of the average on an accelerator (`seqboat.ops.ema`).
-CHUNK = 128
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 ITEM_BYTES = {
     "pred": 1,
@@ -89,7 +88,7 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     model, layout = experiment.model.config, experiment.partition.layout
     layer, encoder = model.encoder.layer, model.encoder
     directions = 1 if layer.causal else 2
-    average = (CHUNK + 2 * directions * layer.state_size) * layer.features
+    average = (ACCELERATOR_CHUNK + 2 * directions * layer.state_size) * layer.features
     dense = average + layer.features**2 + 2 * layer.features
     keys = directions * (layer.window_size or batch["inputs"].shape[1]) + 1
     attention = layer.features * (layer.key_size + 3 * layer.value_size) + keys * (layer.key_size + layer.value_size)
@@ -125,13 +124,8 @@ def _abstract_batch(experiment: Experiment) -> dict[str, Any]:
 
 
 def _bytes_on_a_device(tree: Any) -> int:
-    def size(leaf):
-        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else PartitionSpec()
-        axes = [axis for names in spec if names for axis in ((names,) if isinstance(names, str) else names)]
-        parts = math.prod(leaf.sharding.mesh.shape[axis] for axis in axes) if axes else 1
-        return leaf.size * leaf.dtype.itemsize // parts
-
-    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+    own = lambda leaf: leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    return sum(math.prod(own(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def computations(text: str) -> dict[str, list[str]]:

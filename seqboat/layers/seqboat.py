@@ -196,8 +196,14 @@ class SeqBoatLayer(nn.Module):
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
         if config.ssm == "ema":
-            kind = (config.causal, config.ssm_truncation, config.ema_method, config.layout.length)
-            ssm: nn.Module = EMA(config.state_size, *kind, name="ssm")
+            ssm: nn.Module = EMA(
+                config.state_size,
+                config.causal,
+                truncation=config.ssm_truncation,
+                method=config.ema_method,
+                axis=config.layout.length,
+                name="ssm",
+            )
         else:
             ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
         e = checkpoint_name(ssm(x, valid), "ssm")

@@ -212,4 +212,4 @@ ALONE = Layout.alone()
 
 
 def _join(path: Any) -> str:
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -122,7 +122,7 @@ def test_parameter_names_are_interface():
     params = dict(shapes(MODEL)["params"])
     encoder = params.pop("encoder")
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    assert {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves} == {
+    assert {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves} == {
         "embedding/table": (VOCABULARY, D),
         "head_hidden/kernel": (4 * D, HEAD),
         "head_hidden/bias": (HEAD,),

@@ -23,7 +23,7 @@ def sizes() -> dict[str, int]:
     found = dict.fromkeys(("whole", "layers", "embedding"), 0)
     params = jax.eval_shape(functools.partial(build(values("language model")).steps.init, 0)).params
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = "/".join(key.key for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         split = ("kernel" in name and "logits" not in name) or "ssm/" in name
         found["embedding" if "table" in name else "layers" if split else "whole"] += 4 * leaf.size
     return found

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from test_steps import values
 
 from experiments.build import build
+from experiments.planning import computations
 from seqboat.parallel.mesh import AXES, make_mesh, mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
 
@@ -97,7 +98,7 @@ def tables() -> str:
         for mesh in MESHES:
             split, lines = layout(mesh), [f"# {recipe}, {mesh} of 8 devices"]
             for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-                name = "/".join(key.key for key in path)
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 axes = split.of_parameter(name, leaf.shape) if leaf.shape else ()
                 spec = ", ".join(axis if isinstance(axis, str) else "x".join(axis or "-") for axis in axes)
                 lines.append(f"{name} {leaf.shape} ({spec})")
@@ -134,19 +135,11 @@ def test_what_a_step_communicates(mesh):
     assert not [line for computation, _, line in found if computation in bodies]
     if mesh == "ddp":  # no activation is gathered, and gradients are summed once, outside the loop over layers
         assert len(found) == 2, [line for _, _, line in found]
-        assert all("main" in computation for computation, _, _ in found)
-
-
-def _computations(text):
-    """(name, lines) of every computation of a compiled program."""
-    for part in re.split(r"\n(?=(?:ENTRY )?%)", text):
-        name = re.match(r"(?:ENTRY )?%([\w.\-]+)", part)
-        if name:
-            yield name[1], part.splitlines()[1:]
+        assert all(computation == "ENTRY" for computation, _, _ in found)
 
 
 def _collectives(text):
-    for name, lines in _computations(text):
+    for name, lines in computations(text).items():
         for line in lines:
             if match := COLLECTIVE.search(line):
                 yield name, line.strip()[:160], match[1]
@@ -154,7 +147,7 @@ def _collectives(text):
 
 def _bodies_of_loops_over_blocks(text) -> set[str]:
     """The bodies, and what they call, of while loops inside the sparse modules."""
-    lines = dict(_computations(text))
+    lines = computations(text)
     found = set()
     for body in lines.values():
         for line in body:
