@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from experiments.build import Experiment
 from experiments.partition import Meshed
+from seqboat.models.language_model import LanguageModel
 from seqboat.ops.ema import ACCELERATOR_CHUNK
 
 # TFLOP/s of bfloat16 products (dense), GB/s of memory, GB/s to neighbours in one direction. Google Cloud's pages on v5e
@@ -95,8 +96,9 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     active = layer.attention * attention + 2 * layer.features * layer.feed_forward_size
     if layer.activation != "learned":
         rate = 1.0 if layer.activation == "always" else 0.0
-    head = layer.features * (model.vocabulary_size or 0) if hasattr(model, "vocabulary_size") and layer.causal else 0
-    elements = math.prod(batch["inputs"].shape[:2]) / layout.size(layout.data)
+    head = layer.features * model.vocabulary_size if isinstance(experiment.model, LanguageModel) else 0
+    # An example of retrieval has two lengths: two sequences.
+    elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
     return 6 * elements * (encoder.layers * (dense + rate * active) + head)
 
 

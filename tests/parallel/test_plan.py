@@ -1,5 +1,6 @@
 """Plans: exact memory of parameters, bytes on the wire as the layouts promise, groups of devices as XLA writes them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ from test_steps import values
 
 from experiments.build import build
 from experiments.planning import _abstract_batch, _axes, make_plan, step_flops
+from seqboat.models.language_model import LanguageModel
 from seqboat.parallel.mesh import make_mesh
 
 
@@ -63,6 +65,20 @@ def test_products_follow_the_rate_and_are_shared_among_devices():
 def make_flops(config, rate):
     experiment = build(config)
     return step_flops(experiment, _abstract_batch(experiment), rate)
+
+
+def test_two_documents_are_two_sequences_and_only_a_language_model_answers_everywhere():
+    experiment = build(values("classifier"))
+    batch = _abstract_batch(experiment)
+    pairs = batch | {"lengths": jax.ShapeDtypeStruct((*batch["lengths"].shape, 2), "int32")}
+    assert step_flops(experiment, pairs, 0.5) == 2 * step_flops(experiment, batch, 0.5)
+    one_way = build(values("classifier", **{"model.causal": True, "model.norm": "layer"}))
+    config = build(values("language model")).model.config
+    config = dataclasses.replace(config, encoder=one_way.model.config.encoder)
+    everywhere = dataclasses.replace(one_way, model=LanguageModel(config))
+    elements = batch["lengths"].size * batch["inputs"].shape[1]
+    answers = step_flops(everywhere, batch, 0.5) - step_flops(one_way, batch, 0.5)
+    assert answers == pytest.approx(6 * elements * 8 * config.vocabulary_size)
 
 
 @pytest.mark.parametrize(
