@@ -9,7 +9,7 @@ import numpy as np
 # data: every device has the parameters and other examples. fsdp: other examples too, and a part of the parameters.
 # tensor: a part of the parameters. sequence: a part of every sequence.
 AXES = ("data", "fsdp", "tensor", "sequence")
-PRESETS = {"ddp": "data"}
+ALIASES = {"ddp": "data"}
 
 
 def mesh_sizes(words: str, devices: int) -> dict[str, int]:
@@ -18,8 +18,9 @@ def mesh_sizes(words: str, devices: int) -> dict[str, int]:
     Raises ValueError where words and number of devices do not agree.
     """
     sizes: dict[str, int | None] = {}
-    for word in PRESETS.get(words, words).split(","):
+    for word in words.split(","):
         name, _, size = (part.strip() for part in word.partition("="))
+        name = ALIASES.get(name, name)
         if name not in AXES:
             raise ValueError(f"there is no mesh axis {name!r}; there are {', '.join(AXES)}")
         if name in sizes:
@@ -33,7 +34,8 @@ def mesh_sizes(words: str, devices: int) -> dict[str, int]:
     named = math.prod(size for size in sizes.values() if size is not None)
     if devices % named or (not open_axes and devices != named):
         wanted = f"a multiple of {named}" if open_axes else str(named)
-        raise ValueError(f"{words!r} wants {wanted} devices, there are {devices}")
+        hint = "" if open_axes else "; an axis without a size takes those left over"
+        raise ValueError(f"{words!r} wants {wanted} devices, there are {devices}{hint}")
     return {name: devices // named if name in open_axes else sizes.get(name) or 1 for name in AXES}
 
 

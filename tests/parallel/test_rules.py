@@ -24,6 +24,7 @@ MESHES = ("ddp", "fsdp", "tensor", "sequence", "fsdp=4,tensor=2")
     [
         ("data", (8, 1, 1, 1)),
         ("ddp", (8, 1, 1, 1)),
+        ("ddp=4,tensor", (4, 1, 2, 1)),
         ("fsdp", (1, 8, 1, 1)),
         ("data=2,sequence", (2, 1, 1, 4)),
         (" tensor = 2 , fsdp = 4 ", (1, 4, 2, 1)),
