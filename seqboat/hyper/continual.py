@@ -1,0 +1,47 @@
+"""Task after task without forgetting: keep what the hypernetwork generates for the tasks before.
+
+von Oswald et al. 2020 (arXiv 1906.00695), equation 2:
+
+    L(theta, t) = L_task(h(e_t; theta)) + beta / (t - 1) sum_{t' < t} |h(e_t'; theta) - h(e*_t'; theta*)|^2
+
+with theta*, e* as they were before task t. Weighting each generated number by how much a task's loss depends on it, F,
+makes it  sum_p F_p (Delta W_p)^2.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from seqboat.hyper.network import Hyper
+
+
+def generate_tasks(model: Hyper, variables: dict[str, Any], tasks: Array) -> Any:
+    """All parameters of the target for each of T hyper-inputs (T, M): leaves get a leading axis of T."""
+    return jax.vmap(lambda condition: model.apply(variables, condition, method="generate"))(tasks)
+
+
+def drift(now: Any, before: Any, importance: Any = None) -> Float[Array, ""]:
+    """mean over tasks of sum_p F_p (now_p - before_p)^2, of trees whose leaves have a leading axis of tasks.
+
+    `importance` is F, of the same structure; None is 1 everywhere.
+    """
+    change = jax.tree.map(lambda a, b: jnp.square(jnp.abs(a - b)), now, before)
+    if importance is not None:
+        change = jax.tree.map(jnp.multiply, importance, change)
+    tasks = jax.tree.leaves(now)[0].shape[0]
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(change)) / tasks
+
+
+def importance(gradient: Callable[[Any, Any], Any], params: Any, examples: Any) -> Any:
+    """The diagonal of the empirical Fisher information of a target's parameters, with mean 1 over all of them.
+
+    F_p = mean over examples of g_p^2,  g = `gradient(params, example)`; leaves of `examples` have examples first.
+    """
+    squares = jax.lax.map(lambda example: jax.tree.map(jnp.square, gradient(params, example)), examples)
+    fisher = jax.tree.map(lambda a: a.mean(0), squares)
+    size = sum(leaf.size for leaf in jax.tree.leaves(fisher))
+    mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(fisher)) / size
+    return jax.tree.map(lambda leaf: leaf / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny), fisher)

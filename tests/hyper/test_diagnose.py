@@ -1,0 +1,81 @@
+"""The diagnosis says what is known of the default and of MIP; drift and importance in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqboat import hyper
+from seqboat.hyper import continual
+from tests.hyper.targets import MLP, X
+
+NET, KEY = MLP(), jax.random.key(0)
+SPEC = hyper.spec(NET, X, draws=64)
+GRID = jnp.linspace(0.01, 1, 25)[:, None]
+
+
+def diagnose(residual, kind):
+    config = hyper.HyperConfig(encoding=hyper.Encoding(kind), residual=residual)
+    model = hyper.Hyper(NET, hyper.HyperNetwork(SPEC, config))
+    variables = model.init(KEY, GRID[0], X)
+    return hyper.diagnose(model, variables, GRID, lambda v, z: jnp.sum(jnp.square(model.apply(v, z, X))))
+
+
+def test_the_default_is_proportional_and_mip_is_not():
+    default, mip = diagnose(False, "none"), diagnose(True, "cos_sin")
+    assert abs(default.slope - 1) < 1e-4
+    assert 99 < default.spread < 101
+    assert default.rank < 1e-5
+    assert np.isnan(default.perturbation)
+    assert mip.spread < 2
+    assert abs(mip.slope) < 0.2
+    assert mip.rank > 0.01
+    assert 0 < mip.perturbation < 10
+    assert mip.gradient_variation < default.gradient_variation
+    kernels = {path: ratio for path, ratio in mip.std_ratio.items() if path.endswith("kernel")}
+    assert set(kernels) == {"dense_0/kernel", "dense_1/kernel", "out/kernel"}
+    assert all(0.9 < ratio < 4 for ratio in kernels.values())
+
+
+def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_heads():
+    encoding = hyper.Encoding("embedding", tasks=3, size=4)
+    model = hyper.Hyper(NET, hyper.mip(SPEC, encoding=encoding, hidden=(8,)))
+    variables = model.init(KEY, jnp.array([0]), X)
+    tasks = jnp.arange(2)[:, None]
+    before = continual.generate_tasks(model, variables, tasks)
+    loss = lambda v, weight=None: continual.drift(continual.generate_tasks(model, v, tasks), before, weight)
+    value, gradient = jax.value_and_grad(loss)(variables)
+    assert value == 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    # Only the head moves, and theta is linear in it: sum (h dA)^2, a mean over both tasks.
+    kernel = variables["params"]["network"]["full"]["kernel"]["out"]["kernel"]
+    step = jax.random.normal(KEY, kernel.shape)
+    moved = jax.tree.map(lambda a: a, variables)
+    moved["params"]["network"]["full"]["kernel"]["out"]["kernel"] = kernel + step
+    trunk = {"params": {**variables["params"]["network"]}}
+    hidden = jnp.stack([_hidden(model, trunk, task) for task in tasks])
+    wanted = jnp.mean(jnp.sum(jnp.square(jnp.einsum("th,hio->tio", hidden, step)), (1, 2)))
+    np.testing.assert_allclose(loss(moved), wanted, rtol=1e-4)
+    ones = jax.tree.map(jnp.ones_like, before)
+    np.testing.assert_allclose(loss(moved, ones), loss(moved), rtol=1e-6)
+    np.testing.assert_allclose(loss(moved, jax.tree.map(lambda a: 3 * a, ones)), 3 * loss(moved), rtol=1e-6)
+
+
+def _hidden(model, trunk, task):
+    """What the head multiplies, by a head of the identity."""
+    spec = hyper.spec(NET, X, select="out/bias")
+    narrow = hyper.HyperNetwork(spec, model.network.config)
+    width = model.network.config.hidden[-1]
+    rows = []
+    for column in range(width):
+        kernel = jnp.zeros((width, 5)).at[column, 0].set(1)
+        params = {**trunk["params"], "full": {"kernel": {"out": {"bias": kernel}}}}
+        rows.append(narrow.apply({"params": params}, task)["out/bias"][0])
+    return jnp.stack(rows)
+
+
+def test_importance_is_the_mean_squared_gradient_with_mean_one():
+    params, xs = {"w": jnp.array([1.0, 2.0, 0.0])}, jnp.array([[1.0, 0, 0], [3.0, 1, 0]])
+    gradient = lambda params, x: jax.grad(lambda p: jnp.vdot(p["w"], x))(params)
+    found = continual.importance(gradient, params, xs)["w"]
+    wanted = np.array([5.0, 0.5, 0.0])
+    np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-6)

@@ -1,0 +1,284 @@
+"""A module with generated parameters: every head, with residual or not, shared or an example's own, any target."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqboat import hyper
+from seqboat.hyper.heads import Trunk
+from seqboat.hyper.spec import flatten
+from tests.helpers import assert_close, jit
+from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
+
+NET, KEY = MLP(), jax.random.key(0)
+SPEC = hyper.spec(NET, X, draws=4)
+HALF = jnp.array([0.5])
+HEADS = ("full", "low_rank", "scale", "chunked", "recurrent")
+
+
+def make(net=NET, spec=SPEC, per_example=False, **fields) -> hyper.Hyper:
+    config = hyper.HyperConfig(**{"hidden": (8,), "chunk_size": 40, **fields})
+    return hyper.Hyper(net, hyper.HyperNetwork(spec, config), per_example)
+
+
+def started(model: hyper.Hyper, condition, *args, **kwargs):
+    """Variables without zeros: zero offsets and biases would hide what is not added."""
+    variables = jit(lambda: model.init(KEY, condition, *args, **kwargs))()
+    keys = iter(jax.random.split(jax.random.key(9), 99))
+    noisy = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), variables["params"])
+    return {**variables, "params": noisy}
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_generates_what_the_target_computes_with(head, residual):
+    if head == "scale" and not residual:
+        with pytest.raises(ValueError, match="needs residual=True"):
+            make(head=head, residual=residual)
+        return
+    model = make(head=head, residual=residual, init="fan_out")
+    variables = started(model, HALF, X)
+    stored = set(flatten(variables["params"].get("target", {})))
+    assert stored == ({leaf.path for leaf in SPEC} if residual else set())
+    low, high = (hyper.bind(model, variables, jnp.array([z])) for z in (0.2, 0.9))
+    assert {path: a.shape for path, a in flatten(low["params"]).items()} == {leaf.path: leaf.shape for leaf in SPEC}
+    for path, leaf in flatten(low["params"]).items():
+        assert np.abs(leaf - flatten(high["params"])[path]).max() > 0, f"{path} does not depend on the condition"
+    np.testing.assert_array_equal(model.apply(variables, jnp.array([0.2]), X), NET.apply(low, X))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_examples_own_parameters_are_those_of_a_loop(head):
+    model, own = make(head=head), make(head=head, per_example=True)
+    conditions = jnp.linspace(0, 1, 4)[:, None]
+    variables = started(model, HALF, X)
+    assert jax.tree.structure(own.init(KEY, conditions, X)) == jax.tree.structure(variables)
+    loss = lambda params, model, z, x: jnp.sum(jnp.sin(model.apply({"params": params}, z, x)))
+    at_once = jit(jax.value_and_grad(lambda p: loss(p, own, conditions, X)))(variables["params"])
+    looped = jit(jax.value_and_grad(lambda p: sum(loss(p, model, conditions[i], X[i : i + 1]) for i in range(4))))(
+        variables["params"]
+    )
+    assert_close(at_once, looped, 1e-5, floor=1e-2)
+    rows = jnp.concatenate([model.apply(variables, conditions[i], X[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(own.apply(variables, conditions, X), rows, rtol=1e-6, atol=1e-6)
+    one = own.apply(variables, conditions[:1], X[:1])
+    np.testing.assert_allclose(one, model.apply(variables, conditions[0], X[:1]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n if n != "seqboat" else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
+def test_any_target_starts_as_itself_with_zero_heads_bit_for_bit(name):
+    module, args, _ = TARGETS[name]
+    model = make(module, hyper.spec(module, *args), init="zero")
+    plain = jax.jit(module.init)(jax.random.key(5), *args)
+    variables = hyper.start_from(model.init(KEY, HALF, *args), plain)
+    for z in (0.0, 0.7):
+        assert_equal(model.apply(variables, jnp.array([z]), *args), module.apply(plain, *args))
+
+
+def assert_equal(got, wanted):
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_with_zero_heads_the_trunk_gets_no_gradient_and_the_head_does():
+    model = make(init="zero")
+    variables = model.init(KEY, HALF, X)
+    loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))
+    gradient = jax.grad(loss)(variables["params"])
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["network"]["trunk"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["network"]["full"]))
+
+
+def test_the_seqboat_classifier_with_batch_statistics_and_dropout_under_a_scan_over_layers():
+    model = classifier(norm="batch")
+    spec = hyper.spec(model, TOKENS, LENGTHS, select=("**/configurator/*", "**/ssm/*", "**/gau/*/kernel"))
+    hypered = make(model, spec, heads=(("**/gau/*/kernel", "scale"),))
+    variables = jax.jit(hypered.init)(KEY, HALF, TOKENS, LENGTHS)
+    assert "batch_stats" in variables
+
+    @jit
+    def run(variables, train_key):
+        out, changed = hypered.apply(
+            variables, HALF, TOKENS, LENGTHS, True, rngs={"dropout": train_key}, mutable=["batch_stats"]
+        )
+        bound = hyper.bind(hypered, variables, HALF)
+        plain, own = model.apply(bound, TOKENS, LENGTHS, True, rngs={"dropout": train_key}, mutable=["batch_stats"])
+        return out.logits, changed["batch_stats"]["target"], plain.logits, own["batch_stats"]
+
+    logits, stats, plain, own = run(variables, jax.random.key(2))
+    np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-6)
+    assert_close(stats, own, 1e-5, floor=1e-3)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), stats, variables["batch_stats"]["target"])
+    assert any(jax.tree.leaves(moved))
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dropout(0.5)(nn.Dense(64, name="dense")(x), deterministic=not train)
+
+
+def test_dropout_draws_for_every_example_its_own():
+    x, conditions = jnp.ones((2, 3)), jnp.full((2, 1), 0.5)
+    model = make(Dropped(), hyper.spec(Dropped(), x), per_example=True)
+    variables = model.init(KEY, conditions, x)
+    out = model.apply(variables, conditions, x, True, rngs={"dropout": KEY})
+    assert np.any((out[0] == 0) != (out[1] == 0))
+
+
+def test_examples_cannot_share_a_changed_collection():
+    net = MLP(batch_norm=True)
+    model = make(net, hyper.spec(net, X), per_example=True)
+    conditions = jnp.full((4, 1), 0.5)
+    variables = model.init(KEY, conditions, X)
+    assert model.apply(variables, conditions, X).shape == (4, 5)
+    with pytest.raises(ValueError, match="cannot share one changed 'batch_stats'"):
+        model.apply(variables, conditions, X, True, mutable=["batch_stats"])
+
+
+def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
+    for head, most in (("low_rank", 2), ("full", 12)):
+        model = make(head=head, rank=2)
+        variables = model.init(KEY, HALF, X)
+        delta = model.network.apply({"params": variables["params"]["network"]}, HALF)["dense_0/kernel"]
+        assert np.linalg.matrix_rank(np.asarray(delta), tol=1e-5) == most
+
+
+def test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding():
+    spec = hyper.spec(NET, X, select="out/kernel")
+    network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8, 6), head="chunked", chunk_size=spec.size))
+    params = network.init(KEY, HALF)["params"]["chunked"]
+    code = jnp.concatenate([network.config.encoding(HALF), params["chunks"][0]])
+    hidden = Trunk(network.config).apply({"params": params["trunk"]}, code)
+    std = (network.config.gain * network.config.encoding.energy / spec.size) ** 0.5
+    wanted = std * (hidden @ params["kernel"] + params["bias"]).reshape(16, 5)
+    got = network.apply({"params": {"chunked": params}}, HALF)["out/kernel"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone():
+    spec = hyper.spec(NET, X, select="dense_0/kernel")
+    for head in ("chunked", "recurrent"):
+        network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8,), head=head, chunk_size=48))
+        params = network.init(KEY, HALF)["params"]
+
+        def pieces(chunks, head=head, params=params, network=network):
+            changed = {"params": {**params, head: {**params[head], "chunks": chunks}}}
+            return network.apply(changed, HALF)["dense_0/kernel"].reshape(4, 48)
+
+        jacobian = jax.jacrev(pieces)(params[head]["chunks"])  # (4, 48, 4, 8)
+        depends = np.abs(jacobian).max((1, 3)) > 0
+        wanted = np.tri(4, dtype=bool) if head == "recurrent" else np.eye(4, dtype=bool)
+        np.testing.assert_array_equal(depends, wanted)
+
+
+def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
+    config = hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=32, chunk_embedding=3)
+    params = hyper.HyperNetwork(SPEC, config).init(KEY, HALF)["params"]
+    pieces = sum(-(-leaf.size // 32) for leaf in SPEC)
+    lstm = 4 * 6 * ((2 + 3) + 6 + 1)  # [code; c_i], the state, a bias
+    assert sum(a.size for a in jax.tree.leaves(params)) == lstm + (6 + 1) * 32 + pieces * 3
+
+
+def test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell():
+    spec = hyper.spec(NET, X, select="out/bias")
+    network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=5))
+    params = network.init(KEY, HALF)["params"]["recurrent"]
+    x = jnp.concatenate([network.config.encoding(HALF), params["chunks"][0]])
+    _, hidden = nn.OptimizedLSTMCell(6).apply({"params": params["lstm"]}, (jnp.zeros(6), jnp.zeros(6)), x)
+    std = (network.config.gain * network.config.encoding.energy / 5) ** 0.5
+    wanted = std * (hidden @ params["kernel"] + params["bias"])
+    np.testing.assert_allclose(network.apply({"params": {"recurrent": params}}, HALF)["out/bias"], wanted, rtol=1e-5)
+
+
+def test_a_factor_of_one_changes_nothing_and_others_scale_columns():
+    model = make(head="scale", spec=hyper.spec(NET, X, select="dense_0/kernel"))
+    variables = model.init(KEY, HALF, X)
+    none = jax.tree.map(jnp.zeros_like, variables["params"]["network"])
+    plain = {"params": variables["params"]["target"]}
+    assert_equal(model.apply({"params": {**variables["params"], "network": none}}, HALF, X), NET.apply(plain, X))
+    kernel = model.apply(variables, HALF, method="generate")["dense_0"]["kernel"]
+    ratio = np.asarray(kernel / plain["params"]["dense_0"]["kernel"])
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape), rtol=1e-5)
+    assert ratio.std() > 0.01
+
+
+def test_complex_parameters_are_generated():
+    class Complex(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = lambda key: jax.lax.complex(*jax.random.normal(key, (2, 12, 3)))
+            return jnp.abs(x @ self.param("poles", init))
+
+    spec = hyper.spec(Complex(), X, draws=200)
+    assert abs(spec["poles"].variance - 1) < 0.1
+    for residual in (True, False):
+        model = make(Complex(), spec, residual=residual, init="matched")
+        variables = model.init(KEY, HALF, X)
+        poles = hyper.bind(model, variables, HALF)["params"]["poles"]
+        assert poles.dtype == jnp.complex64
+        assert min(poles.real.std(), poles.imag.std()) > 0.1
+
+
+def test_generated_leaves_have_the_asked_dtype_and_theta0_keeps_its_own():
+    model = make(dtype="bfloat16")
+    variables = model.init(KEY, HALF, X)
+    assert {a.dtype for a in jax.tree.leaves(hyper.bind(model, variables, HALF))} == {jnp.dtype("bfloat16")}
+    assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_a_hypernetwork_of_a_hypernetwork():
+    inner = make(spec=hyper.spec(NET, X, select="out/*"))
+    spec = hyper.spec(inner, HALF, X, select="network/trunk/*/kernel")
+    outer = hyper.Hyper(inner, hyper.mip(spec))
+    variables = outer.init(KEY, jnp.array([0.2]), HALF, X)
+    gradient = jax.grad(lambda v: jnp.sum(outer.apply(v, jnp.array([0.2]), HALF, X)))(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert np.any(gradient["params"]["network"]["full"]["kernel"]["network"]["trunk"]["hidden_0"]["kernel"])
+
+
+def test_task_embeddings_condition_a_target():
+    encoding = hyper.Encoding("embedding", tasks=3, size=4)
+    model = make(encoding=encoding)
+    variables = model.init(KEY, jnp.array([0]), X)
+    outs = [model.apply(variables, jnp.array([task]), X) for task in range(3)]
+    assert min(np.abs(outs[i] - outs[i - 1]).max() for i in range(3)) > 1e-3
+    with pytest.raises(ValueError, match="outside its range"):
+        model.apply(variables, jnp.array([3]), X)
+
+
+def test_heads_by_pattern_and_a_pattern_that_matches_nothing():
+    model = make(heads=(("**/bias", "full"), ("out/*", "chunked")), head="low_rank")
+    groups = {kind: {leaf.path for leaf in leaves} for kind, leaves in model.network.groups().items()}
+    assert groups["chunked"] == {"out/kernel", "out/bias"}
+    assert groups["full"] == {"dense_0/bias", "dense_1/bias"}
+    assert groups["low_rank"] == {"dense_0/kernel", "dense_1/kernel"}
+    with pytest.raises(ValueError, match=r"heads='gau/\*' matches no parameter"):
+        make(heads=(("gau/*", "full"),)).init(KEY, HALF, X)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda: make().init(KEY, jnp.zeros(2), X), r"hyper-input of shape \(2,\): its last axis must have 1"),
+        (lambda: make().init(KEY, jnp.array([1.5]), X), r"\[1\.5\] is outside its range 0\.0\.\.1\.0"),
+        (lambda: make().init(KEY, jnp.zeros((4, 1)), X), "per_example=False wants 1 axes"),
+        (lambda: make(per_example=True).init(KEY, jnp.zeros((3, 1)), X), r"3 hyper-inputs for arrays \[\(4, 12\)\]"),
+        (lambda: make(MLP((8,))).init(KEY, HALF, X), r"dense_0/bias \(16,\) is to be generated; the target has \(8,\)"),
+        (
+            lambda: make(residual=False, init="matched", spec=hyper.spec(NET, X)).init(KEY, HALF, X),
+            r"dense_0/bias wants the variance .* spec\(\.\.\., draws=64\)",
+        ),
+        (lambda: make(residual=False, init="zero"), "zero' without residual"),
+        (lambda: make(hidden=()), "one or more widths"),
+        (
+            lambda: hyper.start_from(make().init(KEY, HALF, X), MLP((8, 16)).init(KEY, X)),
+            r"dense_0/bias is \(8,\), not \(16,\)",
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(run, message):
+    with pytest.raises(ValueError, match=message):
+        run()
