@@ -5,7 +5,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(model: str = "classifier") -> ConfigDict:
-    """`model` is config.model.name: classifier, retrieval or language_model."""
+    """`model` is config.model.name: classifier, retrieval, language_model or mlp."""
     config = ConfigDict()
     config.seed = 0
     # Mesh axes that the devices make: "data", "fsdp=4,tensor=2", ..., or "pmap"; None is one device.
@@ -33,6 +33,7 @@ def get_config(model: str = "classifier") -> ConfigDict:
 
 # What a model has besides its encoder's and layers' fields.
 _OWN_FIELDS: dict[str, dict] = {
+    "mlp": {"hidden": (32, 32)},
     "classifier": {"sinusoid": False, "head": "mlp", "embedding_init": "projection"},
     "retrieval": {"head_size": 256},
     "language_model": {},
@@ -41,6 +42,8 @@ _OWN_FIELDS: dict[str, dict] = {
 
 def _model(name: str) -> ConfigDict:
     """The published layer's defaults; widths are a recipe's own."""
+    if name == "mlp":
+        return ConfigDict({"name": name, **_OWN_FIELDS[name]})
     fields = ConfigDict(
         {
             "name": name,
@@ -88,6 +91,31 @@ def _model(name: str) -> ConfigDict:
             "initial_bias": 0.0,
             "temperature_scale": 1.0,
         }
+    )
+    return fields
+
+
+def hyper(condition: str) -> ConfigDict:
+    """For `config.hyper`: a hypernetwork with magnitude-invariant parametrizations that generates every parameter."""
+    fields = ConfigDict({"condition": condition, "select": ("**",), "exclude": (), "evaluations": 5})
+    fields.at = placeholder(tuple)
+    fields.network = ConfigDict(
+        {
+            "hidden": (16, 64, 128),
+            "negative_slope": 0.01,
+            "head": "full",
+            "heads": (),
+            "rank": 4,
+            "chunk_size": 4096,
+            "chunk_embedding": 8,
+            "residual": True,
+            "init": "fan_out",
+            "target_gain": 2.0,
+        }
+    )
+    fields.network.dtype = placeholder(str)
+    fields.network.encoding = ConfigDict(
+        {"kind": "cos_sin", "inputs": 1, "low": 0.0, "high": 1.0, "size": 8, "tasks": 0, "unit_norm": False}
     )
     return fields
 

@@ -10,15 +10,18 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments.conditions import Conditioned, HyperOptions
 from experiments.config import split_fields, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import OptimizerConfig, make_optimizer
 from experiments.partition import OneDevice, Partition, make_partition
-from experiments.step import Split, StepFunctions, make_steps
+from experiments.step import Split, StepFunctions, arguments, make_steps, one_element
+from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+from seqboat.models.mlp import MLP, MLPConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 from seqboat.parallel.rules import ALONE, Layout
 
@@ -64,6 +67,7 @@ class TrainConfig:
 class Config:
     """A whole experiment. `model` and `task` are groups whose fields depend on their `name`.
 
+    `hyper`: a hypernetwork generates parameters of the model; None is none.
     `mesh` names the axes of the mesh of all devices, data, fsdp, tensor and sequence, with sizes ("fsdp=4,tensor=2") or
     without ("data"); or is "pmap"; None is one device.
     """
@@ -72,6 +76,7 @@ class Config:
     model: dict
     optimizer: OptimizerConfig
     train: TrainConfig
+    hyper: HyperOptions | None = None
     mesh: str | None = None
     seed: int = 0
     data_dir: str | None = None
@@ -92,11 +97,22 @@ class Experiment:
     steps: StepFunctions
     partition: Partition
 
+    @property
+    def network(self) -> Any:
+        """The model that computes a result: the target, where a hypernetwork generates its parameters."""
+        return self.model.target if isinstance(self.model, Hyper) else self.model
+
     def describe(self) -> str:
-        encoder = self.model.config.encoder
+        encoder = getattr(self.network.config, "encoder", None)
+        start = f"{self.values['task']['name']}: "
+        if self.config.hyper is not None:
+            leaves = self.model.network.spec
+            start += f"{leaves.size:,} parameters in {len(leaves.leaves)} arrays from {self.config.hyper.condition}, "
+        if encoder is None:
+            return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
         return (
-            f"{self.values['task']['name']}: {encoder.layers} layers, width {layer.features}, "
+            f"{start}{encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
             f"{layer.form} form of {layer.blocks_per_trip} x {layer.block_size} rows, attention by "
             f"{layer.attention_method}, {layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
@@ -112,8 +128,12 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     config = to_dataclass(Config, plain, "config")
     partition = OneDevice() if one_device else make_partition(config.mesh)
     task = build_task(config, partition.rows)
-    model = build_model(config.model, task.config)
+    model: Any = build_model(config.model, task.config)
     example = task.train_batch(0)
+    if config.hyper is not None:
+        if partition.layout.sizes:
+            raise UserError(f"config.mesh={config.mesh!r}: with config.hyper a run takes one device")
+        model = build_hyper(model, config.hyper, example)
     split = _split(config, task, model, partition, example)
     steps = make_steps(
         model,
@@ -163,7 +183,7 @@ def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:
     if not hasattr(module, "Config"):
         raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
     task_config = to_dataclass(module.Config, fields, "config.task")
-    return module.Task(
+    task = module.Task(
         task_config,
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -171,10 +191,30 @@ def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:
         process_index=rows[0],
         process_count=rows[1],
     )
+    return task if config.hyper is None else Conditioned(task, config.hyper, config.seed)
+
+
+def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, Any]) -> Hyper:
+    """The target with generated parameters. The layers of an encoder are stacked."""
+    try:
+        found = spec(
+            target,
+            *arguments(one_element({name: example[name] for name in ("inputs", "lengths")})),
+            select=options.select,
+            exclude=options.exclude,
+            stacked="encoder/layers/**" if hasattr(target, "config") and hasattr(target.config, "encoder") else (),
+            draws=MEASURED if options.network.init in ("matched", *HYPERFAN) else 0,
+        )
+        model = Hyper(target, HyperNetwork(found, options.network))
+        model.network.groups()
+    except ValueError as error:
+        raise UserError(f"config.hyper: {error}") from error
+    return model
 
 
 # The models of config.model.name, and the fields that a task decides.
 MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+    "mlp": (MLPConfig, MLP),
     "classifier": (ClassifierConfig, Classifier),
     "retrieval": (RetrievalConfig, DualEncoder),
     "language_model": (LanguageModelConfig, LanguageModel),
@@ -183,6 +223,9 @@ MODELS: dict[str, tuple[type, type[nn.Module]]] = {
 # microseconds, is little beside them. Argued from these numbers, not measured.
 ACCELERATOR_BLOCKS = 32
 GIVEN = ("classes", "vocabulary_size")
+# How often a target is initialised to measure what its initializers draw.
+MEASURED = 64
+HYPERFAN = ("hyperfan_in", "hyperfan_out", "hyperfan_harmonic")
 
 
 def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -> nn.Module:
@@ -204,6 +247,8 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -
             raise UserError(
                 f"{where}.{field}: not set here, {'config.mesh' if field == 'layout' else 'the task'} decides it"
             )
+    if "encoder" not in known:
+        return model_class(to_dataclass(config_class, {**fields, **given}, where))
     own, encoder, layer = split_fields(fields, config_class, EncoderConfig, LayerConfig, where=where)
     if layer.get("blocks_per_trip") is None:
         layer["blocks_per_trip"] = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS

@@ -1,4 +1,4 @@
-"""AdamW and RAdam as the recipes use them, with groups of parameters by path, and two learning-rate schedules."""
+"""AdamW and RAdam as the recipes use them, and SGD; groups of parameters by path; two learning-rate schedules."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ class OptimizerConfig:
     "encoder/layers/ssm/delta"; the last that matches holds, and one that matches nothing is an error.
     """
 
-    name: Literal["adamw", "radam"] = "adamw"
+    name: Literal["adamw", "radam", "sgd"] = "adamw"
     learning_rate: float = 4e-3
     schedule: Literal["linear", "cosine"] = "linear"
     warmup_steps: int = 1000
@@ -104,8 +104,12 @@ def adam_direction(config: OptimizerConfig, gradients: Any, state: AdamState) ->
     """Adam's step without its rate; epsilon is added to the root of the uncorrected second moment, as in fairseq.
 
     With "radam" the step is rectified by the variance of the adaptive rate, and plain momentum while that is too small.
+    With "sgd" it is  m <- b1 m + g  alone.
     """
     b1, b2 = config.b1, config.b2
+    if config.name == "sgd":
+        first = jax.tree.map(lambda m, g: b1 * m + g, state.first, gradients)
+        return first, AdamState(state.count + 1, first, state.second)
     t = (state.count + 1).astype(jnp.float32)
     first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, gradients)
     second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.second, gradients)

@@ -90,15 +90,15 @@ def make_steps(
 
     def price_of(batch, layout):
         """The price of one element's probability, so that the sum over the batch is the mean over its elements."""
+        price = activation_price * (batch["price"].mean() if "price" in batch else 1.0)
         weight = layout.share(batch["weights"].sum(), batch["weights"].ndim > 1)
         weight, count = layout.sum((weight, layout.share(batch["lengths"].sum().astype(jnp.float32), False)))
-        return activation_price * weight / jnp.maximum(count, 1)
+        return price * weight / jnp.maximum(count, 1)
 
     def objective(params, batch_stats, batch, key, price=0.0, mutable=("batch_stats",), model=model, layout=ALONE):
         out, changed = model.apply(
             {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats},
-            batch["inputs"],
-            batch["lengths"],
+            *arguments(batch),
             True,
             rngs={"dropout": key},
             mutable=list(mutable),
@@ -151,9 +151,8 @@ def make_steps(
 
     def init(seed: int) -> TrainState:
         # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
-        inputs = jnp.zeros((1, 1, *example["inputs"].shape[2:]), example["inputs"].dtype)
         key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
-        variables = model.init({"params": key}, inputs, jnp.ones((1, *example["lengths"].shape[1:]), jnp.int32))
+        variables = model.init({"params": key}, *arguments(one_element(example)))
         params, stats = variables["params"], variables.get("batch_stats", {})
         shapes = jax.eval_shape(lambda: gradients(params, stats, example, key)[2])
         metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
@@ -163,7 +162,7 @@ def make_steps(
 
     def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
         variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
-        out: Any = model.apply(variables, batch["inputs"], batch["lengths"], False)
+        out: Any = model.apply(variables, *arguments(batch), False)
         metrics = layout.share(loss(out, batch)[2] | evaluation_metrics(out, batch), out.logits.ndim > 2)
         return layout.sum(metrics | layout.share(activation_metrics(out.layers), True))
 
@@ -174,6 +173,19 @@ def make_steps(
         return metrics | {"elements": (metrics["elements"][0], jnp.ones(()))}
 
     return StepFunctions(init, train, evaluate, objective)
+
+
+def arguments(batch) -> tuple[Any, ...]:
+    """What a model is called with: inputs and lengths, and before them the hyper-input of the batch if it has one."""
+    own = (batch["inputs"], batch["lengths"])
+    return (batch["condition"][0], *own) if "condition" in batch else own
+
+
+def one_element(batch) -> dict[str, Any]:
+    """A batch of one sequence of one element like those of this one."""
+    inputs = jnp.zeros((1, 1, *batch["inputs"].shape[2:]), batch["inputs"].dtype)
+    own = {"inputs": inputs, "lengths": jnp.ones((1, *batch["lengths"].shape[1:]), jnp.int32)}
+    return own | ({"condition": jnp.asarray(batch["condition"][:1])} if "condition" in batch else {})
 
 
 def activation_metrics(layers: ActivationStats) -> Sums:

@@ -1,0 +1,13 @@
+"""One SeqBoat for every price of attention, on selective copying, where attention is worth most: as pareto_listops.py.
+
+python -m experiments.train --config=configs/hyper/pareto_copy.py --workdir=runs/pareto
+"""
+
+from configs.hyper.pareto_listops import conditioned
+from configs.synthetic import selective_copy
+
+
+def get_config(variant: str = "mip"):
+    config = selective_copy.get_config("ours")
+    config.train.steps = 2400
+    return conditioned(config, variant, price=2.0)

@@ -1,0 +1,126 @@
+"""What a hypernetwork is conditioned on: hyper-inputs drawn for batches of any task.
+
+    price       lambda in [0, 1]: multiplies `config.train.activation_price`, so that one model learns every trade-off
+                between accuracy and attention
+    rotation    pictures turned by 90 z degrees: one network for all orientations
+    noise       M numbers that mean nothing: a distribution over networks (Bayesian hypernetworks)
+
+A training batch has one hyper-input, a function of (seed, step); an evaluation goes through fixed ones.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.data.loader import Batch
+from experiments.errors import UserError
+from seqboat.hyper.heads import HyperConfig
+
+# Folded into the seed, so that hyper-inputs do not follow the order of examples.
+CONDITIONS = 1_000_003
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperOptions:
+    """`config.hyper`: a hypernetwork generates the parameters that globs in `select` match and `exclude` do not.
+
+    `evaluations`: how many hyper-inputs an evaluation averages over, evenly over the range if there is one number, else
+    fixed random ones. `at`: evaluate at this one instead.
+    """
+
+    condition: Literal["price", "rotation", "noise"]
+    select: tuple[str, ...] = ("**",)
+    exclude: tuple[str, ...] = ()
+    evaluations: int = 5
+    at: tuple[float, ...] | None = None
+    network: HyperConfig = dataclasses.field(default_factory=HyperConfig)
+
+    def __post_init__(self):
+        inputs = self.network.encoding.inputs
+        if self.evaluations < 1:
+            raise ValueError(f"evaluations={self.evaluations}: must be at least 1")
+        if self.network.encoding.kind == "embedding":
+            raise ValueError("network.encoding.kind='embedding': these conditions are numbers; take cos_sin")
+        if self.condition != "noise" and inputs != 1:
+            raise ValueError(f"condition={self.condition!r} is one number: network.encoding.inputs={inputs} must be 1")
+        low, high = self.network.encoding.low, self.network.encoding.high
+        if self.condition != "noise" and (low, high) != (0.0, 1.0):
+            raise ValueError(f"condition={self.condition!r} is in 0..1: so must network.encoding be, not {low}..{high}")
+        if self.at is not None and (len(self.at) != inputs or not all(low <= z <= high for z in self.at)):
+            raise ValueError(f"at={self.at}: must be {inputs} numbers in {low}..{high}")
+
+
+class Conditioned:
+    """A task whose batches have hyper-inputs: `condition` (B, M), the same row for all, and what follows from it."""
+
+    def __init__(self, task: Any, options: HyperOptions, seed: int):
+        self.task, self._options, self._seed = task, options, seed
+        if options.condition == "rotation" and (picture := task.train_batch(0)["inputs"]).shape[1:] != (1, 64):
+            raise UserError(
+                f"config.hyper.condition='rotation' turns pictures of 8 x 8; inputs here are {picture.shape[1:]}"
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def train_batch(self, step: int) -> Batch:
+        return self.at(self.task.train_batch(step), self._drawn(step))
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        for step, batch in enumerate(self.task.train_batches(start_step), start_step):
+            yield self.at(batch, self._drawn(step))
+
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+        """Every example of the split, once for every hyper-input of the evaluation."""
+        for condition in self.evaluated():
+            for batch in self.task.evaluation_batches(split):
+                yield self.at(batch, condition)
+
+    def evaluated(self) -> np.ndarray:
+        """The hyper-inputs of an evaluation, (K, M)."""
+        options, encoding = self._options, self._options.network.encoding
+        if options.at is not None:
+            return np.array([options.at], np.float32)
+        if encoding.inputs > 1:
+            rng = np.random.default_rng(CONDITIONS)
+            return rng.uniform(encoding.low, encoding.high, (options.evaluations, encoding.inputs)).astype(np.float32)
+        if options.evaluations == 1:
+            return np.array([[(encoding.low + encoding.high) / 2]], np.float32)
+        return np.linspace(encoding.low, encoding.high, options.evaluations, dtype=np.float32)[:, None]
+
+    def _drawn(self, step: int) -> np.ndarray:
+        encoding = self._options.network.encoding
+        rng = np.random.default_rng((CONDITIONS, self._seed, step))
+        return rng.uniform(encoding.low, encoding.high, encoding.inputs).astype(np.float32)
+
+    def at(self, batch: Batch, condition: np.ndarray) -> Batch:
+        """A batch of the task, at a hyper-input."""
+        count = len(batch["inputs"])
+        batch = {**batch, "condition": np.broadcast_to(condition, (count, len(condition)))}
+        if self._options.condition == "price":
+            batch["price"] = batch["condition"][:, 0]
+        if self._options.condition == "rotation":
+            turned = batch["inputs"].reshape(count, 64) @ rotation(90 * float(condition[0]), 8).T
+            batch["inputs"] = turned.reshape(count, 1, 64).astype(np.float32)
+        return batch
+
+
+def rotation(degrees: float, size: int) -> np.ndarray:
+    """The matrix (size^2, size^2) that turns flattened square pictures about their middle, with bilinear weights."""
+    angle, middle = np.deg2rad(degrees), (size - 1) / 2
+    row, column = np.divmod(np.arange(size * size), size)
+    y, x = row - middle, column - middle
+    source = np.stack([np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x]) + middle
+    first = np.floor(source + 1e-9).astype(int)
+    rest = source - first
+    matrix = np.zeros((size * size, size * size))
+    for down in (0, 1):
+        for right in (0, 1):
+            at = first + np.array([[down], [right]])
+            weight = np.prod(np.where([[down], [right]], rest, 1 - rest), 0)
+            inside = np.all((at >= 0) & (at < size), 0)
+            target = np.flatnonzero(inside)
+            matrix[target, at[0, inside] * size + at[1, inside]] += weight[inside]
+    return matrix

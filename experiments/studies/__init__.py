@@ -1,0 +1,1 @@
+"""Experiments of more than one run, whose tables and pictures are in docs/."""

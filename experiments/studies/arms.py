@@ -1,0 +1,172 @@
+"""Arms of a hypernetwork experiment on equal terms: every seed and learning rate of an arm in one program.
+
+    python -m experiments.studies.arms --config=rotation --out=docs/hypernetworks/rotation
+
+For each arm of configs/hyper/arms.py and each optimiser, on the same grid of learning rates and the same seeds, the
+steps of `experiments.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
+validation; test accuracy is of the last step at that rate.
+"""
+
+import dataclasses
+import functools
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import cli
+from experiments.build import Experiment, build
+from experiments.evaluation import write_json
+from experiments.loop import hardware, versions
+from experiments.optimizers import make_optimizer
+from experiments.reporting import plain
+from experiments.step import make_steps
+
+_CONFIG = flags.DEFINE_enum("config", "rotation", ["rotation", "noise"], "The experiment: a file of configs/hyper.")
+_ARMS = flags.DEFINE_list("arms", None, "Some of the arms; all by default.")
+_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix.", required=True)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds, from 0.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 800, "Updates of every run.", lower_bound=1)
+
+RATES = {"sgd": (3e-3, 1e-2, 3e-2, 1e-1), "adam": (3e-4, 1e-3, 3e-3, 1e-2)}
+EVERY = 50  # steps between evaluations
+LEVELS = (0.4, 0.25, 0.2)  # validation losses to reach
+
+
+def main() -> None:
+    cli.use_compilation_cache()
+    cli.keep_memory()
+    from configs.hyper.arms import ARMS
+
+    module = importlib.import_module(f"configs.hyper.{_CONFIG.value}")
+    result: dict[str, Any] = {"arms": {}, "versions": versions(), "hardware": hardware(), "seeds": _SEEDS.value}
+    words = [f"--{flag.name}={flag.value}" for flag in (_CONFIG, _SEEDS, _STEPS)]
+    result["command"] = " ".join(["python -m experiments.studies.arms", *words])
+    for optimizer, rates in RATES.items():
+        for arm in _ARMS.value or ARMS:
+            began = time.monotonic()
+            values = module.get_config(f"{arm},{optimizer}").to_dict()
+            values["train"]["steps"] = _STEPS.value
+            runs = run(values, rates, range(_SEEDS.value))
+            found = {"optimizer": optimizer, "arm": arm, "rates": rates, **summary(runs, rates), "config": values}
+            result["arms"][f"{arm} {optimizer}"] = jax.tree.map(plain, found)
+            write_json(Path(f"{_OUT.value}.json"), result)
+            print(
+                f"{arm} {optimizer}: {found['loss']} at {found['rate']} in {time.monotonic() - began:.0f} s", flush=True
+            )
+
+
+def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[str, np.ndarray]:
+    """Curves of every rate and seed, (R, S, evaluations), and what is said of their ends."""
+    experiments = [build({**values, "seed": seed}) for seed in seeds]
+    first, steps_total = experiments[0], values["train"]["steps"]
+    example = {name: np.asarray(array) for name, array in first.task.train_batch(0).items()}
+
+    config = dataclasses.replace(first.config.optimizer, learning_rate=1.0)
+
+    def steps_of(rate: Any = 1.0):
+        """Steps whose learning rate may be traced."""
+        scaled = lambda params: optax.chain(make_optimizer(config, steps_total, params), optax.scale(rate))
+        return make_steps(first.model, first.task.loss, scaled, example, seed=0)
+
+    init = lambda seed: steps_of().init(seed)
+    # Initialisation of a seed is that of a run of its own.
+    states = jax.jit(lambda: jax.tree.map(lambda *a: jnp.stack(a), *[init(seed) for seed in seeds]))()
+    states = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rates), *a.shape)), states)
+    train_one = lambda rate, state, batch: steps_of(rate).train(state, batch)
+    train = jax.jit(
+        lambda states, batches: jax.vmap(lambda rate, row: jax.vmap(functools.partial(train_one, rate))(row, batches))(
+            jnp.array(rates), states
+        ),
+        donate_argnums=0,
+    )
+    evaluate_one = lambda params, batch: _pair(steps_of().evaluate({"params": params}, batch))
+    evaluate = jax.jit(jax.vmap(jax.vmap(evaluate_one, (0, None)), (0, None)))
+    variation = jax.jit(jax.vmap(jax.vmap(functools.partial(gradient_variation, first))))
+
+    loaders = [experiment.task.train_batches(0) for experiment in experiments]
+    curve, at, variations = [], [], []
+    for step in range(1, steps_total + 1):
+        if step == 1 or (step - 1) % 200 == 0:
+            variations.append(np.asarray(variation(states.params)))
+        states = train(states, jax.tree.map(lambda *a: np.stack(a), *[next(loader) for loader in loaders]))
+        if step % EVERY == 0 or step == steps_total:
+            curve.append(_mean(evaluate, states.params, first, "validation"))
+            at.append(step)
+    test = _mean(evaluate, states.params, first, "test")
+    variations.append(np.asarray(variation(states.params)))
+    loss = np.stack([pair[0] for pair in curve], -1)
+    # A state whose gradient was not finite stays where it was: its last loss would flatter it.
+    bad = np.asarray(states.bad_step) >= 0
+    return {
+        "steps": np.array(at),
+        "loss": np.where(bad[..., None], np.nan, loss),
+        "accuracy": np.stack([pair[1] for pair in curve], -1),
+        "test": np.where(bad, np.nan, test[1]),
+        "variation": np.stack(variations, -1),
+    }
+
+
+def _pair(sums: Any) -> Any:
+    return {name: sums[name] for name in ("loss", "accuracy")}
+
+
+def _mean(evaluate: Any, params: Any, experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]:
+    sums = [jax.device_get(evaluate(params, batch)) for batch in experiment.task.evaluation_batches(split)]
+    total = jax.tree.map(lambda *a: np.sum(a, axis=0), *sums)
+    return total["loss"][0] / total["loss"][1], total["accuracy"][0] / total["accuracy"][1]
+
+
+def gradient_variation(experiment: Experiment, params: Any) -> Any:
+    """Deviation over mean of the gradient's norm over the evaluation's hyper-inputs, on one and the same batch."""
+    task = experiment.task
+    batches = [task.at(task.task.train_batch(0), condition) for condition in task.evaluated()]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *batches)
+
+    def norm(batch):
+        loss = lambda params: experiment.steps.objective(params, {}, batch, jax.random.key(0))[0]
+        return optax.tree.norm(jax.grad(loss)(params))
+
+    norms = jax.lax.map(norm, stacked)
+    return norms.std() / norms.mean()
+
+
+def summary(runs: dict[str, np.ndarray], rates: tuple[float, ...]) -> dict[str, Any]:
+    """What the table says of an arm: at its best rate by the median of the last validation loss."""
+    last = runs["loss"][:, :, -1]
+    medians = np.median(np.where(np.isfinite(last), last, np.inf), axis=1)
+    best = int(np.argmin(medians))
+    chosen = runs["loss"][best]
+    reached = {str(level): [_first(runs["steps"], curve <= level) for curve in chosen] for level in LEVELS}
+    return {
+        "rate": rates[best],
+        "loss": _spread(last[best]),
+        "losses": last,
+        "test_accuracy": runs["test"][best],
+        "reached": reached,
+        "rates_within_1.5": int(np.sum(medians <= 1.5 * medians[best])),
+        "diverged": int(np.sum(~np.isfinite(last) | (last > np.log(10)))),
+        "gradient_variation": runs["variation"][best],
+        "steps": runs["steps"],
+        "curve": np.median(np.where(np.isfinite(chosen), chosen, np.inf), axis=0),
+    }
+
+
+def _spread(values: np.ndarray) -> list[float]:
+    """Median, least, most; infinite where a run diverged."""
+    values = np.where(np.isfinite(values), values, np.inf)
+    return [float(np.median(values)), float(values.min()), float(values.max())]
+
+
+def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
+    return int(steps[np.argmax(reached)]) if reached.any() else None
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,40 @@
+"""A multilayer perceptron: the small target of experiments with hypernetworks."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.models.classifier import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Widths of the hidden layers, and Y classes."""
+
+    classes: int
+    hidden: tuple[int, ...] = (32, 32)
+    vocabulary_size: int | None = None
+
+    def __post_init__(self):
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden={self.hidden}: must be one or more widths of at least 1")
+        if self.vocabulary_size is not None:
+            raise ValueError("name='mlp' takes numbers, and this task has symbols; take classifier")
+
+
+class MLP(nn.Module):
+    """inputs (B, L, F) of numbers, flattened -> `Output` with logits (B, Y), by ReLU layers; `lengths` do nothing."""
+
+    config: MLPConfig
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B L F"], lengths: Int[Array, "B"], train: bool = False) -> Output:
+        x = inputs.reshape(inputs.shape[0], -1)
+        for index, width in enumerate(self.config.hidden):
+            x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"hidden_{index}")(x))
+        none = jnp.zeros((1, 0))
+        stats = ActivationStats(none, none, none, jnp.full(1, float(inputs.shape[0] * inputs.shape[1])), none)
+        return Output(nn.Dense(self.config.classes, name="head")(x), stats)
