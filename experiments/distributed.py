@@ -1,5 +1,6 @@
 """Start-up of the programs: one process of one machine, or one of many."""
 
+import os
 import socket
 
 import jax
@@ -14,6 +15,11 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 # A process that is not heard of for so long is given up, and the others end with it.
 HEARTBEAT_SECONDS = 100
 
+# With this scheduler XLA:CPU runs collectives of one device at once, one in a loop and another beside it. Each
+# blocks one of few threads, until no other device of the process has a thread left and all wait for each other for good
+# (docs/parallel.md). Only programs for CPUs look at it.
+SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
+
 
 def initialize() -> None:
     """Call `jax.distributed.initialize` always: with the flags' values, or a detected cluster, or this process alone.
@@ -21,11 +27,15 @@ def initialize() -> None:
     With it orbax learns of a SIGTERM and the loop saves at that step and exits 0; without it the run would just end.
     """
     given = {flag.name: flag.value for flag in (_ADDRESS, _COUNT, _PROCESS) if flag.value is not None}
+    simulated = jax.config.jax_num_cpu_devices > 1 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if simulated or given.get("num_processes", 1) > 1:
+        _run_collectives_in_turn()
     if given:
         _initialize_given(given)
         return
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        _run_collectives_in_turn()
     except ValueError:  # no cluster was detected
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -49,3 +59,10 @@ def _initialize_given(given: dict) -> None:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except RuntimeError as error:
         raise UserError(f"process {process} of {count} at {given['coordinator_address']}: {error}") from error
+
+
+def _run_collectives_in_turn() -> None:
+    """XLA reads its flags when the backend starts, which is later. A user's own choice stays."""
+    own = os.environ.get("XLA_FLAGS", "")
+    if SCHEDULER not in own:
+        os.environ["XLA_FLAGS"] = f"{own} {SCHEDULER}=false".lstrip()
