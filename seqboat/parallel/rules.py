@@ -126,13 +126,14 @@ class Layout:
         }
 
     def of_parameter(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Raises ValueError for one that no rule names, an axis used twice, and a dimension that does not divide."""
+        """Raises ValueError for an axis used twice, a dimension that does not divide and, on a mesh that splits
+        parameters, one that no rule names."""
         split = self._split(path, len(shape))
         used: list[str] = []
-        for dimension, (names, size, logical) in enumerate(
-            zip(split, shape, self.rules.names(path, len(shape)), strict=True)
-        ):
-            where = f"{path} {shape}, dimension {dimension} ({logical})"
+        for dimension, (names, size) in enumerate(zip(split, shape, strict=True)):
+            if not names:
+                continue
+            where = f"{path} {shape}, dimension {dimension} ({self.rules.names(path, len(shape))[dimension]})"
             for axis in names:
                 if axis in used:
                     raise ValueError(f"{where}: mesh axis {axis!r} already splits another dimension of it")
@@ -204,6 +205,8 @@ class Layout:
 
     def _split(self, path: str, rank: int) -> tuple[tuple[str, ...], ...]:
         """The mesh axes of each dimension of a parameter."""
+        if not self._kept(self.rules.embed + self.rules.hidden):
+            return ((),) * rank
         names = self.rules.names(path, rank)
         return tuple(self._kept(getattr(self.rules, name)) if name else () for name in names)
 
