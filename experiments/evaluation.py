@@ -102,7 +102,9 @@ def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Atomic, and valid JSON throughout. Raises UserError where it cannot be written."""
+    """Atomic, and valid JSON throughout; of several processes the first writes. Raises UserError where it cannot."""
+    if jax.process_index():
+        return
     partial = path.with_suffix(".partial")
     try:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -5,6 +5,7 @@ python -m experiments.train --config=configs/quickstart.py --workdir=runs/x [--c
 
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -35,7 +36,8 @@ def main() -> None:
         summary = run_seeds(values, Path(_WORKDIR.value), _SEEDS.value or 1)
         headline = summary["metrics"][summary["headline"]]
         error = "" if headline["standard_error"] is None else f" +- {headline['standard_error']:.4f}"
-        print(f"{summary['headline']} {headline['mean']:.4f}{error}; written to {_WORKDIR.value}/{SUMMARY_FILE}")
+        if jax.process_index() == 0:
+            print(f"{summary['headline']} {headline['mean']:.4f}{error}; written to {_WORKDIR.value}/{SUMMARY_FILE}")
         return
     train(build(values), Path(_WORKDIR.value), init_from)
 

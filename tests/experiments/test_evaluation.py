@@ -150,3 +150,11 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"could not write {tmp_path}/file/seeds.json"):
         write_json(tmp_path / "file" / "seeds.json", {})
+
+
+def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
+    for process in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        write_json(tmp_path / "seeds.json", process)
+    assert (tmp_path / "seeds.json").read_text() == "0\n"
+    assert len(list(tmp_path.iterdir())) == 1
