@@ -34,5 +34,5 @@ class EMA(nn.Module):
             omega=self.param("omega", truncated_normal(1.0), (width,)),
         )
         if self.axis:
-            return sequence.convolve(params, x, valid, self.axis)
+            return sequence.convolve(params, x, valid, self.axis, self.method)
         return ema.convolve(params, x, valid, truncation=self.truncation, method=self.method)

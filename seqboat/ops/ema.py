@@ -121,13 +121,12 @@ def convolve(
             raise ValueError(f"a kernel truncated to {taps} lags has no chunked form: use method='fft'")
         y = _chunked(params, signal, _chunk())[0]
     else:
-        apply, kernel_of = (direct_convolve, naive_kernel) if method == "reference" else (fft_convolve, kernel)
-        y = apply(signal, *(kernel_of(own, taps) for _, own in params.directions))
+        y = _by_kernels(params, signal, taps, method)
     return (y + _direct(params, x)).astype(x.dtype)
 
 
 def convolve_piece(
-    params: EMAParams, x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None = None
+    params: EMAParams, x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None = None, method: Method = "auto"
 ) -> tuple[Float[Array, "B L D"], tuple[Float[Array, "B D N"], ...]]:
     """An untruncated `convolve` of a piece of longer sequences from zero states, in float32, and the states that leave.
 
@@ -138,10 +137,11 @@ def convolve_piece(
         y += continuation(params, entering, x.shape[1])
     """
     signal, length = _signal(x, valid), x.shape[1]
-    if choose("auto", length, None) == "chunked":
+    method = choose(method, length, None)
+    if method == "chunked":
         y, leaving = _chunked(params, signal, _chunk())
     else:
-        y = fft_convolve(signal, *(kernel(own, length) for _, own in params.directions))
+        y = _by_kernels(params, signal, length, method)
         leaving = [_leaving(own, signal, ahead) for ahead, own in params.directions]
     return y + _direct(params, x), tuple(state.swapaxes(0, 1) for state in leaving)
 
@@ -161,6 +161,11 @@ def continuation(
         added = _sum_of_decays(c, (c.output * jnp.exp(c.log_decay))[:, None] * state.swapaxes(0, 1), length)
         y += added[..., ::-1] if ahead else added
     return swap(y.reshape(1, width, -1)).reshape(batch, length, width)
+
+
+def _by_kernels(params: EMAParams, x: Float[Array, "B L D"], taps: int, method: Method) -> Float[Array, "B L D"]:
+    apply, kernel_of = (direct_convolve, naive_kernel) if method == "reference" else (fft_convolve, kernel)
+    return apply(x, *(kernel_of(own, taps) for _, own in params.directions))
 
 
 def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[Array, "D B N"]:

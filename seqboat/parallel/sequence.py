@@ -57,7 +57,11 @@ def _receive(value: Tree, identity: Tree, axis: str, distance: int, reverse: boo
 
 
 def convolve(
-    params: EMAParams, x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None, axis: str
+    params: EMAParams,
+    x: Float[Array, "B L D"],
+    valid: Bool[Array, "B L"] | None,
+    axis: str,
+    method: ema.Method = "auto",
 ) -> Float[Array, "B L D"]:
     """This piece of the untruncated `ops.ema.convolve` of the whole sequences, in one direction or both.
 
@@ -72,7 +76,7 @@ def convolve(
     the decay: for S = 8, 4 permutes, and 4 more for the gradient. B D N L / C numbers, C ~ sqrt(L), are in memory at
     once beside those of the local average; B L D N never.
     """
-    y, leaving = ema.convolve_piece(params, x, valid)
+    y, leaving = ema.convolve_piece(params, x, valid, method)
     length = x.shape[1]
     entering = tuple(
         _entering(own, state, length, axis, ahead)

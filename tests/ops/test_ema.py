@@ -115,16 +115,16 @@ def test_stream_equals_recurrent_steps_from_any_state(length, chunk):
     assert_close(value_and_vjp(functools.partial(ema.stream, chunk=chunk))(cotangent, *args), expected)
 
 
-@pytest.mark.parametrize("form", ["fft", "chunked"])
+@pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
 @pytest.mark.parametrize("cut", [1, 30])
-def test_pieces_joined_by_their_states_equal_the_whole(cut, form, monkeypatch):
-    if form == "chunked":
-        monkeypatch.setattr(ema, "LONGEST_FFT", 0)
-        monkeypatch.setattr(ema, "CHUNK", 8)
+def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch):
+    monkeypatch.setattr(ema, "CHUNK", 8)
 
     def joined(params, x):
         pieces = x[:, :cut], x[:, cut:]
-        (first, (behind, _)), (second, (_, before)) = (ema.convolve_piece(params, piece) for piece in pieces)
+        (first, (behind, _)), (second, (_, before)) = (
+            ema.convolve_piece(params, piece, method=method) for piece in pieces
+        )
         nothing = jnp.zeros_like(behind)
         first += ema.continuation(params, (nothing, before), pieces[0].shape[1])
         second += ema.continuation(params, (behind, nothing), pieces[1].shape[1])

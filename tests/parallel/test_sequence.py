@@ -11,6 +11,7 @@ import pytest
 from helpers import assert_close, jit, normal, value_and_vjp
 from jax.sharding import AxisType, PartitionSpec
 
+from seqboat.layers.ema import EMA
 from seqboat.ops import ema
 from seqboat.ops.ema import EMAParams
 from seqboat.parallel import sequence
@@ -70,8 +71,8 @@ def make_params(directions, slow):
     return EMAParams(delta + offset, alpha + offset, beta, gamma, normal(4, WIDTH))
 
 
-def split_average(shards):
-    piece = lambda params, x, valid: sequence.convolve(params, x, valid, "sequence")
+def split_average(shards, method):
+    piece = lambda params, x, valid: sequence.convolve(params, x, valid, "sequence", method)
     run = sharded(piece, shards, (WHOLE, SPLIT, SPLIT), SPLIT)
     # The gradient of `valid` is of no interest.
     return jit(lambda cotangent, params, x, valid: value_and_gradient(run, cotangent, params, x, valid))
@@ -88,7 +89,7 @@ REFERENCE = jit(
 
 
 @pytest.mark.parametrize(
-    ("shards", "directions", "form"),
+    ("shards", "directions", "method"),
     [
         (1, 2, "fft"),
         (2, 1, "chunked"),
@@ -98,14 +99,12 @@ REFERENCE = jit(
         (8, 2, "chunked"),
     ],
 )
-def test_an_average_in_pieces_equals_the_whole(shards, directions, form, monkeypatch):
-    if form == "chunked":
-        monkeypatch.setattr(ema, "LONGEST_FFT", 0)
-        monkeypatch.setattr(ema, "CHUNK", 4)  # no divisor of the 6 elements of an eighth
+def test_an_average_in_pieces_equals_the_whole(shards, directions, method, monkeypatch):
+    monkeypatch.setattr(ema, "CHUNK", 4)  # no divisor of the 6 elements of an eighth
     x, cotangent = normal(5, BATCH, LENGTH, WIDTH), normal(6, BATCH, LENGTH, WIDTH)
     everything = jnp.ones((BATCH, LENGTH), bool)
     padded = jnp.arange(LENGTH)[None, :] < jnp.asarray([[11], [41]])
-    run = split_average(shards).lower(cotangent, make_params(directions, False), x, padded).compile()
+    run = split_average(shards, method).lower(cotangent, make_params(directions, False), x, padded).compile()
     for slow in (False, True):
         for valid in (everything, padded):
             args = cotangent, make_params(directions, slow), x, valid
@@ -113,6 +112,15 @@ def test_an_average_in_pieces_equals_the_whole(shards, directions, form, monkeyp
     # As many for the gradient as for the value, and nothing else but the sum of the parameters' gradients.
     assert count("collective-permute", run) == 2 * directions * permutes(shards)
     assert not count("all-gather", run) + count("all-to-all", run)
+
+
+@pytest.mark.parametrize("method", ["fft", "chunked"])
+def test_the_layer_averages_its_piece_by_its_method(method):
+    layer = EMA(STATES, False, method=method, axis="sequence")
+    x, valid = normal(5, BATCH, LENGTH, WIDTH), jnp.ones((BATCH, LENGTH), bool)
+    run = sharded(lambda params, x, valid: layer.apply({"params": params}, x, valid), 2, (WHOLE, SPLIT, SPLIT), SPLIT)
+    jaxpr = str(jax.make_jaxpr(run)(make_params(2, False)._asdict(), x, valid))
+    assert ("fft[" in jaxpr) == (method == "fft")
 
 
 def test_half_precision_is_exchanged_in_float32():
@@ -125,16 +133,15 @@ def test_half_precision_is_exchanged_in_float32():
     assert_close(y.astype(jnp.float32), whole, 2**-8)
 
 
-@pytest.mark.parametrize("longest_fft", [4096, 0])
-def test_states_of_all_elements_are_never_in_memory(longest_fft, monkeypatch):
-    monkeypatch.setattr(ema, "LONGEST_FFT", longest_fft)
+@pytest.mark.parametrize("method", ["fft", "chunked"])
+def test_states_of_all_elements_are_never_in_memory(method):
     batch, length, width, states = 2, 4096, 5, 16
     weights = jax.ShapeDtypeStruct((2 * width, states), jnp.float32)
     params = EMAParams(weights, weights, weights, weights, jax.ShapeDtypeStruct((width,), jnp.float32))
     x = jax.ShapeDtypeStruct((batch, 2 * length, width), jnp.float32)
     valid = jax.ShapeDtypeStruct((batch, 2 * length), bool)
-    jaxpr = str(split_average(2).trace(x, params, x, valid).jaxpr)
-    assert ("fft[" in jaxpr) == (longest_fft >= length)
+    jaxpr = str(split_average(2, method).trace(x, params, x, valid).jaxpr)
+    assert ("fft[" in jaxpr) == (method == "fft")
     sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\b[a-z]+\d*\[(\d+(?:,\d+)*)\]", jaxpr)]
     assert batch * length * width in sizes
     assert max(sizes) < batch * length * width * states / 4
