@@ -27,8 +27,8 @@ def initialize() -> None:
     With it orbax learns of a SIGTERM and the loop saves at that step and exits 0; without it the run would just end.
     """
     given = {flag.name: flag.value for flag in (_ADDRESS, _COUNT, _PROCESS) if flag.value is not None}
-    simulated = jax.config.jax_num_cpu_devices > 1 or "device_count" in os.environ.get("XLA_FLAGS", "")
-    if simulated or given.get("num_processes", 1) > 1:
+    simulated = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if simulated or (_COUNT.value or 1) > 1:
         _run_collectives_in_turn()
     if given:
         _initialize_given(given)

@@ -1,8 +1,8 @@
 """What the programs tell XLA before its backend starts."""
 
 import os
-from types import SimpleNamespace
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -15,19 +15,22 @@ OWN = "--xla_cpu_enable_concurrency_optimized_scheduler=true"
 
 
 @pytest.mark.parametrize(
-    ("given", "cluster", "devices", "before", "after"),
+    ("given", "cluster", "simulated", "before", "after"),
     [
-        ({}, False, -1, "--xla_a=1", "--xla_a=1"),
-        ({}, False, 4, "", IN_TURN),
-        ({}, False, -1, FOUR, f"{FOUR} {IN_TURN}"),
-        ({}, True, -1, "", IN_TURN),
-        (TWO, False, -1, "", IN_TURN),
-        (TWO, False, -1, OWN, OWN),
-        (TWO | {"num_processes": 1}, False, -1, "", ""),
+        ({}, False, None, "--xla_a=1", "--xla_a=1"),
+        ({}, False, "4", "", IN_TURN),
+        ({}, False, None, FOUR, f"{FOUR} {IN_TURN}"),
+        ({}, True, None, "", IN_TURN),
+        (TWO, False, None, "", IN_TURN),
+        (TWO, False, None, OWN, OWN),
+        (TWO | {"num_processes": 1}, False, None, "", ""),
     ],
 )
-def test_collectives_run_in_turn_on_several_cpu_devices(given, cluster, devices, before, after, monkeypatch):
+def test_collectives_run_in_turn_on_several_cpu_devices(given, cluster, simulated, before, after, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    if simulated:
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", simulated)
     joined = []
 
     def initialize(address=None, **settings):
@@ -35,10 +38,7 @@ def test_collectives_run_in_turn_on_several_cpu_devices(given, cluster, devices,
             raise ValueError("no cluster was detected")
         joined.append(settings)
 
-    fake = SimpleNamespace(
-        config=SimpleNamespace(jax_num_cpu_devices=devices), distributed=SimpleNamespace(initialize=initialize)
-    )
-    monkeypatch.setattr(distributed, "jax", fake)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with flagsaver.flagsaver(**given):
         distributed.initialize()
     assert len(joined) == 1
