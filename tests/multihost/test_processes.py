@@ -46,9 +46,7 @@ class Run:
         command += [f"--config.{name}={value}" for name, value in changes.items()]
         cache = os.path.expanduser("~/.cache/seqboat/tests")
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-        # Tiny programs: half of their time is compilation. The scheduler can make processes wait for each other for
-        # good (docs/parallel.md).
-        quick = "--xla_backend_optimization_level=0 --xla_cpu_enable_concurrency_optimized_scheduler=false"
+        quick = "--xla_backend_optimization_level=0"  # tiny programs: half of their time is compilation
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {quick}"
         self.processes = []
         for process in range(processes):
@@ -114,6 +112,28 @@ def test_asked_to_stop_they_save_and_another_topology_goes_on(tmp_path):
     other = Run(tmp_path / "other", 1, 4, "data", steps=40)
     assert other.wait() == [0], other.outputs
     assert other.losses() == pytest.approx(whole.losses(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_four_processes_asked_to_stop_and_one_goes_on(tmp_path):
+    """SIGTERM to all of four processes of one device; one process of four devices goes on. The losses, before and
+    after, are those of one process that was never stopped."""
+    mesh = "data=2,sequence=2"
+    broken = Run(tmp_path / "broken", 4, 1, mesh, steps=40)
+    broken.reach(5)
+    for process in broken.processes:
+        process.send_signal(signal.SIGTERM)
+    assert broken.wait() == [0] * 4, broken.outputs
+    stopped = max(broken.losses())
+    assert 5 <= stopped < 40
+    assert f"asked to stop: saved step {stopped}" in broken.outputs[0]
+    again = Run(tmp_path / "broken", 1, 4, mesh, steps=40)
+    assert again.wait() == [0], again.outputs
+    assert f"going on from step {stopped}" in again.outputs[0]
+    whole = Run(tmp_path / "whole", 1, 4, mesh, steps=40)
+    assert whole.wait() == [0], whole.outputs
+    assert list(whole.losses()) == list(range(1, 41))
+    assert again.losses() == pytest.approx(whole.losses(), rel=1e-5)
 
 
 @pytest.mark.slow
