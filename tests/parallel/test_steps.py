@@ -9,10 +9,13 @@ import pytest
 from helpers import assert_close, jit, tree_rms
 
 from configs import quickstart
+from configs.lra import retrieval as lra_retrieval
 from configs.synthetic import selective_copy
 from experiments.build import build
+from experiments.data.sources import Generated
 from experiments.errors import UserError
 from experiments.step import means
+from experiments.tasks import retrieval
 
 STEPS = 5
 SMALL = {
@@ -37,12 +40,31 @@ CLASSIFIER = LANGUAGE | {
     "model.router.centered": True,
     "model.router.initial_bias": 0.02,
 }
-CONFIGS = {"classifier": (quickstart, CLASSIFIER), "language model": (selective_copy, LANGUAGE)}
+PAIRS = SMALL | {
+    "task.length": 16,
+    "model.ssm_truncation": None,
+    "model.dropout": 0.0,
+    "train.accumulate": 1,
+    "model.router.initial_bias": 0.05,
+    "optimizer.warmup_steps": 2,
+}
+CONFIGS = {
+    "classifier": (quickstart, CLASSIFIER),
+    "language model": (selective_copy, LANGUAGE),
+    "pairs": (lra_retrieval, PAIRS),
+}
 
 
 @pytest.fixture(autouse=True)
 def _compile_quickly(monkeypatch):
     monkeypatch.setattr(jax, "jit", jit)
+
+
+@pytest.fixture(autouse=True)
+def _pairs_in_memory(monkeypatch):
+    documents = lambda draw: {f"text{i}": draw.bytes(draw.integers(1, 20)) for i in (1, 2)}
+    example = lambda draw: {**documents(draw), "label": int(draw.integers(2))}
+    monkeypatch.setattr(retrieval, "open_split", lambda *_: Generated(example, seed=0, split=0, size=32))
 
 
 def values(name, **changes):
@@ -95,6 +117,37 @@ def test_eight_devices_train_as_one(name, mesh):
     assert 0.05 < expected[1]["activation_rate"][0] < 1
     assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
     assert_close(got[1:], expected[1:])
+
+
+OTHERS = [
+    ("pairs", "fsdp", {}),
+    ("pairs", "data=2,sequence=4", {}),
+    ("language model", "pmap", {"train.accumulate": 2, "train.batch_size": 16}),
+    (
+        "language model",
+        "data=2,sequence=4",
+        {"model.position": "t5", "model.attention_function": "relu2", "model.blocks_per_trip": 4},
+    ),
+    (
+        "language model",
+        "data=2,sequence=4",
+        {"model.position": "rotary", "model.activation": "always", "model.norm": "scale"},
+    ),
+    ("language model", "data=2,sequence=4", {"model.activation": "never"}),
+    (
+        "classifier",
+        "data=2,sequence=4",
+        {"model.position": "t5", "model.attention_function": "relu2", "model.blocks_per_trip": 3},
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mesh", "changes"), OTHERS)
+def test_other_layers_train_as_on_one_device(name, mesh, changes):
+    got, expected = run(name, mesh, **changes), run(name, None, **changes)
+    assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert_close(got[1], expected[1])
 
 
 @pytest.mark.slow
