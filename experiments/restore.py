@@ -11,6 +11,7 @@ import numpy as np
 from experiments.build import Experiment, build
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from seqboat import hyper
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier
 
@@ -32,11 +33,7 @@ def load(workdir: str | Path, step: int | None = None, data_dir: str | None = No
 
     Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. Raises UserError.
     """
-    with Checkpoints(_checkpoints(Path(workdir)), best_metric="", read_only=True) as checkpoints:
-        meta = checkpoints.read_meta(step)
-    if not isinstance(meta.get("config"), Mapping):
-        raise UserError(f"the checkpoint in {workdir} holds no config: was it made by another program?")
-    values = dict(meta["config"])
+    values = _values(Path(workdir), step)
     if data_dir is not None:
         values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
@@ -48,9 +45,14 @@ def load(workdir: str | Path, step: int | None = None, data_dir: str | None = No
 
 
 def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
-    """Parameters and batch statistics to start from: of another run's best step, or of a published state dict."""
+    """Parameters and batch statistics to start from: of another run's best step, or of a published state dict.
+
+    A hypernetwork that adds to its target's parameters may start from a run of the target alone.
+    """
     params, stats = _abstract(experiment)
     if source.is_dir():
+        if experiment.config.hyper is not None and not _values(source).get("hyper"):
+            return _around(experiment, load(source))
         with _open(experiment, source) as checkpoints:
             return checkpoints.restore_params(checkpoints.best_step(), params, stats).state
     if not source.is_file():
@@ -66,6 +68,24 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--init_from={source}: {error}") from error
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _values(workdir: Path, step: int | None = None) -> dict[str, Any]:
+    """The config of a checkpoint."""
+    with Checkpoints(_checkpoints(workdir), best_metric="", read_only=True) as checkpoints:
+        meta = checkpoints.read_meta(step)
+    if not isinstance(meta.get("config"), Mapping):
+        raise UserError(f"the checkpoint in {workdir} holds no config: was it made by another program?")
+    return dict(meta["config"])
+
+
+def _around(experiment: Experiment, target: Run) -> dict[str, Any]:
+    """A new hypernetwork around a trained target."""
+    state = jax.jit(lambda: experiment.steps.init(experiment.config.seed))()
+    try:
+        return hyper.start_from({"params": state.params, "batch_stats": state.batch_stats}, target.variables)
+    except ValueError as error:
+        raise UserError(f"--init_from: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:

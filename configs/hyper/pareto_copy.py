@@ -10,4 +10,4 @@ from configs.synthetic import selective_copy
 def get_config(variant: str = "mip"):
     config = selective_copy.get_config("ours")
     config.train.steps = 2400
-    return conditioned(config, variant, price=2.0)
+    return conditioned(config, variant, price=0.5)

@@ -12,7 +12,7 @@ from configs.hyper.arms import apply_arm
 
 
 def get_config(variant: str = "mip"):
-    return conditioned(quickstart.get_config(), variant, price=0.5)
+    return conditioned(quickstart.get_config(), variant, price=0.2)
 
 
 def conditioned(config, variant: str, price: float):

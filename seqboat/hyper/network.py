@@ -204,6 +204,8 @@ def start_from(variables: dict[str, Any], target: dict[str, Any]) -> dict[str, A
     """
     changed = dict(variables)
     for name, tree in target.items():
+        if not tree:
+            continue
         own = changed.get(name, {}).get("target")
         shapes = [jax.tree.map(jnp.shape, found) for found in (own, tree)]
         if shapes[0] != shapes[1]:

@@ -29,12 +29,14 @@ from seqboat.layers.sparse_activation import RouterConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel
+from seqboat.models.mlp import MLP
 from seqboat.models.retrieval import DualEncoder
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
 VARIANTS = ("paper", "ours", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
-SHARED = {"base.py", "variants.py", "__init__.py"}
+HYPER_VARIANTS = ("mip", "default", "encoding", "residual", "hyperfan", "encoding_hyperfan", "zero_head")
+SHARED = {"base.py", "variants.py", "arms.py", "__init__.py"}
 RECIPES = sorted(
     path.relative_to(REPOSITORY).with_suffix("").as_posix()
     for path in (REPOSITORY / "configs").rglob("*.py")
@@ -49,8 +51,10 @@ def get_config(recipe: str):
 def variants(recipe: str) -> dict[str, ConfigDict]:
     """The resolved configs of a recipe by variant; "" is the one of no argument."""
     make = get_config(recipe)
-    has_variants = bool(inspect.signature(make).parameters)
-    return {"": make()} | ({name: make(name) for name in VARIANTS} if has_variants else {})
+    names = VARIANTS if inspect.signature(make).parameters else ()
+    if recipe.startswith("configs/hyper"):
+        names = (*HYPER_VARIANTS, "separate" if "pareto" in recipe else "mip,sgd")
+    return {"": make()} | {name: make(name) for name in names}
 
 
 def model_of(config: ConfigDict) -> nn.Module:
@@ -63,6 +67,8 @@ def model_of(config: ConfigDict) -> nn.Module:
 def parameters(model: nn.Module) -> Any:
     if isinstance(model, DualEncoder):
         inputs, lengths = jnp.zeros((1, 1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)
+    elif isinstance(model, MLP):
+        inputs, lengths = jnp.zeros((1, 1, 64)), jnp.ones(1, jnp.int32)
     elif model.config.vocabulary_size is None:
         inputs, lengths = jnp.zeros((1, 1, 1)), jnp.ones(1, jnp.int32)
     else:
@@ -125,8 +131,8 @@ def test_recipes_have_as_many_parameters_as_the_published_models(name):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
     """What to do is said at once: nothing looks for a network, nothing retries."""
-    if recipe.startswith(("configs/quickstart", "configs/synthetic")):
-        pytest.skip("generated in memory")
+    if recipe.startswith(("configs/quickstart", "configs/synthetic", "configs/hyper")):
+        pytest.skip("generated in memory, or in a package")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked for a network"))
     values = get_config(recipe)().to_dict() | {"data_dir": str(tmp_path)}
     with pytest.raises(UserError) as caught:

@@ -1,0 +1,244 @@
+"""Hyper-inputs for batches of any task, and runs whose parameters a hypernetwork generates."""
+
+import dataclasses
+import itertools
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from configs.hyper import noise, rotation
+from experiments import restore
+from experiments.build import build
+from experiments.conditions import Conditioned, HyperOptions
+from experiments.conditions import rotation as matrix
+from experiments.config import to_dataclass
+from experiments.errors import UserError
+from experiments.evaluation import evaluate_run
+from experiments.loop import train
+from experiments.optimizers import OptimizerConfig, make_optimizer
+from experiments.step import means
+from seqboat import hyper
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+
+def small(arm: str = "mip", **changes):
+    config = rotation.get_config(arm)
+    config.model.hidden = (8,)
+    config.hyper.network.hidden = (4, 8)
+    config.hyper.evaluations = 3
+    config.train.update(steps=6, batch_size=8, log_every=2, evaluate_every=4, checkpoint_every=2)
+    config.update_from_flattened_dict(changes)
+    return config.to_dict()
+
+
+def options(condition: str, **fields) -> HyperOptions:
+    return HyperOptions(condition=condition, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180])
+def test_right_angles_turn_pictures_exactly(degrees):
+    picture = np.random.default_rng(0).uniform(size=(8, 8))
+    turned = (matrix(degrees, 8) @ picture.reshape(-1)).reshape(8, 8)
+    np.testing.assert_allclose(turned, np.rot90(picture, -degrees // 90), atol=1e-8)
+
+
+def test_other_angles_keep_what_stays_inside():
+    weights = matrix(30, 8).sum(1).reshape(8, 8)
+    np.testing.assert_allclose(weights[2:6, 2:6], 1, atol=1e-12)
+    assert weights.max() < 1 + 1e-12
+    assert weights[0, 0] < 0.5  # from outside of the picture
+
+
+def test_hyper_inputs_are_a_function_of_seed_and_step_alone():
+    one, other, later = (build({**small(), "seed": seed}).task for seed in (3, 4, 3))
+    started = list(itertools.islice(one.train_batches(2), 3))
+    for step, batch in enumerate(started, 2):
+        again = later.train_batch(step)
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], again[name])
+        assert batch["condition"].shape == (8, 1)
+        assert len(np.unique(batch["condition"])) == 1
+        assert batch["condition"][0] != other.train_batch(step)["condition"][0]
+    assert len({float(batch["condition"][0, 0]) for batch in started}) == 3
+
+
+def test_an_evaluation_goes_through_its_hyper_inputs():
+    task = build(small()).task
+    batches = list(task.evaluation_batches("test"))
+    found = [float(batch["condition"][0, 0]) for batch in batches]
+    assert found == [0.0] * 25 + [0.5] * 25 + [1.0] * 25
+    np.testing.assert_allclose(
+        batches[50]["inputs"][0].reshape(8, 8), np.rot90(batches[0]["inputs"][0].reshape(8, 8), -1), atol=1e-6
+    )
+    assert [z.shape for z in build(noise.get_config().to_dict()).task.evaluated()] == [(8,)] * 17
+    only = build(small(**{"hyper.at": (0.25,)})).task
+    assert {float(batch["condition"][0, 0]) for batch in only.evaluation_batches("test")} == {0.25}
+
+
+def test_the_price_is_multiplied_by_the_hyper_input(light, initial):
+    experiment = light({"train.activation_price": 2.0})
+    state = initial(experiment)
+    batch = experiment.task.train_batch(0)
+    step = jax.jit(experiment.steps.train)
+    first = lambda price: step(state, {**batch, "price": np.full(8, price, np.float32)}).opt_state.first["gate"]
+    np.testing.assert_array_equal(step(state, batch).opt_state.first["gate"], first(1.0))
+    np.testing.assert_allclose(first(0.5), (first(0.0) + first(1.0)) / 2, rtol=1e-3, atol=1e-6)
+    assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
+
+
+def test_a_run_goes_on_bit_for_bit_and_is_evaluated(tmp_path):
+    train(build(small()), tmp_path)
+    whole = restore.load(tmp_path, 6)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    train(build(small()), tmp_path)
+    again = restore.load(tmp_path, 6)
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, again.variables)
+    result = evaluate_run(tmp_path)
+    assert result["config"]["hyper"]["condition"] == "rotation"
+    assert 0 <= result["accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_a_seqboat_whose_layers_are_generated_from_the_price_trains(tiny, tmp_path):
+    values = tiny({"train.activation_price": 0.1, "train.steps": 2})
+    group = base.hyper("price")
+    group.select = ("encoder/layers/**",)
+    group.network.hidden = (4,)
+    group.network.heads = (("**/gau/*/kernel", "scale"),)
+    values["hyper"] = group.to_dict()
+    experiment = build(values)
+    assert "arrays from price, 2 layers" in experiment.describe()
+    train(experiment, tmp_path)
+    run = restore.load(tmp_path)
+    assert isinstance(run.experiment.model, hyper.Hyper)
+    evaluate = jax.jit(run.experiment.steps.evaluate)
+    task = run.experiment.task
+    batch = next(task.task.evaluation_batches("test"))
+    rates = [means(evaluate(run.variables, task.at(batch, np.float32([z]))))["loss"] for z in (0.0, 1.0)]
+    assert rates[0] != rates[1]
+    assert all(math.isfinite(rate) for rate in rates)
+
+
+def test_a_hypernetwork_starts_from_a_run_of_its_target(tmp_path):
+    plain = small(**{"train.steps": 2})
+    plain["hyper"] = None
+    train(build(plain), tmp_path / "plain")
+    experiment = build(small("zero_head"))
+    start = restore.initial_variables(experiment, tmp_path / "plain")
+    wanted = restore.load(tmp_path / "plain")
+    batch = experiment.task.task.train_batch(5)
+    arguments = (jnp.asarray(batch["inputs"]), jnp.asarray(batch["lengths"]))
+    np.testing.assert_array_equal(
+        experiment.model.apply(start, jnp.array([0.7]), *arguments).logits,
+        wanted.experiment.model.apply(wanted.variables, *arguments).logits,
+    )
+    other = build(small("zero_head", **{"model.hidden": (16,)}))
+    with pytest.raises(UserError, match=r"hidden_0/bias is \(8,\), not \(16,\)"):
+        restore.initial_variables(other, tmp_path / "plain")
+
+
+def test_sgd_is_optax_sgd_with_momentum():
+    config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup_steps=0, b1=0.9, weight_decay=0.0, clip_norm=1e9)
+    params = {"w": jnp.array([1.0, -2.0])}
+    ours = make_optimizer(dataclasses.replace(config, final_learning_rate=0.1), 10, params)
+    theirs = optax.sgd(0.1, momentum=0.9)
+    states = [ours.init(params), theirs.init(params)]
+    for step in range(3):
+        gradient = {"w": jnp.array([0.3, 0.1]) * (step + 1)}
+        (got, states[0]), (wanted, states[1]) = (
+            each.update(gradient, state, params) for each, state in zip((ours, theirs), states, strict=True)
+        )
+        np.testing.assert_allclose(got["w"], wanted["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hyper.select": ("hidden_9/*",)},
+            r"config\.hyper: select='hidden_9/\*' matches no parameter; there are head",
+        ),
+        ({"hyper.network.heads": (("x", "full"),)}, r"config\.hyper: heads='x' matches no parameter"),
+        ({"hyper.network.head": "fool"}, r"config\.hyper\.network\.head='fool': must be one of full"),
+        ({"hyper.condition": "angle"}, r"config\.hyper\.condition='angle': must be one of price, rotation, noise"),
+        ({"hyper.network.encoding.inputs": 2}, "condition='rotation' is one number"),
+        ({"hyper.network.encoding.high": 2.0}, r"is in 0\.\.1"),
+        ({"hyper.at": (1.5,)}, r"at=\(1\.5,\): must be 1 numbers in 0\.0\.\.1\.0"),
+        ({"hyper.evaluations": 0}, "evaluations=0: must be at least 1"),
+        ({"hyper.network.residual": False, "hyper.network.head": "scale"}, "needs residual=True"),
+        ({"mesh": "data"}, r"config\.mesh='data': with config\.hyper a run takes one device"),
+    ],
+)
+def test_bad_values_name_the_field(changes, message):
+    with pytest.raises(UserError, match=message):
+        build(
+            small(**{name: value for name, value in changes.items() if name != "mesh"}) | {"mesh": changes.get("mesh")}
+        )
+
+
+def test_rotation_wants_pictures(tiny):
+    values = tiny()
+    values["hyper"] = base.hyper("rotation").to_dict()
+    with pytest.raises(UserError, match="turns pictures of 8 x 8"):
+        build(values)
+
+
+NETWORK_KNOBS = {
+    "hidden": (6,),
+    "negative_slope": 0.2,
+    "head": "chunked",
+    "heads": (("head/*", "scale"),),
+    "residual": False,
+    "init": "zero",
+    "dtype": "bfloat16",
+}
+MORE_KNOBS = {
+    "rank": (2, {"head": "low_rank"}),
+    "chunk_size": (7, {"head": "chunked"}),
+    "chunk_embedding": (3, {"head": "chunked"}),
+    "target_gain": (1.0, {"init": "hyperfan_in"}),
+}
+ENCODING_KNOBS = {"kind": "none", "inputs": 2, "low": -1.0, "high": 2.0, "unit_norm": True}
+
+
+def text(changes) -> str:
+    values = small(**{"hyper.condition": "noise", **changes})
+    experiment = build(values)
+    init, state = jax.make_jaxpr(lambda: experiment.steps.init(0), return_shape=True)()
+    return (
+        f"{init}\n{jax.make_jaxpr(experiment.steps.evaluate)({'params': state.params}, experiment.task.train_batch(0))}"
+    )
+
+
+@pytest.fixture(scope="module")
+def original() -> str:
+    return text({"hyper.network.encoding.inputs": 3})
+
+
+def test_every_knob_of_a_hypernetwork_does_something(original):
+    group = base.hyper("noise")
+    known = {*NETWORK_KNOBS, *MORE_KNOBS, "encoding"}
+    assert set(group.network) == known
+    assert set(group.network.encoding) == {*ENCODING_KNOBS, "size", "tasks"}
+    three = {"hyper.network.encoding.inputs": 3}
+    for name, value in NETWORK_KNOBS.items():
+        assert text({**three, f"hyper.network.{name}": value}) != original, name
+    for name, value in ENCODING_KNOBS.items():
+        assert text({**three, f"hyper.network.encoding.{name}": value}) != original, name
+    for name, (value, setting) in MORE_KNOBS.items():
+        with_it = {**three, **{f"hyper.network.{key}": other for key, other in setting.items()}}
+        assert text({**with_it, f"hyper.network.{name}": value}) != text(with_it), name
+
+
+def test_options_are_read_from_a_config():
+    group = base.hyper("price").to_dict()
+    found = to_dataclass(HyperOptions, group, "config.hyper")
+    assert found == options("price", network=hyper.HyperConfig())
+    assert isinstance(build(small()).task, Conditioned)
