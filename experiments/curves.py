@@ -68,6 +68,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
     for test in tests:
         test.pop("config", None)
         test.pop("versions", None)
+        test.pop("against", None)  # a look at another run
     return {**facts, "training_seconds": seconds, "test": tests, "curve": curve}
 
 

@@ -1,4 +1,8 @@
-"""Evaluate a trained run:  python -m experiments.evaluate --workdir=runs/x [--step=N] [--split=test]"""
+"""Evaluate a trained run:  python -m experiments.evaluate --workdir=runs/x [--step=N] [--split=test] [--against=runs/y]
+
+Prints, and writes to evaluation_SPLIT_STEP.json, metrics with standard errors over examples, each class's precision and
+recall, examples and elements a second; against another run on the same examples, a paired test and what it says.
+"""
 
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from experiments.evaluation import evaluate_run, show
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
+_AGAINST = flags.DEFINE_string("against", None, "Work directory of another run, to compare its best step with this.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
@@ -19,7 +24,8 @@ def main() -> None:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
     cli.use_compilation_cache()
     cli.keep_memory()
-    result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value)
+    against = Path(_AGAINST.value) if _AGAINST.value else None
+    result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value, against)
     show(result)
     print(f"written to {_WORKDIR.value}/evaluation_{result['split']}_{result['step']}.json")
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -17,52 +16,89 @@ from experiments.build import build
 from experiments.checkpoints import Checkpoints
 from experiments.config import differences
 from experiments.errors import UserError
-from experiments.loop import evaluate, hardware, train, versions
+from experiments.loop import hardware, train, versions
 from experiments.reporting import plain
 from experiments.restore import CHECKPOINTS, load
+from experiments.scores import compare, per_class, score, sha256, standard_errors, verdict
+from experiments.step import means
 
 SUMMARY_FILE = "seeds.json"
 
 
-def evaluate_run(workdir: Path, split: str = "test", step: int | None = None, data_dir: str | None = None) -> dict:
-    """Evaluates a step, the best one by default, and writes `evaluation_SPLIT_STEP.json` into the work directory."""
+def evaluate_run(
+    workdir: Path,
+    split: str = "test",
+    step: int | None = None,
+    data_dir: str | None = None,
+    against: Path | None = None,
+) -> dict:
+    """Evaluates a step, the best one by default, and writes `evaluation_SPLIT_STEP.json` into the work directory.
+
+    `against` is the work directory of another run, whose best step is compared example by example.
+    """
     run = load(workdir, step, data_dir)
-    task = run.experiment.task
-    batches = task.evaluation_batches(split)
+    other = None if against is None else load(against, None, data_dir)
+    task = run.task
     began = time.monotonic()
-    values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, batches)
+    scores = score(run, split)
     seconds = time.monotonic() - began
     result = {
         "step": run.step,
         "best": step is None,
         "split": split,
-        **{name: plain(value) for name, value in values.items()},
+        **{name: plain(value) for name, value in means(scores.total).items()},
     }
+    result |= {"examples": len(scores.digests), "examples_sha256": sha256(scores.digests)}
+    result["standard_errors"] = {name: plain(value) for name, value in standard_errors(scores.examples).items()}
+    if "confusion" in scores.total:
+        result["per_class"] = per_class(scores.total["confusion"][0])
     result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
-    result |= {"seconds": seconds, "config": run.experiment.values, "versions": versions(), "hardware": hardware()}
+    if other is not None:
+        metrics = {
+            name: {field: value if isinstance(value, str) else plain(value) for field, value in found.items()}
+            for name, found in compare(scores, score(other, split)).items()
+        }
+        said = verdict(task.headline, metrics[task.headline], task.higher_is_better, len(scores.digests))
+        result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdict": said}
+    result |= {"throughput": scores.throughput, "seconds": seconds}
+    result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     write_json(workdir / f"evaluation_{split}_{run.step}.json", result)
     return result
 
 
 def show(result: dict[str, Any]) -> None:
-    """The numbers of an evaluation as a table, and the confusion matrix where there is one."""
+    """The numbers of an evaluation as tables: metrics, classes and confusions where there are any, another run."""
+    console = Console()
     title = f"{result['config']['task']['name']}, {result['split']} split, step {result['step']}"
     table = Table("metric", title=title, title_justify="left")
     table.add_column("value", justify="right")
+    table.add_column("standard error", justify="right")
     for name, value in result.items():
         if name in ("step", "best", "seconds") or isinstance(value, str | dict) or np.ndim(value) > 1:
             continue
-        table.add_row(name, " ".join(map(_number, value)) if isinstance(value, list) else _number(value))
+        error = result["standard_errors"].get(name)
+        numbers = " ".join(map(_number, value)) if isinstance(value, list) else _number(value)
+        table.add_row(name, numbers, "" if error is None else _number(error))
     for name, value in result["trivial"].items():
         table.add_row(f"{name}: {result['trivial_answer']}", _number(value))
-    console = Console()
+    for name, rate in result["throughput"].items():
+        table.add_row(name.replace("_per_second", " a second"), "-" if rate is None else f"{rate:,.1f}")
     console.print(table)
     if "confusion" in result:
         classes = [str(number) for number in range(len(result["confusion"]))]
+        each = Table("class", title="each class: right of its answers, right of it, examples", title_justify="left")
+        columns = ("precision", "recall", "support")
+        for name in columns:
+            each.add_column(name, justify="right")
+        for name, *row in zip(classes, *(result["per_class"][column] for column in columns), strict=True):
+            each.add_row(name, *map(_number, row[:2]), f"{row[2]:,.0f}")
+        console.print(each)
         matrix = Table("class", *classes, title="answers to each class, percent of it", title_justify="left")
         for name, row in zip(classes, result["confusion"], strict=True):
             matrix.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
         console.print(matrix)
+    if "against" in result:
+        console.print(result["against"]["verdict"], markup=False, highlight=False, soft_wrap=True)
 
 
 def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "test") -> dict[str, Any]:
@@ -125,4 +161,6 @@ def _spread(values: list[float | None]) -> dict[str, float | None]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

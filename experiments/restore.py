@@ -21,11 +21,19 @@ SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model: `apply = run.experiment.model.apply`, its `variables`, and the step they are of."""
+    """A trained model, `run.model.apply(run.variables, inputs, lengths)`, the step it is of, and its task's batches."""
 
     experiment: Experiment
     variables: dict[str, Any]
     step: int
+
+    @property
+    def model(self) -> Any:
+        return self.experiment.model
+
+    @property
+    def task(self) -> Any:
+        return self.experiment.task
 
 
 def load(workdir: str | Path, step: int | None = None, data_dir: str | None = None) -> Run:

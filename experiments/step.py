@@ -60,11 +60,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class StepFunctions:
-    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, and the `objective` for diagnosis."""
+    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, and the `objective` for diagnosis.
+
+    `examine(variables, batch)`, on one device, is what `evaluate` returns and the loss's metrics of every example,
+    pairs of (B,).
+    """
 
     init: Callable[[int], TrainState]
     train: Callable[[TrainState, Any], TrainState]
     evaluate: Callable[[Any, Any], Sums]
+    examine: Callable[[Any, Any], tuple[Sums, Sums]]
     objective: Callable[..., Any]
 
 
@@ -160,19 +165,34 @@ def make_steps(
         opt_state = make_optimizer(params).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, jnp.full((), -1, jnp.int32))
 
-    def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
+    def forward(params, batch_stats, batch, model=model, layout=ALONE):
         variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out: Any = model.apply(variables, *arguments(batch), False)
         metrics = layout.share(loss(out, batch)[2] | evaluation_metrics(out, batch), out.logits.ndim > 2)
-        return layout.sum(metrics | layout.share(activation_metrics(out.layers), True))
+        return layout.sum(metrics | layout.share(activation_metrics(out.layers), True)), out
+
+    def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
+        return forward(params, batch_stats, batch, model, layout)[0]
 
     def evaluate(variables, batch) -> Sums:
         params, stats = variables["params"], variables.get("batch_stats", {})
         run = sums if split is None else split.on_devices(sums, params, batch, gradient=False)
-        metrics = run(params, stats, batch, None)
-        return metrics | {"elements": (metrics["elements"][0], jnp.ones(()))}
+        return _elements_of_a_batch(run(params, stats, batch, None))
 
-    return StepFunctions(init, train, evaluate, objective)
+    def examine(variables, batch) -> tuple[Sums, Sums]:
+        metrics, out = forward(variables["params"], variables.get("batch_stats", {}), batch)
+
+        def alone(logits, example):
+            return loss(out._replace(logits=logits[None]), jax.tree.map(lambda a: a[None], example))[2]
+
+        return _elements_of_a_batch(metrics), jax.vmap(alone)(out.logits, batch)
+
+    return StepFunctions(init, train, evaluate, examine, objective)
+
+
+def _elements_of_a_batch(metrics: Sums) -> Sums:
+    """The mean of `elements` is per batch."""
+    return metrics | {"elements": (metrics["elements"][0], jnp.ones(()))}
 
 
 def arguments(batch) -> tuple[Any, ...]:

@@ -114,6 +114,7 @@ def light(tiny) -> Callable[..., Experiment]:
             seed=config.seed,
             accumulate=config.train.accumulate,
             activation_price=config.train.activation_price,
+            evaluation_metrics=task.evaluation_metrics,
         )
         return dataclasses.replace(built, model=model, steps=steps)
 

@@ -1,6 +1,5 @@
 """What a trained run is worth: the confusion of classes, the report of a run, and the spread over seeds."""
 
-import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluation, loop, restore
+from experiments import evaluation, loop, restore, scores
 from experiments.errors import UserError
 from experiments.evaluation import SUMMARY_FILE, evaluate_run, run_seeds, show, write_json
 from experiments.loop import evaluate
@@ -21,16 +20,10 @@ CLASSES = 10
 
 @pytest.fixture
 def experiment(light, monkeypatch):
-    """The light experiment of a seed, with confusion, which every program of this file builds; and its values."""
+    """The light experiment of a seed, which every program of this file builds."""
 
     def build(values, one_device=False):
-        built = light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
-        metrics = built.task.evaluation_metrics
-        whole = lambda variables, batch: (
-            built.steps.evaluate(variables, batch)
-            | metrics(built.model.apply(variables, batch["inputs"], batch["lengths"]), batch)
-        )
-        return dataclasses.replace(built, steps=dataclasses.replace(built.steps, evaluate=whole))
+        return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
 
     for module in (evaluation, restore):
         monkeypatch.setattr(module, "build", build)
@@ -88,6 +81,13 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
             np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-6)
     assert result["accuracy"] == pytest.approx(right / 40)
     assert result["trivial"] == {"accuracy": counts.sum(1).max() / 40}
+    assert result["per_class"]["support"] == counts.sum(1).tolist()
+    for number, (precision, recall) in enumerate(
+        zip(result["per_class"]["precision"], result["per_class"]["recall"], strict=True)
+    ):
+        hit = counts[number, number]
+        assert precision == (pytest.approx(hit / counts[:, number].sum()) if counts[:, number].any() else None)
+        assert recall == (pytest.approx(hit / counts[number].sum()) if counts[number].any() else None)
     file = tmp_path / f"evaluation_validation_{result['step']}.json"
     assert json.loads(file.read_text()) == json.loads(json.dumps(result))
 
@@ -102,6 +102,53 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
     for number, row in enumerate(result["confusion"]):
         wanted = ["-" if share is None else f"{100 * share:.0f}" for share in row]
         assert [str(number), *wanted] in cells
+    each = [line.replace("│", " ").split() for line in lines]
+    for number, row in enumerate(zip(*result["per_class"].values(), strict=True)):
+        *shares, support = ["-" if value is None else value for value in row]
+        assert [str(number), *(s if s == "-" else f"{s:.4f}" for s in shares), f"{support:.0f}"] in each
+    (line,) = [line for line in lines if line.replace("│", " ").split()[:1] == ["accuracy"]]
+    assert f"{result['standard_errors']['accuracy']:.4f}" in line
+
+
+def test_a_run_against_another_and_itself(experiment, tiny, tmp_path, capsys):
+    for seed in (0, 1):
+        loop.train(experiment(tiny({"seed": seed})), tmp_path / str(seed))
+    result = evaluate_run(tmp_path / "0", against=tmp_path / "1")
+    there = evaluate_run(tmp_path / "1")
+    found = result["against"]["metrics"]
+    assert result["examples_sha256"] == there["examples_sha256"]
+    assert result["examples"] == 40
+    for name in ("loss", "accuracy"):
+        assert found[name]["here"] == pytest.approx(result[name], rel=1e-5)
+        assert found[name]["there"] == pytest.approx(there[name], rel=1e-5)
+        assert found[name]["difference"] == pytest.approx(result[name] - there[name], abs=1e-6)
+    alone = found["accuracy"]["right_here_alone"] - found["accuracy"]["right_there_alone"]
+    assert found["accuracy"]["difference"] == pytest.approx(alone / 40)
+    assert found["loss"]["test"] == "paired t test"
+    assert 0 < found["loss"]["p_value"] < 1
+    file = json.loads((tmp_path / "0" / f"evaluation_test_{result['step']}.json").read_text())
+    assert file == json.loads(json.dumps(result))
+    capsys.readouterr()
+    show(result)
+    assert result["against"]["verdict"] in capsys.readouterr().out.splitlines()
+
+    same = evaluate_run(tmp_path / "0", against=tmp_path / "0")["against"]
+    assert [metric["p_value"] for metric in same["metrics"].values()] == [1, 1]
+    assert same["verdict"].startswith("no difference is shown")
+
+
+def test_throughput_leaves_the_first_batch_out(experiment, tiny, tmp_path, monkeypatch):
+    """Of five batches of 8 the last four are timed; one batch alone says nothing."""
+    loop.train(experiment(tiny()), tmp_path)
+    run = restore.load(tmp_path)
+    lengths = np.concatenate([batch["lengths"] for batch in run.experiment.task.evaluation_batches("test")])
+    clock = iter((10.0, 12.0, 20.0, 23.0))
+    monkeypatch.setattr(scores, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    found = scores.score(run, "test").throughput
+    assert found == {"examples_per_second": 32 / 2, "elements_per_second": pytest.approx(lengths[8:].sum() / 2)}
+    whole = run.experiment.task.evaluation_batches
+    monkeypatch.setattr(run.experiment.task, "evaluation_batches", lambda split: iter([next(whole(split))]))
+    assert scores.score(run, "test").throughput == dict.fromkeys(found)
 
 
 def check_spread(summary: dict, name: str, values: list[float]) -> None:

@@ -195,6 +195,8 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "unknown step": (["--workdir={run}", "--step=3"], "there is no checkpoint of step 3 in {run}/checkpoints"),
     "negative step": (["--workdir={run}", "--step=-1"], "--step=-1"),
     "step is no number": (["--workdir={run}", "--step=best"], "--step=best"),
+    "against nothing": (["--workdir={run}", "--against={tmp}/nothing"], "there is no work directory {tmp}/nothing"),
+    "against a run without checkpoints": (["--workdir={run}", "--against={tmp}/started"], "there is no checkpoint in"),
 }
 
 

@@ -3,8 +3,10 @@
 import io
 import json
 import pickle
+import re
 import struct
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -45,6 +47,21 @@ def test_a_loaded_model_can_be_applied(trained):
     out = jax.jit(run.experiment.model.apply)(run.variables, batch["inputs"], batch["lengths"])
     assert out.logits.shape == (8, 10)
     assert np.isfinite(out.logits).all()
+
+
+def test_the_five_lines_of_the_readme(trained):
+    """As they stand there, but for the work directory."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(r"((?:^ {4}.*\n)*^ {4}.*experiments\.load\(.*\n(?:^ {4}.*\n)*)", text, re.MULTILINE)
+    lines = textwrap.dedent(block).splitlines()
+    assert len(lines) == 5
+    names: dict = {}
+    exec("\n".join(lines).replace("runs/x", str(trained)), names)
+    assert names["output"].logits.shape == (8, 10)
+    assert names["rates"].shape == (2, 1)
+    assert ((names["rates"] >= 0) & (names["rates"] <= 1)).all()
+    values = evaluate(jax.jit(names["run"].experiment.steps.evaluate), names["run"].variables, iter([names["batch"]]))
+    np.testing.assert_allclose(names["rates"][:, 0], values["activation_rate"], rtol=1e-6)
 
 
 def test_loading_writes_nothing(trained):
