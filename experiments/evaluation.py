@@ -74,7 +74,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
     for name, value in result.items():
-        if name in ("step", "best", "seconds") or isinstance(value, str | dict) or np.ndim(value) > 1:
+        if name in ("step", "best", "seconds", "elements") or isinstance(value, str | dict) or np.ndim(value) > 1:
             continue
         error = result["standard_errors"].get(name)
         numbers = " ".join(map(_number, value)) if isinstance(value, list) else _number(value)
@@ -138,12 +138,17 @@ def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Atomic, and valid JSON throughout; of several processes the first writes. Raises UserError where it cannot."""
+    """Atomic, and valid JSON throughout. Raises UserError where it cannot be written."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic; of several processes the first writes. Raises UserError where it cannot."""
     if jax.process_index():
         return
     partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"could not write {path}: {error.strerror}") from error

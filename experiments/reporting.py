@@ -233,6 +233,6 @@ def _item(name: str, value: float | Sequence[float]) -> str:
     if name == "elements_per_second":
         return f"elements/s {float(np.asarray(value)):,.0f}"
     if np.ndim(value):
-        numbers = " ".join(f"{number:.2f}" for number in np.asarray(value).tolist())
+        numbers = " ".join(f"{number:.2f}" for number in np.ravel(value).tolist())
         return f"{'act' if name == 'activation_rate' else name} {numbers}"
     return f"{name} {float(np.asarray(value)):.4g}"

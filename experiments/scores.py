@@ -37,7 +37,7 @@ class Scores:
 
 def score(run: Run, split: str) -> Scores:
     """Runs a trained model over a split. Raises UserError if there is no such split, or nothing in it."""
-    examine = jax.jit(run.experiment.steps.examine)
+    examine = jax.jit(lambda *a: run.experiment.steps.examine(*a)[:2])
     total: Sums | None = None
     parts: list[Sums] = []
     digests: list[bytes] = []
@@ -154,7 +154,7 @@ def verdict(name: str, found: Mapping[str, Any], higher_is_better: bool, example
     if "right_here_alone" in found:
         parts.append(f"{found['right_here_alone']:,} right here alone, {found['right_there_alone']:,} there alone")
     if p_value is not None:
-        parts.append(f"{found['test']}, p = {p_value:.2g}")
+        parts.append(f"{found['test']}, p {f'= {p_value:.2g}' if p_value >= 1e-4 else '< 0.0001'}")
     return f"{said}: {'; '.join(parts)} ({examples:,} examples)"
 
 

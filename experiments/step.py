@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -58,18 +58,25 @@ class Split:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=given, out_specs=results, check_vma=False)
 
 
+class Examined(NamedTuple):
+    """A batch looked at closely: `total` is what `evaluate` returns, `examples` are the metrics of the loss as pairs of
+    (B,); the model's `output`, and its `taps` (`seqboat.layers.taps`) if they were asked for."""
+
+    total: Sums
+    examples: Sums
+    output: Any
+    taps: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class StepFunctions:
-    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, and the `objective` for diagnosis.
-
-    `examine(variables, batch)`, on one device, is what `evaluate` returns and the loss's metrics of every example,
-    pairs of (B,).
-    """
+    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, on one device
+    `examine(variables, batch, tapped=False)`, and the `objective` for diagnosis."""
 
     init: Callable[[int], TrainState]
     train: Callable[[TrainState, Any], TrainState]
     evaluate: Callable[[Any, Any], Sums]
-    examine: Callable[[Any, Any], tuple[Sums, Sums]]
+    examine: Callable[..., Examined]
     objective: Callable[..., Any]
 
 
@@ -165,11 +172,12 @@ def make_steps(
         opt_state = make_optimizer(params).init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, jnp.full((), -1, jnp.int32))
 
-    def forward(params, batch_stats, batch, model=model, layout=ALONE):
+    def forward(params, batch_stats, batch, model=model, layout=ALONE, mutable=()):
         variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
-        out: Any = model.apply(variables, *arguments(batch), False)
+        out: Any
+        out, found = model.apply(variables, *arguments(batch), False, mutable=list(mutable))
         metrics = layout.share(loss(out, batch)[2] | evaluation_metrics(out, batch), out.logits.ndim > 2)
-        return layout.sum(metrics | layout.share(activation_metrics(out.layers), True)), out
+        return layout.sum(metrics | layout.share(activation_metrics(out.layers), True)), out, found
 
     def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
         return forward(params, batch_stats, batch, model, layout)[0]
@@ -179,13 +187,15 @@ def make_steps(
         run = sums if split is None else split.on_devices(sums, params, batch, gradient=False)
         return _elements_of_a_batch(run(params, stats, batch, None))
 
-    def examine(variables, batch) -> tuple[Sums, Sums]:
-        metrics, out = forward(variables["params"], variables.get("batch_stats", {}), batch)
+    def examine(variables, batch, tapped=False) -> Examined:
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        metrics, out, found = forward(params, stats, batch, mutable=("taps",) if tapped else ())
 
         def alone(logits, example):
             return loss(out._replace(logits=logits[None]), jax.tree.map(lambda a: a[None], example))[2]
 
-        return _elements_of_a_batch(metrics), jax.vmap(alone)(out.logits, batch)
+        each = jax.vmap(alone)(out.logits, batch)
+        return Examined(_elements_of_a_batch(metrics), each, out, found.get("taps", {}))
 
     return StepFunctions(init, train, evaluate, examine, objective)
 

@@ -89,6 +89,10 @@ class Task:
         """What `trivial_answer` gets on the split, computed from the data."""
         raise NotImplementedError
 
+    def symbol(self, number: int) -> str:
+        """How people see an input of that id."""
+        return byte_symbol(number) if self.config.vocabulary_size == BYTE_VOCABULARY else f"{number} "
+
     def _evaluation_source(self, split: str) -> Source:
         require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
         return self._sources[split]
@@ -261,6 +265,12 @@ class Standard:
 def byte_ids(data: bytes | np.ndarray) -> np.ndarray:
     """Bytes as ids 1..256."""
     return np.frombuffer(data, np.uint8).astype(np.int32) + 1
+
+
+def byte_symbol(number: int) -> str:
+    """The byte of an id: itself where ASCII prints it, else a dot; a newline is seen and kept."""
+    character = chr(number - 1) if number else "∅"
+    return "↵\n" if character == "\n" else character if number == 0 or " " <= character <= "~" else "·"
 
 
 def require(condition: bool, message: str) -> None:

@@ -30,3 +30,6 @@ class Task(ClassificationTask):
 
     def encode(self, example: dict[str, Any]) -> np.ndarray:
         return example["tokens"]
+
+    def symbol(self, number: int) -> str:
+        return f"{listops.VOCABULARY[number]} "

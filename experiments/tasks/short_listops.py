@@ -60,3 +60,6 @@ class Task(ClassificationTask):
 
     def label(self, example: listops.Example) -> int:
         return example[1]
+
+    def symbol(self, number: int) -> str:
+        return f"{listops.VOCABULARY[number]} "

@@ -1,0 +1,1 @@
+"""The page of `experiments.report`: what is measured, its pictures, the page."""

@@ -1,0 +1,491 @@
+"""The report: what it measures against definitions, and one page that says it, loads nothing and escapes everything."""
+
+import base64
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import jit, random_like
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.build import build
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.evaluation import evaluate_run
+from experiments.report import write_report
+from experiments.reports import measure, page, pictures
+from experiments.reports.history import read_history
+from experiments.reports.html import Html, join, tag
+from experiments.restore import load
+from experiments.tasks import pathfinder, retrieval, speech_commands
+from seqboat.ops.packing import describe
+from seqboat.ops.window_attention import Window, attend
+
+# What it measures
+
+
+def batches(size, total):
+    """Rows 0, 1, ... and a last batch filled up with rows of weight 0."""
+    for first in range(0, total, size):
+        numbers = np.arange(first, first + size)
+        yield {"inputs": numbers[:, None], "weights": (numbers < total).astype(np.float32)}
+
+
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 20))
+def test_examples_are_spread_over_the_split(size, total, count):
+    found, counted = measure.spread(batches(size, total), count)
+    numbers = [int(example["inputs"][0]) for example in found]
+    assert counted == total
+    assert len(numbers) == min(count, total)
+    assert numbers[0] == 0
+    gaps = np.diff([*numbers, total])
+    assert (gaps > 0).all()
+    # Places of the examples kept, every 2^k-th, are rounded: gaps of one or two of them, and less than one at the end.
+    stride = math.gcd(*numbers) or total
+    assert gaps[:-1].max(initial=0) <= 2 * max(stride, total / count)
+
+
+WINDOWS = [Window(size, causal, "softmax", "none") for size in (None, 1, 3) for causal in (False, True)]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_reach_is_the_farthest_element_that_attention_sees(window):
+    active = np.random.default_rng(0).random((4, 20)) < np.array([[0.1], [0.4], [0.9], [0]])
+    expected = []
+    for row in active:
+        rows = describe(jnp.asarray(row)[None])
+        visible = np.asarray(window.visible(rows, rows))
+        place = np.arange(20)
+        distance = np.where(visible, np.abs(place[:, None] - place[None]), 0).max(1)
+        expected += distance[row].tolist()
+    assert measure.reach(window, active).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "position"), [("softmax", "relative"), ("softmax", "rotary"), ("relu2", "none"), ("laplace", "slot")]
+)
+def test_mean_distance_is_weighted_by_attention(function, position, monkeypatch):
+    """The weights are read from `attend` with the unit vectors as values."""
+    monkeypatch.setattr(measure, "QUERIES", 8)
+    rng = np.random.default_rng(1)
+    length, window = 24, Window(3, function == "relu2", function, position)
+    q, k = (jnp.asarray(rng.normal(size=(length, 4)), jnp.float32) for _ in "qk")
+    sizes = {"relative": 2 * length - 1, "slot": 6 * 3 - 1}
+    table = jnp.asarray(rng.normal(size=sizes[position]), jnp.float32) if position in sizes else None
+    distances = jit(lambda active: measure.mean_distance(window, table, q, k, active))
+    weigh = jit(
+        lambda rows: attend(window, table, *(window.place(x, rows) for x in (q, k)), jnp.eye(length), rows, rows)
+    )
+    for share in (0.15, 0.9):
+        active = rng.random(length) < share
+        found = np.asarray(distances(jnp.asarray(active)))
+        weights = np.asarray(weigh(describe(jnp.asarray(active)[None])), np.float64)
+        place = np.flatnonzero(active)
+        if len(place) > 8:
+            place = place[((np.arange(8) + 0.5) * len(place) / 8).astype(int)]
+        distance = np.abs(np.arange(length)[:, None] - np.arange(length)[None])
+        with np.errstate(invalid="ignore"):
+            expected = ((weights * distance).sum(1) / weights.sum(1))[place]
+        np.testing.assert_allclose(found[: len(place)], expected, rtol=1e-4, atol=1e-5)
+        assert np.isnan(found[len(place) :]).all()
+
+
+def test_an_attended_distance_stands_for_its_sequences_elements():
+    distance = np.array([[1.0, 2.0], [5.0, np.nan], [np.nan, np.nan]])
+    active = np.array([[1] * 6, [0] * 5 + [1], [0] * 6], bool)
+    span = measure.Span(np.zeros(0), *measure.attended(distance, active))
+    assert span.weights.tolist() == [3, 3, 1]
+    mean, low, median, high, top = pictures.summary(span, "attends")
+    assert mean == pytest.approx((3 * 1 + 3 * 2 + 5) / 7)
+    assert (low, median, high, top) == (1, 2, 5, 5)
+    assert pictures.summary(span, "may read") is None
+
+
+# Runs of every kind
+
+
+def untrained(values, workdir: Path) -> Path:
+    """A work directory whose checkpoint has random parameters; nothing is compiled."""
+    experiment = build(values)
+    shapes = jax.eval_shape(lambda: experiment.steps.init(0))
+    state = {name: random_like(getattr(shapes, name)) for name in ("params", "batch_stats")}
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(0, state, {"config": values, "versions": {"jax": "1"}})
+    return workdir
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[measure.Measured]:
+    """What reports measure, as they do."""
+    found: list[measure.Measured] = []
+    original = measure.measure
+    monkeypatch.setattr(measure, "measure", lambda *a: found.append(original(*a)) or found[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory) -> Path:
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("report") / "run"))
+
+
+@pytest.fixture(scope="module")
+def looked(run) -> measure.Measured:
+    return measure.measure(load(run), "test", 12)
+
+
+def test_rates_are_those_of_evaluation(run, looked):
+    """All 40 examples, in batches of another size."""
+    whole = measure.measure(load(run), "test", 40)
+    result = evaluate_run(run)
+    np.testing.assert_allclose(whole.rates(), result["activation_rate"], rtol=1e-5)
+    assert whole.total == looked.total == 40
+    for name in ("loss", "accuracy"):
+        assert whole.metrics[name] == pytest.approx((result[name], result["standard_errors"][name]), rel=1e-5)
+    active = whole.confidence[whole.active].mean()
+    expected = np.average(result["confidence"], weights=result["activation_rate"])
+    assert active == pytest.approx(expected, rel=1e-5)
+    (run / f"evaluation_test_{result['step']}.json").unlink()
+
+
+def check_margins(found, count):
+    assert len(found) == count
+    for margin in found:
+        assert margin.channels.sum() + margin.bias == pytest.approx(margin.logits, rel=1e-4, abs=1e-6)
+        assert np.abs(margin.channels).min() > 0
+
+
+def test_a_margin_is_the_sum_over_channels(run, looked):
+    check_margins(looked.margins, 2)
+    for margin in looked.margins:
+        first = looked.active[margin.series, 0]
+        assert first[margin.position] == (margin.logits > 0)
+    with pytest.raises(UserError, match=r"--element=40: the first example has \d+ elements"):
+        measure.measure(load(run), "test", 1, 40)
+
+
+def test_margins_of_two_modules_and_a_centred_router(tiny, tmp_path, measured):
+    changes = {"model.feed_forward_size": 8, "model.router.centered": True}
+    workdir = untrained(tiny(changes), tmp_path / "two")
+    path = write_report(workdir, "validation", examples=5, element=2)
+    (found,) = measured
+    assert [margin.position for margin in found.margins] == [2] * 4
+    assert found.names == ("layer 1, gau", "layer 1, feed forward", "layer 2, gau", "layer 2, feed forward")
+    check_margins(found.margins, 4)
+    assert list(found.spans) == ["layer 1, gau", "layer 2, gau"]
+    assert_page(path, found)
+
+
+# The page
+
+
+class Reader(HTMLParser):
+    """Tags with attributes, the text between them, and that they are closed in order."""
+
+    VOID = ("meta", "img", "br", "!doctype")
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.marked: dict[str, str] = {}
+        self.open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name, attributes):
+        self.tags.append((name, dict(attributes)))
+        if name not in self.VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if self.open and self.open[-1] == "mark":
+            series = self.tags[-1][1]["class"].split()[0]
+            self.marked[series] = self.marked.get(series, "") + data
+
+
+SECTIONS = (
+    "Activation over training",
+    "Activation over position",
+    "Confidence",
+    "How far attention reaches",
+    "What wakes it",
+    "One decision taken apart",
+    "Learning curves",
+    "The run",
+)
+
+
+def assert_page(path: Path, found: measure.Measured | None = None) -> Reader:
+    """Every section is there, nothing is loaded or run, every picture is an SVG that loads nothing either."""
+    reader = Reader(path.read_text())
+    assert not path.with_suffix(".partial").exists()
+    joined = "\n".join(reader.text)
+    for title in SECTIONS:
+        assert title in reader.text, title
+    names = {name for name, _ in reader.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for name, attributes in reader.tags:
+        assert not [key for key in attributes if key.startswith("on") or key in ("href", "srcset", "action")], name
+        if "src" in attributes:
+            head, data = attributes["src"].split(",", 1)
+            assert head == "data:image/svg+xml;base64"
+            drawn = base64.b64decode(data).decode()
+            assert not re.findall(r'(?:href|src)="(?!#|data:)', drawn)
+            assert attributes["alt"]
+    policies = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [page.POLICY]
+    assert "url(" not in page.STYLE
+    assert "nan" not in joined.lower().split()
+    if found is not None:
+        for name, rate in zip(found.names, found.rates(), strict=True):
+            assert name in reader.text
+            assert page._percent(rate) in reader.text
+    return reader
+
+
+def test_the_page_of_a_trained_run(run, looked):
+    reader = assert_page(write_report(run, examples=12), looked)
+    text = " ".join("".join(reader.text).split())
+    accuracy, error = looked.metrics["accuracy"]
+    assert f"{accuracy:.3f} ± {error:.3f}" in text
+    assert f"{load(run).task.trivial('test')['accuracy']:.3f}" in text
+    assert "always the commonest class" in text
+    assert "12 of 40 examples" in text
+    # The marked symbols of the first, middle and last example, of each layer.
+    task = load(run).task
+    for series in range(2):
+        wanted = ""
+        for number in (0, 6, 11):
+            example = looked.examples[number]
+            on = looked.active[series, number, : int(example["lengths"])]
+            wanted += "".join(task.symbol(int(i)) for i in example["inputs"][: len(on)][on])
+        assert reader.marked.get(f"s{series}", "") == wanted
+    assert "model.window_size" in reader.text
+    for margin in looked.margins:
+        assert f"{margin.logits:+.4f}" in text
+    assert len([name for name, _ in reader.tags if name == "img"]) == 9
+    first = (run / "report.html").read_bytes()
+    write_report(run, examples=12)
+    assert (run / "report.html").read_bytes() == first, "the same again"
+
+
+@pytest.fixture
+def as_looked(looked, monkeypatch):
+    """Reports of the trained run, which measure nothing again."""
+    monkeypatch.setattr(measure, "measure", lambda *_: looked)
+
+
+def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    step = load(workdir).step
+    file = workdir / f"evaluation_test_{step}.json"
+    result = {"accuracy": 0.625, "examples": 40, "activation_rate": [0.875, 0.125], "trivial": {"accuracy": 0.4375}}
+    file.write_text(json.dumps(result))
+    text = " ".join("".join(assert_page(write_report(workdir)).text).split())
+    assert "0.625test accuracy (all 40 examples)0.438accuracy of the trivial answer" in text
+    assert "50 %of the elements wake attention" in text
+    assert "layer 188 %layer 212 %" in text
+    against = {"workdir": "runs/other/never", "verdict": "this run is better: so and so"}
+    file.write_text(json.dumps({**result, "standard_errors": {"accuracy": 0.077}, "against": against}))
+    text = " ".join("".join(assert_page(write_report(workdir)).text).split())
+    assert "0.625 ± 0.077" in text
+    assert "Against other/never, example by example: this run is better: so and so." in text
+    for broken in ("{", "[]"):
+        file.write_text(broken)
+        with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|no evaluation)"):
+            write_report(workdir)
+
+
+def test_a_run_without_records_and_one_that_is_still_training(run, tmp_path, as_looked):
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 4))
+    text = " ".join("".join(assert_page(write_report(workdir, examples=2)).text).split())
+    assert "training stands at 4 of 6" in text
+    foreign = '{"step": 5, "kind": "train", "loss": null, "activation_rate": "much"}\n{"step": 6, "kind": "train"}\n'
+    (workdir / "metrics.jsonl").write_text(foreign + '{"step": 7, "loss"')
+    text = "".join(assert_page(write_report(workdir, examples=2)).text)
+    assert text.count("The work directory has no record of its training.") == 2
+    (workdir / "metrics.jsonl").unlink()
+    text = "".join(assert_page(write_report(workdir, examples=2)).text)
+    assert text.count("The work directory has no record of its training.") == 2
+
+
+def other(tiny, task, model=None, **changes):
+    """The tiny config with another task, without what its model does not know."""
+    values = tiny(changes)
+    known = {name: value for name, value in values["model"].items() if name not in (model or {}).get("without", ())}
+    return {**values, "task": task, "model": {**known, **(model or {}).get("with", {})}}
+
+
+CLASSIFIER_ONLY = ("head", "sinusoid", "embedding_init")
+
+
+def test_attention_never_and_always(tiny, tmp_path, measured):
+    never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
+    text = "".join(assert_page(write_report(never, examples=4)).text)
+    assert "0 %" in text
+    assert "this model has none" in text
+    for said in ("There is no module to wake.", "No element is attended in this model."):
+        assert said in text
+    always = untrained(tiny({"model.activation": "always"}), tmp_path / "always")
+    reader = assert_page(write_report(always, examples=4))
+    found = measured[-1]
+    assert found.rates().tolist() == [1, 1]
+    text = "".join(reader.text)
+    assert "100 %" in text
+    assert "the config says so" in text
+    for said in ("Nothing is decided in this model: there is no confidence.", "Nothing is decided in this model."):
+        assert said in text
+    assert "may read" in text
+    # Every element is marked.
+    assert len(reader.marked["s0"].split()) == sum(int(found.examples[number]["lengths"]) for number in (0, 2, 3))
+
+
+def test_a_language_model(tiny, tmp_path, measured):
+    (tmp_path / "text").write_bytes(b"<b>one & two</b>\n\xff " * 60)
+    task = {"name": "corpus", "files": (str(tmp_path / "text"),), "length": 32, "context": 16}
+    model = {"without": CLASSIFIER_ONLY, "with": {"name": "language_model", "causal": True}}
+    workdir = untrained(other(tiny, task, model), tmp_path / "run")
+    path = write_report(workdir, examples=3)
+    reader = assert_page(path, measured[0])
+    text = "".join(reader.text)
+    assert "bits per byte" in text
+    assert "<b>one" in "".join(reader.text)
+    assert "<b>one" not in path.read_text()
+    assert "↵" in text
+    assert "·" in text
+    assert "before it" in text, "a causal window"
+
+
+@pytest.mark.parametrize("kind", ["pixels", "waveform", "pairs"])
+def test_other_inputs(kind, tiny, tmp_path, monkeypatch, measured):
+    rng = np.random.default_rng(0)
+    numbers = range(12)
+    if kind == "pixels":
+        source = [{"image": rng.integers(0, 256, (8, 8), np.uint8), "label": i % 2} for i in numbers]
+        module, task, model = pathfinder, {"name": "pathfinder", "resolution": 8}, None
+    elif kind == "waveform":
+        source = [{"audio": rng.normal(size=20 + i), "label": i % 10} for i in numbers]
+        module, task, model = speech_commands, {"name": "speech_commands", "length": 30}, None
+    else:
+        source = [{"text1": b"a" * (5 + i), "text2": b"<c>" * 4, "label": i % 2} for i in numbers]
+        module, task = retrieval, {"name": "retrieval", "length": 20}
+        model = {"without": CLASSIFIER_ONLY, "with": {"name": "retrieval"}}
+    monkeypatch.setattr(module, "open_split", lambda *_: source)
+    workdir = untrained(other(tiny, task, model), tmp_path / "run")
+    path = write_report(workdir, examples=12)
+    (found,) = measured
+    assert found.total == 12
+    assert len(found.valid) == (24 if kind == "pairs" else 12)
+    reader = assert_page(path, found)
+    images = len([name for name, _ in reader.tags if name == "img"])
+    # Two of position and confidence, one of spans, one a margin; three examples, if they are pictures.
+    assert images == 2 + 1 + 2 + (0 if kind == "pairs" else 3)
+    if kind == "pairs":
+        lengths = [int(length) for number in (0, 6, 11) for length in found.examples[number]["lengths"]]
+        places = [place for number in (0, 6, 11) for place in (2 * number, 2 * number + 1)]
+        on = sum(int(found.active[0, place, :length].sum()) for place, length in zip(places, lengths, strict=True))
+        assert len(reader.marked.get("s0", "")) == on
+
+
+HOSTILE = "<script>alert(1)</script><img src=http://x.example/a onerror=alert(2)>\"'&"
+
+
+def test_everything_is_escaped(run, tmp_path, monkeypatch):
+    """Labels, text of examples, config, command, and the work directory's name are other people's."""
+    workdir = Path(shutil.copytree(run, tmp_path / HOSTILE.replace("/", "_")))
+    monkeypatch.setattr("experiments.tasks.short_listops.Task.symbol", lambda task, number: HOSTILE)
+    monkeypatch.setattr("experiments.tasks.short_listops.Task.trivial_answer", HOSTILE)
+    original = measure.measure
+
+    def renamed(*arguments):
+        found = original(*arguments)
+        names = ("<i>a&amp;", "b")
+        return dataclasses.replace(found, names=names, spans=dict(zip(names, found.spans.values(), strict=True)))
+
+    monkeypatch.setattr(measure, "measure", renamed)
+    meta = {"config": {"task": {"name": HOSTILE}, HOSTILE: HOSTILE}, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    whole = page.Content
+    monkeypatch.setattr(page, "Content", lambda **fields: whole(**{**fields, "meta": meta}))
+    path = write_report(workdir, examples=2)
+    reader = assert_page(path)
+    assert "".join(reader.text).count(HOSTILE) > 100
+    source = path.read_text()
+    assert "<script" not in source
+    assert "<img src=http" not in source
+
+
+def test_html_is_escaped_unless_it_was_made_here():
+    assert tag("p", "<", tag("b", "&"), class_='"') == '<p class="&quot;">&lt;<b>&amp;</b></p>'
+    assert isinstance(join("a"), Html)
+    assert tag("td", "x", class_=None) == "<td>x</td>"
+
+
+def test_curves_leave_out_what_is_not_theirs(tmp_path):
+    records = [
+        {"step": 1, "kind": "train", "activation_rate": [0.5, 0.25], "loss": 1.0},
+        {"step": 2, "kind": "train", "activation_rate": [0.5, None], "loss": None},
+        {"step": 3, "kind": "train", "activation_rate": [0.5, 0.25, 1]},
+        {"step": 4, "kind": "evaluation", "activation_rate": [0.1, 0.2], "loss": "x"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    history = read_history(tmp_path, ["a", "b"])
+    steps, rates = history.curve("train", "activation_rate")
+    assert steps.tolist() == [1, 2]
+    np.testing.assert_array_equal(rates, [[0.5, 0.25], [0.5, np.nan]])
+    assert history.curve("train", "loss")[1].tolist() == [[1.0]]
+    assert history.curve("evaluation", "loss")[1].shape == (0, 1)
+    assert history.last_step() == 4
+
+
+def test_colours_are_apart():
+    for count in (1, 6, 7, 24):
+        assert len({pictures.color(number, count) for number in range(count)}) == count
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_a_browser_shows_the_page_at_two_widths(run, tmp_path):
+    """Every picture is decoded, nothing is wider than the window, and no error is logged: a probe is added to a copy of
+    the page, whose policy it loosens for itself alone."""
+    source = write_report(run, examples=12).read_text()
+    probe = """<script>addEventListener("load", () => {
+      const broken = [...document.images].filter(image => !(image.complete && image.naturalWidth > 0)).length;
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      document.title = `broken ${broken} wide ${wide} images ${document.images.length} at ${innerWidth}`; })</script>"""
+    loosened = source.replace(
+        page.POLICY.replace("'", "&#x27;"), f"{page.POLICY.replace(chr(39), '&#x27;')}; script-src 'unsafe-inline'"
+    )
+    assert loosened != source
+    copy = tmp_path / "page.html"
+    copy.write_text(loosened.replace("</body>", probe + "</body>"))
+    for width in (500, 1200):  # headless windows are no narrower than 500
+        done = subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+             f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom", copy.as_uri()],
+            capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert f"<title>broken 0 wide false images 9 at {width}</title>" in done.stdout, done.stderr[-500:]
+        assert "Refused to" not in done.stderr
