@@ -58,8 +58,11 @@ def evaluate_run(
             name: {field: value if isinstance(value, str) else plain(value) for field, value in found.items()}
             for name, found in compare(scores, score(other, split)).items()
         }
-        said = verdict(task.headline, metrics[task.headline], task.higher_is_better, len(scores.digests))
-        result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdict": said}
+        # Bits are the loss in another unit.
+        names = [task.headline] if task.headline == "bits" else dict.fromkeys((task.headline, "loss"))
+        better = {task.headline: task.higher_is_better}
+        said = [verdict(name, metrics[name], better.get(name, False), len(scores.digests)) for name in names]
+        result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     write_json(workdir / f"evaluation_{split}_{run.step}.json", result)
@@ -98,7 +101,8 @@ def show(result: dict[str, Any]) -> None:
             matrix.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
         console.print(matrix)
     if "against" in result:
-        console.print(result["against"]["verdict"], markup=False, highlight=False, soft_wrap=True)
+        for line in result["against"]["verdicts"]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "test") -> dict[str, Any]:

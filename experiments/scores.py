@@ -143,12 +143,12 @@ def verdict(name: str, found: Mapping[str, Any], higher_is_better: bool, example
     """One line: which of two runs is better in a metric of `compare`, and by what evidence."""
     p_value, difference = found["p_value"], found["difference"]
     if p_value is None:
-        said = "no test is possible"
+        said = f"no test of {name} is possible"
     elif p_value >= SIGNIFICANT:
-        said = "no difference is shown"
+        said = f"no difference in {name} is shown"
     else:
-        said = f"this run is {'better' if (difference > 0) == higher_is_better else 'worse'}"
-    parts = [f"{name} {found['here']:.4f} against {found['there']:.4f}"]
+        said = f"this run is {'better' if (difference > 0) == higher_is_better else 'worse'} in {name}"
+    parts = [f"{found['here']:.4f} against {found['there']:.4f}"]
     error = found["standard_error"]
     parts.append(f"difference {difference:+.4f}" + (f" ± {error:.4f}" if error is not None else ""))
     if "right_here_alone" in found:

@@ -15,7 +15,7 @@ from experiments.reports.measure import QUERIES, Measured, sequences
 from experiments.tasks.base import PixelConfig
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-SHOWN_EXAMPLES = 3
+SHOWN_EXAMPLES = 4
 SHOWN_SERIES = 4  # of an example
 SHOWN_SYMBOLS = 600
 SHADES = 4  # of confidence in text
@@ -26,7 +26,8 @@ body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: #fff; color:
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .4rem 0 }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; padding-top: .8rem; border-top: 1px solid #e3e7ea }
 h3 { font-size: .95rem; margin: 1.2rem 0 .2rem }
-p { margin: .4rem 0; max-width: 46rem } .quiet, figcaption, .none { color: #66727c; font-size: .9rem }
+p, ul { margin: .4rem 0; max-width: 50rem } ul { padding-left: 1.2rem }
+.quiet, figcaption, .none { color: #66727c; font-size: .9rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem; margin: 1rem 0 }
 .card { border: 1px solid #e3e7ea; border-radius: .5rem; padding: .7rem .9rem }
 .card b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 600 }
@@ -126,7 +127,8 @@ def answer(content: Content) -> Html:
     against = (evaluation or {}).get("against")
     if against:
         other = f"{Path(str(against['workdir'])).parent.name}/{Path(str(against['workdir'])).name}"
-        parts.append(tag("p", tag("b", f"Against {other}, example by example: "), f"{against['verdict']}."))
+        parts.append(tag("p", tag("b", f"Against {other}, example by example:")))
+        parts.append(tag("ul", *(tag("li", line) for line in against["verdicts"])))
     elif content.layer.activation == "learned":
         parts.append(
             tag(
@@ -201,12 +203,8 @@ def span(content: Content) -> Html:
     )
     numbers = [[name, kind, *(f"{value:,.1f}" for value in values)] for name, kind, values in rows]
     header = ["", "", "mean", "10 %", "median", "90 %", "maximum"]
-    return _section(
-        title,
-        tag("p", text),
-        _figure(pictures.spans(spans, content.measured.names), ""),
-        _table(header, numbers, left=2),
-    )
+    drawn = _figure(pictures.spans(spans, content.measured.names), "")
+    return _section(title, tag("p", text), tag("div", drawn, _table(header, numbers, left=2), class_="pair"))
 
 
 def inputs(content: Content) -> Html:
@@ -230,7 +228,8 @@ def inputs(content: Content) -> Html:
             drawn.append(show(content, values[:length], on, sure, chosen))
         parts.append(tag("div", tag("h3", f"Example {number + 1}{_answer(example, measured.answers[number])}"), *drawn))
     left_out = f" {len(chosen)} of the {len(series)} layers and modules are shown." if len(chosen) < len(series) else ""
-    text = "Marked elements are active; a stronger colour is a surer decision." + left_out if series else ""
+    strong = "where more of them are" if show is _waveform else "a surer decision"
+    text = f"Marked elements are active; a stronger colour is {strong}.{left_out}" if series else ""
     return _section("What wakes it", tag("p", text), tag("div", *parts, class_=None if show is _text else "pair"))
 
 

@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
 SIZE = (5.2, 2.9)  # inches; a telephone shows one at two thirds of it
 BINS = 64  # of positions
 SHOWN_CHANNELS = 12
-MOST_LABELS = 6  # of series in a legend, more are a colour bar of layers
+MOST_LABELS = 6  # of a legend: of more series the first and the last are named
 
 
 def color(number: int, count: int) -> str:
@@ -55,10 +55,6 @@ def rates_over_training(history: History) -> str:
 
 def temperature_over_training(history: History) -> str:
     return _curves(history, "temperature", "temperature τ", bottom=0)
-
-
-def confidence_over_training(history: History) -> str:
-    return _curves(history, "confidence", "mean confidence of active elements", top=1.01, bottom=0.49)
 
 
 def learning(history: History, metric: str, label: str) -> str:
@@ -176,7 +172,7 @@ def margin(found: Margin, names: Sequence[str]) -> str:
 
 def picture(
     values: np.ndarray, active: np.ndarray, confidence: np.ndarray, chosen: Sequence[tuple[int, str]], count: int
-):
+) -> str:
     """A square picture beside its map of active pixels, as dark as they are sure, for the chosen series."""
     side = round(len(values) ** 0.5)
     with plt.style.context({**STYLE, "axes.grid": False}):
@@ -244,7 +240,7 @@ def _axis() -> tuple[Any, Any]:
 
 
 def _legend(axis: Any, names: Sequence[str], extra: bool = False) -> None:
-    """Names of the series, of many of them the first and the last."""
+    """Names of the series, of more than MOST_LABELS the first and the last; none for one."""
     handles, labels = axis.get_legend_handles_labels()
     if len(names) > MOST_LABELS:
         keep = [i for i, label in enumerate(labels) if label in (names[0], names[-1]) or label not in names]

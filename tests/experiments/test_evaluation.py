@@ -130,11 +130,17 @@ def test_a_run_against_another_and_itself(experiment, tiny, tmp_path, capsys):
     assert file == json.loads(json.dumps(result))
     capsys.readouterr()
     show(result)
-    assert result["against"]["verdict"] in capsys.readouterr().out.splitlines()
+    first, second = result["against"]["verdicts"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [first, second]
+    assert "in accuracy" in first
+    assert "in loss" in second
 
     same = evaluate_run(tmp_path / "0", against=tmp_path / "0")["against"]
     assert [metric["p_value"] for metric in same["metrics"].values()] == [1, 1]
-    assert same["verdict"].startswith("no difference is shown")
+    assert [line.split(" is shown")[0] for line in same["verdicts"]] == [
+        "no difference in accuracy",
+        "no difference in loss",
+    ]
 
 
 def test_throughput_leaves_the_first_batch_out(experiment, tiny, tmp_path, monkeypatch):

@@ -198,6 +198,13 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "against nothing": (["--workdir={run}", "--against={tmp}/nothing"], "there is no work directory {tmp}/nothing"),
     "against a run without checkpoints": (["--workdir={run}", "--against={tmp}/started"], "there is no checkpoint in"),
 }
+REPORT: dict[str, tuple[list[str], str]] = {
+    "no workdir": ([], "--workdir=DIR is missing"),
+    "missing workdir": (["--workdir={tmp}/nothing"], "there is no work directory {tmp}/nothing"),
+    "empty checkpoints": (["--workdir={tmp}/started"], "there is no checkpoint in {tmp}/started/checkpoints yet"),
+    "unknown split": (["--workdir={run}", "--split=dev"], "no evaluation split 'dev'; this task has: validation, test"),
+    "no examples": (["--workdir={run}", "--examples=0"], "--examples=0"),
+}
 
 
 def copy(run: Path, target: Path) -> Path:
@@ -229,7 +236,7 @@ def results(folder) -> dict[tuple[str, str], Done]:
     fill = lambda text: text.format(tmp=folder, run=folder / "run")
     cases = [
         (module, name, case[0])
-        for module, of in (("train", TRAIN), ("evaluate", EVALUATE))
+        for module, of in (("train", TRAIN), ("evaluate", EVALUATE), ("report", REPORT))
         for name, case in of.items()
     ]
     commands: list[Any] = [
@@ -257,6 +264,14 @@ def test_evaluate_refuses(results, folder, name):
     assert EVALUATE[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
     assert done.out == ""
     assert not list(folder.glob("*/evaluation_*"))
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_report_refuses(results, folder, name):
+    done = results["report", name]
+    assert REPORT[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
+    assert done.out == ""
+    assert not list(folder.glob("*/report.*"))
 
 
 def test_a_real_process_fails_like_its_forks(results, folder):

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
+from experiments.data import listops as expressions
 from experiments.errors import UserError
 from experiments.evaluation import evaluate_run
 from experiments.report import write_report
@@ -28,7 +29,7 @@ from experiments.reports import measure, page, pictures
 from experiments.reports.history import read_history
 from experiments.reports.html import Html, join, tag
 from experiments.restore import load
-from experiments.tasks import pathfinder, retrieval, speech_commands
+from experiments.tasks import base, pathfinder, retrieval, speech_commands
 from seqboat.ops.packing import describe
 from seqboat.ops.window_attention import Window, attend
 
@@ -116,10 +117,14 @@ def test_an_attended_distance_stands_for_its_sequences_elements():
 
 
 def untrained(values, workdir: Path) -> Path:
-    """A work directory whose checkpoint has random parameters; nothing is compiled."""
+    """A work directory whose checkpoint has random parameters, but for the router's bias; nothing is compiled."""
     experiment = build(values)
     shapes = jax.eval_shape(lambda: experiment.steps.init(0))
     state = {name: random_like(getattr(shapes, name)) for name in ("params", "batch_stats")}
+    sparse = state["params"]["encoder"]["layers"].get("sparse", {})
+    if "configurator" in sparse:  # some elements are active, and some not
+        bias = sparse["configurator"]["logits"]["bias"]
+        sparse["configurator"]["logits"]["bias"] = jnp.zeros_like(bias).at[:, 1::2].set(2.0)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(0, state, {"config": values, "versions": {"jax": "1"}})
     return workdir
@@ -172,18 +177,6 @@ def test_a_margin_is_the_sum_over_channels(run, looked):
         assert first[margin.position] == (margin.logits > 0)
     with pytest.raises(UserError, match=r"--element=40: the first example has \d+ elements"):
         measure.measure(load(run), "test", 1, 40)
-
-
-def test_margins_of_two_modules_and_a_centred_router(tiny, tmp_path, measured):
-    changes = {"model.feed_forward_size": 8, "model.router.centered": True}
-    workdir = untrained(tiny(changes), tmp_path / "two")
-    path = write_report(workdir, "validation", examples=5, element=2)
-    (found,) = measured
-    assert [margin.position for margin in found.margins] == [2] * 4
-    assert found.names == ("layer 1, gau", "layer 1, feed forward", "layer 2, gau", "layer 2, feed forward")
-    check_margins(found.margins, 4)
-    assert list(found.spans) == ["layer 1, gau", "layer 2, gau"]
-    assert_page(path, found)
 
 
 # The page
@@ -269,11 +262,11 @@ def test_the_page_of_a_trained_run(run, looked):
     assert f"{load(run).task.trivial('test')['accuracy']:.3f}" in text
     assert "always the commonest class" in text
     assert "12 of 40 examples" in text
-    # The marked symbols of the first, middle and last example, of each layer.
+    # The marked symbols of four examples, of each layer.
     task = load(run).task
     for series in range(2):
         wanted = ""
-        for number in (0, 6, 11):
+        for number in (0, 4, 7, 11):
             example = looked.examples[number]
             on = looked.active[series, number, : int(example["lengths"])]
             wanted += "".join(task.symbol(int(i)) for i in example["inputs"][: len(on)][on])
@@ -287,10 +280,14 @@ def test_the_page_of_a_trained_run(run, looked):
     assert (run / "report.html").read_bytes() == first, "the same again"
 
 
+BLANK = "data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode()
+
+
 @pytest.fixture
 def as_looked(looked, monkeypatch):
-    """Reports of the trained run, which measure nothing again."""
+    """Reports of the trained run, which measure nothing again and draw nothing."""
     monkeypatch.setattr(measure, "measure", lambda *_: looked)
+    monkeypatch.setattr(pictures, "_uri", lambda figure: pictures.plt.close(figure) or BLANK)
 
 
 def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
@@ -303,11 +300,11 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
     assert "0.625test accuracy (all 40 examples)0.438accuracy of the trivial answer" in text
     assert "50 %of the elements wake attention" in text
     assert "layer 188 %layer 212 %" in text
-    against = {"workdir": "runs/other/never", "verdict": "this run is better: so and so"}
+    against = {"workdir": "runs/other/never", "verdicts": ["this run is better: so and so", "b"]}
     file.write_text(json.dumps({**result, "standard_errors": {"accuracy": 0.077}, "against": against}))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
     assert "0.625 ± 0.077" in text
-    assert "Against other/never, example by example: this run is better: so and so." in text
+    assert "Against other/never, example by example:this run is better: so and sobActivation over training" in text
     for broken in ("{", "[]"):
         file.write_text(broken)
         with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|no evaluation)"):
@@ -339,25 +336,13 @@ def other(tiny, task, model=None, **changes):
 CLASSIFIER_ONLY = ("head", "sinusoid", "embedding_init")
 
 
-def test_attention_never_and_always(tiny, tmp_path, measured):
+def test_a_model_without_attention(tiny, tmp_path):
     never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
     text = "".join(assert_page(write_report(never, examples=4)).text)
     assert "0 %" in text
     assert "this model has none" in text
     for said in ("There is no module to wake.", "No element is attended in this model."):
         assert said in text
-    always = untrained(tiny({"model.activation": "always"}), tmp_path / "always")
-    reader = assert_page(write_report(always, examples=4))
-    found = measured[-1]
-    assert found.rates().tolist() == [1, 1]
-    text = "".join(reader.text)
-    assert "100 %" in text
-    assert "the config says so" in text
-    for said in ("Nothing is decided in this model: there is no confidence.", "Nothing is decided in this model."):
-        assert said in text
-    assert "may read" in text
-    # Every element is marked.
-    assert len(reader.marked["s0"].split()) == sum(int(found.examples[number]["lengths"]) for number in (0, 2, 3))
 
 
 def test_a_language_model(tiny, tmp_path, measured):
@@ -376,53 +361,74 @@ def test_a_language_model(tiny, tmp_path, measured):
     assert "before it" in text, "a causal window"
 
 
-@pytest.mark.parametrize("kind", ["pixels", "waveform", "pairs"])
-def test_other_inputs(kind, tiny, tmp_path, monkeypatch, measured):
-    rng = np.random.default_rng(0)
-    numbers = range(12)
-    if kind == "pixels":
-        source = [{"image": rng.integers(0, 256, (8, 8), np.uint8), "label": i % 2} for i in numbers]
-        module, task, model = pathfinder, {"name": "pathfinder", "resolution": 8}, None
-    elif kind == "waveform":
-        source = [{"audio": rng.normal(size=20 + i), "label": i % 10} for i in numbers]
-        module, task, model = speech_commands, {"name": "speech_commands", "length": 30}, None
-    else:
-        source = [{"text1": b"a" * (5 + i), "text2": b"<c>" * 4, "label": i % 2} for i in numbers]
-        module, task = retrieval, {"name": "retrieval", "length": 20}
-        model = {"without": CLASSIFIER_ONLY, "with": {"name": "retrieval"}}
+NUMBERS = range(12)
+
+
+def reports_on(module, source, values, tmp_path, monkeypatch, measured) -> tuple[Reader, measure.Measured, str]:
     monkeypatch.setattr(module, "open_split", lambda *_: source)
-    workdir = untrained(other(tiny, task, model), tmp_path / "run")
-    path = write_report(workdir, examples=12)
-    (found,) = measured
-    assert found.total == 12
-    assert len(found.valid) == (24 if kind == "pairs" else 12)
-    reader = assert_page(path, found)
-    images = len([name for name, _ in reader.tags if name == "img"])
-    # Two of position and confidence, one of spans, one a margin; three examples, if they are pictures.
-    assert images == 2 + 1 + 2 + (0 if kind == "pairs" else 3)
-    if kind == "pairs":
-        lengths = [int(length) for number in (0, 6, 11) for length in found.examples[number]["lengths"]]
-        places = [place for number in (0, 6, 11) for place in (2 * number, 2 * number + 1)]
-        on = sum(int(found.active[0, place, :length].sum()) for place, length in zip(places, lengths, strict=True))
-        assert len(reader.marked.get("s0", "")) == on
+    path = write_report(untrained(values, tmp_path / "run"), examples=12)
+    assert len(measured) == 1
+    assert measured[0].total == len(source)
+    reader = assert_page(path, measured[0])
+    return reader, measured[0], "".join(reader.text)
+
+
+def images(reader: Reader) -> int:
+    return len([name for name, _ in reader.tags if name == "img"])
+
+
+def test_pixels_with_two_modules_and_a_centred_router(tiny, tmp_path, monkeypatch, measured):
+    rng = np.random.default_rng(0)
+    source = [{"image": rng.integers(0, 256, (8, 8), np.uint8), "label": i % 2} for i in NUMBERS]
+    values = other(
+        tiny,
+        {"name": "pathfinder", "resolution": 8},
+        **{"model.feed_forward_size": 8, "model.router.centered": True},
+    )
+    reader, found, _ = reports_on(pathfinder, source, values, tmp_path, monkeypatch, measured)
+    assert found.names == ("layer 1, gau", "layer 1, feed forward", "layer 2, gau", "layer 2, feed forward")
+    check_margins(found.margins, 4)
+    assert list(found.spans) == ["layer 1, gau", "layer 2, gau"]
+    # Position and confidence, spans, four margins, four examples.
+    assert images(reader) == 2 + 1 + 4 + 4
+
+
+def test_a_waveform_with_attention_always(tiny, tmp_path, monkeypatch, measured):
+    rng = np.random.default_rng(0)
+    source = [{"audio": rng.normal(size=20 + i), "label": i % 10} for i in NUMBERS]
+    values = other(tiny, {"name": "speech_commands", "length": 30}, **{"model.activation": "always"})
+    reader, found, text = reports_on(speech_commands, source, values, tmp_path, monkeypatch, measured)
+    assert found.rates().tolist() == [1, 1]
+    assert found.active[:, 3].sum(1).tolist() == [23, 23], "no padding"
+    assert "100 %of the elements are attended: the config says so" in text
+    for said in ("Nothing is decided in this model: there is no confidence.", "Nothing is decided in this model."):
+        assert said in text
+    # Position, spans, four examples.
+    assert images(reader) == 1 + 1 + 4
+
+
+def test_pairs_of_documents(tiny, tmp_path, monkeypatch, measured):
+    source = [{"text1": b"a" * (5 + i), "text2": b"<c>" * 4, "label": i % 2} for i in NUMBERS]
+    model = {"without": CLASSIFIER_ONLY, "with": {"name": "retrieval"}}
+    values = other(tiny, {"name": "retrieval", "length": 20}, model)
+    reader, found, _ = reports_on(retrieval, source, values, tmp_path, monkeypatch, measured)
+    assert found.valid.sum(1).tolist() == [length for i in NUMBERS for length in (5 + i, 12)]
+    # The symbols marked are those of both documents of four pairs.
+    places = [place for number in (0, 4, 7, 11) for place in (2 * number, 2 * number + 1)]
+    assert len(reader.marked.get("s0", "")) == found.active[0, places].sum()
 
 
 HOSTILE = "<script>alert(1)</script><img src=http://x.example/a onerror=alert(2)>\"'&"
 
 
-def test_everything_is_escaped(run, tmp_path, monkeypatch):
+def test_everything_is_escaped(run, looked, tmp_path, monkeypatch, as_looked):
     """Labels, text of examples, config, command, and the work directory's name are other people's."""
     workdir = Path(shutil.copytree(run, tmp_path / HOSTILE.replace("/", "_")))
     monkeypatch.setattr("experiments.tasks.short_listops.Task.symbol", lambda task, number: HOSTILE)
     monkeypatch.setattr("experiments.tasks.short_listops.Task.trivial_answer", HOSTILE)
-    original = measure.measure
-
-    def renamed(*arguments):
-        found = original(*arguments)
-        names = ("<i>a&amp;", "b")
-        return dataclasses.replace(found, names=names, spans=dict(zip(names, found.spans.values(), strict=True)))
-
-    monkeypatch.setattr(measure, "measure", renamed)
+    names = ("<i>a&amp;", "b")
+    renamed = dataclasses.replace(looked, names=names, spans=dict(zip(names, looked.spans.values(), strict=True)))
+    monkeypatch.setattr(measure, "measure", lambda *_: renamed)
     meta = {"config": {"task": {"name": HOSTILE}, HOSTILE: HOSTILE}, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}}
     whole = page.Content
     monkeypatch.setattr(page, "Content", lambda **fields: whole(**{**fields, "meta": meta}))
@@ -455,6 +461,17 @@ def test_curves_leave_out_what_is_not_theirs(tmp_path):
     assert history.curve("train", "loss")[1].tolist() == [[1.0]]
     assert history.curve("evaluation", "loss")[1].shape == (0, 1)
     assert history.last_step() == 4
+
+
+def test_symbols_are_what_people_read(looked, run):
+    assert (
+        "".join(base.byte_symbol(number) for number in (0, *(byte + 1 for byte in b"a <\n\x00\x7f\xff")))
+        == "∅a <↵\n···"
+    )
+    task = load(run).task
+    example = looked.examples[0]
+    text = "".join(task.symbol(number) for number in example["inputs"][: int(example["lengths"])].tolist())
+    assert text.split() == expressions.render(example["inputs"][: int(example["lengths"])].tolist()).split()
 
 
 def test_colours_are_apart():

@@ -171,6 +171,12 @@ def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert all(character.isprintable() for character in captured.out.replace("\n", ""))
 
 
+def test_rates_of_several_modules_are_one_row(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with reporter(tmp_path) as run:
+        run.train(10, {"activation_rate": [[0.5, 0.25], [0.75, 1.0]]})
+    assert capsys.readouterr().out == "step 10/100  act 0.50 0.25 0.75 1.00\n"
+
+
 def test_time_left(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with reporter(tmp_path) as run:
         for step, now in ((10, 100.0), (20, 110.0), (60, 150.0)):

@@ -48,10 +48,12 @@ def test_right_or_wrong_is_compared_by_mcnemars_test():
     # Two-sided: 2 or fewer, or 10 or more, of 12 throws of a coin.
     assert found["p_value"] == pytest.approx(2 * sum(math.comb(12, k) for k in range(3)) / 2**12)
     assert found["difference"] == pytest.approx(8 / 52)
-    assert verdict("accuracy", found, True, 52).startswith("this run is better: accuracy 0.5769 against 0.4231")
+    assert verdict("accuracy", found, True, 52).startswith("this run is better in accuracy: 0.5769 against 0.4231")
     turned = compare(there, here)["accuracy"]
-    assert verdict("accuracy", turned, True, 52).startswith("this run is worse")
-    assert verdict("accuracy", compare(here, here)["accuracy"], True, 52).startswith("no difference is shown")
+    assert verdict("accuracy", turned, True, 52).startswith("this run is worse in ")
+    assert verdict("accuracy", compare(here, here)["accuracy"], True, 52).startswith(
+        "no difference in accuracy is shown"
+    )
 
 
 def test_losses_are_compared_by_a_paired_t_test():
@@ -62,11 +64,11 @@ def test_losses_are_compared_by_a_paired_t_test():
     assert found["p_value"] == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert found["p_value"] < 0.01 < stats.ttest_ind(a, b).pvalue, "pairs see what two samples do not"
     assert found["standard_error"] == pytest.approx(stats.sem(a - b))
-    assert verdict("bits", found, False, 40).startswith("this run is better")
-    assert verdict("bits", found, True, 40).startswith("this run is worse")
+    assert verdict("bits", found, False, 40).startswith("this run is better in bits")
+    assert verdict("bits", found, True, 40).startswith("this run is worse in ")
     single = compare(scores(a[:1], name="bits"), scores(b[:1], name="bits"))["bits"]
     assert single["p_value"] is None
-    assert verdict("bits", single, False, 1).startswith("no test is possible")
+    assert verdict("bits", single, False, 1).startswith("no test of bits is possible")
 
 
 def test_other_examples_are_refused():
