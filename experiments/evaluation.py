@@ -54,14 +54,15 @@ def evaluate_run(
         result["per_class"] = per_class(scores.total["confusion"][0])
     result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
     if other is not None:
-        metrics = {
-            name: {field: value if isinstance(value, str) else plain(value) for field, value in found.items()}
-            for name, found in compare(scores, score(other, split)).items()
-        }
+        found = compare(scores, score(other, split))
         # Bits are the loss in another unit.
         names = [task.headline] if task.headline == "bits" else dict.fromkeys((task.headline, "loss"))
         better = {task.headline: task.higher_is_better}
-        said = [verdict(name, metrics[name], better.get(name, False), len(scores.digests)) for name in names]
+        said = [verdict(name, found[name], better.get(name, False), len(scores.digests)) for name in names]
+        metrics = {
+            name: {field: value if isinstance(value, str) else plain(value) for field, value in fields.items()}
+            for name, fields in found.items()
+        }
         result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}

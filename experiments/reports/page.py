@@ -169,7 +169,8 @@ def over_position(content: Content) -> Html:
     if not len(content.measured.names):
         return _section("Activation over position", _none("There is no module to wake."))
     text = "Share of the elements at a position that are active"
-    return _section("Activation over position", _figure(pictures.rates_over_position(content.measured), f"{text}."))
+    text += "." if content.measured.valid.all() else "; grey, the share of sequences that reach it."
+    return _section("Activation over position", _figure(pictures.rates_over_position(content.measured), text))
 
 
 def confidence(content: Content) -> Html:

@@ -80,13 +80,13 @@ def rates_over_position(measured: Measured) -> str:
         figure, axis = _axis()
         there = total / np.diff(edges) / len(measured.valid)
         if there.min() < 1:
-            axis.stairs(there, edges, fill=True, color="#eef0f2", label="sequences as long")
+            axis.stairs(there, edges, fill=True, color="#eef0f2")
         count = len(measured.names)
         for number, name in enumerate(measured.names):
             rate = np.where(total, active[number] / np.maximum(total, 1), np.nan)
             axis.stairs(rate, edges, baseline=None, color=color(number, count), linewidth=1.4, label=name)
         axis.set(xlabel="position", ylabel="activation rate", ylim=(-0.02, 1.02), xlim=(0, length))
-        _legend(axis, measured.names, extra=there.min() < 1)
+        _legend(axis, measured.names)
         return _uri(figure)
 
 
@@ -239,13 +239,12 @@ def _axis() -> tuple[Any, Any]:
     return plt.subplots(figsize=SIZE, constrained_layout=True)
 
 
-def _legend(axis: Any, names: Sequence[str], extra: bool = False) -> None:
+def _legend(axis: Any, names: Sequence[str]) -> None:
     """Names of the series, of more than MOST_LABELS the first and the last; none for one."""
     handles, labels = axis.get_legend_handles_labels()
     if len(names) > MOST_LABELS:
-        keep = [i for i, label in enumerate(labels) if label in (names[0], names[-1]) or label not in names]
-        handles, labels = [handles[i] for i in keep], [labels[i] for i in keep]
-    if len(names) > 1 or extra:
+        handles, labels = [handles[0], handles[-1]], [labels[0], labels[-1]]
+    if len(names) > 1:
         axis.legend(handles, labels)
 
 

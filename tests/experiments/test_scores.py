@@ -71,6 +71,14 @@ def test_losses_are_compared_by_a_paired_t_test():
     assert verdict("bits", single, False, 1).startswith("no test of bits is possible")
 
 
+def test_a_loss_that_is_not_finite_is_said():
+    found = compare(scores([1.0, math.nan], name="loss"), scores([1.0, 2.0], name="loss"))["loss"]
+    assert found["p_value"] is None
+    assert verdict("loss", found, False, 2) == (
+        "no test of loss is possible: nan against 1.5000; difference +nan ± nan (2 examples)"
+    )
+
+
 def test_other_examples_are_refused():
     one = scores([1, 0, 1])
     with pytest.raises(UserError, match=r"not the same .3 and 3 of them, number 1 is the first that differs"):
