@@ -13,7 +13,7 @@ class EMA(nn.Module):
 
     Elements that are not `valid` enter the average as zeros. `axis` names the mesh axis over which sequences are split,
     if they are. Initial values are those of the published model: delta and alpha ~ N(0, 0.2^2), beta ~ +-1 alternating
-    + N(0, 0.02^2), gamma and omega ~ N(0, 1), cut at two deviations.
+    + N(0, 0.02^2), gamma and omega ~ N(0, 1), cut at two deviations. `advance` goes on from an earlier state.
     """
 
     state_size: int
@@ -22,8 +22,14 @@ class EMA(nn.Module):
     method: ema.Method = "auto"
     axis: str | None = None
 
-    @nn.compact
     def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        return self.advance(x, valid, None)[0]
+
+    @nn.compact
+    def advance(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: Float[Array, "B D N"] | None
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D N"] | None]:
+        """The average of pieces that begin in this state, if any, and the state after their last valid elements."""
         width = x.shape[-1]
         shape = (width if self.causal else 2 * width, self.state_size)
         params = ema.EMAParams(
@@ -33,6 +39,9 @@ class EMA(nn.Module):
             gamma=self.param("gamma", truncated_normal(1.0), shape),
             omega=self.param("omega", truncated_normal(1.0), (width,)),
         )
+        if state is not None:
+            state, y = ema.stream(params, state, x, valid.sum(1))
+            return y, state
         if self.axis:
-            return sequence.convolve(params, x, valid, self.axis, self.method)
-        return ema.convolve(params, x, valid, truncation=self.truncation, method=self.method)
+            return sequence.convolve(params, x, valid, self.axis, self.method), None
+        return ema.convolve(params, x, valid, truncation=self.truncation, method=self.method), None

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Complex, Float
 
 from seqboat.ops import s4d
 
@@ -25,8 +25,14 @@ class S4D(nn.Module):
     causal: bool
     truncation: int | None = None
 
-    @nn.compact
     def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        return self.advance(x, valid, None)[0]
+
+    @nn.compact
+    def advance(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: Complex[Array, "B D N"] | None
+    ) -> tuple[Float[Array, "B L D"], Complex[Array, "B D N"] | None]:
+        """The output of pieces that begin in this state, if any, and the state after their last valid elements."""
         width = x.shape[-1]
         directions = width if self.causal else 2 * width
         shape = (directions, self.state_size)
@@ -46,4 +52,7 @@ class S4D(nn.Module):
             c_imag=self.param("c_imag", half_normal, shape),
             skip=self.param("skip", nn.initializers.normal(1.0), (width,)),
         )
-        return s4d.convolve(params, x, valid, truncation=self.truncation)
+        if state is not None:
+            state, y = s4d.stream(params, state, x, valid.sum(1))
+            return y, state
+        return s4d.convolve(params, x, valid, truncation=self.truncation), None

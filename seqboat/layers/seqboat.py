@@ -1,9 +1,10 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
@@ -14,7 +15,7 @@ from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.norm import NORMS, NormKind
 from seqboat.layers.s4d import S4D
-from seqboat.layers.sparse_activation import ActivationStats, Form, RouterConfig, SparseModularActivation
+from seqboat.layers.sparse_activation import ActivationStats, Form, Memories, RouterConfig, SparseModularActivation
 from seqboat.layers.taps import tap
 from seqboat.ops.ema import Method, choose
 from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_refusal
@@ -121,6 +122,25 @@ class LayerConfig:
                 "window_size=None: where config.mesh splits sequences, so many active elements are handed on"
             )
 
+    def check_streaming(self, own_modules: bool = True) -> None:
+        """Raise ValueError if streams cannot be fed to such a layer piece by piece, exactly and in constant memory."""
+        refused = {
+            "causal": (self.causal, "it looks ahead; train with causal=True"),
+            "norm": (self.norm != "batch", "statistics of whole batches; use layer, scale or rms"),
+            "ssm_truncation": (
+                self.ssm_truncation is None,
+                "a cut kernel has no state to go on from; train with None, as the variant :ours of a recipe does",
+            ),
+            "window_size": (
+                self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
+                "so many activated elements are remembered; set a size",
+            ),
+            "layout": (not self.layout.axes, "streams are not split over a mesh; use one device"),
+        }
+        for field, (fine, why) in refused.items():
+            if not fine:
+                raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
+
     def choose_ssm_method(self, length: int) -> Method:
         """How the state space model is computed in sequences of this length."""
         return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
@@ -132,8 +152,8 @@ class LayerConfig:
         extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
 
-    def make_modules(self) -> tuple[nn.Module, ...]:
-        """What the configurator chooses from."""
+    def make_modules(self, **owner: None) -> tuple[nn.Module, ...]:
+        """What the configurator chooses from; `parent=None` for modules that belong to no other."""
         modules: list[nn.Module] = []
         dtype = jnp.dtype(self.dtype)
         if self.activation != "never" and self.attention:
@@ -148,10 +168,13 @@ class LayerConfig:
                 kernel=self.attention_method == "pallas",
                 dtype=dtype,
                 name="gau",
+                **owner,
             )
             modules.append(gau)
         if self.activation != "never" and self.feed_forward_size:
-            modules.append(FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward"))
+            modules.append(
+                FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward", **owner)
+            )
         return tuple(modules)
 
 
@@ -169,6 +192,13 @@ _CHOICES = {
 }
 
 
+class LayerState(NamedTuple):
+    """What a layer keeps of B streams: of its state space model (B, D, N), and of each of its modules."""
+
+    ssm: Array
+    memories: Memories
+
+
 class SeqBoatLayer(nn.Module):
     """x (B, L, D) -> (B, L, D), and what its configurator decided.
 
@@ -176,7 +206,8 @@ class SeqBoatLayer(nn.Module):
         h = sum over modules of active * confidence * f(m)
         y = silu(x + m W + b + h)                  then norm if placed "post"
 
-    Dropout falls on h, or on (m W + b + h) in a causal layer. `modules` replaces the config's own list.
+    Dropout falls on h, or on (m W + b + h) in a causal layer. `modules` replaces the config's own list. `advance` goes
+    on from what earlier pieces of the same streams left: it gives what the whole streams would give in one piece.
     """
 
     # Flax: modules passed in keep the names they were given.
@@ -185,18 +216,41 @@ class SeqBoatLayer(nn.Module):
     config: LayerConfig
     modules: tuple[nn.Module, ...] | None = None
 
-    @nn.compact
     def __call__(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
     ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+        y, (stats, _) = self.advance(x, valid, train, None)
+        return y, stats
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> LayerState:
+        """The state of so many streams that begin. Raises ValueError for a layer that cannot be streamed."""
         config = self.config
+        config.check_streaming(own_modules=self.modules is None)
+        kind = jnp.float32 if config.ssm == "ema" else jnp.complex64
+        row = jax.ShapeDtypeStruct((1, config.features), jnp.dtype(config.dtype))
+        modules = config.make_modules(parent=None) if self.modules is None else self.modules
+        return LayerState(
+            jnp.zeros((batch, config.features, config.state_size), kind),
+            SparseModularActivation(modules, parent=None).initial_state(batch, row),
+        )
+
+    @nn.compact
+    def advance(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, state: LayerState | None
+    ) -> tuple[Float[Array, "B L D"], tuple[ActivationStats, LayerState | None]]:
+        """The layer over pieces of streams, valid elements first, and the state after each one's last of these.
+
+        No gradient goes back into the state. None is no state: whole sequences, and nothing is kept.
+        """
+        config, state = self.config, jax.lax.stop_gradient(state)
         drop = lambda y: nn.Dropout(config.dropout)(y, deterministic=not train)
         residual = x
         if config.norm_placement == "pre":
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
         if config.ssm == "ema":
-            ssm: nn.Module = EMA(
+            ssm: EMA | S4D = EMA(
                 config.state_size,
                 config.causal,
                 truncation=config.ssm_truncation,
@@ -206,12 +260,13 @@ class SeqBoatLayer(nn.Module):
             )
         else:
             ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
-        e = checkpoint_name(ssm(x, valid), "ssm")
+        e, after = ssm.advance(x, valid, None if state is None else state.ssm)
+        e = checkpoint_name(e, "ssm")
         tap(self, "ssm_out", e)
         m = drop(nn.silu(e))
         skip = nn.Dense(config.features, dtype=m.dtype, kernel_init=truncated_normal(), name="skip_projection")(m)
         tap(self, "skip", skip)
-        h, stats = SparseModularActivation(
+        sparse = SparseModularActivation(
             config.make_modules() if self.modules is None else self.modules,
             config.router,
             always=config.activation == "always",
@@ -220,9 +275,10 @@ class SeqBoatLayer(nn.Module):
             blocks_per_trip=config.blocks_per_trip,
             layout=config.layout,
             name="sparse",
-        )(m, valid, train)
+        )
+        h, stats, memories = sparse.advance(m, valid, train, None if state is None else state.memories)
         y = nn.silu(checkpoint_name(residual + (drop(skip + h) if config.causal else skip + drop(h)), "sum"))
         if config.norm_placement == "post":
             y = config.make_norm("norm")(y, valid, train)
         tap(self, "resid", y)
-        return y, stats
+        return y, (stats, None if after is None or memories is None else LayerState(after, memories))

@@ -18,10 +18,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.streaming import SHORT, Memory, in_place
 from seqboat.layers.taps import tap
 from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
 from seqboat.parallel import sequence
@@ -31,6 +33,8 @@ Form = Literal["packed", "dense"]
 
 # How many times the module's halo credit looks over, where computed but inactive rows stand between the active ones.
 REACH = 2
+# A length that no sequence has.
+LONGEST = 2**31 - 1
 # A windowed module's projection has no halo to pay for: so many blocks at once cost 5 to 8 % less of a layer on a CPU.
 PROJECTED_BLOCKS = 4
 
@@ -85,6 +89,10 @@ class RouterConfig:
             raise ValueError(f"credit_share={self.credit_share}: must be above 0 and at most 1")
         if not self.temperature_scale > 0:
             raise ValueError(f"temperature_scale={self.temperature_scale}: must be positive")
+
+
+# Of each of a list of modules, if it is windowed.
+Memories = tuple[Memory | None, ...]
 
 
 class Decision(NamedTuple):
@@ -158,7 +166,7 @@ class SparseModularActivation(nn.Module):
     `form` "packed" computes active rows alone, in blocks whose number follows the activation; "dense" computes all rows
     and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
     `blocks_per_trip`: how many blocks are computed at once (`ops.packing.map_blocks`). `layout`: how the sequences are
-    split over devices; each computes its own elements.
+    split over devices; each computes its own elements. `advance` goes on from what earlier elements left.
     """
 
     # Flax: modules passed in keep the names they were given.
@@ -172,10 +180,28 @@ class SparseModularActivation(nn.Module):
     blocks_per_trip: int = 1
     layout: Layout = ALONE
 
-    @nn.compact
     def __call__(
         self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
     ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+        return self.advance(m, valid, train, None)[:2]
+
+    @nn.nowrap
+    def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Memories:
+        """The memory of each module that is windowed, in streams that begin; `row` (1, D) is what they are fed.
+
+        Raises ValueError for one that reads ahead, or rows without limit.
+        """
+        return tuple(_empty(m, batch, row) if isinstance(m, WindowedModule) else None for m in self.modules)
+
+    @nn.compact
+    def advance(
+        self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, memories: Memories | None
+    ) -> tuple[Float[Array, "B L D"], ActivationStats, Memories | None]:
+        """`__call__` for pieces of streams that `memories` are of, if any, and the memories after them.
+
+        Valid elements come first. Pieces of up to SHORT elements are computed in their places, and a module not at all
+        where no stream activates it.
+        """
         count = len(self.modules)
         if self.always:
             one = jnp.ones((*m.shape[:2], count), jnp.float32)
@@ -190,13 +216,19 @@ class SparseModularActivation(nn.Module):
         for name, value in (("active", active), ("confidence", gate)):
             tap(self, name, value)
 
-        y = jnp.zeros_like(m)
+        y, after = jnp.zeros_like(m), []
         for i, module in enumerate(self.modules):
+            memory = memories[i] if memories else None
             if self.is_initializing():
                 self._create(module, m, active[..., i])
                 continue
             chosen = jnp.where(active[..., i], gate[..., i], 0)
-            result, taps = self._compute(module, m, active[..., i], self._describe(active[..., i]), train)
+            if memories and self.form == "packed" and m.shape[1] <= SHORT and not train:
+                result, taps, left = self._compute_in_place(module, m, active[..., i], valid, memory)
+            else:
+                rows = self._describe(active[..., i], memory)
+                result, taps, left = self._compute(module, m, active[..., i], rows, train, memory)
+            after.append(left and left._replace(now=left.now + valid.sum(1)))
             result = checkpoint_name(result, "result")
             for name, value in taps.items():
                 tap(self, name, value)
@@ -204,7 +236,7 @@ class SparseModularActivation(nn.Module):
             gated = chosen.reshape(-1, 1).astype(m.dtype) * result.reshape(-1, m.shape[-1])
             y += gated.reshape(m.shape)
             if train and not self.always and (self.router.straight_through or self.router.key_credit):
-                y += self._credit(module, m, valid, active[..., i], decision.probability[..., i], chosen)
+                y += self._credit(module, m, valid, active[..., i], decision.probability[..., i], chosen, memory)
         on = active.astype(jnp.float32)
         sums = {"active": on, "confidence": on * gate, "probability": decision.probability}
         stats = ActivationStats(
@@ -212,10 +244,11 @@ class SparseModularActivation(nn.Module):
             elements=valid.sum().astype(jnp.float32),
             temperature=decision.temperature,
         )
-        return y, stats
+        return y, stats, None if memories is None else tuple(after)
 
-    def _compute(self, module, m, computed, rows, train, frozen=False, reach=1):
-        """The module at the `computed` elements of m, and what it tapped; zero, or anything, elsewhere.
+    def _compute(self, module, m, computed, rows, train, memory=None, frozen=False, reach=1):
+        """The module at the `computed` elements of m, and what it tapped, zero, or anything, elsewhere; and the memory
+        with what it projected, if there is one.
 
         `rows` describes all elements. `frozen` lets no gradient into parameters and m. In the packed form a row sees
         `reach` times the module's halo of computed rows; those that `rows.active` leaves out have their place in it.
@@ -223,14 +256,14 @@ class SparseModularActivation(nn.Module):
         params, apply = self._functional(module, train)
         if frozen:
             params, m = jax.lax.stop_gradient((params, m))
-        own = slice(None)
-        if self.layout.length and isinstance(module, WindowedModule):
-            m, computed, rows, own = self._with_neighbours(module, m, computed, rows, reach)
+        own, windowed = slice(None), isinstance(module, WindowedModule)
+        if windowed and (memory or self.layout.length):
+            m, computed, rows, own = self._with_neighbours(module, m, computed, rows, reach, memory)
         flat = m.reshape(-1, m.shape[-1])
         if self.form == "dense":
-            y, taps = _dense(module, flat, rows, params, apply)
+            places = jnp.where(computed, np.arange(computed.size, dtype=np.int32).reshape(computed.shape), -1)
+            y, taps, seen = _dense(module, flat, rows, params, apply, _recall(memory, places))
         else:
-            windowed = isinstance(module, WindowedModule)
             left, right = (reach * side for side in (module.halo(m.shape[1]) if windowed else (0, 0)))
             blocks = -(-flat.shape[0] // self.block_size)
             trip = min(self.blocks_per_trip, blocks)
@@ -238,6 +271,8 @@ class SparseModularActivation(nn.Module):
             projected = min(PROJECTED_BLOCKS, blocks) if windowed and trip == 1 else trip
             packing = pack(computed, projected * self.block_size, left=left, right=right)
             rows, flat = compress((rows, flat), packing)
+            places = packing.slot.reshape(computed.shape)
+            wanted = None if memory is None else compress(computed.at[:, : own.start].set(False).reshape(-1), packing)
             each: Any = functools.partial(
                 map_blocks,
                 params=params,
@@ -246,31 +281,70 @@ class SparseModularActivation(nn.Module):
                 left=left,
                 right=right,
                 blocks_per_trip=trip,
+                wanted=wanted,
             )
             if windowed:
                 project = functools.partial(each, block_size=projected * self.block_size, blocks_per_trip=1)
                 # Credit reads keys with weights, which kernels do not know.
                 kernel = module.has_kernel() and rows.weight is None
-                y, taps = (_packed_kernel if kernel else _packed_windowed)(rows, flat, apply, project, each)
+                compute = _packed_kernel if kernel else _packed_windowed
+                y, taps, seen = compute(rows, flat, apply, project, each, _recall(memory, places))
             else:
                 y, taps = _packed(rows, flat, apply, each)
             y, taps = extract((y, taps), packing)
+        if memory is not None:  # of every stream the last rows: places grow with the position, and -1 comes first
+            places = jnp.sort(places[:, own], axis=1)[:, -memory.window :]
+            new = jax.tree.map(lambda leaf: leaf[jnp.maximum(places, 0)], (seen, rows.position))
+            memory = memory.push(*new, places >= 0)
         back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])[:, own]
-        return back(y), jax.tree.map(back, taps)
+        return back(y), jax.tree.map(back, taps), memory
 
-    def _describe(self, active: Bool[Array, "B L"]) -> Rows:
+    def _compute_in_place(self, module, m, active, valid, memory):
+        """`_compute` for short pieces of streams, every row in its place: new rows are first pushed to the memory,
+        which has slots to spare, and then read it."""
+        params, apply = self._functional(module, False)
+
+        def where_needed(method, *args):
+            each = jax.vmap(lambda *args: apply(params, jnp.zeros(1, jnp.int32), method, *args))
+            nothing = lambda *args: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(each, *args))
+            return jax.lax.cond(active.any(), each, nothing, *args)
+
+        if memory is None:
+            y, taps = where_needed("__call__", m)
+        else:
+            position = memory.now[:, None] + np.arange(m.shape[1], dtype=np.int32)[None]
+            seen, taps = where_needed("project", m, in_place(memory, position, active)[0])
+            memory = memory.push(seen, position, active)
+            y, more = where_needed("mix", m, memory.rows, *in_place(memory, position, active))
+            taps |= more
+        hide = lambda leaf: jnp.where(active.reshape(*active.shape, *[1] * (leaf.ndim - 2)), leaf, 0)
+        return y, jax.tree.map(hide, taps), memory
+
+    def _describe(self, active: Bool[Array, "B L"], memory: Memory | None = None) -> Rows:
         rows = describe(active)
-        return rows._replace(position=rows.position + self.layout.start(active.shape[1]))
+        start: Any = self.layout.start(active.shape[1])
+        if memory is not None:
+            start = jnp.broadcast_to(memory.now[:, None], active.shape).reshape(-1)
+        return rows._replace(position=rows.position + start)
 
-    def _with_neighbours(self, module: WindowedModule, m: Array, computed: Array, rows: Rows, reach: int):
-        """Of sequences split over devices: m, computed and rows together with the computed elements before and after
-        that this device's may see, and where its own are among them."""
+    def _with_neighbours(self, module: WindowedModule, m: Array, computed: Array, rows: Rows, reach: int, memory):
+        """Of streams, or of sequences split over devices: m, computed and rows together with the computed elements
+        before and after that these may see, and where their own are among them. Of remembered rows m is zero."""
         axis, length = str(self.layout.length), m.shape[1]
         shaped = jax.tree.map(lambda leaf: leaf.reshape(m.shape[:2]), rows)
         seen = {"m": m, "position": shaped.position, "active": shaped.active, "weight": shaped.weight}
         parts = [(seen, computed)]
         left, right = (reach * side for side in module.halo(length * self.layout.pieces))
-        if left:
+        if memory is not None:
+            (left, right), (remembered, there) = (memory.window, 0), memory.ordered()
+            before = {
+                "m": jnp.zeros((*there.shape, m.shape[-1]), m.dtype),
+                "position": remembered.position,
+                "active": there,
+                "weight": None if rows.weight is None else jnp.ones(there.shape, rows.weight.dtype),
+            }
+            parts.insert(0, (before, there))
+        elif left:
             parts.insert(0, sequence.last_active(seen, computed, left, axis))
         if right:
             parts.append(sequence.last_active(seen, computed, right, axis, reverse=True))
@@ -285,7 +359,7 @@ class SparseModularActivation(nn.Module):
         rows = rows._replace(position=seen["position"].reshape(-1))
         return seen["m"], computed, rows, slice(left, left + length)
 
-    def _credit(self, module, m, valid, active, probability, chosen):
+    def _credit(self, module, m, valid, active, probability, chosen, memory):
         """Zeros (B, L, D) whose gradient pays the router for what elements are, or would be, worth.
 
         A random `credit_share` of the inactive elements is computed beside the active ones: such an element's result
@@ -304,11 +378,11 @@ class SparseModularActivation(nn.Module):
             sampled &= jax.random.bernoulli(self.make_rng("dropout"), share, sampled.shape)
         scale = jnp.where(active, 1, 1 / share)
         probability = scale * probability
-        rows = self._describe(active)
+        rows = self._describe(active, memory)
         if self.router.key_credit:  # inactive keys have weight 0, and earn credit
             weight = _straight_through(active, probability)
             rows = rows._replace(active=(active | sampled).reshape(-1), weight=weight.reshape(-1))
-        result, _ = self._compute(module, m, active | sampled, rows, train=False, frozen=True, reach=REACH)
+        result, *_ = self._compute(module, m, active | sampled, rows, False, memory, frozen=True, reach=REACH)
         kept, chosen, probability = active[..., None], chosen[..., None], jnp.where(sampled, probability, 0)[..., None]
         stop = jax.lax.stop_gradient
         worth = jnp.where(kept, stop(chosen) * result, probability * stop(result))
@@ -355,26 +429,28 @@ def _packed(rows: Rows, x: Array, apply, each):
     return each(lambda params, own, _: apply(params, own["slot"], "__call__", own["x"]), own=own, halo=None)
 
 
-def _packed_windowed(rows: Rows, x: Array, apply, each_projected, each):
-    """A windowed module over packed rows, projected in other blocks than mixed."""
+def _packed_windowed(rows: Rows, x: Array, apply, each_projected, each, recall):
+    """A windowed module over packed rows, projected in other blocks than mixed; also what its rows showed."""
 
     def mix(params, own, halo):
         return apply(params, own["slot"], "mix", own["x"], halo["seen"], own["rows"], halo["rows"])
 
     own, seen, taps = _project(rows, x, apply, each_projected)
+    seen = recall(seen)
     y, more = each(mix, own=own, halo={"seen": seen, "rows": rows})
-    return y, {**taps, **more}
+    return y, {**taps, **more}, seen
 
 
-def _packed_kernel(rows: Rows, x: Array, apply, each_projected, each):
+def _packed_kernel(rows: Rows, x: Array, apply, each_projected, each, recall):
     """`_packed_windowed` for a module whose middle part takes all packed rows at once."""
     own, seen, taps = _project(rows, x, apply, each_projected)
+    seen = recall(seen)
     q, asked = each_projected(lambda p, own, _: apply(p, own["slot"], "ask", own["x"], own["rows"]), own=own, halo=None)
     where = [each.keywords[name] for name in ("count", "left", "right")]
     mixed, read = apply(each.keywords["params"], own["slot"], "mix_packed", q, seen, rows, *where)
     finish = lambda p, own, _: apply(p, own["slot"], "finish", own["x"], own["mixed"])
     y, finished = each_projected(finish, own={**own, "mixed": mixed}, halo=None)
-    return y, {**taps, **asked, **read, **finished}
+    return y, {**taps, **asked, **read, **finished}, seen
 
 
 def _project(rows: Rows, x: Array, apply, each):
@@ -384,14 +460,43 @@ def _project(rows: Rows, x: Array, apply, each):
     return own, *each(project, own=own, halo=None)
 
 
-def _dense(module: nn.Module, x: Array, rows: Rows, params, apply):
+def _dense(module: nn.Module, x: Array, rows: Rows, params, apply, recall):
     """A module over all rows at once, of which only those with `rows.active` are read by others: the reference."""
     start = jnp.zeros(1, jnp.int32)
     if not isinstance(module, WindowedModule):
-        return apply(params, start, "__call__", x)
+        return *apply(params, start, "__call__", x), None
     seen, taps = apply(params, start, "project", x, rows)
+    seen = recall(seen)
     y, more = apply(params, start, "mix", x, seen, rows, rows)
-    return y, {**taps, **more}
+    return y, {**taps, **more}, seen
+
+
+def _recall(memory: Memory | None, places: Int[Array, "B L"]):
+    """Put what the first rows of each stream, the remembered ones, once showed in their places; -1 is no place."""
+    if memory is None:
+        return lambda seen: seen
+    rows = memory.ordered()[0].rows
+    places = places[:, : memory.window]
+
+    def put(leaf, old):
+        return leaf.at[jnp.where(places < 0, leaf.shape[0], places)].set(old.astype(leaf.dtype), mode="drop")
+
+    return lambda seen: jax.tree.map(put, seen, rows)
+
+
+def _empty(module: WindowedModule, batch: int, row: jax.ShapeDtypeStruct) -> Memory:
+    """The memory of a module that has seen nothing."""
+    module = module.clone(parent=None)
+    left, right = module.halo(LONGEST)
+    if right:
+        raise ValueError(f"{module.name} reads {right} rows ahead: only what reads earlier rows alone can be streamed")
+    if left > LONGEST // 2:
+        raise ValueError(f"{module.name} reads all earlier rows: to be streamed it needs a halo(length) with a bound")
+    init = functools.partial(module.init_with_output, method="project")
+    shown, _ = jax.eval_shape(init, jax.random.key(0), row, describe(jnp.ones((1, 1), bool)))
+    rows = jax.tree.map(lambda s: jnp.zeros((batch, left + SHORT, *s.shape[1:]), s.dtype), shown)
+    nothing = jnp.zeros(batch, jnp.int32)
+    return Memory(rows, jnp.zeros((batch, left + SHORT), jnp.int32), nothing, nothing)
 
 
 def _straight_through(value: Array, surrogate: Array) -> Array:

@@ -1,17 +1,21 @@
 """A stack of SeqBoat layers: one scan, so compile time does not grow with depth."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from seqboat.layers.seqboat import KEPT, LayerConfig, SeqBoatLayer
+from seqboat.layers.seqboat import KEPT, LayerConfig, LayerState, SeqBoatLayer
 from seqboat.layers.sparse_activation import ActivationStats
 
 Remat = Literal["none", "selective", "layer"]
+Tree = Any
+# Of every layer. Leaves begin with the streams: `layers.streaming` has `reset` and `fork`.
+State = tuple[LayerState, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +41,103 @@ class Encoder(nn.Module):
     """x (B, L, D) -> (B, L, D) and the stacked stats of all layers, each with a leading axis of layers.
 
     A final norm follows if norms are placed before the layers. Padding leaves as it is computed: mask it after.
+    `advance` goes on from what earlier pieces of the same streams left.
     """
 
     config: EncoderConfig
 
-    @nn.compact
     def __call__(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
     ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+        return self.advance(x, valid, train, None)[:2]
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> State:
+        """The state of so many streams that begin. Raises ValueError for layers that cannot be streamed."""
+        return (SeqBoatLayer(self.config.layer, parent=None).initial_state(batch),) * self.config.layers
+
+    @nn.compact
+    def advance(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, state: State | None
+    ) -> tuple[Float[Array, "B L D"], ActivationStats, State | None]:
+        """The encoder over pieces of streams, and the state after them (`SeqBoatLayer.advance`).
+
+        Raises ValueError for a state of another model.
+        """
+        if state is not None:
+            self._check(state, len(x))
+        x = x.astype(jnp.dtype(self.config.layer.dtype))
+        apart = not isinstance(self.get_variable("params", "layers", {}), Mapping)
+        x, stats, state = (self._one_by_one if apart else self._in_one_scan)(x, valid, train, state)
+        if self.config.layer.norm_placement == "pre":
+            final = dataclasses.replace(self.config.layer, norm_affine=self.config.final_norm_affine)
+            x = final.make_norm("final_norm")(x, valid, train)
+        return x, stats, state
+
+    def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None):
         config, layer = self.config, SeqBoatLayer
         if config.layer.layout.axes:  # a layer's parameters are whole for as long as it runs
             layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather)
         if config.remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
             policy = keep if config.remat == "selective" else None
-            layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=policy)
+            layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=policy, methods=["advance"])
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0, "batch_stats": 0, "taps": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             length=config.layers,
+            methods=["advance"],
         )
-        x = x.astype(jnp.dtype(config.layer.dtype))
-        x, stats = scanned(config.layer, name="layers")(x, valid, train)
-        if config.layer.norm_placement == "pre":
-            final = dataclasses.replace(config.layer, norm_affine=config.final_norm_affine)
-            x = final.make_norm("final_norm")(x, valid, train)
-        return x, stats
+        stacked = None if state is None else _stack(state)
+        x, (stats, after) = scanned(config.layer, name="layers").advance(x, valid, train, stacked)
+        return x, stats, None if after is None else _unstack(after)
+
+    def _one_by_one(self, x: Array, valid: Array, train: bool, state: State | None):
+        """With `separate` parameters: nothing is copied out of a stack, and compile time grows with the depth."""
+        if train:
+            raise ValueError("train=True: parameters that were taken apart by `separate` are for evaluation")
+        collections: dict[str, Any] = {name: self.get_variable(name, "layers") for name in ("params", "batch_stats")}
+        tapping = ["taps"] if self.is_mutable_collection("taps") else []
+        outcomes, taps = [], []
+        for i in range(self.config.layers):
+            variables = {name: layers[i] for name, layers in collections.items() if layers is not None}
+            (x, outcome), sown = SeqBoatLayer(self.config.layer, parent=None).apply(
+                variables, x, valid, False, None if state is None else state[i], method="advance", mutable=tapping
+            )
+            outcomes.append(outcome)
+            taps.append(sown.get("taps"))
+        stats, after = zip(*outcomes, strict=True)
+        if tapping:
+            self.put_variable("taps", "layers", _stack(taps))
+        return x, _stack(stats), None if state is None else after
+
+    def _check(self, state: State, batch: int) -> None:
+        wanted = jax.eval_shape(lambda: self.initial_state(batch))
+        shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        if shapes(state) != shapes(wanted):
+            raise ValueError(
+                f"the state is not one of {batch} streams of this model: make it by initial_state({batch}), or by fork"
+            )
+
+
+def separate(variables: Mapping[str, Tree]) -> dict[str, Tree]:
+    """The variables with those of every layer as arrays of their own, in a tuple instead of a stack.
+
+    A step of decoding reads all parameters once; out of a stack it would copy them first. `advance` and whatever calls
+    it take both; evaluation only.
+    """
+    return {
+        name: _unstack(tree) if name == "layers" else separate(tree) if isinstance(tree, Mapping) else tree
+        for name, tree in variables.items()
+    }
+
+
+def _stack(trees: Any) -> Tree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _unstack(tree: Tree) -> tuple[Tree, ...]:
+    count = len(jax.tree.leaves(tree)[0])
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count))

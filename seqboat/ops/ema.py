@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from seqboat.ops.convolution import direct_convolve, fft_convolve, swap
 
@@ -221,19 +221,37 @@ def recurrent_step(
 
 
 def stream(
-    params: EMAParams, state: Float[Array, "B D N"], x: Float[Array, "B L D"], *, chunk: int = CHUNK
+    params: EMAParams,
+    state: Float[Array, "B D N"],
+    x: Float[Array, "B L D"],
+    lengths: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B D N"], Float[Array, "B L D"]]:
-    """`recurrent_step` over a piece of any length >= 1, in chunks: the state after it, and its outputs."""
+    """`recurrent_step` over pieces of any length >= 1: the state after each one's last real element, and its outputs.
+
+    `lengths` says how many elements of each are real, from none to L; behind them outputs are of no use.
+    """
     if params.bidirectional:
         raise ValueError("a bidirectional average looks ahead and cannot be streamed")
-    y, (after,) = _chunked(params, x.astype(jnp.float32), min(chunk, x.shape[1]), state.swapaxes(0, 1))
-    return after.swapaxes(0, 1), (y + _direct(params, x)).astype(x.dtype)
+    batch, length, _ = x.shape
+    lengths = jnp.full(batch, length) if lengths is None else lengths
+    valid = jnp.arange(length)[None] < lengths[:, None]
+    if length == 1:
+        after, y = recurrent_step(params, state, x[:, 0])
+        return jnp.where(valid[..., None], after, state), y[:, None]
+    y, _ = convolve_piece(params, x, valid)
+    y += continuation(params, (state,), length)
+    # Every piece moved to the end of the array: what leaves there leaves after its last real element.
+    source = jnp.arange(length)[None] + lengths[:, None] - length
+    moved = jnp.take_along_axis(_signal(x, valid), jnp.maximum(source, 0)[..., None], axis=1)
+    leaving = _leaving(params, jnp.where(source[..., None] >= 0, moved, 0), False).swapaxes(0, 1)
+    decay = jnp.exp(lengths.astype(jnp.float32)[:, None, None] * coefficients(params).log_decay[None])
+    return decay * state + leaving, y.astype(x.dtype)
 
 
 def _chunked(
-    params: EMAParams, x: Float[Array, "B L D"], chunk: int, initial: Float[Array, "D B N"] | None = None
+    params: EMAParams, x: Float[Array, "B L D"], chunk: int
 ) -> tuple[Float[Array, "B L D"], list[Float[Array, "D B N"]]]:
-    """The average without omega x, and the state that leaves in each direction. `initial` enters each.
+    """The average without omega x, and the state that leaves in each direction, from states of zero.
 
     One product with the Toeplitz matrix of a chunk, whose extra N columns a direction give what each chunk adds to the
     state; one scan over the M chunks; one product back from the states that enter.
@@ -250,9 +268,9 @@ def _chunked(
     entering, leaving = [], []
     rest = length % chunk
     for form, own in zip(forms, added, strict=True):
-        start = jnp.zeros_like(own[:, :, 0]) if initial is None else initial
         step = functools.partial(_carry, jnp.exp(chunk * form.log_decay)[:, None])
-        last, before = jax.lax.scan(step, start, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
+        nothing = jnp.zeros_like(own[:, :, 0])
+        last, before = jax.lax.scan(step, nothing, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
         if rest and not form.ahead:  # the last chunk was padded: what leaves, leaves after its last real element
             last = jnp.exp(rest * form.log_decay)[:, None] * before[-1]
             last += _leaving(params.direction(False), x[:, length - rest :], False)

@@ -106,6 +106,7 @@ def map_blocks(
     left: int = 0,
     right: int = 0,
     blocks_per_trip: int = 1,
+    wanted: Bool[Array, "T"] | None = None,
 ) -> Tree:
     """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 everywhere else.
 
@@ -115,6 +116,7 @@ def map_blocks(
     so the cost follows `count`, and `fn` must not mix a row with empty ones (give it a leaf that says which are which).
     A trip of the loop computes `blocks_per_trip` blocks at once, batched: more for an accelerator to do between two
     looks at the count, at the price of up to so many empty blocks. The rows are then a whole number of trips.
+    `wanted` says for which rows a result is of use: a trip without one is left out.
 
     The gradient runs over the same blocks, recomputes `fn` on each and transposes it: nothing is stored but the
     arguments. Integer and boolean leaves get no gradient. `fn` may close over no traced array.
@@ -128,7 +130,10 @@ def map_blocks(
         margins = f" between margins of {left} and {right}" if left or right else ""
         rows = [leaf.shape[0] for leaf in leaves]
         raise ValueError(f"rows {rows} are not the same whole number of blocks of {block_size}{margins}")
-    blocks = (count + block_size - 1) // block_size
+    blocks, order = (count + block_size - 1) // block_size, None
+    if wanted is not None:
+        used = wanted[left : total - right].reshape(-1, block_size).any(1)
+        blocks, order = used.sum(), jnp.argsort(~used, stable=True)
     float_part, rest, merge = _split_floats((params, own, halo))
 
     def read(tree, index):
@@ -148,24 +153,29 @@ def map_blocks(
     def apply(floats, rest):
         return fn(*merge(floats, rest))
 
+    def place(i, order):
+        return i if order is None else order[i]
+
     @jax.custom_vjp
-    def run(floats, rest, blocks):
+    def run(floats, rest, blocks, order):
         shapes = jax.eval_shape(apply, block_of(floats, 0), block_of(rest, 0))
         out = jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
 
         def step(i, out):
+            i = place(i, order)
             return write(out, left + i * block_size, apply(block_of(floats, i), block_of(rest, i)))
 
         return jax.lax.fori_loop(0, blocks, step, out)
 
-    def forward(floats, rest, blocks):
-        return run(floats, rest, blocks), (floats, rest, blocks)
+    def forward(floats, rest, blocks, order):
+        return run(floats, rest, blocks, order), (floats, rest, blocks, order)
 
     def backward(saved, cotangent):
-        floats, rest, blocks = saved
+        floats, rest, blocks, order = saved
         cotangent, _, _ = _split_floats(cotangent)
 
         def step(i, gradient):
+            i = place(i, order)
             constants = block_of(rest, i)
             _, transpose = jax.vjp(lambda f: _split_floats(apply(f, constants))[0], block_of(floats, i))
             (d_params, d_own, d_halo) = transpose(read(cotangent, i))[0]
@@ -176,10 +186,10 @@ def map_blocks(
                 write(halo, i * block_size, jax.tree.map(jnp.add, read_around(halo, i), d_halo)),
             )
 
-        return jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats)), None, None
+        return jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats)), None, None, None
 
     run.defvjp(forward, backward)
-    return run(float_part, rest, blocks)
+    return run(float_part, rest, blocks, order)
 
 
 def _batched(fn, blocks: int, block_size: int, margins: int, params: Tree, own: Tree, halo: Tree) -> Tree:

@@ -55,9 +55,15 @@ def t5_bucket(distance: Int[Array, "..."], causal: bool, buckets: int = T5_BUCKE
 
 
 def rotate(x: Float[Array, "T Z"], position: Int[Array, "T"]) -> Float[Array, "T Z"]:
-    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is turned by position * 10000^(-2i / Z), in float32."""
-    frequencies = ROTARY_BASE ** (-np.arange(0, x.shape[-1], 2, dtype=np.float32) / x.shape[-1])
-    angle = position.astype(jnp.float32)[:, None] * frequencies[None]
+    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is turned by position * 10000^(-2i / Z), in float32.
+
+    Angles are counted in 2^-32 of a turn by integers that wrap around, so that they are as exact far out as at the
+    start (a float32 angle is off by 0.004 at position 100,000 and by half a radian at 10,000,000), and a pair of rows
+    depends on the difference of its positions alone, whatever they are modulo 2^32. A frequency is off by 2^-33 turns.
+    """
+    frequencies = ROTARY_BASE ** (-np.arange(0, x.shape[-1], 2) / x.shape[-1])
+    steps = np.round(frequencies / (2 * np.pi) * 2**32).astype(np.int32)  # base turns: at most 0.16 of one a position
+    angle = (position.astype(jnp.int32)[:, None] * steps[None]).astype(jnp.float32) * (np.pi / 2**31)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[:, 0::2].astype(jnp.float32), x[:, 1::2].astype(jnp.float32)
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)

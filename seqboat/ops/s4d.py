@@ -6,9 +6,10 @@ kappa[l] = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n), B folded into C
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float, Int
 
 from seqboat.ops.convolution import fft_convolve
 
@@ -80,3 +81,20 @@ def recurrent_step(
     state = jnp.exp(dt_a)[None] * state + x.astype(jnp.float32)[..., None]
     y = 2 * jnp.einsum("bdn,dn->bd", state, weight).real + params.skip.astype(jnp.float32)[None] * x
     return state, y.astype(x.dtype)
+
+
+def stream(
+    params: S4DParams, state: Complex[Array, "B D N"], x: Float[Array, "B L D"], lengths: Int[Array, "B"]
+) -> tuple[Complex[Array, "B D N"], Float[Array, "B L D"]]:
+    """`recurrent_step` over pieces of which `lengths` elements are real: the state after each one's last real element,
+    and its outputs. One element after the other: for decoding, and slow for long pieces."""
+    if params.log_step.shape[0] != params.skip.shape[0]:
+        raise ValueError("a bidirectional model looks ahead and cannot be streamed")
+
+    def step(state, element):
+        t, x = element
+        after, y = recurrent_step(params, state, x)
+        return jnp.where((t < lengths)[:, None, None], after, state), y
+
+    state, y = jax.lax.scan(step, state, (jnp.arange(x.shape[1]), x.swapaxes(0, 1)))
+    return state, y.swapaxes(0, 1)

@@ -47,7 +47,7 @@ class Window:
         """Which keys each query reads."""
         see = key.active[None, :] & (query.segment[:, None] == key.segment[None, :])
         if self.causal:
-            see &= key.position[None, :] <= query.position[:, None]
+            see &= query.position[:, None] - key.position[None, :] >= 0  # positions may wrap around
         if self.size is not None:
             see &= jnp.abs(query.rank[:, None] - key.rank[None, :]) <= self.size
         return see

@@ -107,12 +107,15 @@ def test_recurrent_steps_equal_the_convolution():
     assert_close(value_and_vjp(recurrence)(cotangent, params, x), expected)
 
 
-@pytest.mark.parametrize(("length", "chunk"), [(1, 8), (8, 4), (63, 8)])
-def test_stream_equals_recurrent_steps_from_any_state(length, chunk):
+@pytest.mark.parametrize(("length", "form"), [(1, "fft"), (8, "fft"), (63, "fft"), (63, "chunked")])
+def test_stream_equals_recurrent_steps_from_any_state(length, form, monkeypatch):
+    if form == "chunked":
+        monkeypatch.setattr(ema, "LONGEST_FFT", 0)
+        monkeypatch.setattr(ema, "CHUNK", 8)
     args = make_params(), normal(7, BATCH, WIDTH, STATES), normal(5, BATCH, length, WIDTH)
     cotangent = normal(8, BATCH, WIDTH, STATES), normal(6, BATCH, length, WIDTH)
     expected = value_and_vjp(steps)(cotangent, *args)
-    assert_close(value_and_vjp(functools.partial(ema.stream, chunk=chunk))(cotangent, *args), expected)
+    assert_close(value_and_vjp(ema.stream)(cotangent, *args), expected)
 
 
 @pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
@@ -135,7 +138,7 @@ def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch)
     assert_close(value_and_vjp(joined)(cotangent, params, x), expected)
 
 
-STREAM = jit(functools.partial(ema.stream, chunk=4))
+STREAM = jit(ema.stream)
 WHOLE = jit(average("fft"))
 
 
@@ -149,6 +152,24 @@ def test_streamed_in_any_pieces_equals_the_whole(pieces):
         state, y = STREAM(params, state, x[:, start : start + length])
         assert_close(y, whole[:, start : start + length])
         start += length
+
+
+def test_what_stands_behind_the_real_elements_leaves_no_trace():
+    """Of three streams, one is given everything, one a part and one nothing, or a piece of one element or none."""
+    params, state, x = make_params(), normal(7, 3, WIDTH, STATES), normal(5, 3, 8, WIDTH)
+    for lengths in ([8, 5, 0], [1, 0, 0]):
+        length = max(lengths)
+        poison = jnp.where(
+            jnp.arange(length)[None, :, None] < jnp.array(lengths)[:, None, None], x[:, :length], jnp.nan
+        )
+        after, y = STREAM(params, state, poison, jnp.array(lengths))
+        for i, count in enumerate(lengths):
+            expected, real = (
+                steps(params, state[i : i + 1], x[i : i + 1, :count]) if count else (state[i : i + 1], None)
+            )
+            assert_close(after[i : i + 1], expected)
+            if count:
+                assert_close(y[i : i + 1, :count], real)
 
 
 def test_half_precision_is_computed_in_float32():

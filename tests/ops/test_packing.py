@@ -126,12 +126,12 @@ def plain(params, own, halo, count, *, block_size, left, right):
     return jax.tree.map(lambda leaf: jnp.where(computed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), out)
 
 
-def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_trip=1):
+def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_trip=1, wanted=None):
     """With margins of zeros around all rows."""
     fn = functools.partial(neighbours, left=left, right=right)
     own, halo = jax.tree.map(lambda leaf: jnp.pad(leaf, [(left, right)] + [(0, 0)] * (leaf.ndim - 1)), (own, halo))
     sizes = {"block_size": block_size, "left": left, "right": right, "blocks_per_trip": blocks_per_trip}
-    out = map_blocks(fn, params, own, halo, count, **sizes)
+    out = map_blocks(fn, params, own, halo, count, **sizes, wanted=wanted)
     return jax.tree.map(lambda leaf: leaf[left : left + ROWS], out)
 
 
@@ -204,6 +204,18 @@ def test_the_number_of_blocks_that_run_follows_the_count():
         jax.block_until_ready(run(jnp.int32(count)))
         jax.effects_barrier()
         assert len(calls) == blocks
+
+
+def test_blocks_without_a_wanted_row_do_not_run_in_values_and_gradients():
+    args, cotangent = arguments(2, 2), normal(4, ROWS, WIDTH)
+    sizes = {"block_size": 2, "left": 2, "right": 2}
+    wanted = jnp.zeros(ROWS, bool).at[jnp.array([3, 4, 9])].set(True)
+    runs = jnp.repeat(wanted.reshape(-1, 2).any(1), 2)
+    fast = jit(functools.partial(evaluate, functools.partial(blocked, **sizes, wanted=jnp.pad(wanted, 2))))
+    reference = jit(functools.partial(evaluate, functools.partial(plain, **sizes)))
+    gradients, out = reference(*args, jnp.int32(ROWS), cotangent * runs[:, None])
+    expected = gradients, jax.tree.map(lambda leaf: jnp.where(runs.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), out)
+    assert_close(fast(*args, jnp.int32(ROWS), cotangent), expected)
 
 
 def test_rows_that_are_no_whole_number_of_blocks_are_refused():

@@ -91,6 +91,17 @@ def test_products_of_rotated_rows_depend_on_their_distance_alone():
     assert abs(product(3, 1) - product(3, 2)) > 1e-2
 
 
+@pytest.mark.parametrize("start", [10_000_000, 2**31 - 2, -5])
+def test_rotation_is_as_exact_at_any_position_and_where_they_wrap_around(start):
+    """A float32 angle is off by half a radian at the first of these."""
+    x, distance = normal(0, 4, 6), np.array([0, 1, 7, 300], np.int32)
+    turned = positions.rotate(x, jnp.int32(start) + distance)
+    gram = lambda rows: rows @ rows.T
+    assert_close(gram(turned), gram(complex_rotation(x, distance)))
+    if 0 < start < 2**31 - 302:
+        assert_close(turned, complex_rotation(x, start + distance), 1e-2)  # frequencies are rounded to 2^-33 turns
+
+
 @pytest.mark.parametrize("width", [6, 7])
 def test_sinusoid_is_sine_then_cosine(width):
     table = positions.sinusoid(5, width)

@@ -69,6 +69,20 @@ def test_recurrent_steps_equal_the_convolution():
     assert_close(value_and_vjp(recurrence)(cotangent, params, x), expected)
 
 
+def test_stream_in_padded_pieces_equals_the_whole():
+    params, x = make_params(), normal(5, 2, 9, WIDTH)
+    state, done = jnp.zeros((2, WIDTH, STATES), jnp.complex64), np.zeros(2, int)
+    whole = np.asarray(s4d.convolve(params, x))
+    for lengths in ([3, 0], [2, 4], [4, 5]):
+        pieces = np.stack([np.resize(x[i, done[i] :], (5, WIDTH)) for i in range(2)])
+        state, y = s4d.stream(params, state, jnp.asarray(pieces), jnp.array(lengths))
+        for i, count in enumerate(lengths):
+            assert_close(y[i, :count], whole[i, done[i] : done[i] + count])
+            done[i] += count
+    with pytest.raises(ValueError, match="cannot be streamed"):
+        s4d.stream(make_params(2), state, x, jnp.array([9, 9]))
+
+
 def test_elements_that_are_not_valid_enter_as_zeros():
     params, x = make_params(2), normal(5, BATCH, 7, WIDTH)
     valid = normal(7, BATCH, 7) > -0.3

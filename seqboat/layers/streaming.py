@@ -1,0 +1,96 @@
+"""What a causal layer keeps of a stream: of a size that does not grow, whatever came before.
+
+States are trees whose leaves all begin with the B streams, and an empty one is zeros. So single streams are emptied and
+copied by `reset` and `fork`, whatever the model.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from seqboat.ops.packing import Rows
+
+Tree = Any
+
+# Longer pieces are packed; of shorter ones the rows are computed in their places. A memory has so many slots to spare.
+SHORT = 16
+# Rows that stand further back are remembered as if they stood here: two positions and their difference fit in 32 bits.
+FARTHEST = 2**30
+
+
+def reset(state: Tree, which: Bool[Array, "B"]) -> Tree:
+    """The state with these streams empty."""
+    return jax.tree.map(lambda leaf: jnp.where(which.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf), state)
+
+
+def fork(state: Tree, source: Int[Array, "S"]) -> Tree:
+    """The state of S streams, each a copy of one of those: [0, 0, 1] has the first stream twice."""
+    return jax.tree.map(lambda leaf: leaf[source], state)
+
+
+class Memory(NamedTuple):
+    """The last activated rows of B streams: rings of w + SHORT slots, of which rows read the last w before their own.
+
+    `rows`: what a `WindowedModule` projected, leaves (B, slots, ...). `position` (B, slots): where each stood, and
+    `now` (B,): where the next element will stand, both modulo 2^32, which wraps around: only differences count.
+    `pushed` (B,): how many rows there have been; once the ring is full, modulo its slots. The next writes over the
+    oldest.
+    """
+
+    rows: Tree
+    position: Array
+    now: Array
+    pushed: Array
+
+    @property
+    def slots(self) -> int:
+        return self.position.shape[1]
+
+    @property
+    def window(self) -> int:
+        return self.slots - SHORT
+
+    def known(self) -> tuple[Int[Array, "B slots"], Bool[Array, "B slots"]]:
+        """How many rows came after each slot's, and whether it has one."""
+        age = (self.pushed[:, None] - 1 - np.arange(self.slots)[None]) % self.slots
+        return age, age < self.pushed[:, None]
+
+    def ordered(self) -> tuple["Memory", Bool[Array, "B w"]]:
+        """The last w rows, the newest in the last slot; and which of them there are."""
+        age = np.arange(self.window)[::-1][None]
+        slot = (self.pushed[:, None] - 1 - age) % self.slots
+        take = lambda leaf: jnp.take_along_axis(leaf, slot.reshape(*slot.shape, *[1] * (leaf.ndim - 2)), axis=1)
+        there = self.pushed[:, None] > age
+        return self._replace(rows=jax.tree.map(take, self.rows), position=take(self.position)), there
+
+    def push(self, rows: Tree, position: Int[Array, "B R"], active: Bool[Array, "B R"]) -> "Memory":
+        """The memory with those of these rows that are active, in their order; `now` is left to the caller.
+
+        In place, where the memory is not used again: R rows are written, not all slots.
+        """
+        rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
+        kept = active & (rank > rank[:, -1:] - self.slots)
+        slot = jnp.where(kept, (self.pushed[:, None] + rank - 1) % self.slots, self.slots)
+        stream = np.arange(len(active))[:, None]
+        write = lambda leaf, new: leaf.at[stream, slot].set(new.astype(leaf.dtype), mode="drop")
+        pushed = self.pushed + rank[:, -1]
+        return Memory(
+            jax.tree.map(write, self.rows, rows),
+            write(self.now[:, None] - jnp.minimum(self.now[:, None] - self.position, FARTHEST), position),
+            self.now,
+            jnp.where(pushed < self.slots, pushed, self.slots + pushed % self.slots),
+        )
+
+
+def in_place(memory: Memory, position: Int[Array, "B L"], active: Bool[Array, "B L"]) -> tuple[Rows, Rows]:
+    """What attention may know of a short piece, and of the memory that its rows have been pushed to: leaves with the
+    streams in front."""
+    rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
+    age, there = memory.known()
+    total = rank[:, -1:]
+    own = Rows(jnp.zeros_like(rank), position, rank - active, jnp.broadcast_to(total, rank.shape), active)
+    every = Rows(jnp.zeros_like(age), memory.position, total - 1 - age, jnp.broadcast_to(total, age.shape), there)
+    return own, every
