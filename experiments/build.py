@@ -175,14 +175,7 @@ def _split(
 
 def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:
     """`rows`: which part of every batch it reads, of how many."""
-    name, fields = _named(config.task, "config.task")
-    module_name = f"experiments.tasks.{name}"
-    if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
-        raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
-    module = importlib.import_module(module_name)
-    if not hasattr(module, "Config"):
-        raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
-    task_config = to_dataclass(module.Config, fields, "config.task")
+    module, task_config = read_task(config)
     task = module.Task(
         task_config,
         batch_size=config.train.batch_size,
@@ -210,6 +203,23 @@ def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, 
     except ValueError as error:
         raise UserError(f"config.hyper: {error}") from error
     return model
+
+
+def read_config(values: Mapping[str, Any]) -> Config:
+    """The config alone, of values as a file or a checkpoint has them."""
+    return to_dataclass(Config, _plain(values), "config")
+
+
+def read_task(config: Config) -> tuple[Any, Any]:
+    """The task's module and its config, without its data."""
+    name, fields = _named(config.task, "config.task")
+    module_name = f"experiments.tasks.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
+        raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
+    module = importlib.import_module(module_name)
+    if not hasattr(module, "Config"):
+        raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
+    return module, to_dataclass(module.Config, fields, "config.task")
 
 
 # The models of config.model.name, and the fields that a task decides.

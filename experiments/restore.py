@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.build import Experiment, build
+from experiments.build import Experiment, build, build_model, read_config, read_task
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from seqboat import hyper
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier
+from seqboat.models.language_model import LanguageModel
 
 CHECKPOINTS = "checkpoints"
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
@@ -45,11 +46,28 @@ def load(workdir: str | Path, step: int | None = None, data_dir: str | None = No
     if data_dir is not None:
         values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
-    with _open(experiment, Path(workdir)) as checkpoints:
+    with _open(experiment.task, Path(workdir)) as checkpoints:
         chosen = step if step is not None else checkpoints.best_step()
         params, stats = _abstract(experiment)
         restored = checkpoints.restore_params(chosen, params, stats)
     return Run(experiment, restored.state, restored.step)
+
+
+def load_language_model(workdir: Path, step: int | None = None) -> tuple[LanguageModel, dict[str, Any], int]:
+    """The model of a work directory, its variables and their step, as `load`; without its data. Raises UserError."""
+    config = read_config(_values(workdir, step))
+    task, sizes = read_task(config)
+    model = build_model(config.model, sizes)
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"{workdir} holds a {type(model).__name__}: this needs a language model (configs/lm)")
+    if config.hyper is not None:
+        raise UserError(f"{workdir} holds a hypernetwork: this needs a language model with parameters of its own")
+    symbols, one = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, 1), (1,)))
+    variables = jax.eval_shape(model.init, jax.random.key(0), symbols, one)
+    with _open(task.Task, workdir) as checkpoints:
+        chosen = step if step is not None else checkpoints.best_step()
+        restored = checkpoints.restore_params(chosen, variables["params"], variables.get("batch_stats", {}))
+    return model, restored.state, restored.step
 
 
 def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
@@ -61,7 +79,7 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
     if source.is_dir():
         if experiment.config.hyper is not None and not _values(source).get("hyper"):
             return _around(experiment, load(source))
-        with _open(experiment, source) as checkpoints:
+        with _open(experiment.task, source) as checkpoints:
             return checkpoints.restore_params(checkpoints.best_step(), params, stats).state
     if not source.is_file():
         raise UserError(f"--init_from={source}: there is neither a work directory nor a file")
@@ -134,8 +152,7 @@ def _checkpoints(workdir: Path) -> Path:
     return workdir / CHECKPOINTS
 
 
-def _open(experiment: Experiment, workdir: Path) -> Checkpoints:
-    task = experiment.task
+def _open(task: Any, workdir: Path) -> Checkpoints:
     return Checkpoints(
         _checkpoints(workdir), best_metric=task.headline, higher_is_better=task.higher_is_better, read_only=True
     )

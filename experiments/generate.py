@@ -1,0 +1,58 @@
+"""Generate from a trained language model:  python -m experiments.generate --workdir=runs/x --prompt="The " --bytes=500
+
+One sample appears as it is drawn, several (--batch) one after the other when they are done. The same seed, prompt and
+settings give the same bytes.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from experiments.errors import UserError
+from experiments.generation import Sampling, Terminal, generate
+from experiments.restore import load_language_model
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; its data is not needed.")
+_STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
+_PROMPT = flags.DEFINE_string("prompt", "", "What the samples go on from.")
+_BYTES = flags.DEFINE_integer("bytes", 500, "How many bytes to generate.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 1, "How many samples.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 likelier bytes; 0 always the likeliest.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from so many of the likeliest bytes alone.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest bytes that have this probability together.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.")
+
+
+def main() -> None:
+    if not _WORKDIR.value:
+        raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
+    cli.use_compilation_cache()
+    sampling = Sampling(_TEMPERATURE.value or 0.0, _TOP_K.value, _TOP_P.value or 0.0, _SEED.value or 0)
+    prompt, batch, count = os.fsencode(_PROMPT.value or ""), _BATCH.value or 1, _BYTES.value or 1
+    model, variables, step = load_language_model(Path(_WORKDIR.value), _STEP.value)
+    drawn = generate(model, variables, prompt, sampling, batch=batch, count=count)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if batch == 1:
+        terminal = Terminal()
+        print(terminal.text(prompt), end="", flush=True)
+    first, samples = None, np.zeros((count, batch), np.uint8)
+    for number, samples[number] in enumerate(drawn):
+        first = first or time.monotonic()
+        if batch == 1:
+            print(terminal.text(samples[number].tobytes()), end="", flush=True)
+    if batch == 1:
+        print(terminal.text(b"", final=True))
+    for sample in samples.T if batch > 1 else ():
+        print(f"{'-' * 80}\n{Terminal().text(prompt + sample.tobytes(), final=True)}")
+    seconds = time.monotonic() - (first or 0)
+    rate = f", {batch * (count - 1) / seconds:,.0f} bytes a second" if count > 1 else ""
+    print(f"step {step}{rate}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)
