@@ -79,7 +79,7 @@ def test_the_likeliest_bytes_are_those_of_the_parallel_form(ours):
 
 
 def test_samples_are_a_function_of_seed_prompt_and_settings(ours):
-    """The first of a batch is what it is alone; others, and other seeds, differ. (The program is called twice below.)"""
+    """The first of a batch is what it is alone; others, and other seeds, differ."""
     alone = sample(ours, b"A", count=30)
     several = sample(ours, b"A", batch=3, count=30)
     np.testing.assert_array_equal(several[:1], alone)
