@@ -18,7 +18,7 @@ from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.suites import SUITES, Settings
 from experiments.errors import UserError
 
-_SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model or compilation.")
+_SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model, compilation or decode.")
 _CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")
 _RATES = flags.DEFINE_list("rates", ["0.12", "0.5", "1.0"], "Shares of active elements.")
 _PUBLISHED = flags.DEFINE_string("published", None, "The published standalone PyTorch file, to compare with.")

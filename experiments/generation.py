@@ -78,23 +78,31 @@ def generate(
     return _generate(model, variables, byte_ids(prompt), sampling, batch, count, state)
 
 
+def make_step(model: LanguageModel, sampling: Sampling) -> Any:
+    """The compiled step (variables, last symbols (B,), state, number of the step) -> (next symbols (B,), state).
+
+    It takes the state's memory over. Parameters that are `separate` are read once and not copied.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(variables, last, state, number):
+        output, state = model.apply(variables, last[:, None], jnp.ones_like(last), state, method="stream")
+        return sampling.draw(output.logits[:, 0], number), state
+
+    return step
+
+
 def _generate(model, variables, ids: np.ndarray, sampling: Sampling, batch: int, count: int, state):
     @functools.partial(jax.jit, donate_argnums=2)
     def read(variables, ids, state, length):
         return model.apply(variables, ids[None], length[None], state, method="stream")[1]
-
-    @functools.partial(jax.jit, donate_argnums=2)
-    def step(variables, last, state, number):
-        one = jnp.ones(batch, jnp.int32)
-        output, state = model.apply(variables, last[:, None], one, state, method="stream")
-        return sampling.draw(output.logits[:, 0], number), state
 
     state = jax.tree.map(jnp.array, state)  # its layers share zeros, and what is given away must be alone
     for first in range(0, len(ids) - 1, PIECE):
         piece = ids[first : min(first + PIECE, len(ids) - 1)]
         state = read(variables, np.resize(piece, PIECE), state, np.int32(len(piece)))
     state = fork(state, jnp.zeros(batch, jnp.int32))
-    variables, last = jax.jit(separate)(variables), jnp.full(batch, ids[-1], jnp.int32)
+    step, variables, last = make_step(model, sampling), jax.jit(separate)(variables), jnp.full(batch, ids[-1])
     for number in range(count):
         last, state = step(variables, last, state, np.int32(number))
         yield (np.asarray(last) - 1).astype(np.uint8)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import cases, contenders, memory
+from experiments.benchmarks import cases, contenders, decoding, memory
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
 from experiments.errors import UserError
@@ -225,6 +225,47 @@ def _loss(model: Any, variables: Any, inputs: jax.Array, lengths: jax.Array, par
     return model.apply({**variables, "params": params}, inputs, lengths, True, mutable=["batch_stats"])[0].logits.sum()
 
 
+def decode(settings: Settings) -> Iterator[Row]:
+    """A generated element of the enwik8 models, tiny and full, at each rate: early and late in a stream, several
+    streams at once; beside one reading of all parameters, and a transformer that attends to a cache of so many rows.
+
+    The last rows of a model say from which length of cache on a step of ours is the shorter, between the lengths
+    measured.
+    """
+    for name, model in decoding.models().items():
+        decoder = decoding.Decoder(model)
+        runners, known = {"read": decoder.read()}, {"read": Row(contender="reading all parameters once")}
+        for rate in settings.rates:
+            biased = decoder.at_rate(rate)
+            for batch, position in decoding.STREAMS:
+                key = f"{rate} {batch} {position}"
+                runners[key] = biased.runner(batch, position)
+                known[key] = Row(contender="sparse", rate=rate, batch=batch, position=position)
+        raced = settings.race(runners)
+        times = {key: _per_step(raced[key], decoding.steps_of(row.get("batch", 1))) for key, row in known.items()}
+        del runners
+        for length, steps in decoding.LENGTHS.items():  # one by one: a cache takes the memory
+            key = f"cache {length}"
+            few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest is a minute
+            times[key] = _per_step(few.race({key: decoding.transformer(model, length)})[key], steps)
+            known[key] = Row(contender="transformer", batch=1, position=length)
+        for key, row in known.items():
+            ms = times[key]["median_ms"]
+            yield {"model": name, **row, **times[key], "over_reading": ms / times["read"]["median_ms"]} | (
+                {"elements_per_second": 1e3 * row["batch"] / ms} if "batch" in row else {}
+            )
+        caches = [times[f"cache {length}"]["median_ms"] for length in decoding.LENGTHS]
+        for rate in settings.rates:
+            ours = times[f"{rate} {decoding.STREAMS[0][0]} {decoding.STREAMS[0][1]}"]["median_ms"]
+            crossing = int(np.interp(ours, caches, list(decoding.LENGTHS)))
+            yield {"model": name, "contender": "crossing", "rate": rate, "position": crossing}
+
+
+def _per_step(row: Row, steps: int) -> Row:
+    """Of calls of so many steps."""
+    return row | {name: row[name] / steps for name in ("median_ms", "best_ms")}
+
+
 SUITES = {
     "layers": layers,
     "memory": peak_memory,
@@ -233,6 +274,7 @@ SUITES = {
     "lengths": lengths,
     "model": model,
     "compilation": compilation,
+    "decode": decode,
 }
 
 _SIZE = 2048

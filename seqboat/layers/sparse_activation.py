@@ -224,11 +224,11 @@ class SparseModularActivation(nn.Module):
                 continue
             chosen = jnp.where(active[..., i], gate[..., i], 0)
             if memories and self.form == "packed" and m.shape[1] <= SHORT and not train:
-                result, taps, left = self._compute_in_place(module, m, active[..., i], valid, memory)
+                result, taps, new = self._compute_in_place(module, m, active[..., i], memory)
             else:
                 rows = self._describe(active[..., i], memory)
-                result, taps, left = self._compute(module, m, active[..., i], rows, train, memory)
-            after.append(left and left._replace(now=left.now + valid.sum(1)))
+                result, taps, new = self._compute(module, m, active[..., i], rows, train, memory)
+            after.append(new and new._replace(now=new.now + valid.sum(1)))
             result = checkpoint_name(result, "result")
             for name, value in taps.items():
                 tap(self, name, value)
@@ -299,7 +299,7 @@ class SparseModularActivation(nn.Module):
         back = lambda a: a.reshape(*m.shape[:2], *a.shape[1:])[:, own]
         return back(y), jax.tree.map(back, taps), memory
 
-    def _compute_in_place(self, module, m, active, valid, memory):
+    def _compute_in_place(self, module, m, active, memory):
         """`_compute` for short pieces of streams, every row in its place: new rows are first pushed to the memory,
         which has slots to spare, and then read it."""
         params, apply = self._functional(module, False)

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cases, contenders, memory, report, suites
+from experiments.benchmarks import cases, contenders, decoding, memory, report, suites
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
 from experiments.errors import UserError
+from seqboat.models.encoder import EncoderConfig
+from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -137,6 +139,26 @@ def test_the_other_suites_run(small):
     assert [row["contender"] for row in suites.ema_alone(SETTINGS)] == ["ours"]
     assert [row["rate"] for row in suites.model(SETTINGS)] == [0.25, 1.0]
     assert {"seconds_4_layers", "seconds_12_layers"} <= set(*suites.compilation(SETTINGS))
+
+
+def test_decoding_early_late_and_beside_a_cache(monkeypatch):
+    layer = replace(SMALL["lm"].layer, window_size=4)
+    model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 2), 257))
+    monkeypatch.setattr(decoding, "models", lambda: {"small": model})
+    monkeypatch.setattr(decoding, "STREAMS", ((1, 10), (2, 10_000_000)))
+    monkeypatch.setattr(decoding, "LENGTHS", {8: 2, 16: 1})
+    rows = list(suites.decode(replace(SETTINGS, rates=(0.0, 1.0))))
+    found = [(row["contender"], row.get("rate"), row.get("batch"), row.get("position")) for row in rows[:-2]]
+    sparse = [("sparse", rate, *stream) for rate in (0.0, 1.0) for stream in decoding.STREAMS]
+    assert found == [
+        ("reading all parameters once", None, None, None),
+        *sparse,
+        ("transformer", None, 1, 8),
+        ("transformer", None, 1, 16),
+    ]
+    assert all(row["median_ms"] > 0 for row in rows[:-2])
+    assert [row["contender"] for row in rows[-2:]] == ["crossing"] * 2
+    assert all(8 <= row["position"] <= 16 for row in rows[-2:])
 
 
 def test_a_published_file_that_is_none_is_refused(tmp_path):

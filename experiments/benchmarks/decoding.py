@@ -1,0 +1,133 @@
+"""Steps of decoding: our language models, and a transformer of equal width that keeps all keys and values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.lm import enwik8
+from experiments.benchmarks.cases import threshold, with_router_bias
+from experiments.build import build_model
+from experiments.generation import Sampling, make_step
+from experiments.tasks import corpus
+from seqboat.models.encoder import separate
+from seqboat.models.language_model import LanguageModel
+
+# Streams at once, and the position of all of them.
+STREAMS = ((1, 1000), (1, 1_000_000), (16, 1_000_000))
+# A call is so many steps, so that its time is a mean over elements that activate more and fewer layers; of several
+# streams it is a mean already.
+STEPS, FEWER_STEPS = 32, 8
+# Of a transformer's cache, and steps of a call.
+LENGTHS = {64: 32, 1024: 32, 8192: 16, 65_536: 4, 1_048_576: 1}
+# What a router's biases are chosen on.
+SAMPLE = 512
+# Caches of all layers that are larger than this are one, which every layer reads: as many bytes, not as much memory.
+LARGEST_CACHE = 5e9
+
+
+def models() -> dict[str, LanguageModel]:
+    """The enwik8 models whose kernels are whole."""
+    configs = {"tiny": enwik8.get_config("ours,tiny"), "full": enwik8.get_config("ours")}
+    return {name: build_model(config.model.to_dict(), corpus.Config("enwik8")) for name, config in configs.items()}  # type: ignore[misc]
+
+
+def steps_of(batch: int) -> int:
+    return STEPS if batch == 1 else FEWER_STEPS
+
+
+class Decoder:
+    """A model with initial parameters and a router's biases, one a layer."""
+
+    def __init__(self, model: LanguageModel, variables: Any = None):
+        self.model, one = model, jnp.ones(1, jnp.int32)
+        self.variables = jax.jit(model.init)(jax.random.key(0), one[None], one) if variables is None else variables
+
+    def at_rate(self, rate: float) -> "Decoder":
+        """Of random symbols so many are active in every layer; a layer's bias depends on those before it."""
+        symbols, biases = _symbols(1, SAMPLE).T, np.zeros(self.model.config.encoder.layers)
+
+        @jax.jit
+        def logits(variables):
+            _, sown = self.model.apply(variables, symbols, jnp.full(1, SAMPLE), mutable=["taps"])
+            return sown["taps"]["encoder"]["layers"]["sparse"]["configurator"]["router_logits"]
+
+        for layer in range(len(biases)):
+            biases[layer] = threshold(np.asarray(logits(with_router_bias(self.variables, biases))[layer]), rate)
+        return Decoder(self.model, with_router_bias(self.variables, biases))
+
+    def read(self) -> Callable[[], object]:
+        """The sum of all parameters, as often as a call decodes."""
+        total = jax.jit(lambda leaves: sum(leaf.sum() for leaf in leaves))
+        leaves = jax.tree.leaves(jax.jit(separate)(self.variables))
+        return lambda: [total(leaves).block_until_ready() for _ in range(STEPS)]
+
+    def runner(self, batch: int, position: int) -> Callable[[], object]:
+        """`steps_of` random symbols for each of so many streams, whose memories are full, at this position."""
+        step, symbols = make_step(self.model, Sampling()), _symbols(batch, steps_of(batch))
+        full = lambda memory: memory._replace(now=memory.now + position, pushed=memory.pushed + memory.slots)
+        state = tuple(
+            layer._replace(memories=tuple(full(memory) for memory in layer.memories))
+            for layer in self.model.initial_state(batch)
+        )
+        variables = jax.jit(separate)(self.variables)
+        held = [jax.tree.map(jnp.array, state)]
+
+        def run():
+            for number in range(len(symbols)):
+                drawn, held[0] = step(variables, symbols[number], held[0], number)
+                drawn.block_until_ready()
+
+        return run
+
+
+def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
+    """Several times an element through as many layers of as many channels, each attending to a cache of `length` rows,
+    which is not written to."""
+    encoder = model.config.encoder
+    width, depth = encoder.layer.features, encoder.layers
+    layer = CachedTransformerLayer(width)
+    shape = (1, length, *layer.heads())
+    own = depth * 2 * 4 * length * width <= LARGEST_CACHE
+    rng = np.random.default_rng(0)
+    make = lambda: tuple(jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
+    caches = [make() for _ in range(depth)] if own else [make()] * depth
+    x = jnp.asarray(rng.standard_normal((1, 1, width)), jnp.float32)
+    params = [jax.jit(layer.init)(jax.random.key(i), x, *(leaf[:, :8] for leaf in caches[0])) for i in range(depth)]
+
+    @jax.jit
+    def step(params, x, caches):
+        for variables, cache in zip(params, caches, strict=True):
+            x = layer.apply(variables, x, *cache)
+        return x
+
+    return lambda: [step(params, x, caches).block_until_ready() for _ in range(LENGTHS[length])]
+
+
+class CachedTransformerLayer(nn.Module):
+    """`contenders.TransformerLayer` for one new element and the keys and values of those before it."""
+
+    features: int
+
+    @nn.nowrap
+    def heads(self) -> tuple[int, int]:
+        """As many as have 64 channels or more and share the width."""
+        count = max(n for n in range(1, max(2, self.features // 64 + 1)) if self.features % n == 0)
+        return count, self.features // count
+
+    @nn.compact
+    def __call__(self, x, keys, values):
+        normed = nn.LayerNorm()(x)
+        q, k, v = (nn.Dense(self.features)(normed).reshape(*x.shape[:2], *self.heads()) for _ in range(3))
+        # Its own key and value stand for the last of the cache, so that both are computed and nothing is copied.
+        attended = jax.nn.dot_product_attention(q, keys, values) + 0 * (k + v)
+        x = x + nn.Dense(self.features)(attended.reshape(x.shape))
+        return x + nn.Dense(self.features)(nn.gelu(nn.Dense(4 * self.features)(nn.LayerNorm()(x))))
+
+
+def _symbols(batch: int, count: int) -> jax.Array:
+    """(count, batch) bytes at random."""
+    return jnp.asarray(np.random.default_rng(1).integers(1, 257, (count, batch)), jnp.int32)
