@@ -10,12 +10,13 @@ from absl import flags
 
 from experiments import cli
 from experiments.errors import UserError
-from experiments.evaluation import evaluate_run, show
+from experiments.evaluation import evaluate_run, result_file, show
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
 _AGAINST = flags.DEFINE_string("against", None, "Work directory of another run, to compare its best step with this.")
+_AT = flags.DEFINE_float("at", None, "The hyper-input, where a hypernetwork generates the parameters.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
@@ -25,9 +26,10 @@ def main() -> None:
     cli.use_compilation_cache()
     cli.keep_memory()
     against = Path(_AGAINST.value) if _AGAINST.value else None
-    result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value, against)
+    at = None if _AT.value is None else (_AT.value,)
+    result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value, against, at)
     show(result)
-    print(f"written to {_WORKDIR.value}/evaluation_{result['split']}_{result['step']}.json")
+    print(f"written to {_WORKDIR.value}/{result_file(result)}")
 
 
 if __name__ == "__main__":

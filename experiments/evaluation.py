@@ -32,12 +32,15 @@ def evaluate_run(
     step: int | None = None,
     data_dir: str | None = None,
     against: Path | None = None,
+    at: tuple[float, ...] | None = None,
 ) -> dict:
-    """Evaluates a step, the best one by default, and writes `evaluation_SPLIT_STEP.json` into the work directory.
+    """Evaluates a step, the best one by default, and writes `result_file` into the work directory.
 
-    `against` is the work directory of another run, whose best step is compared example by example.
+    `against` is the work directory of another run, whose best step is compared example by example. `at`: the
+    hyper-input, where a hypernetwork generates the parameters; by default those of `config.hyper`, and examples count
+    once for each.
     """
-    run = load(workdir, step, data_dir)
+    run = load(workdir, step, data_dir, at)
     other = None if against is None else load(against, None, data_dir)
     task = run.task
     began = time.monotonic()
@@ -45,7 +48,8 @@ def evaluate_run(
     seconds = time.monotonic() - began
     result = {
         "step": run.step,
-        "best": step is None,
+        "best": step is None and at is None,
+        "at": at,
         "split": split,
         **{name: plain(value) for name, value in means(scores.total).items()},
     }
@@ -67,8 +71,14 @@ def evaluate_run(
         result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
-    write_json(workdir / f"evaluation_{split}_{run.step}.json", result)
+    write_json(workdir / result_file(result), result)
     return result
+
+
+def result_file(result: dict[str, Any]) -> str:
+    """Where an evaluation is written in its work directory."""
+    at = "" if result["at"] is None else "_at_" + "_".join(f"{z:g}" for z in result["at"])
+    return f"evaluation_{result['split']}_{result['step']}{at}.json"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -79,7 +89,7 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
     for name, value in result.items():
-        if name in ("step", "best", "seconds", "elements") or isinstance(value, str | dict) or np.ndim(value) > 1:
+        if name in ("step", "best", "at", "seconds", "elements") or isinstance(value, str | dict) or np.ndim(value) > 1:
             continue
         error = result["standard_errors"].get(name)
         numbers = " ".join(map(_number, value)) if isinstance(value, list) else _number(value)

@@ -14,13 +14,14 @@ from experiments import cli
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.evaluation import write_text
-from experiments.restore import CHECKPOINTS, load
+from experiments.restore import CHECKPOINTS, bound, load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to look at.")
 _EXAMPLES = flags.DEFINE_integer("examples", 128, "How many examples of the split to look at.", lower_bound=1)
 _ELEMENT = flags.DEFINE_integer("element", None, "The element of the first example whose decision is taken apart.")
+_AT = flags.DEFINE_float("at", None, "The hyper-input, where a hypernetwork generates the parameters.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
@@ -35,6 +36,7 @@ def main() -> None:
         _EXAMPLES.value or 128,
         _ELEMENT.value,
         _DATA_DIR.value,
+        None if _AT.value is None else (_AT.value,),
     )
     print(f"written {path}")
 
@@ -46,13 +48,16 @@ def write_report(
     examples: int = 128,
     element: int | None = None,
     data_dir: str | None = None,
+    at: tuple[float, ...] | None = None,
 ) -> Path:
     """Looks at a step of a run, the best one by default, and writes `report.html` into its work directory."""
     from experiments.reports.history import read_history  # matplotlib takes a second to import
     from experiments.reports.measure import measure
     from experiments.reports.page import Content, page
 
-    run = load(workdir, step, data_dir)
+    run = bound(load(workdir, step, data_dir, at))
+    if not hasattr(run.model.config, "encoder"):
+        raise UserError(f"the run in {workdir} is of a {type(run.model).__name__}: it has no attention to report")
     evaluation = _read_evaluation(workdir / f"evaluation_{split}_{run.step}.json")
     measured = measure(run, split, examples, element)
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:

@@ -37,12 +37,22 @@ class Run:
         return self.experiment.task
 
 
-def load(workdir: str | Path, step: int | None = None, data_dir: str | None = None) -> Run:
+def load(
+    workdir: str | Path,
+    step: int | None = None,
+    data_dir: str | None = None,
+    at: tuple[float, ...] | None = None,
+) -> Run:
     """The model of a work directory with the parameters of a step: the best one by default, else the newest.
 
-    Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. Raises UserError.
+    Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. `at`: the hyper-input
+    that its task is evaluated at, if a hypernetwork generates its parameters. Raises UserError.
     """
     values = _values(Path(workdir), step)
+    if at is not None:
+        if not values.get("hyper"):
+            raise UserError(f"--at: no hypernetwork generates the parameters of the run in {workdir}")
+        values["hyper"] = {**values["hyper"], "at": at}
     if data_dir is not None:
         values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
@@ -51,6 +61,16 @@ def load(workdir: str | Path, step: int | None = None, data_dir: str | None = No
         params, stats = _abstract(experiment)
         restored = checkpoints.restore_params(chosen, params, stats)
     return Run(experiment, restored.state, restored.step)
+
+
+def bound(run: Run) -> Run:
+    """A plain run: the parameters that a hypernetwork generates at the middle one of its evaluation's inputs."""
+    if run.experiment.config.hyper is None:
+        return run
+    conditions = run.task.evaluated()
+    condition = jax.numpy.asarray(conditions[len(conditions) // 2])
+    plain = build({**run.experiment.values, "hyper": None}, one_device=True)
+    return Run(plain, hyper.bind(run.model, run.variables, condition), run.step)
 
 
 def load_language_model(workdir: Path, step: int | None = None) -> tuple[LanguageModel, dict[str, Any], int]:
