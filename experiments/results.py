@@ -1,4 +1,4 @@
-"""Write the pages of results and performance from the files beside them:  python -m experiments.results [--docs=docs]
+"""Write the pages of results from the files beside them:  python -m experiments.results [--docs=docs]
 
 Every docs/results/NAME.json of `experiments.curves` is a section: a table of its runs, its picture NAME.png, and the
 remarks in NAME.md. docs/results/published.json has the field's numbers. Recipes without a section are "not run".
@@ -13,6 +13,7 @@ from absl import flags
 from experiments import cli
 from experiments.benchmarks import report as performance
 from experiments.errors import UserError
+from experiments.studies import page as hypernetworks
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and results/.")
 
@@ -32,6 +33,9 @@ def main() -> None:
     if (docs / "performance").is_dir():
         (docs / "performance.md").write_text(performance.page(docs / "performance"))
         print(f"written {docs / 'performance.md'}")
+    if (docs / "hypernetworks").is_dir():
+        (docs / "hypernetworks.md").write_text(hypernetworks.page(docs / "hypernetworks"))
+        print(f"written {docs / 'hypernetworks.md'}")
 
 
 def page(directory: Path) -> str:
