@@ -9,12 +9,14 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_python_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        names: dict = {}
-        exec(block, names)
-        assert names["y"].shape == (2, 100, 64)
-        assert ((names["rates"] > 0) & (names["rates"] < 1)).all()
+    assert len(blocks) == 2
+    names: dict = {}  # the second uses what the first defines
+    exec(blocks[0], names)
+    assert names["y"].shape == (2, 100, 64)
+    assert ((names["rates"] > 0) & (names["rates"] < 1)).all()
+    exec(blocks[1], names)
+    assert names["y"].shape == (4, 64)
+    assert len(names["spec"].leaves) == 2
 
 
 def test_commands_and_links_name_what_exists():
