@@ -1,6 +1,6 @@
 """Arms of a hypernetwork experiment on equal terms: every seed and learning rate of an arm in one program.
 
-    python -m experiments.studies.arms --config=rotation --out=docs/hypernetworks/rotation
+    python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
 
 For each arm of configs/hyper/arms.py and each optimiser, on the same grid of learning rates and the same seeds, the
 steps of `experiments.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
@@ -11,54 +11,47 @@ import dataclasses
 import functools
 import importlib
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
-from experiments import cli
+from configs.hyper.arms import ARMS
 from experiments.build import Experiment, build
-from experiments.evaluation import write_json
-from experiments.loop import hardware, versions
+from experiments.errors import UserError
 from experiments.optimizers import make_optimizer
 from experiments.reporting import plain
 from experiments.step import make_steps
-
-_CONFIG = flags.DEFINE_enum("config", "rotation", ["rotation", "noise"], "The experiment: a file of configs/hyper.")
-_ARMS = flags.DEFINE_list("arms", None, "Some of the arms; all by default.")
-_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix.", required=True)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds, from 0.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 800, "Updates of every run.", lower_bound=1)
 
 RATES = {"sgd": (3e-3, 1e-2, 3e-2, 1e-1), "adam": (3e-4, 1e-3, 3e-3, 1e-2)}
 EVERY = 50  # steps between evaluations
 LEVELS = (0.4, 0.25, 0.2)  # validation losses to reach
 
 
-def main() -> None:
-    cli.use_compilation_cache()
-    cli.keep_memory()
-    from configs.hyper.arms import ARMS
-
-    module = importlib.import_module(f"configs.hyper.{_CONFIG.value}")
-    result: dict[str, Any] = {"arms": {}, "versions": versions(), "hardware": hardware(), "seeds": _SEEDS.value}
-    words = [f"--{flag.name}={flag.value}" for flag in (_CONFIG, _SEEDS, _STEPS)]
-    result["command"] = " ".join(["python -m experiments.studies.arms", *words])
+def study(
+    name: str, chosen: Sequence[str] | None, seeds: range, steps: int, save: Callable[[dict[str, Any]], None]
+) -> None:
+    """Every arm, or those chosen, of configs/hyper/NAME.py. Raises UserError for an unknown one."""
+    if unknown := set(chosen or ()) - set(ARMS):
+        raise UserError(
+            f"--arms={','.join(chosen or ())}: there is no {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}"
+        )
+    get_config = importlib.import_module(f"configs.hyper.{name}").get_config
+    found: dict[str, Any] = {}
     for optimizer, rates in RATES.items():
-        for arm in _ARMS.value or ARMS:
+        for arm in chosen or ARMS:
             began = time.monotonic()
-            values = module.get_config(f"{arm},{optimizer}").to_dict()
-            values["train"]["steps"] = _STEPS.value
-            runs = run(values, rates, range(_SEEDS.value))
-            found = {"optimizer": optimizer, "arm": arm, "rates": rates, **summary(runs, rates), "config": values}
-            result["arms"][f"{arm} {optimizer}"] = jax.tree.map(plain, found)
-            write_json(Path(f"{_OUT.value}.json"), result)
+            values = get_config(f"{arm},{optimizer}").to_dict()
+            values["train"]["steps"] = steps
+            told = summary(run(values, rates, seeds), rates)
+            own = {"optimizer": optimizer, "arm": arm, "rates": rates, **told, "config": values}
+            found[f"{arm} {optimizer}"] = jax.tree.map(plain, own)
+            save({"seeds": len(seeds), "arms": found})
             print(
-                f"{arm} {optimizer}: {found['loss']} at {found['rate']} in {time.monotonic() - began:.0f} s", flush=True
+                f"{arm} {optimizer}: {told['loss']} at {told['rate']} in {time.monotonic() - began:.0f} s", flush=True
             )
 
 
@@ -166,7 +159,3 @@ def _spread(values: np.ndarray) -> list[float]:
 
 def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
     return int(steps[np.argmax(reached)]) if reached.any() else None
-
-
-if __name__ == "__main__":
-    cli.run(main)

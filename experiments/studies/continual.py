@@ -1,6 +1,6 @@
 """Five tasks of digits, one after another, by networks that are generated from the task's number.
 
-    python -m experiments.studies.continual --out=docs/hypernetworks/continual
+    python -m experiments.study --study=continual --out=docs/hypernetworks/continual
 
 split: task t tells digit 2t from 2t + 1. permuted: all ten digits, their pixels in an order of the task's own.
 Generators of the same target: chunks from an MLP or from an LSTM. While a task is learned, the weights of those before
@@ -9,27 +9,19 @@ it may drift freely, at a price, or at a price weighted by their importance (`se
 
 import functools
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
-from experiments import cli
-from experiments.evaluation import write_json
-from experiments.loop import hardware, versions
 from experiments.reporting import plain
 from experiments.tasks import digits
 from seqboat import hyper
 from seqboat.hyper import continual
 from seqboat.models.mlp import MLP, MLPConfig
-
-_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix.", required=True)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "How many seeds, from 0.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 500, "Updates of every task.", lower_bound=1)
 
 TASKS, BATCH, RATE = 5, 64, 1e-3
 # The price of drift: the best of 0.01, 0.1, 1 and 10 for each on seed 100, which is no seed of the table.
@@ -37,24 +29,21 @@ GENERATORS, REGULARISERS = ("chunked", "recurrent"), ("none", "drift", "importan
 PRICES = {"none": 0.0, "drift": 1.0, "importance": 1.0}
 
 
-def main() -> None:
-    cli.use_compilation_cache()
-    cli.keep_memory()
-    result: dict[str, Any] = {"versions": versions(), "hardware": hardware(), "seeds": _SEEDS.value, "arms": {}}
-    result["command"] = f"python -m experiments.studies.continual --seeds={_SEEDS.value} --steps={_STEPS.value}"
-    result |= {"prices": PRICES, "steps": _STEPS.value, "batch": BATCH, "learning_rate": RATE}
+def study(seeds: range, steps: int, save: Callable[[dict[str, Any]], None]) -> None:
+    """Both sequences of tasks, both generators, with and without a price on drift."""
+    found: dict[str, Any] = {}
+    about = {"seeds": len(seeds), "prices": PRICES, "steps": steps, "batch": BATCH, "learning_rate": RATE}
     for benchmark in ("split", "permuted"):
         for generator in GENERATORS:
             for regulariser in REGULARISERS:
                 began = time.monotonic()
-                seeds = range(_SEEDS.value)
-                matrix = np.asarray(run(benchmark, generator, PRICES[regulariser], regulariser, seeds, _STEPS.value))
-                found = {"accuracy": matrix, **summary(matrix)}
-                result["arms"][f"{benchmark} {generator} {regulariser}"] = jax.tree.map(plain, found)
-                write_json(Path(f"{_OUT.value}.json"), result)
+                matrix = np.asarray(run(benchmark, generator, PRICES[regulariser], regulariser, seeds, steps))
+                own = {"accuracy": matrix, **summary(matrix)}
+                found[f"{benchmark} {generator} {regulariser}"] = jax.tree.map(plain, own)
+                save({**about, "arms": found})
                 print(
-                    f"{benchmark} {generator} {regulariser}: {found['last'].mean():.3f}, forgetting "
-                    f"{found['forgetting'].mean():.3f}, {time.monotonic() - began:.0f} s",
+                    f"{benchmark} {generator} {regulariser}: {own['last'].mean():.3f}, forgetting "
+                    f"{own['forgetting'].mean():.3f}, {time.monotonic() - began:.0f} s",
                     flush=True,
                 )
 
@@ -164,7 +153,3 @@ def sequence(benchmark: str, seed: int) -> dict[str, Any]:
         tasks["test"].append({name: a[:count] for name, a in own.items()})
         tasks["train"].append({name: a[count:] for name, a in own.items()})
     return {split: jax.tree.map(lambda *a: np.stack(a), *every) for split, every in tasks.items()}
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,4 +1,4 @@
-"""Studies: what they say of runs, one tiny run of each, and that the page in the docs is the one that their files make."""
+"""Studies: what they say of runs, a tiny run of each, and that the page in the docs is the one their files make."""
 
 import json
 from pathlib import Path

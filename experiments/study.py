@@ -1,0 +1,53 @@
+"""Run an experiment of many runs:  python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
+
+rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual (continual.py). Writes
+OUT.json, again after every arm; `python -m experiments.results` makes a page of it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import cli, distributed
+from experiments.errors import UserError
+
+NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
+
+_STUDY = flags.DEFINE_enum("study", None, NAMES, "Which.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix.", required=True)
+_SEEDS = flags.DEFINE_integer("seeds", None, "How many seeds, from 0; by default 5, and 3 of pareto.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", None, "Updates of a run, or of a task; not of pareto.", lower_bound=1)
+_ARMS = flags.DEFINE_list("arms", None, "Some of the arms of rotation or noise; all by default.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs of pareto are; finished ones are not trained again.")
+
+
+def main() -> None:
+    cli.use_compilation_cache()
+    cli.keep_memory()
+    name = str(_STUDY.value)
+    if name.startswith("pareto") and not _WORKDIR.value:
+        raise UserError(f"--workdir=DIR is missing: where the runs of {name} go")
+    distributed.initialize()
+    from experiments.evaluation import write_json
+    from experiments.loop import command, hardware, versions
+    from experiments.studies import arms, continual, pareto
+
+    about = {"command": command(), "versions": versions(), "hardware": hardware()}
+    out = Path(f"{_OUT.value}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(result: dict[str, Any]) -> None:
+        write_json(out, {**about, **result})
+
+    if name.startswith("pareto"):
+        pareto.study(name, range(_SEEDS.value or 3), Path(str(_WORKDIR.value)), save)
+    elif name == "continual":
+        continual.study(range(_SEEDS.value or 5), _STEPS.value or 500, save)
+    else:
+        arms.study(name, _ARMS.value, range(_SEEDS.value or 5), _STEPS.value or 800, save)
+    print(f"written {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
