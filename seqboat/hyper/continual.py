@@ -8,6 +8,7 @@ with theta*, e* as they were before task t. Weighting each generated number by h
 makes it  sum_p F_p (Delta W_p)^2.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from seqboat.hyper.network import Hyper
+from seqboat.hyper.network import Hyper, HyperNetwork
 
 
 def generate_tasks(model: Hyper, variables: dict[str, Any], tasks: Array) -> Any:
@@ -45,3 +46,29 @@ def importance(gradient: Callable[[Any, Any], Any], params: Any, examples: Any) 
     size = sum(leaf.size for leaf in jax.tree.leaves(fisher))
     mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(fisher)) / size
     return jax.tree.map(lambda leaf: leaf / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny), fisher)
+
+
+def grow(network: HyperNetwork, params: dict[str, Any], units: int, key: Array) -> tuple[HyperNetwork, dict[str, Any]]:
+    """The network and its parameters with so many more units in the LSTM of its recurrent head, generating the same.
+
+    New units see everything and are seen by nothing yet: what leads from them starts at zero, and is learned. `params`
+    are those of the `HyperNetwork`. Raises ValueError for one without a recurrent head, and for units below 1.
+    """
+    if "recurrent" not in params or set(network.groups()) != {"recurrent"}:
+        raise ValueError(f"only a network whose every head is recurrent grows; this has {', '.join(network.groups())}")
+    if units < 1:
+        raise ValueError(f"units={units}: must be at least 1")
+    config = network.config
+    grown = dataclasses.replace(config, hidden=(*config.hidden[:-1], config.hidden[-1] + units))
+    larger = network.clone(config=grown)
+    old, new = params["recurrent"], larger.init(key, jnp.zeros(config.encoding.inputs))["params"]["recurrent"]
+    width = config.hidden[-1]
+
+    def widen(path, fresh, kept):
+        to_new_units = path[0].key == "lstm"
+        fresh = fresh if to_new_units else jnp.zeros_like(fresh)
+        if to_new_units and path[1].key.startswith("h") and fresh.ndim == 2:
+            fresh = fresh.at[width:, :width].set(0)  # from new units to old ones
+        return fresh.at[tuple(slice(size) for size in kept.shape)].set(kept)
+
+    return larger, {**params, "recurrent": jax.tree_util.tree_map_with_path(widen, new, old)}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from seqboat import hyper
 from seqboat.hyper import continual
@@ -79,3 +80,22 @@ def test_importance_is_the_mean_squared_gradient_with_mean_one():
     found = continual.importance(gradient, params, xs)["w"]
     wanted = np.array([5.0, 0.5, 0.0])
     np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-6)
+
+
+def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
+    network = hyper.mip(SPEC, hidden=(6,), head="recurrent", chunk_size=50)
+    condition = jnp.array([0.3])
+    params = network.init(KEY, condition)["params"]
+    larger, grown = continual.grow(network, params, 3, jax.random.key(1))
+    before, after = network.apply({"params": params}, condition), larger.apply({"params": grown}, condition)
+    for path, leaf in before.items():
+        np.testing.assert_allclose(after[path], leaf, rtol=1e-6, atol=1e-7)
+    assert grown["recurrent"]["kernel"].shape == (9, 50)
+    loss = lambda p: sum(jnp.sum(jnp.sin(a)) for a in larger.apply({"params": p}, condition).values())
+    gradient = jax.grad(loss)(grown)["recurrent"]
+    assert np.any(gradient["kernel"][6:])
+    assert np.any(gradient["lstm"]["hi"]["kernel"][6:, :6])
+    with pytest.raises(ValueError, match="only a network whose every head is recurrent grows; this has full"):
+        continual.grow(hyper.mip(SPEC), params, 3, KEY)
+    with pytest.raises(ValueError, match="units=0"):
+        continual.grow(network, params, 0, KEY)
