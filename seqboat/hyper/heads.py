@@ -179,7 +179,8 @@ def _product(factors: dict[str, Array], hidden: Array) -> Array:
 class ChunkedHead(nn.Module):
     """code (C,) -> {path: delta}, in pieces of the leaves.
 
-    `deviations` of the deltas; pieces have variance 1. The trunk runs once a piece, or an LSTM over them all.
+    Pieces have variance 1 at the start; a learned scale a leaf, at first its one of `deviations`, makes deltas of them:
+    0 starts a leaf at what it adds to, and lets it go. The trunk runs once a piece, or an LSTM over them all.
     """
 
     leaves: tuple[Leaf, ...]
@@ -216,10 +217,11 @@ class ChunkedHead(nn.Module):
             of_piece = lambda row, kernel: trunk.apply(params, row) @ kernel
         bias = self.param("bias", nn.initializers.zeros, (size,))
         piece = jax.checkpoint(lambda row: of_piece(row, kernel) + bias, prevent_cse=False)
+        scales = self.param("scale", lambda _: jnp.array(self.deviations, jnp.float32))
         deltas, first = {}, 0
-        for leaf, count, std in zip(self.leaves, counts, self.deviations, strict=True):
+        for leaf, count, scale in zip(self.leaves, counts, scales, strict=True):
             pieces = jax.lax.map(piece, hidden[first : first + count])
-            deltas[leaf.path] = std * pieces.reshape(-1)[: leaf.size].reshape(leaf.real_shape)
+            deltas[leaf.path] = scale * pieces.reshape(-1)[: leaf.size].reshape(leaf.real_shape)
             first += count
         return deltas
 

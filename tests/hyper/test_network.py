@@ -82,13 +82,38 @@ def assert_equal(got, wanted):
         np.testing.assert_array_equal(one, other)
 
 
-def test_with_zero_heads_the_trunk_gets_no_gradient_and_the_head_does():
-    model = make(init="zero")
+@pytest.mark.parametrize("head", HEADS)
+def test_zero_heads_start_as_the_target_and_learn(head):
+    """The trunk gets no gradient at first, and does as soon as the head has moved."""
+    model = make(head=head, init="zero")
     variables = model.init(KEY, HALF, X)
-    loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))
-    gradient = jax.grad(loss)(variables["params"])
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient["network"]["trunk"]))
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["network"]["full"]))
+    plain = NET.apply({"params": variables["params"]["target"]}, X)
+    np.testing.assert_array_equal(model.apply(variables, HALF, X), plain)
+    loss = jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))))
+    gradient = loss(variables["params"])
+    network = gradient["network"]
+    first = {"full": ["full"], "scale": ["scale"], "low_rank": ["low_rank", "full"]}.get(head, [f"{head}/scale"])
+    leaves = {path: leaf for path, leaf in flatten(network).items() if path.startswith(tuple(first))}
+    assert any(np.any(leaf) for leaf in leaves.values())
+    trunk = [leaf for path, leaf in flatten(network).items() if "trunk" in path or "lstm" in path]
+    assert trunk
+    assert not any(np.any(leaf) for leaf in trunk)
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)
+    again = flatten(loss(moved)["network"])
+    assert all(np.any(leaf) for path, leaf in again.items() if "trunk" in path and path.endswith("kernel"))
+    assert (
+        np.abs(model.apply({"params": moved}, jnp.array([0.1]), X) - model.apply({"params": moved}, HALF, X)).max() > 0
+    )
+
+
+@pytest.mark.parametrize("head", ["chunked", "recurrent"])
+def test_leaves_that_start_as_constants_are_conditioned_by_chunks_too(head):
+    net = MLP(norm=True)
+    model = make(net, hyper.spec(net, X, select="norm_0/scale", draws=4), head=head, init="matched", residual=False)
+    variables = model.init(KEY, HALF, X)
+    np.testing.assert_array_equal(hyper.bind(model, variables, HALF)["params"]["norm_0"]["scale"], 1)
+    gradient = jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X))))(variables["params"])
+    assert np.any(gradient["network"][head]["scale"])
 
 
 def test_the_seqboat_classifier_with_batch_statistics_and_dropout_under_a_scan_over_layers():
@@ -178,8 +203,9 @@ def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
     config = hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=32, chunk_embedding=3)
     params = hyper.HyperNetwork(SPEC, config).init(KEY, HALF)["params"]
     pieces = sum(-(-leaf.size // 32) for leaf in SPEC)
+    scales = len(SPEC.leaves)
     lstm = 4 * 6 * ((2 + 3) + 6 + 1)  # [code; c_i], the state, a bias
-    assert sum(a.size for a in jax.tree.leaves(params)) == lstm + (6 + 1) * 32 + pieces * 3
+    assert sum(a.size for a in jax.tree.leaves(params)) == lstm + (6 + 1) * 32 + pieces * 3 + scales
 
 
 def test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell():
