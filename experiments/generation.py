@@ -97,7 +97,6 @@ def _generate(model, variables, ids: np.ndarray, sampling: Sampling, batch: int,
     def read(variables, ids, state, length):
         return model.apply(variables, ids[None], length[None], state, method="stream")[1]
 
-    state = jax.tree.map(jnp.array, state)  # its layers share zeros, and what is given away must be alone
     for first in range(0, len(ids) - 1, PIECE):
         piece = ids[first : min(first + PIECE, len(ids) - 1)]
         state = read(variables, np.resize(piece, PIECE), state, np.int32(len(piece)))

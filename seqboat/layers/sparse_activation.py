@@ -495,8 +495,8 @@ def _empty(module: WindowedModule, batch: int, row: jax.ShapeDtypeStruct) -> Mem
     init = functools.partial(module.init_with_output, method="project")
     shown, _ = jax.eval_shape(init, jax.random.key(0), row, describe(jnp.ones((1, 1), bool)))
     rows = jax.tree.map(lambda s: jnp.zeros((batch, left + SHORT, *s.shape[1:]), s.dtype), shown)
-    nothing = jnp.zeros(batch, jnp.int32)
-    return Memory(rows, jnp.zeros((batch, left + SHORT), jnp.int32), nothing, nothing)
+    now, pushed = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32)  # two: who donates a state, donates both
+    return Memory(rows, jnp.zeros((batch, left + SHORT), jnp.int32), now, pushed)
 
 
 def _straight_through(value: Array, surrogate: Array) -> Array:

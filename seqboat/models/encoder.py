@@ -54,7 +54,8 @@ class Encoder(nn.Module):
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
         """The state of so many streams that begin. Raises ValueError for layers that cannot be streamed."""
-        return (SeqBoatLayer(self.config.layer, parent=None).initial_state(batch),) * self.config.layers
+        layer = SeqBoatLayer(self.config.layer, parent=None)
+        return tuple(layer.initial_state(batch) for _ in range(self.config.layers))
 
     @nn.compact
     def advance(

@@ -246,6 +246,27 @@ def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     assert_close(gradient(mine.variables["params"], True), expected, floor=1e-2 * tree_rms(expected))
 
 
+def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
+    """Where rows of the memory are read, and blocks without rows of the piece's own are left out."""
+    mine = case("relative")
+    _, _, state = mine.feed(even(23)[:1], 23)
+    tokens, lengths = jnp.asarray(mine.tokens[:, 23:]), jnp.array([18, 18, 3])
+    weights = jnp.where(jnp.arange(18)[None] < lengths[:, None], 1.0, 0.0)[..., None]
+
+    def gradient(form):
+        encoder = EncoderConfig(dataclasses.replace(LAYER, form=form), LAYERS)
+        model = LanguageModel(LanguageModelConfig(encoder, VOCABULARY))
+
+        def loss(params):
+            output, _ = model.apply({"params": params}, tokens, lengths, state, method="stream")
+            return (jnp.sin(3 * output.logits) * weights).sum()
+
+        return jit(jax.grad(loss))(mine.variables["params"])
+
+    expected = gradient("dense")
+    assert_close(gradient("packed"), expected, floor=1e-2 * tree_rms(expected))
+
+
 def test_training_with_a_carried_state_is_truncated_backpropagation():
     """Parameters get the gradient of the second piece with everything that entered it held constant; the state none."""
     dropping = dataclasses.replace(
