@@ -25,7 +25,7 @@ STEPS, FEWER_STEPS = 32, 8
 LENGTHS = {64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
 # What a router's biases are chosen on.
 SAMPLE = 512
-# Caches of all layers that are larger than this are one, which every layer reads: as many bytes, not as much memory.
+# A longer cache is left out; a step also copies each to another order, so as much again is needed.
 LARGEST_CACHE = 5e9
 
 
@@ -84,6 +84,11 @@ class Decoder:
         return run
 
 
+def cache_bytes(model: LanguageModel, length: int) -> int:
+    """Of the keys and values of all layers."""
+    return 2 * 4 * length * model.config.encoder.layers * model.config.encoder.layer.features
+
+
 def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
     """Several times an element through as many layers of as many channels, each attending to a cache of `length` rows,
     which is not written to."""
@@ -91,10 +96,9 @@ def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
     width, depth = encoder.layer.features, encoder.layers
     layer = CachedTransformerLayer(width)
     shape = (1, length, *layer.heads())
-    own = depth * 2 * 4 * length * width <= LARGEST_CACHE
     rng = np.random.default_rng(0)
     make = lambda: tuple(jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
-    caches = [make() for _ in range(depth)] if own else [make()] * depth
+    caches = [make() for _ in range(depth)]
     x = jnp.asarray(rng.standard_normal((1, 1, width)), jnp.float32)
     params = [jax.jit(layer.init)(jax.random.key(i), x, *(leaf[:, :8] for leaf in caches[0])) for i in range(depth)]
 
@@ -104,16 +108,7 @@ def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
             x = layer.apply(variables, x, *cache)
         return x
 
-    # XLA copies a cache to another order first: of one that does not fit twice, one layer's after the other.
-    parts = [slice(None)] if own else [slice(i, i + 1) for i in range(depth)]
-
-    def run():
-        for _ in range(LENGTHS[length]):
-            y = x
-            for part in parts:
-                y = step(params[part], y, caches[part]).block_until_ready()
-
-    return run
+    return lambda: [step(params, x, caches).block_until_ready() for _ in range(LENGTHS[length])]
 
 
 class CachedTransformerLayer(nn.Module):

@@ -244,7 +244,9 @@ def decode(settings: Settings) -> Iterator[Row]:
         raced = settings.race(runners)
         times = {key: _per_step(raced[key], decoding.steps_of(row.get("batch", 1))) for key, row in known.items()}
         del runners
-        for length, steps in decoding.LENGTHS.items():  # one by one: a cache takes the memory
+        lengths = [n for n in decoding.LENGTHS if decoding.cache_bytes(model, n) <= decoding.LARGEST_CACHE]
+        for length in lengths:  # one by one: a cache takes the memory
+            steps = decoding.LENGTHS[length]
             key = f"cache {length}"
             few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest is a minute
             times[key] = _per_step(few.race({key: decoding.transformer(model, length)})[key], steps)
@@ -254,10 +256,10 @@ def decode(settings: Settings) -> Iterator[Row]:
             yield {"model": name, **row, **times[key], "over_reading": ms / times["read"]["median_ms"]} | (
                 {"elements_per_second": 1e3 * row["batch"] / ms} if "batch" in row else {}
             )
-        caches = [times[f"cache {length}"]["median_ms"] for length in decoding.LENGTHS]
+        caches = [times[f"cache {length}"]["median_ms"] for length in lengths]
         for rate in settings.rates:
             ours = times[f"{rate} {decoding.STREAMS[0][0]} {decoding.STREAMS[0][1]}"]["median_ms"]
-            crossing = int(np.interp(ours, caches, list(decoding.LENGTHS)))
+            crossing = int(np.interp(ours, caches, lengths))
             yield {"model": name, "contender": "crossing", "rate": rate, "position": crossing}
 
 

@@ -78,7 +78,7 @@ class Encoder(nn.Module):
     def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None):
         config, layer = self.config, SeqBoatLayer
         if config.layer.layout.axes:  # a layer's parameters are whole for as long as it runs
-            layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather)
+            layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather, methods=["advance"])
         if config.remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
             policy = keep if config.remat == "selective" else None
