@@ -133,6 +133,13 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     if config.hyper is not None:
         if partition.layout.sizes:
             raise UserError(f"config.mesh={config.mesh!r}: with config.hyper a run takes one device")
+        if config.hyper.condition == "price" and not (
+            config.train.activation_price and hasattr(model.config, "encoder")
+        ):
+            raise UserError(
+                "config.hyper.condition='price' wants a model with attention, and in config.train.activation_price the "
+                "price at hyper-input 1, above 0"
+            )
         model = build_hyper(model, config.hyper, example)
     split = _split(config, task, model, partition, example)
     steps = make_steps(

@@ -76,6 +76,22 @@ def read_config(flag: flags.FlagHolder) -> dict[str, Any]:
         raise UserError(f"--{flag.name}: {_one_line(error)}") from error
 
 
+def define_hyper_input() -> flags.FlagHolder:
+    return flags.DEFINE_list(
+        "at", None, "The hyper-input, where a hypernetwork generates the parameters: 0.5, or 0.1,0.7."
+    )
+
+
+def hyper_input(flag: flags.FlagHolder) -> tuple[float, ...] | None:
+    """The numbers of --at."""
+    if flag.value is None:
+        return None
+    try:
+        return tuple(map(float, flag.value))
+    except ValueError as error:
+        raise UserError(f"--at={','.join(flag.value)}: expected a number, or several with commas") from error
+
+
 def _one_line(error: BaseException) -> str:
     """What went wrong, without the trace that a config file's own error carries."""
     while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps a KeyError

@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothi
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
 _AGAINST = flags.DEFINE_string("against", None, "Work directory of another run, to compare its best step with this.")
-_AT = flags.DEFINE_float("at", None, "The hyper-input, where a hypernetwork generates the parameters.")
+_AT = cli.define_hyper_input()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     cli.use_compilation_cache()
     cli.keep_memory()
     against = Path(_AGAINST.value) if _AGAINST.value else None
-    at = None if _AT.value is None else (_AT.value,)
+    at = cli.hyper_input(_AT)
     result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value, against, at)
     show(result)
     print(f"written to {_WORKDIR.value}/{result_file(result)}")

@@ -19,7 +19,7 @@ from experiments.config import differences
 from experiments.errors import UserError
 from experiments.loop import hardware, train, versions
 from experiments.reporting import plain
-from experiments.restore import CHECKPOINTS, load
+from experiments.restore import CHECKPOINTS, has_hyper, load
 from experiments.scores import compare, per_class, score, sha256, standard_errors, verdict
 from experiments.step import means
 
@@ -37,11 +37,10 @@ def evaluate_run(
     """Evaluates a step, the best one by default, and writes `result_file` into the work directory.
 
     `against` is the work directory of another run, whose best step is compared example by example. `at`: the
-    hyper-input, where a hypernetwork generates the parameters; by default those of `config.hyper`, and examples count
-    once for each.
+    hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hyper`.
     """
     run = load(workdir, step, data_dir, at)
-    other = None if against is None else load(against, None, data_dir)
+    other = None if against is None else load(against, None, data_dir, at if has_hyper(against) else None)
     task = run.task
     began = time.monotonic()
     scores = score(run, split)

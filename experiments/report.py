@@ -13,15 +13,15 @@ from absl import flags
 from experiments import cli
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.evaluation import write_text
-from experiments.restore import CHECKPOINTS, bound, load
+from experiments.evaluation import result_file, write_text
+from experiments.restore import CHECKPOINTS, bound, load, middle
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to look at.")
 _EXAMPLES = flags.DEFINE_integer("examples", 128, "How many examples of the split to look at.", lower_bound=1)
 _ELEMENT = flags.DEFINE_integer("element", None, "The element of the first example whose decision is taken apart.")
-_AT = flags.DEFINE_float("at", None, "The hyper-input, where a hypernetwork generates the parameters.")
+_AT = cli.define_hyper_input()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         _EXAMPLES.value or 128,
         _ELEMENT.value,
         _DATA_DIR.value,
-        None if _AT.value is None else (_AT.value,),
+        cli.hyper_input(_AT),
     )
     print(f"written {path}")
 
@@ -55,16 +55,19 @@ def write_report(
     from experiments.reports.measure import measure
     from experiments.reports.page import Content, page
 
-    run = bound(load(workdir, step, data_dir, at))
+    loaded = load(workdir, step, data_dir, at)
+    run = bound(loaded)
     if not hasattr(run.model.config, "encoder"):
         raise UserError(f"the run in {workdir} is of a {type(run.model).__name__}: it has no attention to report")
-    evaluation = _read_evaluation(workdir / f"evaluation_{split}_{run.step}.json")
+    at = None if loaded.experiment.config.hyper is None else tuple(middle(loaded.task).tolist())
+    evaluation = _read_evaluation(workdir / result_file({"split": split, "step": run.step, "at": at}))
     measured = measure(run, split, examples, element)
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         meta = checkpoints.read_meta(run.step)
     content = Content(
         workdir=workdir.absolute(),
         split=split,
+        at=at,
         step=run.step,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
         task=run.task,

@@ -63,14 +63,24 @@ def load(
     return Run(experiment, restored.state, restored.step)
 
 
+def has_hyper(workdir: Path) -> bool:
+    """Whether a hypernetwork generates the parameters of a run."""
+    return bool(_values(workdir).get("hyper"))
+
+
 def bound(run: Run) -> Run:
     """A plain run: the parameters that a hypernetwork generates at the middle one of its evaluation's inputs."""
     if run.experiment.config.hyper is None:
         return run
-    conditions = run.task.evaluated()
-    condition = jax.numpy.asarray(conditions[len(conditions) // 2])
+    condition = jax.numpy.asarray(middle(run.task))
     plain = build({**run.experiment.values, "hyper": None}, one_device=True)
     return Run(plain, hyper.bind(run.model, run.variables, condition), run.step)
+
+
+def middle(task: Any) -> np.ndarray:
+    """The middle one of the hyper-inputs that a task is evaluated at."""
+    conditions = task.evaluated()
+    return conditions[len(conditions) // 2]
 
 
 def load_language_model(workdir: Path, step: int | None = None) -> tuple[LanguageModel, dict[str, Any], int]:

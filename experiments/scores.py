@@ -60,7 +60,13 @@ def score(run: Run, split: str) -> Scores:
     seconds = time.monotonic() - began
     rates = [float(count) / seconds if count else None for count in counts - before]
     throughput = dict(zip(("examples_per_second", "elements_per_second"), rates, strict=True))
-    return Scores(total, jax.tree.map(lambda *a: np.concatenate(a), *parts), tuple(digests), throughput)
+    examples = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    copies = len(run.task.evaluated()) if run.experiment.config.hyper is not None else 1
+    if copies > 1:  # one after another at every hyper-input: an example is one, however often it is computed
+        examples = jax.tree.map(lambda a: a.reshape(copies, -1).sum(0), examples)
+        count = len(digests) // copies
+        digests = [hashlib.sha256(b"".join(digests[i::count])).digest() for i in range(count)]
+    return Scores(total, examples, tuple(digests), throughput)
 
 
 def is_example(batch: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " B"]:

@@ -1,4 +1,4 @@
-"""Run an experiment of many runs:  python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
+"""Run an experiment of many runs:  python -m experiments.study --study=rotation [--out=docs/hypernetworks/rotation]
 
 rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual (continual.py). Writes
 OUT.json, again after every arm; `python -m experiments.results` makes a page of it.
@@ -15,7 +15,7 @@ from experiments.errors import UserError
 NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
 
 _STUDY = flags.DEFINE_enum("study", None, NAMES, "Which.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix; by default docs/hypernetworks/STUDY.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many seeds, from 0; by default 5, and 3 of pareto.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "Updates of a run, or of a task; not of pareto.", lower_bound=1)
 _ARMS = flags.DEFINE_list("arms", None, "Some of the arms of rotation or noise; all by default.")
@@ -34,7 +34,7 @@ def main() -> None:
     from experiments.studies import arms, continual, pareto
 
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
-    out = Path(f"{_OUT.value}.json")
+    out = Path(f"{_OUT.value or f'docs/hypernetworks/{name}'}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
 
     def save(result: dict[str, Any]) -> None:

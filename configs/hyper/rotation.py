@@ -17,7 +17,7 @@ def get_config(variant: str = "mip"):
     config.hyper.evaluations = 17
     config.hyper.network.hidden = (16, 32, 32)
     _optimizer(config, optimizer)
-    config.train.update(steps=800, batch_size=64, log_every=100, evaluate_every=100, checkpoint_every=400)
+    config.train.update(steps=800, batch_size=64, log_every=100, evaluate_every=100, checkpoint_every=100)
     config.train.tensorboard = False
     apply_arm(config, arm)
     return config

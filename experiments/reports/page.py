@@ -51,10 +51,12 @@ code { font: .85rem ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: 
 @dataclasses.dataclass(frozen=True)
 class Content:
     """Everything that the page shows: of a step of a run, what was measured, the run's history, its evaluation file if
-    there is one, and what its checkpoint carries."""
+    there is one, and what its checkpoint carries. `at`: the hyper-input, where a hypernetwork generates the parameters.
+    """
 
     workdir: Path
     split: str
+    at: tuple[float, ...] | None
     step: int
     parameters: int
     task: Any
@@ -114,8 +116,13 @@ def answer(content: Content) -> Html:
     trained = content.history.last_step()
     steps = content.meta["config"].get("train", {}).get("steps")
     unfinished = f" (training stands at {trained:,} of {steps:,})" if steps and 0 < trained < steps else ""
+    at = "" if content.at is None else f" · hyper-input {', '.join(f'{z:g}' for z in content.at)}"
     parts = [
-        tag("p", f"{content.workdir.name} · step {content.step:,}{unfinished} · {content.split} split", class_="quiet"),
+        tag(
+            "p",
+            f"{content.workdir.name} · step {content.step:,}{unfinished} · {content.split} split{at}",
+            class_="quiet",
+        ),
         tag("h1", f"How much attention does {content.task_name.replace('_', ' ')} need?"),
         tag("div", _card(big, said), *_scores(content), class_="cards"),
         *(

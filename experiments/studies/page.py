@@ -23,8 +23,10 @@ def page(directory: Path) -> str:
         try:
             result = json.loads(path.read_text())
             parts.append(section(name, result, directory) + _foot(name, result) + _read(directory / f"{name}.md"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no file of experiments.studies: {error!r}") from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is no file of experiments.study ({error!r}): run it again, or remove it"
+            ) from error
     return "\n".join([*parts, _read(directory / "end.md")])
 
 
@@ -138,15 +140,17 @@ def _median(values: list[float | None]) -> float:
 def _draw_arms(result: dict[str, Any], path: Path) -> None:
     pyplot = _pyplot()
     optimizers = list(dict.fromkeys(arm["optimizer"] for arm in result["arms"].values()))
-    figure, axes = pyplot.subplots(1, len(optimizers), figsize=(9, 3.2), sharey=True, layout="constrained")
-    for panel, optimizer in zip(axes, optimizers, strict=True):
+    figure, axes = pyplot.subplots(
+        1, len(optimizers), figsize=(9, 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, optimizer in zip(axes[0], optimizers, strict=True):
         own = [arm for arm in result["arms"].values() if arm["optimizer"] == optimizer]
         for color, arm in enumerate(own):
             panel.plot(arm["steps"], arm["curve"], label=arm["arm"].replace("_", " "), color=f"C{color}")
         panel.set(title=optimizer, xlabel="updates", yscale="log")
         panel.grid(alpha=0.3)
-    axes[0].set_ylabel("validation loss, median of seeds")
-    axes[-1].legend(fontsize=7)
+    axes[0][0].set_ylabel("validation loss, median of seeds")
+    axes[0][-1].legend(fontsize=7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -41,7 +41,9 @@ def importance(gradient: Callable[[Any, Any], Any], params: Any, examples: Any) 
 
     F_p = mean over examples of g_p^2,  g = `gradient(params, example)`; leaves of `examples` have examples first.
     """
-    squares = jax.lax.map(lambda example: jax.tree.map(jnp.square, gradient(params, example)), examples)
+    squares = jax.lax.map(
+        lambda example: jax.tree.map(lambda g: jnp.square(jnp.abs(g)), gradient(params, example)), examples
+    )
     fisher = jax.tree.map(lambda a: a.mean(0), squares)
     size = sum(leaf.size for leaf in jax.tree.leaves(fisher))
     mean = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(fisher)) / size
@@ -54,8 +56,10 @@ def grow(network: HyperNetwork, params: dict[str, Any], units: int, key: Array) 
     New units see everything and are seen by nothing yet: what leads from them starts at zero, and is learned. `params`
     are those of the `HyperNetwork`. Raises ValueError for one without a recurrent head, and for units below 1.
     """
-    if "recurrent" not in params or set(network.groups()) != {"recurrent"}:
+    if set(network.groups()) != {"recurrent"}:
         raise ValueError(f"only a network whose every head is recurrent grows; this has {', '.join(network.groups())}")
+    if "recurrent" not in params:
+        raise ValueError("params must be the HyperNetwork's own: variables['params']['network'] of a Hyper")
     if units < 1:
         raise ValueError(f"units={units}: must be at least 1")
     config = network.config

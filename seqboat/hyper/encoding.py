@@ -31,8 +31,8 @@ KINDS = ("none", "cos_sin", "complement", "fourier", "l2", "embedding")
 class Encoding:
     """`inputs` M hyper-inputs between `low` and `high`; of "embedding" one integer in 0..tasks-1.
 
-    `size`: k of "fourier", the width of "embedding". `unit_norm` divides codes by sqrt(M) (and k), so that they have
-    norm 1 for any number of inputs.
+    `size`: k of "fourier", the width of "embedding". `unit_norm` divides codes by sqrt(M), of "fourier" by sqrt(M k):
+    cos_sin and fourier then have norm 1 for any number of inputs.
     """
 
     kind: Kind = "cos_sin"
@@ -49,8 +49,8 @@ class Encoding:
         for field in ("inputs", "size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
-        if not self.low < self.high:
-            raise ValueError(f"low={self.low}: must be below high={self.high}")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"low={self.low}: must be below high={self.high}, and both finite")
         if self.kind == "embedding" and (self.tasks < 1 or self.inputs != 1):
             raise ValueError(
                 f"kind='embedding' of {self.inputs} inputs and tasks={self.tasks}: wants 1 input, 1 task or more"
@@ -85,7 +85,7 @@ class Encoding:
 
     @property
     def _divisor(self) -> float:
-        if not self.unit_norm:
+        if not self.unit_norm or self.kind in ("l2", "embedding"):
             return 1.0
         return math.sqrt(self.inputs * (self.size if self.kind == "fourier" else 1))
 
@@ -93,13 +93,17 @@ class Encoding:
         """Raises ValueError for a wrong width, or for a value out of range where values are known (outside jit)."""
         if condition.ndim < 1 or condition.shape[-1] != self.inputs:
             raise ValueError(f"hyper-input of shape {condition.shape}: its last axis must have {self.inputs} numbers")
+        if jnp.iscomplexobj(condition):
+            raise ValueError("hyper-input: complex numbers have no range; give real and imaginary parts")
         if not isinstance(condition, jax.core.Tracer):
             low, high = self._range
             values = np.asarray(condition)
             if not np.all((values >= low) & (values <= high)):
                 raise ValueError(
-                    f"hyper-input {values.tolist()} is outside its range {low}..{high}: clip it, or declare"
+                    f"hyper-input {values.tolist()} is outside its range {low}..{high}: clip it, or widen that"
                 )
+            if self.kind == "embedding" and np.any(values != np.round(values)):
+                raise ValueError(f"hyper-input {values.tolist()}: tasks are whole numbers")
 
     def __call__(self, condition: Num[Array, "M"], table: Float[Array, "N S"] | None = None) -> Float[Array, "C"]:
         """The code of one hyper-input. Out of range it is NaN: a compiled program cannot raise, and a training loop

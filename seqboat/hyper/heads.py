@@ -27,6 +27,7 @@ from seqboat.hyper.spec import Leaf, Spec, unflatten
 
 Kind = Literal["full", "low_rank", "scale", "chunked", "recurrent"]
 Init = Literal["fan_out", "hyperfan_in", "hyperfan_out", "hyperfan_harmonic", "matched", "zero"]
+DTYPES = ("float32", "bfloat16", "float16", "float64", "complex64", "complex128")
 KINDS = ("full", "low_rank", "scale", "chunked", "recurrent")
 INITS = ("fan_out", "hyperfan_in", "hyperfan_out", "hyperfan_harmonic", "matched", "zero")
 
@@ -64,6 +65,15 @@ class HyperConfig:
         for field in ("rank", "chunk_size", "chunk_embedding"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for pair in self.heads:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+                raise ValueError(f"heads={self.heads!r}: must be pairs of a glob and a head")
+        if not 0 <= self.negative_slope < math.inf:
+            raise ValueError(f"negative_slope={self.negative_slope}: must be 0 or more")
+        if not 0 < self.target_gain < math.inf:
+            raise ValueError(f"target_gain={self.target_gain}: must be positive")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}, or None for each leaf's own")
         for head in (self.head, *(head for _, head in self.heads)):
             if head not in KINDS:
                 raise ValueError(f"head={head!r}: must be one of {', '.join(KINDS)}")
@@ -191,6 +201,8 @@ class ChunkedHead(nn.Module):
     @nn.compact
     def __call__(self, code: Float[Array, "C"]) -> dict[str, Array]:
         config = self.config
+        if self.is_initializing():  # what is drawn does not depend on the hyper-input it is first called with
+            code = jnp.full_like(code, (config.encoding.energy / config.encoding.width) ** 0.5)
         size, width = config.chunk_size, config.chunk_embedding
         counts = [-(-leaf.size // size) for leaf in self.leaves]
         # Of expected norm 1, as one more input of a code.
@@ -216,12 +228,12 @@ class ChunkedHead(nn.Module):
             trunk, params = body.clone(parent=None), body.variables
             of_piece = lambda row, kernel: trunk.apply(params, row) @ kernel
         bias = self.param("bias", nn.initializers.zeros, (size,))
-        piece = jax.checkpoint(lambda row: of_piece(row, kernel) + bias, prevent_cse=False)
+        piece = jax.checkpoint(lambda row, scale: scale * (of_piece(row, kernel) + bias), prevent_cse=False)
         scales = self.param("scale", lambda _: jnp.array(self.deviations, jnp.float32))
         deltas, first = {}, 0
         for leaf, count, scale in zip(self.leaves, counts, scales, strict=True):
-            pieces = jax.lax.map(piece, hidden[first : first + count])
-            deltas[leaf.path] = scale * pieces.reshape(-1)[: leaf.size].reshape(leaf.real_shape)
+            pieces = jax.lax.map(lambda row, scale=scale: piece(row, scale), hidden[first : first + count])
+            deltas[leaf.path] = pieces.reshape(-1)[: leaf.size].reshape(leaf.real_shape)
             first += count
         return deltas
 

@@ -64,7 +64,7 @@ class HyperNetwork(nn.Module):
             for path in match(pattern, {leaf.path: leaf for leaf in self.spec}, "heads"):
                 kind[path] = head  # type: ignore[assignment]
         for leaf in self.spec:
-            if kind[leaf.path] == "low_rank" and (len(leaf.shape) < 2 or leaf.is_complex):
+            if kind[leaf.path] == "low_rank" and (leaf.rank < 2 or leaf.is_complex):
                 kind[leaf.path] = "full"
         return {
             name: tuple(leaf for leaf in self.spec if kind[leaf.path] == name) for name in sorted(set(kind.values()))
@@ -86,7 +86,8 @@ class HyperNetwork(nn.Module):
 
 def _factors(leaf: Leaf) -> Leaf:
     """What scales a leaf: one number for every output unit, the last axis, of every layer."""
-    shape = (*leaf.shape[:-2], 1, leaf.shape[-1]) if len(leaf.shape) > 1 else leaf.shape
+    layers, own = leaf.shape[: leaf.stacked], leaf.shape[leaf.stacked :]
+    shape = (*layers, *[1] * (len(own) - 1), *own[-1:])
     return dataclasses.replace(leaf, shape=shape, role="other", dtype=jnp.float32)
 
 
@@ -105,39 +106,43 @@ class Hyper(nn.Module):
     per_example: bool = False
 
     def __call__(self, condition: Array, *args: Any, **kwargs: Any) -> Any:
-        self.network.config.encoding.check(condition)
-        rank = 2 if self.per_example else 1
-        if condition.ndim != rank:
-            raise ValueError(
-                f"hyper-input of shape {condition.shape}: per_example={self.per_example} wants {rank} axes"
-            )
-        if self.per_example and any(len(a) != len(condition) for a in _arrays(args)):
-            raise ValueError(
-                f"per_example: {len(condition)} hyper-inputs for arrays {[a.shape for a in _arrays(args)]}"
-            )
+        condition = jnp.asarray(condition)
+        self._check(condition, 2 if self.per_example else 1)
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        arrays = [leaf for leaf in leaves if _is_array(leaf)]
+        if self.per_example and any(len(array) != len(condition) for array in arrays):
+            raise ValueError(f"per_example: {len(condition)} hyper-inputs for arrays {[a.shape for a in arrays]}")
         if not self.per_example or self.is_initializing():  # parameters do not depend on who shares them
             shared = condition[0] if self.per_example else condition
             return self._run(self.target, self.network(shared), *args, **kwargs)
         for name in self.target.variables:
             if name != "params" and self.is_mutable_collection(name):
                 raise ValueError(f"per_example: examples cannot share one changed {name!r}; leave it out of mutable")
+
+        def of_one(target, generated, rows):
+            own = iter(rows)
+            given = [next(own)[None] if _is_array(leaf) else leaf for leaf in leaves]
+            args, kwargs = jax.tree.unflatten(tree, given)
+            out = self._run(target, generated, *args, **kwargs)
+            return jax.tree.map(lambda leaf: leaf[0] if _is_array(leaf) else leaf, out)
+
+        axes: Any = {"intermediates": 0, "taps": 0, True: None}
         network = nn.vmap(
             lambda network, condition: network(condition), variable_axes={"params": None}, split_rngs={"params": False}
         )
-        target = nn.vmap(
-            lambda target, generated, args: jax.tree.map(
-                lambda out: out[0], self._run(target, generated, *jax.tree.map(_with_batch, args), **kwargs)
-            ),
-            variable_axes={True: None},
-            split_rngs={"params": False, True: True},
-            in_axes=(0, jax.tree.map(lambda a: 0 if _is_array(a) else None, args)),
-        )
-        return target(self.target, network(self.network, condition), args)
+        target = nn.vmap(of_one, variable_axes=axes, split_rngs={"params": False, True: True})
+        return target(self.target, network(self.network, condition), arrays)
 
     def generate(self, condition: Condition) -> dict[str, Any]:
         """All parameters of the target at one hyper-input: as a plain target takes them."""
-        self.network.config.encoding.check(condition)
+        condition = jnp.asarray(condition)
+        self._check(condition, 1)
         return self._combine(self.target.variables.get("params", {}), self.network(condition))
+
+    def _check(self, condition: Array, rank: int) -> None:
+        self.network.config.encoding.check(condition)
+        if condition.ndim != rank:
+            raise ValueError(f"hyper-input of shape {condition.shape}: this wants {rank} axes")
 
     def _run(self, target: nn.Module, generated: dict[str, Array], *args: Any, **kwargs: Any) -> Any:
         """The target on generated parameters. Where it is created it computes with its own: they are what is stored."""
@@ -181,12 +186,13 @@ class Hyper(nn.Module):
                     value = jax.lax.complex(value[..., 0], value[..., 1])
                 value = value if base is None else base + value
             leaves[leaf.path] = value.astype(config.dtype or leaf.dtype)
-        return unflatten(leaves)
+        return stored if creating and config.residual else unflatten(leaves)
 
 
 def mip(spec: Spec, inputs: int = 1, **fields: Any) -> HyperNetwork:
     """A hypernetwork with magnitude-invariant parametrizations (Gonzalez Ortiz et al. 2024, arXiv 2304.07645): codes of
-    constant norm, added to the target's own parameters, and a fan-out start. `fields` are of `HyperConfig`."""
+    constant norm, added to the target's own parameters, and a fan-out start. `fields` are of `HyperConfig`; with an
+    `encoding` among them, that says how many inputs there are."""
     return HyperNetwork(spec, HyperConfig(**{"encoding": Encoding(inputs=inputs), **fields}))
 
 
@@ -207,30 +213,22 @@ def start_from(variables: dict[str, Any], target: dict[str, Any]) -> dict[str, A
         if not tree:
             continue
         own = changed.get(name, {}).get("target")
-        shapes = [jax.tree.map(jnp.shape, found) for found in (own, tree)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{name} of the target to start from do not fit: {_first_difference(*map(flatten, (own or {}, tree)))}"
-            )
-        changed[name] = {**changed[name], "target": tree}
+        if own is None:
+            raise ValueError(f"there are no {name} of the target to start: a hypernetwork with residual=True has them")
+        plain, given = nn.meta.unbox(own), nn.meta.unbox(tree)
+        if difference := _first_difference(flatten(plain), flatten(given)):
+            raise ValueError(f"{name} of the target to start from do not fit: {difference}")
+        changed[name] = {**changed[name], "target": nn.meta.replace_boxed(own, given)}
     return changed
 
 
-def _first_difference(own: dict[str, Any], given: dict[str, Any]) -> str:
+def _first_difference(own: dict[str, Any], given: dict[str, Any]) -> str | None:
+    describe = lambda tree, path: f"{tree[path].dtype}{list(tree[path].shape)}" if path in tree else "nothing"
     for path in sorted({*own, *given}):
-        shapes = [jnp.shape(tree[path]) if path in tree else "nothing" for tree in (own, given)]
-        if shapes[0] != shapes[1]:
-            return f"{path} is {shapes[1]}, not {shapes[0]}"
-    return "other names"
+        if describe(own, path) != describe(given, path):
+            return f"{path} is {describe(given, path)}, not {describe(own, path)}"
+    return None
 
 
 def _is_array(a: Any) -> bool:
     return hasattr(a, "shape") and len(a.shape) > 0
-
-
-def _arrays(args: Any) -> list[Any]:
-    return [a for a in jax.tree.leaves(args) if _is_array(a)]
-
-
-def _with_batch(a: Any) -> Any:
-    return a[None] if hasattr(a, "shape") else a

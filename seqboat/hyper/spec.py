@@ -29,8 +29,9 @@ STRUCTURED = 4.0
 class Leaf:
     """A parameter to generate. `fan_in` and `fan_out` are of one layer of a stack, and for a bias of its kernel.
 
-    `mean` and `variance` are of its own initializer, if they were measured: the mean a number, or an array where the
-    initializer gives every element a place of its own (an SSM's rates, a norm's ones); the variance around it.
+    `stacked`: the first axis counts layers. `mean` and `variance` are of its own initializer, if they were measured:
+    the mean a number, or an array where the initializer gives every element a place of its own (an SSM's rates, a
+    norm's ones); the variance around it.
     """
 
     path: str
@@ -39,8 +40,14 @@ class Leaf:
     role: Role
     fan_in: int | None = None
     fan_out: int | None = None
+    stacked: bool = False
     mean: Any = dataclasses.field(default=None, compare=False)
     variance: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of axes of one layer's."""
+        return len(self.shape) - self.stacked
 
     @property
     def is_complex(self) -> bool:
@@ -67,7 +74,10 @@ class Spec:
         return iter(self.leaves)
 
     def __getitem__(self, path: str) -> Leaf:
-        return next(leaf for leaf in self.leaves if leaf.path == path)
+        for leaf in self.leaves:
+            if leaf.path == path:
+                return leaf
+        raise KeyError(f"{path} is not among the leaves to generate: {', '.join(leaf.path for leaf in self.leaves)}")
 
     @property
     def size(self) -> int:
@@ -102,6 +112,8 @@ def spec(
     Raises ValueError for a pattern that matches nothing, a leaf that is not a floating or complex number, and a module
     without parameters. A parameter that a module shares (a tied embedding) is one leaf, and is generated once.
     """
+    if draws < 0 or draws == 1:
+        raise ValueError(f"draws={draws}: a variance takes at least 2, and 0 measures none")
     fixed = lambda key: module.init(key, *_concrete(args), **_concrete(kwargs)).get("params", {})
     shapes = flatten(nn.meta.unbox(jax.eval_shape(fixed, jax.random.key(0))))
     if not shapes:
@@ -109,7 +121,7 @@ def spec(
     dropped = match(exclude, shapes, "exclude")
     chosen = {path: leaf for path, leaf in shapes.items() if path in match(select, shapes, "select") - dropped}
     if not chosen:
-        raise ValueError("exclude leaves nothing of what select matches")
+        raise ValueError(f"select={select!r} less exclude={exclude!r} leaves nothing to generate")
     stacks = match(stacked, shapes, "stacked")
     leaves = [_describe(path, leaf, shapes, path in stacks) for path, leaf in sorted(chosen.items())]
     if draws:
@@ -173,9 +185,10 @@ def _describe(path: str, leaf: Any, shapes: Mapping[str, Any], stacked: bool) ->
     role: Role = "kernel" if name == "kernel" and rank > 1 else "bias" if name == "bias" and rank == 1 else "other"
     kernel = leaf if role == "kernel" else shapes.get(_beside(path, "kernel")) if role == "bias" else None
     if kernel is None or len(kernel.shape) - stacked < 2:
-        return Leaf(path, leaf.shape, leaf.dtype, "other")
+        return Leaf(path, leaf.shape, leaf.dtype, "other", stacked=stacked)
     receptive = math.prod(kernel.shape[stacked:-2])
-    return Leaf(path, leaf.shape, leaf.dtype, role, receptive * kernel.shape[-2], receptive * kernel.shape[-1])
+    fans = receptive * kernel.shape[-2], receptive * kernel.shape[-1]
+    return Leaf(path, leaf.shape, leaf.dtype, role, *fans, stacked=stacked)
 
 
 def _measure(leaves: list[Leaf], draw: Callable[[Any], dict[str, Any]], keys: Any) -> list[Leaf]:

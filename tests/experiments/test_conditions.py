@@ -19,7 +19,7 @@ from experiments.conditions import Conditioned, HyperOptions
 from experiments.conditions import rotation as matrix
 from experiments.config import to_dataclass
 from experiments.errors import UserError
-from experiments.evaluation import evaluate_run
+from experiments.evaluation import evaluate_run, result_file
 from experiments.loop import train
 from experiments.optimizers import OptimizerConfig, make_optimizer
 from experiments.step import means
@@ -101,6 +101,12 @@ def test_a_run_goes_on_bit_for_bit_and_is_evaluated(tmp_path):
     again = restore.load(tmp_path, 6)
     jax.tree.map(np.testing.assert_array_equal, whole.variables, again.variables)
     result = evaluate_run(tmp_path)
+    assert result["examples"] == 200  # however many hyper-inputs
+    alone = evaluate_run(tmp_path, at=(0.5,))
+    assert alone["at"] == (0.5,)
+    assert 0.5 < result["standard_errors"]["loss"] / alone["standard_errors"]["loss"] < 1.5
+    assert result_file(alone) == f"evaluation_test_{alone['step']}_at_0.5.json"
+    assert (tmp_path / result_file(alone)).is_file()
     assert result["config"]["hyper"]["condition"] == "rotation"
     assert 0 <= result["accuracy"] <= 1
 
@@ -140,7 +146,7 @@ def test_a_hypernetwork_starts_from_a_run_of_its_target(tmp_path):
         wanted.experiment.model.apply(wanted.variables, *arguments).logits,
     )
     other = build(small("zero_head", **{"model.hidden": (16,)}))
-    with pytest.raises(UserError, match=r"hidden_0/bias is \(8,\), not \(16,\)"):
+    with pytest.raises(UserError, match=r"head/kernel is float32\[8, 10\], not float32\[16, 10\]"):
         restore.initial_variables(other, tmp_path / "plain")
 
 
@@ -173,6 +179,7 @@ def test_sgd_is_optax_sgd_with_momentum():
         ({"hyper.at": (1.5,)}, r"at=\(1\.5,\): must be 1 numbers in 0\.0\.\.1\.0"),
         ({"hyper.evaluations": 0}, "evaluations=0: must be at least 1"),
         ({"hyper.network.residual": False, "hyper.network.head": "scale"}, "needs residual=True"),
+        ({"hyper.condition": "price"}, r"wants a model with attention, and in config\.train\.activation_price"),
         ({"mesh": "data"}, r"config\.mesh='data': with config\.hyper a run takes one device"),
     ],
 )

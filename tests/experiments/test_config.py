@@ -136,7 +136,7 @@ MODEL_MISTAKES = [
     ({"classes": 3}, "classes: not set here, the task decides it"),
     ({"vocabulary_size": 3}, "vocabulary_size: not set here, the task decides it"),
     ({"layer": {}}, "layer: not set here, the task decides it"),
-    ({"name": "transformer"}, "name='transformer': must be one of classifier, retrieval, language_model"),
+    ({"name": "transformer"}, "name='transformer': must be one of mlp, classifier, retrieval, language_model"),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
     (
@@ -187,7 +187,7 @@ def test_mistakes_in_training(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.name": "sgd"}, "config.optimizer.name='sgd': must be one of adamw, radam"),
+        ({"optimizer.name": "lion"}, "config.optimizer.name='lion': must be one of adamw, radam, sgd"),
         ({"optimizer.b2": 1.0}, r"config.optimizer.b2=1.0: must be in [0, 1)"),
         ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate=0.0: must be positive"),
         ({"seed": -1}, "config.seed=-1: must be in 0..4294967295"),

@@ -153,6 +153,77 @@ def test_dropout_draws_for_every_example_its_own():
     assert np.any((out[0] == 0) != (out[1] == 0))
 
 
+class Masked(nn.Module):
+    """Arrays by keyword, a scalar besides the result, and something sown."""
+
+    @nn.compact
+    def __call__(self, x, *, mask, scale=1.0):
+        y = nn.Dense(5, name="dense")(x) * mask * scale
+        self.sow("intermediates", "y", y)
+        return y, jnp.sum(y)
+
+
+def test_keywords_are_split_among_examples_too():
+    x, mask = X, jnp.eye(4, 5)
+    conditions = jnp.linspace(0, 1, 4)[:, None]
+    spec = hyper.spec(Masked(), x, mask=mask)
+    model, own = make(Masked(), spec), make(Masked(), spec, per_example=True)
+    variables = model.init(KEY, HALF, x, mask=mask)
+    (y, total), sown = own.apply(variables, conditions, x, mask=mask, scale=2.0, mutable=["intermediates"])
+    for i in range(4):
+        one, sum_of_one = model.apply(variables, conditions[i], x[i : i + 1], mask=mask[i : i + 1], scale=2.0)
+        np.testing.assert_allclose(y[i], one[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(total[i], sum_of_one, rtol=1e-5, atol=1e-6)
+    assert sown["intermediates"]["target"]["y"][0].shape == (4, 1, 5)
+    with pytest.raises(ValueError, match=r"4 hyper-inputs for arrays \[\(4, 12\), \(3, 5\)\]"):
+        own.apply(variables, conditions, x, mask=mask[:3])
+
+
+def test_every_layer_of_a_stack_has_factors_of_its_own():
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.scan(
+                lambda module, x, _: (nn.Dense(12, name="dense")(x), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
+            return layer(self, x, None)[0]
+
+    spec = hyper.spec(Stack(), X, stacked="dense/*")
+    for head, kernel, bias in (("scale", (3, 1, 12), (3, 12)), ("low_rank", (3, 4), (3, 12))):
+        params = make(Stack(), spec, head=head).init(KEY, HALF, X)["params"]["network"]
+        whole = params["scale"]["kernel"] if head == "scale" else params["full"]["kernel"]
+        assert whole["dense"]["bias"].shape == (8, *bias)
+        found = (
+            params["low_rank"]["factors"]["dense"]["kernel"]["kernel"]
+            if head == "low_rank"
+            else whole["dense"]["kernel"]
+        )
+        assert found.shape == (8, *kernel)
+
+
+def test_partitioned_parameters_keep_their_names():
+    boxed = nn.Dense(8, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), ("a", "b")))
+    spec = hyper.spec(boxed, X)
+    model = make(boxed, spec, init="zero")
+    variables = model.init(KEY, HALF, X)
+    names = nn.get_partition_spec(variables)["params"]["target"]["kernel"]
+    assert names == jax.sharding.PartitionSpec("a", "b")
+    plain = boxed.init(jax.random.key(5), X)
+    for given in (plain, nn.meta.unbox(plain)):
+        started_from = hyper.start_from(variables, given)
+        np.testing.assert_array_equal(model.apply(started_from, HALF, X), boxed.apply(plain, X))
+        assert nn.get_partition_spec(started_from)["params"]["target"]["kernel"] == names
+
+
+def test_a_recurrent_head_starts_the_same_whatever_it_is_first_called_with():
+    model = make(head="recurrent")
+    one, other = (model.init(KEY, jnp.array([z]), X) for z in (0.0, 1.0))
+    assert_equal(one, other)
+
+
 def test_examples_cannot_share_a_changed_collection():
     net = MLP(batch_norm=True)
     model = make(net, hyper.spec(net, X), per_example=True)
@@ -273,6 +344,8 @@ def test_task_embeddings_condition_a_target():
     assert min(np.abs(outs[i] - outs[i - 1]).max() for i in range(3)) > 1e-3
     with pytest.raises(ValueError, match="outside its range"):
         model.apply(variables, jnp.array([3]), X)
+    with pytest.raises(ValueError, match="tasks are whole numbers"):
+        model.apply(variables, jnp.array([1.5]), X)
 
 
 def test_heads_by_pattern_and_a_pattern_that_matches_nothing():
@@ -290,7 +363,7 @@ def test_heads_by_pattern_and_a_pattern_that_matches_nothing():
     [
         (lambda: make().init(KEY, jnp.zeros(2), X), r"hyper-input of shape \(2,\): its last axis must have 1"),
         (lambda: make().init(KEY, jnp.array([1.5]), X), r"\[1\.5\] is outside its range 0\.0\.\.1\.0"),
-        (lambda: make().init(KEY, jnp.zeros((4, 1)), X), "per_example=False wants 1 axes"),
+        (lambda: make().init(KEY, jnp.zeros((4, 1)), X), "this wants 1 axes"),
         (lambda: make(per_example=True).init(KEY, jnp.zeros((3, 1)), X), r"3 hyper-inputs for arrays \[\(4, 12\)\]"),
         (lambda: make(MLP((8,))).init(KEY, HALF, X), r"dense_0/bias \(16,\) is to be generated; the target has \(8,\)"),
         (
@@ -301,8 +374,15 @@ def test_heads_by_pattern_and_a_pattern_that_matches_nothing():
         (lambda: make(hidden=()), "one or more widths"),
         (
             lambda: hyper.start_from(make().init(KEY, HALF, X), MLP((8, 16)).init(KEY, X)),
-            r"dense_0/bias is \(8,\), not \(16,\)",
+            r"dense_0/bias is float32\[8\], not float32\[16\]",
         ),
+        (
+            lambda: hyper.start_from(make(residual=False).init(KEY, HALF, X), NET.init(KEY, X)),
+            "a hypernetwork with residual=True has them",
+        ),
+        (lambda: make(dtype="int32"), "dtype='int32': must be one of"),
+        (lambda: make(target_gain=-1.0), "target_gain=-1.0: must be positive"),
+        (lambda: make(negative_slope=float("nan")), "negative_slope=nan"),
     ],
 )
 def test_errors_name_what_is_wrong(run, message):
