@@ -150,10 +150,30 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         seed=config.seed,
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
+        carry=_carries(config, task, model, partition),
         evaluation_metrics=task.evaluation_metrics,
         split=split,
     )
     return Experiment(plain, config, model, task, steps, partition)
+
+
+def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) -> bool:
+    """Whether training hands a state on; raises UserError for a model that has none, and for several devices."""
+    where = "config.task.carry=True"
+    if not getattr(task.config, "carry", False):
+        return False
+    if not isinstance(model, LanguageModel):
+        raise UserError(
+            f"{where}: {'config.hyper' if config.hyper is not None else type(model).__name__} has no state to carry; "
+            "train a language model with parameters of its own"
+        )
+    if partition.layout.sizes:
+        raise UserError(f"{where}: streams are read on one device in one process; leave config.mesh out")
+    try:
+        model.initial_state(1)
+    except ValueError as error:
+        raise UserError(f"{where}: config.model.{error}") from error
+    return True
 
 
 def _split(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.build import Experiment
-from experiments.step import TrainState
+from experiments.step import TrainState, with_streams
 
 # In the order in which a layer computes them.
 _ORDER = (
@@ -31,7 +31,7 @@ def locate(experiment: Experiment, state: TrainState) -> str:
     that are not finite. `state` still holds the parameters before that step."""
     step, parts = int(state.bad_step), experiment.config.train.accumulate
     state = jax.device_get(state)  # from wherever its parts lie to one device
-    batch = jax.tree.map(jnp.asarray, experiment.task.train_batch(step))
+    batch = jax.tree.map(jnp.asarray, with_streams(experiment.task.train_batch(step), state.streams))
     batch = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), step)
 

@@ -1,7 +1,11 @@
 """Evaluate a trained run:  python -m experiments.evaluate --workdir=runs/x [--step=N] [--split=test] [--against=runs/y]
 
+    python -m experiments.evaluate --workdir=runs/lm --streams=1      a corpus in one pass with carried state
+
 Prints, and writes to evaluation_SPLIT_STEP.json, metrics with standard errors over examples, each class's precision and
 recall, examples and elements a second; against another run on the same examples, a paired test and what it says.
+One pass is written to one_pass_STREAMS_SPLIT_STEP.json. One stream is exact: every byte is scored after all before it;
+of several each begins empty, `config.task.context` bytes before its part.
 """
 
 from pathlib import Path
@@ -17,6 +21,7 @@ _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by defa
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
 _AGAINST = flags.DEFINE_string("against", None, "Work directory of another run, to compare its best step with this.")
 _AT = cli.define_hyper_input()
+_STREAMS = flags.DEFINE_integer("streams", None, "A corpus in one pass, as so many streams; 1 is exact.", lower_bound=1)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
 
 
@@ -26,10 +31,11 @@ def main() -> None:
     cli.use_compilation_cache()
     cli.keep_memory()
     against = Path(_AGAINST.value) if _AGAINST.value else None
-    at = cli.hyper_input(_AT)
-    result = evaluate_run(Path(_WORKDIR.value), _SPLIT.value or "test", _STEP.value, _DATA_DIR.value, against, at)
+    workdir, split = Path(_WORKDIR.value), _SPLIT.value or "test"
+    at, streams = cli.hyper_input(_AT), _STREAMS.value
+    result = evaluate_run(workdir, split, _STEP.value, _DATA_DIR.value, against, at=at, streams=streams)
     show(result)
-    print(f"written to {_WORKDIR.value}/{result_file(result)}")
+    print(f"written to {workdir}/{result_file(result)}")
 
 
 if __name__ == "__main__":

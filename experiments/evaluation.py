@@ -32,24 +32,29 @@ def evaluate_run(
     step: int | None = None,
     data_dir: str | None = None,
     against: Path | None = None,
+    *,
     at: tuple[float, ...] | None = None,
+    streams: int | None = None,
 ) -> dict:
     """Evaluates a step, the best one by default, and writes `result_file` into the work directory.
 
     `against` is the work directory of another run, whose best step is compared example by example. `at`: the
     hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hyper`.
+    `streams`: a corpus is read in one pass with carried state, cut into so many; 1 gives every byte all bytes before it.
     """
     run = load(workdir, step, data_dir, at)
     other = None if against is None else load(against, None, data_dir, at if has_hyper(against) else None)
     task = run.task
     began = time.monotonic()
-    scores = score(run, split)
+    scores = score(run, split, streams)
     seconds = time.monotonic() - began
     result = {
         "step": run.step,
         "best": step is None and at is None,
         "at": at,
         "split": split,
+        "protocol": "every example by itself" if streams is None else "one pass with carried state",
+        **({} if streams is None else {"streams": streams}),
         **{name: plain(value) for name, value in means(scores.total).items()},
     }
     result |= {"examples": len(scores.digests), "examples_sha256": sha256(scores.digests)}
@@ -58,7 +63,7 @@ def evaluate_run(
         result["per_class"] = per_class(scores.total["confusion"][0])
     result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
     if other is not None:
-        found = compare(scores, score(other, split))
+        found = compare(scores, score(other, split, streams))
         # Bits are the loss in another unit.
         names = [task.headline] if task.headline == "bits" else dict.fromkeys((task.headline, "loss"))
         better = {task.headline: task.higher_is_better}
@@ -76,8 +81,9 @@ def evaluate_run(
 
 def result_file(result: dict[str, Any]) -> str:
     """Where an evaluation is written in its work directory."""
+    protocol = f"one_pass_{result['streams']}" if "streams" in result else "evaluation"
     at = "" if result["at"] is None else "_at_" + "_".join(f"{z:g}" for z in result["at"])
-    return f"evaluation_{result['split']}_{result['step']}{at}.json"
+    return f"{protocol}_{result['split']}_{result['step']}{at}.json"
 
 
 def show(result: dict[str, Any]) -> None:

@@ -93,6 +93,7 @@ class _Run:
         self.settings, self.task = experiment.config.train, experiment.task
         self.partition = experiment.partition
         self.evaluate_batch = self.partition.evaluate(experiment.steps.evaluate)
+        self.read_batch = jax.jit(experiment.steps.read)
         # A report that is due waits until the next step is under way, so that the device does not wait for the host.
         self.due: tuple[int, Sums, jax.Array] | None = None
         self.clock = time.monotonic()
@@ -166,11 +167,25 @@ class _Run:
         began = time.monotonic()
         split = self.task.splits[0]
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        batches = map(self.partition.put, self.task.evaluation_batches(split))
-        values = evaluate(self.evaluate_batch, variables, batches)
+        if self.state.streams:  # what is trained on streams is validated on streams
+            values = evaluate(self.one_pass(), variables, self.task.streams(split, self.settings.batch_size))
+        else:
+            batches = map(self.partition.put, self.task.evaluation_batches(split))
+            values = evaluate(self.evaluate_batch, variables, batches)
         self.reporter.evaluation(step, split, values)
         self.clock += time.monotonic() - began
         return values
+
+    def one_pass(self) -> Any:
+        """An evaluation step that reads every batch from the state that the one before left."""
+        state = self.experiment.model.initial_state(self.settings.batch_size)
+
+        def evaluate_batch(variables, batch):
+            nonlocal state
+            sums, state = self.read_batch(variables, {**batch, "streams": state})
+            return sums
+
+        return evaluate_batch
 
     def save(self, step: int, metrics: dict[str, Any] | None) -> None:
         self.report()

@@ -1,6 +1,7 @@
 """A run on every example of a split: standard errors, classes, and two runs compared example by example."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float
 from experiments.errors import UserError
 from experiments.restore import Run
 from experiments.step import Sums
+from seqboat.models.language_model import LanguageModel
 
 # A paired test below this says that two runs differ.
 SIGNIFICANT = 0.05
@@ -22,7 +24,7 @@ SIGNIFICANT = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """A split of n examples, in their order; for a language model an example is a window.
+    """A split of n examples, in their order; for a language model an example is a window, or a piece of a stream.
 
     `total` has a pair (sum, weight) for each metric of an evaluation; `examples` one of each metric of the loss, of
     (n,) arrays. `digests` are hashes of all that an example consists of. `throughput` counts examples, and elements
@@ -35,17 +37,27 @@ class Scores:
     throughput: dict[str, float | None]
 
 
-def score(run: Run, split: str) -> Scores:
-    """Runs a trained model over a split. Raises UserError if there is no such split, or nothing in it."""
-    examine = jax.jit(lambda *a: run.experiment.steps.examine(*a)[:2])
+def score(run: Run, split: str, streams: int | None = None) -> Scores:
+    """Runs a trained model over a split; in one pass with carried state, as so many `streams` if that is given.
+
+    Raises UserError if there is no such split, or nothing in it, and for what cannot be read as streams.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def examine(variables, batch, state):
+        found = run.experiment.steps.examine(variables, {**batch, "streams": state} if state else batch)
+        return found.total, found.examples, found.streams
+
+    state = {} if streams is None else initial_state(run, streams)
+    batches = run.task.evaluation_batches(split) if streams is None else run.task.streams(split, streams)
     total: Sums | None = None
     parts: list[Sums] = []
     digests: list[bytes] = []
     counts = np.zeros(2)
     began, before = 0.0, counts
-    for batch in run.task.evaluation_batches(split):
+    for batch in batches:
         real = is_example(batch)
-        sums, each = examine(run.variables, batch)
+        sums, each, state = examine(run.variables, batch, state)
         # Here, while the device computes: the next batch is dispatched before this one is read.
         digests += [_digest(batch, row) for row in np.flatnonzero(real).tolist()]
         counts = counts + np.array([real.sum(), batch["lengths"][real].sum()])
@@ -69,6 +81,19 @@ def score(run: Run, split: str) -> Scores:
     return Scores(total, examples, tuple(digests), throughput)
 
 
+def initial_state(run: Run, streams: int) -> Any:
+    """Of so many streams of a trained model. Raises UserError where it, or its task, has none."""
+    if not (hasattr(run.task, "streams") and isinstance(run.model, LanguageModel)):
+        raise UserError(
+            f"{run.experiment.values['task']['name']} with a {type(run.model).__name__} has no streams: "
+            "one pass is for language models of a corpus (configs/lm)"
+        )
+    try:
+        return jax.tree.map(jnp.array, run.model.initial_state(streams))  # its layers share zeros; each is given away
+    except ValueError as error:
+        raise UserError(f"this model cannot be evaluated in one pass: {error}") from error
+
+
 def is_example(batch: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " B"]:
     """Which rows of a batch are examples: those with a weight, the others only fill the last batch."""
     weights = np.asarray(batch["weights"])
@@ -85,7 +110,7 @@ def standard_error(sums: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n
         sqrt(n / (n - 1)  sum_i (s_i - m w_i)^2) / sum_i w_i
 
     With weights of 1 that is the sample's deviation over sqrt(n), and of an accuracy sqrt(m (1 - m) / (n - 1)).
-    Windows of one corpus resemble their neighbours: there it is too small.
+    Windows of one corpus, and pieces of a stream, resemble their neighbours: there it is too small.
     """
     n = len(sums)
     if n < 2:

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.layers.streaming import reset
 from seqboat.parallel.rules import ALONE, Layout
 
 # Folded into the seed for initial parameters; steps fold in their own, smaller numbers.
@@ -28,7 +29,8 @@ class TrainState:
     """Everything a run needs to go on: after `step` updates.
 
     `metrics` are sums since they were last reported. `bad_step` is the first step whose loss or gradient was not
-    finite, or -1: from it on nothing changes any more, so the state stays the last good one.
+    finite, or -1: from it on nothing changes any more, so the state stays the last good one. `streams`: what the model
+    remembers of the streams that the rows of batches are, {} where they are none.
     """
 
     step: jax.Array
@@ -37,6 +39,7 @@ class TrainState:
     opt_state: Any
     metrics: Sums
     bad_step: jax.Array
+    streams: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +57,32 @@ class Split:
             return fn
         whole, specs = PartitionSpec(), self.layout.of_parameters(params)
         given = (specs, whole, self.layout.of_batch(batch), whole)
-        results = (specs, whole, whole) if gradient else whole
+        results = (specs, whole, whole, whole) if gradient else whole
         return jax.shard_map(fn, mesh=self.mesh, in_specs=given, out_specs=results, check_vma=False)
 
 
 class Examined(NamedTuple):
     """A batch looked at closely: `total` is what `evaluate` returns, `examples` are the metrics of the loss as pairs of
-    (B,); the model's `output`, and its `taps` (`seqboat.layers.taps`) if they were asked for."""
+    (B,); the model's `output`, its `taps` (`seqboat.layers.taps`) if they were asked for, and its `streams` after the
+    batch if that had some."""
 
     total: Sums
     examples: Sums
     output: Any
     taps: Any
+    streams: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class StepFunctions:
-    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, on one device
-    `examine(variables, batch, tapped=False)`, and the `objective` for diagnosis."""
+    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, the `objective` for diagnosis; on one device
+    `examine(variables, batch, tapped=False)`, and `read(variables, batch)`, its total and streams alone."""
 
     init: Callable[[int], TrainState]
     train: Callable[[TrainState, Any], TrainState]
     evaluate: Callable[[Any, Any], Sums]
     examine: Callable[..., Examined]
+    read: Callable[[Any, Any], tuple[Sums, Any]]
     objective: Callable[..., Any]
 
 
@@ -89,6 +95,7 @@ def make_steps(
     seed: int,
     accumulate: int = 1,
     activation_price: float = 0.0,
+    carry: bool = False,
     evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {},
     split: Split | None = None,
 ) -> StepFunctions:
@@ -97,6 +104,8 @@ def make_steps(
     The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
     for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
     `example` is a batch, for shapes. `evaluation_metrics` are those that evaluation reports besides the loss's own.
+    With `carry` the rows of batches are streams that `begins` (B,) empties, and training is truncated backpropagation:
+    values go from a batch to the next, gradients do not. A batch with `streams`, a state, is read from it on.
     With `split` every device computes its part of the batch, and nothing else is communicated than `Layout` says.
     """
 
@@ -108,13 +117,8 @@ def make_steps(
         return price * weight / jnp.maximum(count, 1)
 
     def objective(params, batch_stats, batch, key, price=0.0, mutable=("batch_stats",), model=model, layout=ALONE):
-        out, changed = model.apply(
-            {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats},
-            *arguments(batch),
-            True,
-            rngs={"dropout": key},
-            mutable=list(mutable),
-        )
+        variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
+        out, changed = apply(model, variables, batch, True, mutable, rngs={"dropout": key})
         total, weight, metrics = layout.share(loss(out, batch), out.logits.ndim > 2)
         metrics = metrics | layout.share(activation_metrics(out.layers), True)
         probability = layout.share(out.layers.probability.sum(), True)
@@ -122,28 +126,31 @@ def make_steps(
         return total + price * probability / choices, (metrics, weight, changed)
 
     def gradients(params, batch_stats, batch, key, model=model, layout=ALONE):
-        """Gradient of the mean, metrics, and new batch statistics, over `accumulate` parts."""
+        """Gradient of the mean, new batch statistics, metrics, and streams, over `accumulate` parts."""
         price, key = price_of(batch, layout), layout.fold(key)
         parts = jax.tree.map(lambda a: a.reshape(accumulate, a.shape[0] // accumulate, *a.shape[1:]), batch)
 
-        def one(carry, part_and_index):
-            summed, stats = carry
+        def one(before, part_and_index):
+            summed, stats = before
             part, index = part_and_index
             gradient, (metrics, weight, changed) = jax.grad(objective, has_aux=True)(
                 params, stats, part, jax.random.fold_in(key, index), price, model=model, layout=layout
             )
-            return (jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})), (metrics, weight)
+            summed, stats = jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})
+            return (summed, stats), (metrics, weight, changed["streams"])
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        (summed, stats), (metrics, weight) = jax.lax.scan(one, start, (parts, jnp.arange(accumulate)))
+        (summed, stats), (metrics, weight, streams) = jax.lax.scan(one, start, (parts, jnp.arange(accumulate)))
+        streams = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), streams)
         metrics, weight = layout.sum(jax.tree.map(lambda a: a.sum(0), (metrics, weight)))
         scale = 1 / jnp.maximum(weight, 1e-9)
-        return jax.tree.map(lambda g: g * scale, layout.sum_gradients(summed)), stats, metrics
+        return jax.tree.map(lambda g: g * scale, layout.sum_gradients(summed)), stats, metrics, streams
 
     def train(state: TrainState, batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         run = gradients if split is None else split.on_devices(gradients, state.params, batch)
-        gradient, stats, metrics = run(state.params, state.batch_stats, batch, key)
+        batch = with_streams(batch, state.streams)
+        gradient, stats, metrics, streams = run(state.params, state.batch_stats, batch, key)
         norm = optax.tree.norm(gradient)
         # Means of these are per update, in however many parts it was computed.
         metrics = metrics | {"gradient_norm": (norm, jnp.ones(())), "elements": (metrics["elements"][0], jnp.ones(()))}
@@ -155,6 +162,7 @@ def make_steps(
             opt_state=opt_state,
             metrics=jax.tree.map(jnp.add, state.metrics, metrics),
             bad_step=state.bad_step,
+            streams=streams,
         )
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
         kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
@@ -166,16 +174,17 @@ def make_steps(
         key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
         variables = model.init({"params": key}, *arguments(one_element(example)))
         params, stats = variables["params"], variables.get("batch_stats", {})
-        shapes = jax.eval_shape(lambda: gradients(params, stats, example, key)[2])
+        streams = model.initial_state(len(example["inputs"])) if carry else {}
+        shapes = jax.eval_shape(lambda: gradients(params, stats, with_streams(example, streams), key)[2])
         metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
         metrics["gradient_norm"] = (jnp.zeros(()), jnp.zeros(()))
         opt_state = make_optimizer(params).init(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, jnp.full((), -1, jnp.int32))
+        never = jnp.full((), -1, jnp.int32)
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, streams)
 
     def forward(params, batch_stats, batch, model=model, layout=ALONE, mutable=()):
         variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
-        out: Any
-        out, found = model.apply(variables, *arguments(batch), False, mutable=list(mutable))
+        out, found = apply(model, variables, batch, False, mutable)
         metrics = layout.share(loss(out, batch)[2] | evaluation_metrics(out, batch), out.logits.ndim > 2)
         return layout.sum(metrics | layout.share(activation_metrics(out.layers), True)), out, found
 
@@ -195,9 +204,28 @@ def make_steps(
             return loss(out._replace(logits=logits[None]), jax.tree.map(lambda a: a[None], example))[2]
 
         each = jax.vmap(alone)(out.logits, batch)
-        return Examined(_elements_of_a_batch(metrics), each, out, found.get("taps", {}))
+        return Examined(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
 
-    return StepFunctions(init, train, evaluate, examine, objective)
+    def read(variables, batch) -> tuple[Sums, Any]:
+        found = examine(variables, batch)
+        return found.total, found.streams
+
+    return StepFunctions(init, train, evaluate, examine, read, objective)
+
+
+def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest) -> tuple[Any, dict[str, Any]]:
+    """The model's output and changed collections, with the `streams` after the batch, {} if it has none."""
+    if "streams" not in batch:
+        out, changed = model.apply(variables, *arguments(batch), train, mutable=list(mutable), **rest)
+        return out, {**changed, "streams": {}}
+    given = (*arguments(batch), batch["streams"], train)
+    (out, after), changed = model.apply(variables, *given, method="stream", mutable=list(mutable), **rest)
+    return out, {**changed, "streams": after}
+
+
+def with_streams(batch, streams: Any) -> dict[str, Any]:
+    """The batch with the state from which its streams are read on, empty for those that begin; unless there is none."""
+    return {**batch, "streams": reset(streams, batch["begins"])} if streams else batch
 
 
 def _elements_of_a_batch(metrics: Sums) -> Sums:

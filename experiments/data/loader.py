@@ -48,14 +48,18 @@ class Rows:
         return batch[self.process_index * share : (self.process_index + 1) * share]
 
 
-def train_dataset(source: Source, transform: Transform, rows: Rows, seed: int) -> grain.MapDataset:
+def train_dataset(
+    source: Source, transform: Transform, rows: Rows, seed: int, *, shuffled: bool = True
+) -> grain.MapDataset:
     """Endless batches; element `step` is a pure function of (seed, step).
 
-    Every epoch is a new permutation of the whole source. The last batch of an epoch is filled from the next epoch.
+    Every epoch is a new permutation of the whole source, unless it is not `shuffled`: then its own order. The last
+    batch of an epoch is filled from the next epoch.
     """
     if not 0 <= seed < 2**32:  # grain's bounds
         raise UserError(f"seed is {seed}; it must be in 0..{2**32 - 1}")
-    indices = grain.MapDataset.range(_size(source)).seed(seed).shuffle().repeat()
+    indices = grain.MapDataset.range(_size(source)).seed(seed)
+    indices = (indices.shuffle() if shuffled else indices).repeat()
     read = _Reader(source, transform)
     return indices.batch(rows.batch_size, drop_remainder=True).map(lambda batch: read(rows.cut(batch)))
 

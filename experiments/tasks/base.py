@@ -38,6 +38,7 @@ class Task:
     splits: tuple[str, ...] = ("validation", "test")  # evaluation; training is on "train"
     headline: str  # the metric that picks the best checkpoint
     higher_is_better: bool
+    shuffled: bool = True  # the order of training examples; else the source's own
     trivial_answer: str  # what `trivial` computes, in words
 
     def __init__(
@@ -54,11 +55,15 @@ class Task:
         self.config = config
         self._sources = sources
         self._rows = Rows(batch_size, process_index, process_count)
-        self._train = train_dataset(sources["train"], self.row, self._rows, seed)
+        self._train = train_dataset(sources["train"], self.train_row, self._rows, seed, shuffled=self.shuffled)
 
     def row(self, example: Any) -> dict[str, Any]:
         """An example of a source as its row of every array of a batch."""
         raise NotImplementedError
+
+    def train_row(self, example: Any) -> dict[str, Any]:
+        """`row`, and what only training needs."""
+        return self.row(example)
 
     def train_batch(self, step: int) -> Batch:
         """The training batch of a step: a pure function of (seed, step)."""

@@ -3,19 +3,24 @@
 Training reads contiguous blocks, each predicting its every byte, the first from the byte before the block. Validation
 reads its split the same way. Testing scores every byte exactly once, with up to `context` bytes before the first that
 is scored (the published protocol for enwik8: 1192 new bytes after up to 7000).
+
+With `carry` row b of the batches is a stream: its block of a step goes on where that of the step before ended.
 """
 
 import dataclasses
 import gzip
+import itertools
 import lzma
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead
 from experiments.data.sources import open_split
 from experiments.errors import UserError
 from experiments.tasks.base import BYTE_VOCABULARY, TokenTask, byte_ids, pad, require
@@ -29,6 +34,8 @@ class Config:
     """A prepared `dataset`, or `files` (plain, .gz or .xz), one after the other, cut by `fractions` into train,
     validation and test. `length` is of a sequence, `context` what of it is not scored again in testing.
     `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is all.
+    `carry`: training hands the model's state from block to block, in a stream for each row of the batch, and validation
+    is one pass in as many.
     """
 
     dataset: str | None = None
@@ -37,6 +44,7 @@ class Config:
     length: int = 8192
     context: int = 7000
     evaluation_bytes: int | None = None
+    carry: bool = False
 
     @property
     def vocabulary_size(self) -> int:
@@ -58,8 +66,8 @@ class Task(TokenTask):
     higher_is_better = False
     trivial_answer = "the bytes' frequencies in training"
 
-    def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
-        """`batching` is batch_size, seed, process_index and process_count, as in Task."""
+    def __init__(self, config: Config, *, data_dir: str | None, batch_size: int, **batching: int):
+        """`batching` is seed, process_index and process_count, as in Task."""
         require(
             (config.dataset is None) == bool(config.files),
             "config.task.files: name text files, or a prepared corpus by config.task.dataset; not both",
@@ -69,12 +77,34 @@ class Task(TokenTask):
             self.bytes[split] = self.bytes[split][: config.evaluation_bytes]
         for split, data in self.bytes.items():
             require(len(data) > 0, f"the {split} split has no bytes")
+            require(
+                not config.carry or len(data) >= batch_size,
+                f"config.task.carry=True: the {split} split has {len(data)} bytes for {batch_size} streams, one for "
+                "every row of config.train.batch_size",
+            )
+        train = self.bytes["train"]
         sources = {
-            "train": Windows(self.bytes["train"], config.length),
+            "train": Streams(train, config.length, batch_size) if config.carry else Windows(train, config.length),
             "validation": Windows(self.bytes["validation"], config.length),
             "test": Windows(self.bytes["test"], config.length, config.context),
         }
-        super().__init__(config, sources, **batching)
+        self.shuffled = not config.carry
+        super().__init__(config, sources, batch_size=batch_size, **batching)
+
+    def streams(self, split: str, count: int) -> Iterator[Batch]:
+        """The split in one pass, as `count` streams that each begin empty: batches of the next `length` bytes of each.
+
+        Every byte is scored once. A stream reads the `context` bytes before its part first, which are not scored.
+        """
+        self._evaluation_source(split)  # refuses an unknown one
+        data = self.bytes[split]
+        require(1 <= count <= len(data), f"{count} streams of {len(data)} bytes: take 1..{len(data)}")
+        source = Streams(data, self.config.length, count, self.config.context)
+        return read_ahead(evaluation_dataset(source, self.row, Rows(count)))
+
+    def train_row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
+        """`row`, and with `carry` whether its stream `begins` here."""
+        return self.row(example) | ({"begins": example[0][0] == 0} if self.config.carry else {})
 
     def row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
         """A window's bytes, the first of them 0 where the stream begins; how many of its targets were scored before."""
@@ -110,6 +140,28 @@ class Windows:
         start = max(0, first - self._context)
         before = byte_ids(self._data[start - 1 : start]) if start else np.zeros(1, np.int32)
         return np.concatenate([before, byte_ids(self._data[start : first + self._new])]), first - start
+
+
+class Streams:
+    """`count` streams side by side, of consecutive parts of the bytes that differ by at most one in length.
+
+    Example t * count + b is the t-th of the `Windows` of stream b, empty where that has ended. A stream begins with up
+    to `context` bytes before its part, which are not to be scored.
+    """
+
+    def __init__(self, data: Bytes, length: int, count: int, context: int = 0):
+        ends = [len(data) * b // count for b in range(count + 1)]
+        self._before = [min(first, context) for first in ends[:-1]]
+        spans = zip(self._before, itertools.pairwise(ends), strict=True)
+        self._windows = [Windows(data[first - before : end], length) for before, (first, end) in spans]
+        self._length = length
+
+    def __len__(self) -> int:
+        return len(self._windows) * max(map(len, self._windows))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        t, stream = divmod(index, len(self._windows))
+        return self._windows[stream][t][0], max(0, self._before[stream] - t * self._length)
 
 
 def read_corpus(name: str, data_dir: str | None) -> dict[str, Bytes]:
