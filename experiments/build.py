@@ -141,6 +141,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
                 "price at hyper-input 1, above 0"
             )
         model = build_hyper(model, config.hyper, example)
+    carry = _carries(config, task, model, partition)
     split = _split(config, task, model, partition, example)
     steps = make_steps(
         model,
@@ -150,7 +151,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         seed=config.seed,
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
-        carry=_carries(config, task, model, partition),
+        carry=carry,
         evaluation_metrics=task.evaluation_metrics,
         split=split,
     )

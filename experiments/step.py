@@ -225,7 +225,7 @@ def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest)
 
 def with_streams(batch, streams: Any) -> dict[str, Any]:
     """The batch with the state from which its streams are read on, empty for those that begin; unless there is none."""
-    return {**batch, "streams": reset(streams, batch["begins"])} if streams else batch
+    return {**batch, "streams": reset(streams, jnp.asarray(batch["begins"]))} if streams else batch
 
 
 def _elements_of_a_batch(metrics: Sums) -> Sums:

@@ -98,7 +98,9 @@ class Task(TokenTask):
         """
         self._evaluation_source(split)  # refuses an unknown one
         data = self.bytes[split]
-        require(1 <= count <= len(data), f"{count} streams of {len(data)} bytes: take 1..{len(data)}")
+        require(
+            1 <= count <= len(data), f"--streams={count}: the {split} split has {len(data)} bytes; take 1..{len(data)}"
+        )
         source = Streams(data, self.config.length, count, self.config.context)
         return read_ahead(evaluation_dataset(source, self.row, Rows(count)))
 

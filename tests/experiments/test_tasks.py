@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -536,6 +537,57 @@ def test_a_corpus_is_scored_whole(data_dir):
     rows = [tuple(row[:n]) for batch in epoch for row, n in zip(batch["targets"], batch["lengths"], strict=True)]
     assert len(blocks) == 10
     assert set(rows) == blocks
+
+
+def check_streams(batches: list[Any]) -> list[tuple[list[int], list[int]]]:
+    """What each row of the batches reads after the 0 that begins it, and what of it has a weight. Nothing is left out
+    between two batches."""
+    found = []
+    for row in range(len(batches[0]["lengths"])):
+        real = [slice(0, batch["lengths"][row]) for batch in batches]
+        inputs, targets, weights = (
+            np.concatenate([batch[name][row, n] for batch, n in zip(batches, real, strict=True)]).tolist()
+            for name in ("inputs", "targets", "weights")
+        )
+        assert inputs == [0, *targets][:-1]
+        assert sum(batch["weights"][row].sum() for batch in batches) == sum(weights), "none behind the length"
+        found.append((targets, [symbol for symbol, weight in zip(targets, weights, strict=True) if weight]))
+    return found
+
+
+@pytest.mark.parametrize(("size", "length", "count"), [(540, 20, 4), (80, 20, 4), (81, 20, 4), (79, 20, 4), (7, 3, 7)])
+def test_carried_streams_read_every_byte_once_an_epoch_and_go_on_where_they_ended(tmp_path, size, length, count):
+    data = random_bytes(size + 2 * count)
+    (tmp_path / "text").write_bytes(data.tobytes())
+    shares = (size / len(data), count / len(data), count / len(data))
+    config = corpus.Config(files=(str(tmp_path / "text"),), fractions=shares, length=length, context=0, carry=True)
+    make = lambda **batching: corpus.Task(config, batch_size=count, data_dir=None, **{"seed": 0, **batching})
+    steps = -(-math.ceil(size / count) // length)
+    task = make()
+    epoch = [task.train_batch(step) for step in range(steps)]
+    assert [batch["begins"].tolist() for batch in epoch] == [[True] * count] + [[False] * count] * (steps - 1)
+    parts = check_streams(epoch)
+    assert [symbol for part, _ in parts for symbol in part] == (data[:size].astype(int) + 1).tolist()
+    assert all(part == scored for part, scored in parts)
+    assert {len(part) for part, _ in parts} <= {size // count, size // count + 1}
+    for step in (0, steps - 1):  # every epoch is like the first, whatever the seed
+        jax.tree.map(np.testing.assert_array_equal, make(seed=1).train_batch(step + 3 * steps), epoch[step])
+    if count % 2 == 0:  # a process reads its rows
+        halves = [make(process_index=index, process_count=2).train_batch(steps - 1) for index in (0, 1)]
+        jax.tree.map(lambda *a: np.testing.assert_array_equal(np.concatenate(a[1:]), a[0]), epoch[-1], *halves)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 84])
+def test_one_pass_scores_every_byte_once_after_the_context_of_its_stream(data_dir, count):
+    task = make("corpus", data_dir)
+    data = (np.frombuffer(contents(data_dir, "test"), np.uint8).astype(int) + 1).tolist()
+    streams = check_streams(list(task.streams("test", count)))
+    assert [symbol for _, scored in streams for symbol in scored] == data
+    for row, (read, scored) in enumerate(streams):
+        first = len(data) * row // count
+        assert len(scored) == len(data) * (row + 1) // count - first
+        assert len(read) - len(scored) == min(first, task.config.context)
+        assert data[first + len(scored) - len(read) :][: len(read)] == read
 
 
 def test_only_the_first_evaluation_bytes_are_used(data_dir):

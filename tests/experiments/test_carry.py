@@ -1,0 +1,357 @@
+"""Carried state: rows of batches are streams that go on from step to step and across resumes; a corpus in one pass."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_programs import assert_one_line, run_all
+from test_resume import assert_same_run, run_until_stopped
+
+from configs.lm import bytes as recipe
+from configs.synthetic import recall
+from experiments.build import Experiment, build
+from experiments.checkpoints import Checkpoints
+from experiments.errors import UserError
+from experiments.evaluation import evaluate_run
+from experiments.loop import train
+from experiments.optimizers import make_optimizer
+from experiments.reporting import METRICS_FILE
+from experiments.restore import Run, initial_variables, load
+from experiments.scores import score
+from experiments.step import make_steps
+from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.models.classifier import Output
+from seqboat.models.encoder import EncoderConfig
+from seqboat.ops.losses import cross_entropy
+
+BATCH, LENGTH, CONTEXT = 4, 20, 16
+SMALL = {
+    "task.length": LENGTH,
+    "task.context": CONTEXT,
+    "model.layers": 2,
+    "model.features": 8,
+    "model.key_size": 4,
+    "model.value_size": 16,
+    "model.state_size": 2,
+    "model.window_size": 4,
+    "model.block_size": 16,
+    "train.steps": 0,
+    "train.batch_size": BATCH,
+    "train.tensorboard": False,
+}
+CARRIED = {"task.carry": True, "model.ssm_truncation": None}
+SEGMENTS = 7  # the training split's 540 bytes are 4 streams of 135
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """values({"task.carry": True}) is a tiny language model of 600 random letters with that difference."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_bytes(np.random.default_rng(0).integers(97, 105, 600).astype(np.uint8).tobytes())
+
+    def make(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        config = recipe.get_config("tiny")
+        config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **(changes or {})})
+        return config.to_dict()
+
+    return make
+
+
+# The step.
+
+
+@pytest.fixture(scope="module")
+def frozen(values) -> tuple[Experiment, list[Any], list[float]]:
+    """A SeqBoat whose parameters never move, computed in two parts: its states before and after every step of an epoch
+    and two more, and each step's loss."""
+    settings = {"train.accumulate": 2, "optimizer.learning_rate_scales": ((".", 0.0),), "optimizer.clip_norm": 1e9}
+    experiment = build(values({**CARRIED, **settings}))
+    state = jax.jit(lambda: experiment.steps.init(0))()
+    update = jax.jit(experiment.steps.train)
+    states, losses = [state], []
+    for step in range(SEGMENTS + 2):
+        state = update(state, experiment.task.train_batch(step))
+        states.append(state)
+        losses.append(float(np.divide(*state.metrics["loss"])))
+        state = dataclasses.replace(state, metrics=jax.tree.map(jnp.zeros_like, state.metrics))
+    return experiment, states, losses
+
+
+@pytest.fixture(scope="module")
+def streams(frozen) -> dict[str, np.ndarray]:
+    """The whole streams of an epoch, side by side."""
+    batches = [frozen[0].task.train_batch(step) for step in range(SEGMENTS)]
+    joined = {name: np.concatenate([b[name] for b in batches], 1) for name in ("inputs", "targets", "weights")}
+    return joined | {"lengths": sum(b["lengths"] for b in batches)}
+
+
+def test_the_loss_of_every_step_is_that_of_the_whole_streams_and_then_they_begin_again(frozen, streams):
+    experiment, states, losses = frozen
+    variables = {"params": states[0].params}
+    apply = jax.jit(experiment.model.apply)
+    each = cross_entropy(
+        apply(variables, streams["inputs"], streams["lengths"]).logits, jnp.asarray(streams["targets"])
+    )
+    share = lambda a: (a * streams["weights"]).reshape(BATCH, SEGMENTS, LENGTH).sum((0, 2))
+    expected = share(np.asarray(each, np.float64)) / share(np.ones_like(each))
+    np.testing.assert_allclose(losses[:SEGMENTS], expected, rtol=1e-5)
+    np.testing.assert_allclose(losses[SEGMENTS:], expected[:2], rtol=1e-5)
+    batch = experiment.task.train_batch(1)
+    alone = cross_entropy(apply(variables, batch["inputs"], batch["lengths"]).logits, jnp.asarray(batch["targets"]))
+    assert abs(float(alone.mean()) - expected[1]) > 1e-4, "what came before matters"
+
+
+def test_the_first_gradient_is_the_parallel_one(frozen):
+    """Read from the optimiser's first moment: Adam would hide its scale. The second is not: there is a state."""
+    experiment, states, _ = frozen
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, batch):
+        out = experiment.model.apply({"params": params}, batch["inputs"], batch["lengths"], True)
+        return (cross_entropy(out.logits, batch["targets"]) * batch["weights"]).sum() / batch["weights"].sum()
+
+    def distance(step):
+        b1 = experiment.config.optimizer.b1
+        found = jax.tree.map(
+            lambda new, old: (new - b1 * old) / (1 - b1), states[step + 1].opt_state.first, states[step].opt_state.first
+        )
+        expected = gradient(states[step].params, experiment.task.train_batch(step))
+        squares = lambda tree: sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(tree))
+        return math.sqrt(squares(jax.tree.map(jnp.subtract, found, expected)) / squares(expected))
+
+    assert distance(0) < 1e-5
+    assert distance(1) > 1e-3
+
+
+def test_streams_that_begin_are_empty_and_the_others_are_not(frozen):
+    """After step 7, which begins the second epoch, the state is that after step 0."""
+    _, states, _ = frozen
+    rms = lambda tree: math.sqrt(sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(tree.ssm)))
+    assert rms(states[0].streams[0]) == 0
+    assert rms(states[1].streams[0]) > 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        states[SEGMENTS + 1].streams,
+        states[1].streams,
+    )
+    assert states[SEGMENTS].streams[0].memories[0].now.tolist() == [135] * BATCH
+    assert states[SEGMENTS + 2].streams[0].memories[0].now.tolist() == [2 * LENGTH] * BATCH
+
+
+# The loop, with a model that compiles in no time: the logits are the sum of all rows of a table so far.
+
+
+class Sum(NamedTuple):
+    total: jax.Array
+    count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LightConfig:
+    encoder: EncoderConfig
+    vocabulary_size: int
+
+
+class Light(nn.Module):
+    config: LightConfig
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> tuple[Sum]:
+        return (Sum(jnp.zeros((batch, self.config.vocabulary_size)), jnp.zeros(batch, jnp.int32)),)
+
+    def __call__(self, inputs, lengths, train=False) -> Output:
+        return self.stream(inputs, lengths, self.initial_state(len(inputs)), train)[0]
+
+    @nn.compact
+    def stream(self, inputs, lengths, state, train=False) -> tuple[Output, tuple[Sum]]:
+        size, (before,) = self.config.vocabulary_size, jax.lax.stop_gradient(state)
+        table = self.param("table", nn.initializers.normal(0.1), (size, size))
+        valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
+        total = before.total[:, None] + jnp.cumsum(jnp.where(valid[..., None], table[inputs], 0), axis=1)
+        none = jnp.zeros((self.config.encoder.layers, 0))
+        elements = jnp.full(self.config.encoder.layers, lengths.sum().astype(jnp.float32))
+        after = Sum(total[:, -1], before.count + lengths)
+        return Output(total, ActivationStats(none, none, none, elements, none)), (after,)
+
+
+@pytest.fixture(scope="module")
+def light(values) -> Experiment:
+    plan = {"train.steps": 10, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
+    built = build(values({**CARRIED, **plan, "train.accumulate": 2, "optimizer.warmup_steps": 2}))
+    config, task = built.config, built.task
+    model = Light(LightConfig(built.model.config.encoder, task.config.vocabulary_size))
+    steps = make_steps(
+        model,
+        task.loss,
+        lambda params: make_optimizer(config.optimizer, config.train.steps, params),
+        task.train_batch(0),
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        carry=True,
+    )
+    return dataclasses.replace(built, model=model, steps=steps)
+
+
+@pytest.fixture(scope="module")
+def unbroken(light, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("unbroken")
+    train(light, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(("place", "step"), [("batch", 2), ("batch", 5), ("evaluation", 8), ("save", 6), ("batch", 10)])
+def test_a_resumed_run_is_the_unbroken_one(light, unbroken, tmp_path, place, step):
+    """Its streams too; step 8 begins the second epoch."""
+    run_until_stopped(light, tmp_path, place, step)
+    train(light, tmp_path)
+    assert_same_run(tmp_path, unbroken, light)
+
+
+def test_the_comparison_can_fail(light, unbroken, tmp_path):
+    """A run that goes on with empty streams is told apart."""
+    run_until_stopped(light, tmp_path, "batch", 5)
+    with pytest.MonkeyPatch.context() as patch:
+        batch = type(light.task).train_row
+        patch.setattr(type(light.task), "train_row", lambda task, row: batch(task, row) | {"begins": np.bool_(True)})
+        train(dataclasses.replace(light, task=build(light.values).task), tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path, unbroken, light)
+
+
+def test_validation_is_one_pass_in_as_many_streams(light, unbroken):
+    lines = [json.loads(line) for line in (unbroken / METRICS_FILE).read_text().splitlines()]
+    (found,) = [line["bits"] for line in lines if line["kind"] == "evaluation" and line["step"] == 10]
+    table = load_params(light, unbroken)["table"].astype(np.float64)
+    data, total = light.task.bytes["validation"].astype(int) + 1, 0.0
+    for row in range(BATCH):
+        first, end = len(data) * row // BATCH, len(data) * (row + 1) // BATCH
+        before = min(first, CONTEXT)
+        ids = np.concatenate([[0], data[first - before : end]])
+        logits = np.cumsum(table[ids[:-1]], 0)
+        scores = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), ids[1:]]
+        total += scores[before:].sum()
+    assert found == pytest.approx(total / len(data) / math.log(2), rel=1e-5)
+
+
+def load_params(experiment: Experiment, workdir: Path) -> dict[str, np.ndarray]:
+    abstract = jax.eval_shape(lambda: experiment.steps.init(0))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return jax.tree.map(np.asarray, checkpoints.restore(10, abstract).state.params)
+
+
+@pytest.mark.slow
+def test_a_seqboat_goes_on_bit_for_bit(values, tmp_path):
+    """With dropout, a router that is paid, and accumulated parts."""
+    plan = {"train.steps": 9, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
+    router = {"router.centered": True, "router.straight_through": True, "router.key_credit": True}
+    moving = {"dropout": 0.1, "hidden_dropout": 0.1, "attention_dropout": 0.1, **router}
+    changes = {**CARRIED, **plan, "train.accumulate": 2, **{f"model.{name}": value for name, value in moving.items()}}
+    experiment = build(values(changes))
+    train(experiment, tmp_path / "unbroken")
+    run_until_stopped(experiment, tmp_path / "broken", "batch", 6)
+    train(experiment, tmp_path / "broken")
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken", experiment)
+
+
+# One pass.
+
+
+@pytest.fixture(scope="module")
+def untrained(values, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("untrained") / "run"
+    train(build(values({"model.ssm_truncation": None})), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def losses(untrained) -> Callable[[np.ndarray], np.ndarray]:
+    """The parallel form's cross-entropy of every byte of a text of up to 30, in nats."""
+    run = load(untrained)
+    apply = jax.jit(run.model.apply)
+
+    def each(data: np.ndarray) -> np.ndarray:
+        ids = jnp.zeros((1, 31), jnp.int32).at[0, 1 : 1 + len(data)].set(data.astype(int) + 1)
+        logits = apply(run.variables, ids[:, :-1], jnp.array([len(data)])).logits
+        return np.asarray(cross_entropy(logits, ids[:, 1:]), np.float64)[0, : len(data)]
+
+    return each
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_pass_is_the_likelihood_of_the_whole_text(untrained, losses, count):
+    """Of several streams: of each part after the `context` bytes before it. And it can be compared with another."""
+    result = evaluate_run(untrained, streams=count, against=untrained if count == 1 else None)
+    data, total = load(untrained).task.bytes["test"], 0.0
+    assert len(data) == 30
+    for row in range(count):
+        first, end = len(data) * row // count, len(data) * (row + 1) // count
+        before = min(first, CONTEXT)
+        total += losses(data[first - before : end])[before:].sum()
+    assert result["bits"] == pytest.approx(total / len(data) / math.log(2), rel=1e-5)
+    assert (result["protocol"], result["streams"]) == ("one pass with carried state", count)
+    file = untrained / f"one_pass_{count}_test_0.json"
+    assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+    if count == 1:
+        assert result["against"]["metrics"]["bits"]["p_value"] == 1
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.ssm_truncation": 5},
+            "config.task.carry=True: config.model.ssm_truncation=5 cannot be streamed: a cut kernel has no state to go "
+            "on from; train with None, as the variant :ours of a recipe does",
+        ),
+        ({"model.window_size": None}, "config.task.carry=True: config.model.window_size=None cannot be streamed"),
+        ({"mesh": "data"}, "config.task.carry=True: streams are read on one device in one process; leave config.mesh"),
+        ({"train.batch_size": 31}, "config.task.carry=True: the validation split has 30 bytes for 31 streams"),
+    ],
+    ids=["cut kernel", "no window", "mesh", "too many streams"],
+)
+def test_what_cannot_carry_a_state_is_refused_before_compiling(values, changes, message):
+    with pytest.raises(UserError, match="^" + message.replace("(", r"\(")):
+        build(values({**CARRIED, **changes}))
+
+
+def test_other_tasks_have_no_streams(tiny):
+    values = tiny()
+    values["task"]["carry"] = True
+    with pytest.raises(UserError, match=r"config.task.carry: unknown field"):
+        build(values)
+
+
+def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, untrained):
+    carried = build(values(CARRIED))
+    with pytest.raises(UserError, match=r"does not fit this model: streams/0/ssm \(4, 8, 2\) float32 is missing in it"):
+        train(carried, untrained)
+    taken = initial_variables(carried, untrained)
+    jax.tree.map(np.testing.assert_array_equal, taken["params"], load(untrained).variables["params"])
+
+
+def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
+    other = recall.get_config()
+    for config, message in (
+        (tiny(), "short_listops with a Classifier has no streams: one pass is for language models of a corpus"),
+        (other.to_dict(), "recall with a LanguageModel has no streams: one pass is for language models of a corpus"),
+        (values({"model.ssm_truncation": 5}), "this model cannot be evaluated in one pass: ssm_truncation=5 cannot be"),
+    ):
+        with pytest.raises(UserError, match="^" + message):
+            score(Run(build(config), {}, 0), "test", streams=1)
+
+
+def test_a_mistake_at_the_terminal_is_one_line(untrained):
+    (done,) = run_all([("experiments.evaluate", [f"--workdir={untrained}", "--streams=31"], None)])
+    assert assert_one_line(done) == "31 streams of 30 bytes: take 1..30"
