@@ -354,4 +354,4 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
 
 def test_a_mistake_at_the_terminal_is_one_line(untrained):
     (done,) = run_all([("experiments.evaluate", [f"--workdir={untrained}", "--streams=31"], None)])
-    assert assert_one_line(done) == "31 streams of 30 bytes: take 1..30"
+    assert assert_one_line(done) == "--streams=31: the test split has 30 bytes; take 1..30\n"
