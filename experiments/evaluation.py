@@ -40,7 +40,7 @@ def evaluate_run(
 
     `against` is the work directory of another run, whose best step is compared example by example. `at`: the
     hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hyper`.
-    `streams`: a corpus is read in one pass with carried state, cut into so many; 1 gives every byte all bytes before it.
+    `streams`: a corpus is read in one pass with carried state, cut into so many; 1 gives every byte all before it.
     """
     run = load(workdir, step, data_dir, at)
     other = None if against is None else load(against, None, data_dir, at if has_hyper(against) else None)

@@ -178,7 +178,8 @@ class _Run:
 
     def one_pass(self) -> Any:
         """An evaluation step that reads every batch from the state that the one before left."""
-        state = self.experiment.model.initial_state(self.settings.batch_size)
+        # Placed, as what a step returns: another kind would be compiled for.
+        state = jax.device_put(self.experiment.model.initial_state(self.settings.batch_size), jax.devices()[0])
 
         def evaluate_batch(variables, batch):
             nonlocal state

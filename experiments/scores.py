@@ -89,9 +89,10 @@ def initial_state(run: Run, streams: int) -> Any:
             "one pass is for language models of a corpus (configs/lm)"
         )
     try:
-        return jax.tree.map(jnp.array, run.model.initial_state(streams))  # its layers share zeros; each is given away
+        state = jax.tree.map(jnp.array, run.model.initial_state(streams))  # its layers share zeros; each is given away
     except ValueError as error:
         raise UserError(f"this model cannot be evaluated in one pass: {error}") from error
+    return jax.device_put(state, jax.devices()[0])  # placed, as what a step returns: another kind is compiled for
 
 
 def is_example(batch: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " B"]:
