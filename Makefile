@@ -17,8 +17,9 @@ quickstart: $(VENV)/.run
 	$(RUN) -m experiments.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(RUN) -m experiments.evaluate --workdir=$(WORKDIR)
 
+# Two workers, for test time is compile time of one thread; a file stays with one worker, and so do its fixtures.
 test: lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: lint
 	$(RUN) -m pytest

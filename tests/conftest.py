@@ -10,7 +10,9 @@ from absl import flags
 # Eight devices, for what is split over them; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/seqboat/tests"))
+# A cache for each of several workers, which do not write into one another's files.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"~/.cache/seqboat/tests{WORKER}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # grain asks for parsed flags when it reads ahead.
 flags.FLAGS.mark_as_parsed()

@@ -162,7 +162,7 @@ def _variances(name: str, draws: int = 800) -> dict[str, tuple[dict[str, float],
     return found
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow if name in ("lstm", "conv", "seqboat") else ()) for name in TARGETS]
+SLOW = [pytest.param(name, marks=pytest.mark.slow if name != "s4d" else ()) for name in TARGETS]
 
 
 @pytest.mark.parametrize("name", SLOW)
