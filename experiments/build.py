@@ -224,7 +224,7 @@ def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, 
             select=options.select,
             exclude=options.exclude,
             stacked="encoder/layers/**" if hasattr(target, "config") and hasattr(target.config, "encoder") else (),
-            draws=MEASURED if options.network.init in ("matched", *HYPERFAN) else 0,
+            draws=0 if options.network.init in ("fan_out", "zero") else MEASURED,
         )
         model = Hyper(target, HyperNetwork(found, options.network))
         model.network.groups()
@@ -263,7 +263,6 @@ ACCELERATOR_BLOCKS = 32
 GIVEN = ("classes", "vocabulary_size")
 # How often a target is initialised to measure what its initializers draw.
 MEASURED = 64
-HYPERFAN = ("hyperfan_in", "hyperfan_out", "hyperfan_harmonic")
 
 
 def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -> nn.Module:

@@ -14,6 +14,18 @@ BF16 = 1e-2
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+# A SeqBoat of two layers that compiles in seconds, as differences from a config.
+SMALL_MODEL = {
+    "model.layers": 2,
+    "model.features": 8,
+    "model.key_size": 4,
+    "model.value_size": 16,
+    "model.state_size": 2,
+    "model.window_size": 4,
+    "model.block_size": 16,
+}
+
+
 def rms(x) -> float:
     x = np.asarray(x, np.complex128)
     return float(np.sqrt(np.square(np.abs(x)).sum() / max(x.size, 1)))

@@ -40,21 +40,18 @@ class HyperNetwork(nn.Module):
             )
         code = encoding(condition, table)
         groups = self.groups()
-        hidden = Trunk(config, name="trunk")(code) if set(groups) - {"chunked", "recurrent"} else None
+        hidden: Any = Trunk(config, name="trunk")(code) if set(groups) - {"chunked", "recurrent"} else None
         generated: dict[str, Array] = {}
         for kind, leaves in groups.items():
-            wanted = [self._variance(leaf, kind) for leaf in leaves]
-            kernels = tuple((variance / encoding.energy) ** 0.5 for variance in wanted)
+            made = tuple(map(_factors, leaves)) if kind == "scale" else leaves
+            deviations = tuple(initial_variance(leaf, self.spec, config) ** 0.5 for leaf in made)
+            kernels = tuple(deviation / encoding.energy**0.5 for deviation in deviations)
             if kind in ("full", "scale"):
-                head: Any = FullHead(
-                    tuple(_factors(leaf) if kind == "scale" else leaf for leaf in leaves), kernels, name=kind
-                )
+                generated |= FullHead(made, kernels, name=kind)(hidden)
             elif kind == "low_rank":
-                head = LowRankHead(leaves, kernels, config.rank, name=kind)
+                generated |= LowRankHead(made, kernels, config.rank, name=kind)(hidden)
             else:
-                deviations = tuple(variance**0.5 for variance in wanted)
-                head = ChunkedHead(leaves, deviations, config, kind == "recurrent", name=kind)
-            generated |= head(code if kind in ("chunked", "recurrent") else hidden)
+                generated |= ChunkedHead(made, deviations, config, kind == "recurrent", name=kind)(code)
         return generated if config.residual else self._around_means(generated, groups)
 
     def groups(self) -> dict[str, tuple[Leaf, ...]]:
@@ -69,9 +66,6 @@ class HyperNetwork(nn.Module):
         return {
             name: tuple(leaf for leaf in self.spec if kind[leaf.path] == name) for name in sorted(set(kind.values()))
         }
-
-    def _variance(self, leaf: Leaf, kind: str) -> float:
-        return initial_variance(_factors(leaf) if kind == "scale" else leaf, self.spec, self.config)
 
     def _around_means(self, generated: dict[str, Array], groups: dict[str, tuple[Leaf, ...]]) -> dict[str, Array]:
         """With a learned offset for every number, or, where chunks are to save parameters, a constant."""
@@ -167,8 +161,7 @@ class Hyper(nn.Module):
     def _combine(self, stored: Any, generated: dict[str, Array], creating: bool = False) -> dict[str, Any]:
         """theta from theta0 and what is generated; while `creating`, theta0 itself where there is one."""
         leaves, config = flatten(nn.meta.unbox(stored)), self.network.config
-        groups = self.network.groups()
-        scaled = {leaf.path for leaf in groups.get("scale", ())}
+        scaled = {leaf.path for leaf in self.network.groups().get("scale", ())}
         for leaf in self.network.spec:
             base = leaves.get(leaf.path)
             if config.residual if base is None else base.shape != leaf.shape:

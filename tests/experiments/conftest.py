@@ -19,18 +19,13 @@ from experiments.step import TrainState, make_steps
 from seqboat.layers.sparse_activation import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
+from tests.helpers import SMALL_MODEL
 
 TINY = {
     "task.train_examples": 200,
     "task.validation_examples": 40,
     "task.test_examples": 40,
-    "model.layers": 2,
-    "model.features": 8,
-    "model.key_size": 4,
-    "model.value_size": 16,
-    "model.state_size": 2,
-    "model.window_size": 4,
-    "model.block_size": 16,
+    **SMALL_MODEL,
     "optimizer.warmup_steps": 4,
     "train.steps": 6,
     "train.batch_size": 8,

@@ -31,18 +31,13 @@ from seqboat.layers.sparse_activation import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops.losses import cross_entropy
+from tests.helpers import SMALL_MODEL
 
 BATCH, LENGTH, CONTEXT = 4, 20, 16
 SMALL = {
     "task.length": LENGTH,
     "task.context": CONTEXT,
-    "model.layers": 2,
-    "model.features": 8,
-    "model.key_size": 4,
-    "model.value_size": 16,
-    "model.state_size": 2,
-    "model.window_size": 4,
-    "model.block_size": 16,
+    **SMALL_MODEL,
     "train.steps": 0,
     "train.batch_size": BATCH,
     "train.tensorboard": False,

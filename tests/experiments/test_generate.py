@@ -16,18 +16,13 @@ from experiments.errors import UserError
 from experiments.generation import Sampling, Terminal, generate
 from experiments.loop import train
 from experiments.restore import load_language_model
+from tests.helpers import SMALL_MODEL
 
 SMALL = {
     "task.files": ("text.txt",),
     "task.length": 32,
     "task.context": 16,
-    "model.layers": 2,
-    "model.features": 8,
-    "model.key_size": 4,
-    "model.value_size": 16,
-    "model.state_size": 2,
-    "model.window_size": 4,
-    "model.block_size": 16,
+    **SMALL_MODEL,
     "train.steps": 0,
     "train.batch_size": 2,
     "train.tensorboard": False,
