@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.lm import enwik8
+from experiments.benchmarks import memory
 from experiments.benchmarks.cases import threshold, with_router_bias
 from experiments.build import build_model
 from experiments.generation import Sampling, make_step
@@ -16,16 +17,18 @@ from experiments.tasks import corpus
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
 
-# Streams at once, and the position of all of them.
-STREAMS = ((1, 1000), (1, 1_000_000), (16, 1_000_000))
+# Positions of a stream, and how many streams are decoded together.
+EARLY, LATE, MANY = 1000, 1_000_000, 16
 # A call is so many steps, so that its time is a mean over elements that activate more and fewer layers; of several
 # streams it is a mean already.
 STEPS, FEWER_STEPS = 32, 8
-# Of a transformer's cache, and steps of a call.
-LENGTHS = {64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
+# Elements of a stream between two looks at the process's memory.
+STREAMED = 20_000
+# Rows of a transformer's cache, and steps of a call.
+LENGTHS = {16: 32, 64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
 # What a router's biases are chosen on.
 SAMPLE = 512
-# A longer cache is left out; a step also copies each to another order, so as much again is needed.
+# Of more bytes of cache as many layers are timed as fit; a step also copies each to another order.
 LARGEST_CACHE = 5e9
 
 
@@ -40,11 +43,12 @@ def steps_of(batch: int) -> int:
 
 
 class Decoder:
-    """A model with initial parameters and a router's biases, one a layer."""
+    """A model with initial parameters and a router's biases, one a layer; decoders that share `step` compile once."""
 
-    def __init__(self, model: LanguageModel, variables: Any = None):
+    def __init__(self, model: LanguageModel, variables: Any = None, step: Any = None):
         self.model, one = model, jnp.ones(1, jnp.int32)
         self.variables = jax.jit(model.init)(jax.random.key(0), one[None], one) if variables is None else variables
+        self.step = step or make_step(model, Sampling())
 
     def at_rate(self, rate: float) -> "Decoder":
         """Of random symbols so many are active in every layer; a layer's bias depends on those before it."""
@@ -57,7 +61,7 @@ class Decoder:
 
         for layer in range(len(biases)):
             biases[layer] = threshold(np.asarray(logits(with_router_bias(self.variables, biases))[layer]), rate)
-        return Decoder(self.model, with_router_bias(self.variables, biases))
+        return Decoder(self.model, with_router_bias(self.variables, biases), self.step)
 
     def read(self) -> Callable[[], object]:
         """The sum of all parameters, as often as a call decodes."""
@@ -67,21 +71,36 @@ class Decoder:
 
     def runner(self, batch: int, position: int) -> Callable[[], object]:
         """`steps_of` random symbols for each of so many streams, whose memories are full, at this position."""
-        step, symbols = make_step(self.model, Sampling()), _symbols(batch, steps_of(batch))
+        symbols, variables = _symbols(batch, steps_of(batch)), jax.jit(separate)(self.variables)
         full = lambda memory: memory._replace(now=memory.now + position, pushed=memory.pushed + memory.slots)
-        state = tuple(
+        held = tuple(
             layer._replace(memories=tuple(full(memory) for memory in layer.memories))
             for layer in self.model.initial_state(batch)
         )
-        variables = jax.jit(separate)(self.variables)
-        held = [state]
 
         def run():
+            nonlocal held
             for number in range(len(symbols)):
-                drawn, held[0] = step(variables, symbols[number], held[0], number)
+                drawn, held = self.step(variables, symbols[number], held, number)
                 drawn.block_until_ready()
 
         return run
+
+    def grown(self) -> int | None:
+        """Bytes by which the process grew over `STREAMED` elements of one stream, after the first `EARLY`."""
+        variables, state, last = jax.jit(separate)(self.variables), self.model.initial_state(1), _symbols(1, 1)[0]
+        before = None
+        for number in range(EARLY + STREAMED):
+            if number == EARLY:
+                before = memory.resident()
+            last, state = self.step(variables, last, state, number)
+        jax.block_until_ready(last)
+        after = memory.resident()
+        return None if before is None or after is None else after - before
+
+    def state_bytes(self) -> int:
+        """Of what is kept of one stream."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.model.initial_state(1)))
 
 
 def cache_bytes(model: LanguageModel, length: int) -> int:
@@ -89,11 +108,16 @@ def cache_bytes(model: LanguageModel, length: int) -> int:
     return 2 * 4 * length * model.config.encoder.layers * model.config.encoder.layer.features
 
 
+def layers_timed(model: LanguageModel, length: int) -> int:
+    """All layers, or as many as have no more than `LARGEST_CACHE` bytes of keys and values."""
+    depth = model.config.encoder.layers
+    return max(1, min(depth, int(LARGEST_CACHE * depth / cache_bytes(model, length))))
+
+
 def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
-    """Several times an element through as many layers of as many channels, each attending to a cache of `length` rows,
-    which is not written to."""
-    encoder = model.config.encoder
-    width, depth = encoder.layer.features, encoder.layers
+    """Several times an element through `layers_timed` layers of as many channels, each attending to a cache of `length`
+    rows, which is not written to."""
+    width, depth = model.config.encoder.layer.features, layers_timed(model, length)
     layer = CachedTransformerLayer(width)
     shape = (1, length, *layer.heads())
     rng = np.random.default_rng(0)

@@ -50,6 +50,11 @@ def measure(name: str, contender: str, rate: float, published: Path | None) -> i
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def resident() -> int | None:
+    """Bytes of memory that the process holds now; None where the system has no /proc."""
+    return _status("VmRSS") if PROCESS.is_dir() else None
+
+
 def _status(field: str) -> int:
     """A size from the process's own status, in bytes."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", PROCESS.joinpath("status").read_text(), re.MULTILINE)

@@ -229,43 +229,68 @@ def decode(settings: Settings) -> Iterator[Row]:
     """A generated element of the enwik8 models, tiny and full, at each rate: early and late in a stream, several
     streams at once; beside one reading of all parameters, and a transformer that attends to a cache of so many rows.
 
-    The last rows of a model say from which length of cache on a step of ours is the shorter, between the lengths
-    measured.
+    `crossing` says from how many rows of cache on a step of ours is the shorter, between the lengths measured;
+    `over_ours` is the transformer's time over ours at the highest rate.
     """
+    early, late, many = (1, decoding.EARLY), (1, decoding.LATE), (decoding.MANY, decoding.LATE)
     for name, model in decoding.models().items():
         decoder = decoding.Decoder(model)
-        runners, known = {"read": decoder.read()}, {"read": Row(contender="reading all parameters once")}
-        for rate in settings.rates:
-            biased = decoder.at_rate(rate)
-            for batch, position in decoding.STREAMS:
-                key = f"{rate} {batch} {position}"
-                runners[key] = biased.runner(batch, position)
-                known[key] = Row(contender="sparse", rate=rate, batch=batch, position=position)
-        raced = settings.race(runners)
-        times = {key: _per_step(raced[key], decoding.steps_of(row.get("batch", 1))) for key, row in known.items()}
+        biased = {rate: decoder.at_rate(rate) for rate in settings.rates}
+        runners: dict[Any, Callable[[], object]] = {
+            (rate, *stream): found.runner(*stream) for rate, found in biased.items() for stream in (early, late, many)
+        }
+        ms = {key: row["median_ms"] for key, row in settings.race({"read": decoder.read(), **runners}).items()}
+        read = ms["read"] / decoding.STEPS
+        of = lambda rate, stream, ms=ms: ms[rate, *stream] / decoding.steps_of(stream[0])
         del runners
-        lengths = [n for n in decoding.LENGTHS if decoding.cache_bytes(model, n) <= decoding.LARGEST_CACHE]
-        for length in lengths:  # one by one: a cache takes the memory
-            steps = decoding.LENGTHS[length]
-            key = f"cache {length}"
-            few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest is a minute
-            times[key] = _per_step(few.race({key: decoding.transformer(model, length)})[key], steps)
-            known[key] = Row(contender="transformer", batch=1, position=length)
-        for key, row in known.items():
-            ms = times[key]["median_ms"]
-            yield {"model": name, **row, **times[key], "over_reading": ms / times["read"]["median_ms"]} | (
-                {"elements_per_second": 1e3 * row["batch"] / ms} if "batch" in row else {}
-            )
-        caches = [times[f"cache {length}"]["median_ms"] for length in lengths]
+        caches = {length: _cached(settings, model, length) for length in decoding.LENGTHS}
+        ours = of(max(settings.rates), early)
+        yield {"model": name, "contender": "all parameters read once", "ms": read}
         for rate in settings.rates:
-            ours = times[f"{rate} {decoding.STREAMS[0][0]} {decoding.STREAMS[0][1]}"]["median_ms"]
-            crossing = int(np.interp(ours, caches, lengths))
-            yield {"model": name, "contender": "crossing", "rate": rate, "position": crossing}
+            grown = biased[rate].grown() if rate == min(settings.rates) else None
+            yield {
+                "model": name,
+                "contender": "SeqBoat",
+                "rate": rate,
+                "kept_mb": decoder.state_bytes() / 1e6,
+                "grown_mb": None if grown is None else grown / 1e6,
+                "ms": of(rate, early),
+                "over_reading": of(rate, early) / read,
+                "late_ms": of(rate, late),
+                "late_over_early": of(rate, late) / of(rate, early),
+                "many_ms": of(rate, many),
+                "many_per_second": 1e3 * many[0] / of(rate, many),
+                "crossing": _crossing(of(rate, early), caches),
+            }
+        for length, found in caches.items():
+            yield {
+                "model": name,
+                "contender": "transformer",
+                "rows": length,
+                "kept_mb": decoding.cache_bytes(model, length) / 1e6,
+                "ms": found,
+                "over_reading": found / read,
+                "over_ours": found / ours,
+                "layers_timed": decoding.layers_timed(model, length),
+            }
 
 
-def _per_step(row: Row, steps: int) -> Row:
-    """Of calls of so many steps."""
-    return row | {name: row[name] / steps for name in ("median_ms", "best_ms")}
+def _cached(settings: Settings, model: Any, length: int) -> float:
+    """Milliseconds of the transformer, alone, since a cache takes the memory; of the whole depth, from the layers that
+    fit."""
+    steps = decoding.LENGTHS[length]
+    few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest is a minute
+    found = few.race({"cache": decoding.transformer(model, length)})["cache"]["median_ms"] / steps
+    return found * model.config.encoder.layers / decoding.layers_timed(model, length)
+
+
+def _crossing(ms: float, caches: dict[int, float]) -> str:
+    lengths = sorted(caches)
+    if ms <= caches[lengths[0]]:
+        return f"under {lengths[0]:,}"
+    if ms > caches[lengths[-1]]:
+        return f"over {lengths[-1]:,}"
+    return f"{np.interp(ms, [caches[length] for length in lengths], lengths):,.0f}"
 
 
 SUITES = {

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -145,20 +146,34 @@ def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     layer = replace(SMALL["lm"].layer, window_size=4)
     model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 2), 257))
     monkeypatch.setattr(decoding, "models", lambda: {"small": model})
-    monkeypatch.setattr(decoding, "STREAMS", ((1, 10), (2, 10_000_000)))
-    monkeypatch.setattr(decoding, "LENGTHS", {8: 2, 16: 1})
-    rows = list(suites.decode(replace(SETTINGS, rates=(0.0, 1.0))))
-    found = [(row["contender"], row.get("rate"), row.get("batch"), row.get("position")) for row in rows[:-2]]
-    sparse = [("sparse", rate, *stream) for rate in (0.0, 1.0) for stream in decoding.STREAMS]
-    assert found == [
-        ("reading all parameters once", None, None, None),
-        *sparse,
-        ("transformer", None, 1, 8),
-        ("transformer", None, 1, 16),
+    for name, value in {"EARLY": 3, "MANY": 2, "STREAMED": 5, "LENGTHS": {8: 2, 16: 1}}.items():
+        monkeypatch.setattr(decoding, name, value)
+    read, *rows = suites.decode(replace(SETTINGS, rates=(0.0, 1.0)))
+    assert read["contender"] == "all parameters read once"
+    assert read["ms"] > 0
+    closed, opened, *cached = rows
+    assert (closed["rate"], opened["rate"]) == (0.0, 1.0)
+    assert closed["kept_mb"] == sum(leaf.nbytes for leaf in jax.tree.leaves(model.initial_state(1))) / 1e6
+    for row in (closed, opened):
+        assert row["late_over_early"] == pytest.approx(row["late_ms"] / row["ms"])
+        assert row["many_per_second"] == pytest.approx(2e3 / row["many_ms"])
+    assert [(row["contender"], row["rows"], row["layers_timed"]) for row in cached] == [
+        ("transformer", 8, 2),
+        ("transformer", 16, 2),
     ]
-    assert all(row["median_ms"] > 0 for row in rows[:-2])
-    assert [row["contender"] for row in rows[-2:]] == ["crossing"] * 2
-    assert all(8 <= row["position"] <= 16 for row in rows[-2:])
+    assert all(row["over_ours"] == pytest.approx(row["ms"] / opened["ms"]) for row in cached)
+
+
+def test_a_cache_beyond_the_memory_is_timed_by_fewer_layers(monkeypatch):
+    layer = replace(SMALL["lm"].layer, window_size=4)
+    model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 4), 257))
+    monkeypatch.setattr(decoding, "LARGEST_CACHE", decoding.cache_bytes(model, 100))
+    assert [decoding.layers_timed(model, length) for length in (50, 100, 200, 1000)] == [4, 4, 2, 1]
+
+
+@pytest.mark.parametrize(("ms", "said"), [(0.5, "under 10"), (1.0, "under 10"), (2.0, "15"), (4.0, "over 20")])
+def test_the_crossing_is_between_the_lengths_measured(ms, said):
+    assert suites._crossing(ms, {10: 1.0, 20: 3.0}) == said
 
 
 def test_a_published_file_that_is_none_is_refused(tmp_path):
