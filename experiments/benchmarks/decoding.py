@@ -29,7 +29,7 @@ LENGTHS = {16: 32, 64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
 # What a router's biases are chosen on.
 SAMPLE = 512
 # Of more bytes of cache as many layers are timed as fit; a step also copies each to another order.
-LARGEST_CACHE = 5e9
+LARGEST_CACHE = 3.5e9
 
 
 def models() -> dict[str, LanguageModel]:

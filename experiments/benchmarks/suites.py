@@ -234,6 +234,7 @@ def decode(settings: Settings) -> Iterator[Row]:
     """
     early, late, many = (1, decoding.EARLY), (1, decoding.LATE), (decoding.MANY, decoding.LATE)
     for name, model in decoding.models().items():
+        caches = {length: _cached(settings, model, length) for length in decoding.LENGTHS}
         decoder = decoding.Decoder(model)
         biased = {rate: decoder.at_rate(rate) for rate in settings.rates}
         runners: dict[Any, Callable[[], object]] = {
@@ -243,7 +244,6 @@ def decode(settings: Settings) -> Iterator[Row]:
         read = ms["read"] / decoding.STEPS
         of = lambda rate, stream, ms=ms: ms[rate, *stream] / decoding.steps_of(stream[0])
         del runners
-        caches = {length: _cached(settings, model, length) for length in decoding.LENGTHS}
         ours = of(max(settings.rates), early)
         yield {"model": name, "contender": "all parameters read once", "ms": read}
         for rate in settings.rates:
@@ -276,8 +276,8 @@ def decode(settings: Settings) -> Iterator[Row]:
 
 
 def _cached(settings: Settings, model: Any, length: int) -> float:
-    """Milliseconds of the transformer, alone, since a cache takes the memory; of the whole depth, from the layers that
-    fit."""
+    """Milliseconds of the transformer, alone and first, since a cache takes the memory; of the whole depth, from the
+    layers that fit."""
     steps = decoding.LENGTHS[length]
     few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest is a minute
     found = few.race({"cache": decoding.transformer(model, length)})["cache"]["median_ms"] / steps
