@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.sparse_activation import WindowedModule
+from seqboat.layers.streaming import SHORT
 from seqboat.layers.taps import tap
 from seqboat.ops.packing import Rows
 from seqboat.ops.positions import T5_BUCKETS
@@ -100,5 +101,7 @@ class Columns(nn.Module):
     def __call__(self, x: Float[Array, "T D"], first: int, last: int | None) -> Float[Array, "T C"]:
         kernel = self.param("kernel", truncated_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel[:, first:last], bias[first:last], dtype=self.dtype)
-        return x @ kernel + bias[None]
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if x.shape[0] <= SHORT:  # to cut columns out of the kernel costs more than to compute all
+            return (x @ kernel + bias[None])[:, first:last]
+        return x @ kernel[:, first:last] + bias[None, first:last]
