@@ -151,7 +151,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         seed=config.seed,
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
-        carry=carry,
+        streams=config.train.batch_size if carry else 0,
         evaluation_metrics=task.evaluation_metrics,
         split=split,
     )
@@ -159,7 +159,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
 
 
 def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) -> bool:
-    """Whether training hands a state on; raises UserError for a model that has none, and for several devices."""
+    """Whether training hands a state on; raises UserError for a model that has none, or a mesh that cannot split it."""
     where = "config.task.carry=True"
     if not getattr(task.config, "carry", False):
         return False
@@ -168,8 +168,11 @@ def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) 
             f"{where}: {'config.hyper' if config.hyper is not None else type(model).__name__} has no state to carry; "
             "train a language model with parameters of its own"
         )
-    if partition.layout.sizes:
-        raise UserError(f"{where}: streams are read on one device in one process; leave config.mesh out")
+    if config.mesh == "pmap" or partition.layout.length:
+        raise UserError(
+            f"{where}: a mesh may split the streams, not their pieces, and not by pmap; config.mesh={config.mesh!r} is "
+            "none of data, fsdp, tensor and mixtures"
+        )
     try:
         model.initial_state(1)
     except ValueError as error:

@@ -93,7 +93,7 @@ class _Run:
         self.settings, self.task = experiment.config.train, experiment.task
         self.partition = experiment.partition
         self.evaluate_batch = self.partition.evaluate(experiment.steps.evaluate)
-        self.read_batch = jax.jit(experiment.steps.read)
+        self.read_batch = self.partition.evaluate(experiment.steps.read)
         # A report that is due waits until the next step is under way, so that the device does not wait for the host.
         self.due: tuple[int, Sums, jax.Array] | None = None
         self.clock = time.monotonic()
@@ -168,18 +168,19 @@ class _Run:
         split = self.task.splits[0]
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
         if self.state.streams:  # what is trained on streams is validated on streams
-            values = evaluate(self.one_pass(), variables, self.task.streams(split, self.settings.batch_size))
+            examine, batches = self.one_pass(), self.task.streams(split, self.settings.batch_size)
         else:
-            batches = map(self.partition.put, self.task.evaluation_batches(split))
-            values = evaluate(self.evaluate_batch, variables, batches)
+            examine, batches = self.evaluate_batch, self.task.evaluation_batches(split)
+        values = evaluate(examine, variables, map(self.partition.put, batches))
         self.reporter.evaluation(step, split, values)
         self.clock += time.monotonic() - began
         return values
 
     def one_pass(self) -> Any:
         """An evaluation step that reads every batch from the state that the one before left."""
-        # Placed, as what a step returns: another kind would be compiled for.
-        state = jax.device_put(self.experiment.model.initial_state(self.settings.batch_size), jax.devices()[0])
+        # Placed as the training's own, and so as what a step returns: another kind would be compiled for.
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.state.streams)
+        state = jax.jit(lambda streams: jax.tree.map(jnp.zeros_like, streams), out_shardings=places)(self.state.streams)
 
         def evaluate_batch(variables, batch):
             nonlocal state

@@ -8,7 +8,7 @@ how many; and
     place(state)                    a state, put where it belongs
     put(batch)                      a batch on the devices, from the rows that this process read
     compile(train, state, batch)    the training step; it consumes the state
-    evaluate(evaluate)              the evaluation step
+    evaluate(evaluate)              the evaluation step, and the reading of streams
 """
 
 import dataclasses
@@ -96,12 +96,14 @@ class Meshed:
         return f"a mesh of {self.mesh.size} devices: {sizes or 'data 1'}"
 
     def _shardings(self, state: TrainState) -> TrainState:
-        """Of every leaf: parameters and what an optimiser keeps of each by the rules, the rest whole everywhere."""
+        """Of every leaf: parameters and what an optimiser keeps of each by the rules, streams as the rows of batches,
+        the rest whole everywhere."""
         specs = jax.tree.map(lambda _: PartitionSpec(), state)
         specs = dataclasses.replace(
             specs,
             params=self.layout.of_parameters(state.params),
             opt_state=self.layout.of_parameters(state.opt_state),
+            streams=jax.tree.map(lambda _: self.layout.per_sequence, state.streams),
         )
         return jax.tree.map(functools.partial(NamedSharding, self.mesh), specs)
 

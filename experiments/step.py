@@ -51,13 +51,14 @@ class Split:
     mesh: jax.sharding.Mesh | None
 
     def on_devices(self, fn, params, batch, gradient: bool = True):
-        """`fn(params, batch_stats, batch, key)` on every device's parts; with `gradient` its result begins with one."""
+        """`fn(params, batch_stats, batch, key)` on every device's parts. Its result ends with the streams; with
+        `gradient` it begins with one."""
         fn = functools.partial(fn, model=self.model, layout=self.layout)
         if self.mesh is None:
             return fn
         whole, specs = PartitionSpec(), self.layout.of_parameters(params)
         given = (specs, whole, self.layout.of_batch(batch), whole)
-        results = (specs, whole, whole, whole) if gradient else whole
+        results = (specs, whole, whole, self.layout.per_sequence) if gradient else (whole, self.layout.per_sequence)
         return jax.shard_map(fn, mesh=self.mesh, in_specs=given, out_specs=results, check_vma=False)
 
 
@@ -75,15 +76,16 @@ class Examined(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepFunctions:
-    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`, the `objective` for diagnosis; on one device
-    `examine(variables, batch, tapped=False)`, and `read(variables, batch)`, its total and streams alone."""
+    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`; `read(variables, batch)`, which returns the
+    streams after the batch too; the `objective` for diagnosis; on one device `examine(variables, batch,
+    tapped=False)`."""
 
     init: Callable[[int], TrainState]
     train: Callable[[TrainState, Any], TrainState]
     evaluate: Callable[[Any, Any], Sums]
-    examine: Callable[..., Examined]
     read: Callable[[Any, Any], tuple[Sums, Any]]
     objective: Callable[..., Any]
+    examine: Callable[..., Examined]
 
 
 def make_steps(
@@ -95,7 +97,7 @@ def make_steps(
     seed: int,
     accumulate: int = 1,
     activation_price: float = 0.0,
-    carry: bool = False,
+    streams: int = 0,
     evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {},
     split: Split | None = None,
 ) -> StepFunctions:
@@ -103,9 +105,10 @@ def make_steps(
 
     The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
     for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
-    `example` is a batch, for shapes. `evaluation_metrics` are those that evaluation reports besides the loss's own.
-    With `carry` the rows of batches are streams that `begins` (B,) empties, and training is truncated backpropagation:
-    values go from a batch to the next, gradients do not. A batch with `streams`, a state, is read from it on.
+    `example` is a process's batch, for shapes. `evaluation_metrics` are those that evaluation reports besides the
+    loss's own. With `streams` the rows of batches, of all processes together, are so many streams, which `begins` (B,)
+    empties, and training is truncated backpropagation: values go from a batch to the next, gradients do not. A batch
+    that has `streams`, a state, is read from it on.
     With `split` every device computes its part of the batch, and nothing else is communicated than `Layout` says.
     """
 
@@ -148,8 +151,8 @@ def make_steps(
 
     def train(state: TrainState, batch) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        run = gradients if split is None else split.on_devices(gradients, state.params, batch)
         batch = with_streams(batch, state.streams)
+        run = gradients if split is None else split.on_devices(gradients, state.params, batch)
         gradient, stats, metrics, streams = run(state.params, state.batch_stats, batch, key)
         norm = optax.tree.norm(gradient)
         # Means of these are per update, in however many parts it was computed.
@@ -174,13 +177,14 @@ def make_steps(
         key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
         variables = model.init({"params": key}, *arguments(one_element(example)))
         params, stats = variables["params"], variables.get("batch_stats", {})
-        streams = model.initial_state(len(example["inputs"])) if carry else {}
-        shapes = jax.eval_shape(lambda: gradients(params, stats, with_streams(example, streams), key)[2])
+        empty = lambda count: model.initial_state(count) if streams else {}
+        batch = with_streams(example, empty(len(example["inputs"])))
+        shapes = jax.eval_shape(lambda: gradients(params, stats, batch, key)[2])
         metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
         metrics["gradient_norm"] = (jnp.zeros(()), jnp.zeros(()))
         opt_state = make_optimizer(params).init(params)
         never = jnp.full((), -1, jnp.int32)
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, streams)
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, empty(streams))
 
     def forward(params, batch_stats, batch, model=model, layout=ALONE, mutable=()):
         variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
@@ -189,12 +193,17 @@ def make_steps(
         return layout.sum(metrics | layout.share(activation_metrics(out.layers), True)), out, found
 
     def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
-        return forward(params, batch_stats, batch, model, layout)[0]
+        metrics, _, found = forward(params, batch_stats, batch, model, layout)
+        return metrics, found["streams"]
 
-    def evaluate(variables, batch) -> Sums:
+    def read(variables, batch) -> tuple[Sums, Any]:
         params, stats = variables["params"], variables.get("batch_stats", {})
         run = sums if split is None else split.on_devices(sums, params, batch, gradient=False)
-        return _elements_of_a_batch(run(params, stats, batch, None))
+        metrics, streams = run(params, stats, batch, None)
+        return _elements_of_a_batch(metrics), streams
+
+    def evaluate(variables, batch) -> Sums:
+        return read(variables, batch)[0]
 
     def examine(variables, batch, tapped=False) -> Examined:
         params, stats = variables["params"], variables.get("batch_stats", {})
@@ -206,11 +215,7 @@ def make_steps(
         each = jax.vmap(alone)(out.logits, batch)
         return Examined(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
 
-    def read(variables, batch) -> tuple[Sums, Any]:
-        found = examine(variables, batch)
-        return found.total, found.streams
-
-    return StepFunctions(init, train, evaluate, examine, read, objective)
+    return StepFunctions(init, train, evaluate, read, objective, examine)
 
 
 def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest) -> tuple[Any, dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead
+from experiments.data.loader import Batch, evaluation_dataset, read_ahead
 from experiments.data.sources import open_split
 from experiments.errors import UserError
 from experiments.tasks.base import BYTE_VOCABULARY, TokenTask, byte_ids, pad, require
@@ -102,7 +102,7 @@ class Task(TokenTask):
             1 <= count <= len(data), f"--streams={count}: the {split} split has {len(data)} bytes; take 1..{len(data)}"
         )
         source = Streams(data, self.config.length, count, self.config.context)
-        return read_ahead(evaluation_dataset(source, self.row, Rows(count)))
+        return read_ahead(evaluation_dataset(source, self.row, dataclasses.replace(self._rows, batch_size=count)))
 
     def train_row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
         """`row`, and with `carry` whether its stream `begins` here."""

@@ -135,7 +135,7 @@ class LayerConfig:
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
                 "so many activated elements are remembered; set a size",
             ),
-            "layout": (not self.layout.axes, "streams are not split over a mesh; use one device"),
+            "layout": (self.layout.length is None, "a piece is whole; split batches over the mesh, not sequences"),
         }
         for field, (fine, why) in refused.items():
             if not fine:

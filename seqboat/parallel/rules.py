@@ -116,12 +116,17 @@ class Layout:
         split = self.data if per_element else self.batch
         return self.size(tuple(axis for axis in self.axes if axis not in split))
 
+    @property
+    def per_sequence(self) -> PartitionSpec:
+        """Of arrays (B, ...) whose other axes are whole."""
+        return PartitionSpec(self.batch or None)
+
     def of_batch(self, batch: dict[str, Any]) -> dict[str, PartitionSpec]:
-        """Of arrays (B, L, ...), and of those that have one entry a sequence: `lengths` and whatever is (B,)."""
-        per_sequence = PartitionSpec(self.batch or None)
+        """Of arrays (B, L, ...), and of those that have one entry a sequence: `lengths`, whatever is (B,), and all of
+        `streams`, which is a tree."""
         per_element = PartitionSpec(self.batch or None, self.length)
         return {
-            name: per_sequence if name == "lengths" or len(array.shape) == 1 else per_element
+            name: self.per_sequence if name in ("lengths", "streams") or len(array.shape) == 1 else per_element
             for name, array in batch.items()
         }
 

@@ -31,7 +31,7 @@ from seqboat.layers.sparse_activation import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops.losses import cross_entropy
-from tests.helpers import SMALL_MODEL
+from tests.helpers import SMALL_MODEL, assert_close
 
 BATCH, LENGTH, CONTEXT = 4, 20, 16
 SMALL = {
@@ -191,7 +191,7 @@ def light(values) -> Experiment:
         task.train_batch(0),
         seed=config.seed,
         accumulate=config.train.accumulate,
-        carry=True,
+        streams=BATCH,
     )
     return dataclasses.replace(built, model=model, steps=steps)
 
@@ -257,6 +257,46 @@ def test_a_seqboat_goes_on_bit_for_bit(values, tmp_path):
     assert_same_run(tmp_path / "broken", tmp_path / "unbroken", experiment)
 
 
+# Several devices.
+
+
+ON_DEVICES = {"train.steps": 9, "train.log_every": 1, "train.evaluate_every": 4, "train.checkpoint_every": 4}
+
+
+@pytest.fixture(scope="module")
+def on_one(values, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("one")
+    train(build(values({**CARRIED, **ON_DEVICES})), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", pytest.param("data=4,tensor=2", marks=pytest.mark.slow)])
+def test_streams_split_over_a_mesh_are_those_of_one_device(values, on_one, tmp_path, mesh):
+    """Losses, validation and the state after, of which every device holds its rows; the last steps on one device."""
+    split = build(values({**CARRIED, **ON_DEVICES, "mesh": mesh}))
+    abstract = split.partition.abstract(lambda: split.steps.init(0))
+    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(abstract.streams)} == {1}
+    run_until_stopped(split, tmp_path, "batch", 6)
+    experiment = build(values({**CARRIED, **ON_DEVICES}))
+    train(experiment, tmp_path)
+    (step, state, found), (expected_step, expected, records) = (whole(path, experiment) for path in (tmp_path, on_one))
+    assert step == expected_step == 9
+    assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in records]
+    assert_close([line["loss"] for line in found], [line["loss"] for line in records])
+    assert_close((state.params, state.streams), (expected.params, expected.streams), floor=1e-2)
+
+
+def whole(workdir: Path, experiment: Experiment) -> tuple[int, Any, list[dict[str, Any]]]:
+    """The last step, its state, and the metrics."""
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(checkpoints.steps()[-1], jax.eval_shape(lambda: experiment.steps.init(0)))
+    return (
+        restored.step,
+        restored.state,
+        [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()],
+    )
+
+
 # One pass.
 
 
@@ -311,10 +351,16 @@ def test_one_pass_is_the_likelihood_of_the_whole_text(untrained, losses, count):
             "on from; train with None, as the variant :ours of a recipe does",
         ),
         ({"model.window_size": None}, "config.task.carry=True: config.model.window_size=None cannot be streamed"),
-        ({"mesh": "data"}, "config.task.carry=True: streams are read on one device in one process; leave config.mesh"),
+        (
+            {"mesh": "data=4,sequence=2"},
+            "config.task.carry=True: a mesh may split the streams, not their pieces, and not by pmap; "
+            "config.mesh='data=4,sequence=2' is none of data, fsdp, tensor and mixtures",
+        ),
+        ({"mesh": "pmap"}, "config.task.carry=True: a mesh may split the streams, not their pieces, and not by pmap"),
+        ({"mesh": "data"}, "config.mesh='data': 8 devices cannot share batches of 4 examples"),
         ({"train.batch_size": 31}, "config.task.carry=True: the validation split has 30 bytes for 31 streams"),
     ],
-    ids=["cut kernel", "no window", "mesh", "too many streams"],
+    ids=["cut kernel", "no window", "pieces", "pmap", "devices", "too many streams"],
 )
 def test_what_cannot_carry_a_state_is_refused_before_compiling(values, changes, message):
     with pytest.raises(UserError, match="^" + message.replace("(", r"\(")):

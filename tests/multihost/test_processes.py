@@ -7,24 +7,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments.checkpoints import Checkpoints
 from experiments.reporting import METRICS_FILE
+from tests.helpers import SMALL_MODEL
 
 REPOSITORY = Path(__file__).parents[2]
+SHORT_LISTOPS = {"task.train_examples": 200, "task.validation_examples": 40, "task.test_examples": 40}
 CHANGES = {
-    "task.train_examples": 200,
-    "task.validation_examples": 40,
-    "task.test_examples": 40,
-    "model.features": 8,
-    "model.key_size": 8,
-    "model.value_size": 16,
-    "model.state_size": 2,
-    "model.window_size": 4,
-    "model.block_size": 16,
+    **SMALL_MODEL,
     "train.batch_size": 8,
     "train.log_every": 1,
     "train.evaluate_every": 100,
@@ -36,13 +33,22 @@ CHANGES = {
 class Run:
     """So many processes of `devices` CPU devices each, on one work directory."""
 
-    def __init__(self, workdir: Path, processes: int, devices: int, mesh: str, **train: int):
+    def __init__(
+        self,
+        workdir: Path,
+        processes: int,
+        devices: int,
+        mesh: str,
+        config: str = "configs/quickstart.py",
+        task: Mapping[str, Any] = SHORT_LISTOPS,
+        **train: int,
+    ):
         self.workdir = workdir
-        changes = CHANGES | {f"train.{name}": value for name, value in train.items()} | {"mesh": mesh}
+        changes = {**CHANGES, **task, **{f"train.{name}": value for name, value in train.items()}, "mesh": mesh}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        command = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "experiments.train", f"--config={config}", f"--workdir={workdir}"]
         command += [f"--config.{name}={value}" for name, value in changes.items()]
         cache = os.path.expanduser("~/.cache/seqboat/tests")
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
@@ -90,6 +96,24 @@ def test_two_processes_train_as_one(tmp_path):
     assert one.wait() == [0], one.outputs
     assert list(one.losses()) == [1, 2, 3, 4, 5, 6]
     assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_read_streams_as_one(tmp_path):
+    """Each reads its rows of the text, which begin again in step 9, and keeps what the model remembers of them."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(np.random.default_rng(0).integers(97, 105, 2000).astype(np.uint8).tobytes())
+    task = {"task.files": f'("{text}",)', "task.length": 32, "task.context": 16, "task.carry": True}
+    plan: Any = {"config": "configs/lm/bytes.py:ours,tiny", "task": task, "steps": 12, "evaluate_every": 4}
+    two = Run(tmp_path / "two", 2, 2, "data=2,fsdp=2", **plan)
+    assert two.wait() == [0, 0], two.outputs
+    one = Run(tmp_path / "one", 1, 1, "data", **plan)
+    assert one.wait() == [0], one.outputs
+    assert len(one.losses()) == 12
+    assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
+    validations = [[r["loss"] for r in run.records() if r["kind"] == "evaluation"] for run in (two, one)]
+    assert validations[0] == pytest.approx(validations[1], rel=1e-5)
+    assert len(validations[1]) == 3
 
 
 @pytest.mark.slow
