@@ -191,7 +191,7 @@ class Checkpoints:
     def _score(self, metrics: Any) -> float:
         """Greater is better; NaN where `best_metric` is missing or not finite."""
         value = metrics.get(self._metric) if isinstance(metrics, dict) else None
-        return self._sign * value if isinstance(value, int | float) else math.nan
+        return self._sign * value if isinstance(value, float) and math.isfinite(value) else math.nan
 
     def _saved_score(self, step: int) -> float:
         try:
@@ -338,7 +338,7 @@ class Checkpoints:
         try:
             return migrate(seals.read_json(self._folder(step) / seals.META))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._name(step)} {error}") from error
+            raise UserError(f"{self._name(step)} cannot be read: {error}; use another step") from error
 
     def _restore(self, step: int, wanted: Any, *, partial: bool) -> Restored:
         """Reads the arrays of a verified step onto today's devices, once its tree is known to be the one `wanted`."""
@@ -349,6 +349,8 @@ class Checkpoints:
             differences = _differences(handler.metadata(self._folder(step) / "state").tree, target, partial=partial)
             if differences:
                 more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+                if all(line.startswith("streams/") for line in differences):
+                    more += " (another config.task.carry or batch_size; --init_from takes the parameters alone)"
                 raise UserError(
                     f"{self._name(step)} does not fit this model: {'; '.join(differences[:3])}{more}; "
                     "use the config it was made with, or another directory"

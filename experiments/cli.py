@@ -19,6 +19,7 @@ from absl import logging as absl_logging
 
 from experiments.errors import UserError
 
+_NONE = re.compile(r"--config\.([\w.]+)=None")
 # Compilations shorter than this are not worth a file.
 SHORTEST_CACHED_COMPILATION = 0.5
 
@@ -52,13 +53,25 @@ def _call(main: Callable[[], None]) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+            raise
+        _fail(f"not enough memory for so large a batch, sequence or model: {str(error).splitlines()[0]}")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
 
 def _parse(argv: list[str]) -> list[str]:
+    # ml_collections reads no None where a config has a number or a text.
+    nothing = dict.fromkeys(found[1] for word in argv if "config" in flags.FLAGS and (found := _NONE.fullmatch(word)))
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([word for word in argv if not (nothing and _NONE.fullmatch(word))])
+        if nothing and flags.FLAGS["config"].value is not None:
+            flags.FLAGS["config"].value.update_from_flattened_dict(nothing)
     except Exception as error:  # a config file is a program, and runs here
         raise UserError(_one_line(error)) from error
     if len(rest) > 1:

@@ -1,5 +1,6 @@
 """What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file; and over seeds."""
 
+import contextlib
 import json
 import math
 import os
@@ -50,7 +51,7 @@ def evaluate_run(
     seconds = time.monotonic() - began
     result = {
         "step": run.step,
-        "best": step is None and at is None,
+        "best": run.best and at is None,
         "at": at,
         "split": split,
         "protocol": "every example by itself" if streams is None else "one pass with carried state",
@@ -73,6 +74,7 @@ def evaluate_run(
             for name, fields in found.items()
         }
         result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
+        result["against"] |= {"differences": differences(run.experiment.values, other.experiment.values)}
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     write_json(workdir / result_file(result), result)
@@ -118,7 +120,8 @@ def show(result: dict[str, Any]) -> None:
             matrix.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
         console.print(matrix)
     if "against" in result:
-        for line in result["against"]["verdicts"]:
+        apart = "; ".join(result["against"]["differences"]) or "nothing but what training left to chance"
+        for line in [*result["against"]["verdicts"], f"here -> there: {apart}"]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -136,7 +139,8 @@ def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "t
     summary["metrics"] = {
         name: {"values": found, **_spread(found)}
         for name in results[0]
-        if name != "seconds" and isinstance((found := [result[name] for result in results])[0], float | None)
+        if name not in ("seconds", "at")
+        and isinstance((found := [result[name] for result in results])[0], float | None)
     }
     summary["activation_rate"] = [result.get("activation_rate") for result in results]
     summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
@@ -167,11 +171,13 @@ def write_text(path: Path, text: str) -> None:
     """Atomic; of several processes the first writes. Raises UserError where it cannot."""
     if jax.process_index():
         return
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two programs may write at once
     try:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"could not write {path}: {error.strerror}") from error
 
 

@@ -40,14 +40,16 @@ def main() -> None:
     if batch == 1:
         terminal = Terminal()
         print(terminal.text(prompt), end="", flush=True)
-    first, samples = None, np.zeros((count, batch), np.uint8)
-    for number, samples[number] in enumerate(drawn):
+    first, samples = None, []
+    for row in drawn:
         first = first or time.monotonic()
         if batch == 1:
-            print(terminal.text(samples[number].tobytes()), end="", flush=True)
+            print(terminal.text(row.tobytes()), end="", flush=True)
+        else:
+            samples.append(row)
     if batch == 1:
         print(terminal.text(b"", final=True))
-    for sample in samples.T if batch > 1 else ():
+    for sample in np.stack(samples, axis=1) if samples else ():
         print(f"{'-' * 80}\n{Terminal().text(prompt + sample.tobytes(), final=True)}")
     seconds = time.monotonic() - (first or 0)
     rate = f", {batch * (count - 1) / seconds:,.0f} bytes a second" if count > 1 else ""

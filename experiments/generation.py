@@ -17,6 +17,8 @@ from seqboat.layers.streaming import fork
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
 
+# What float32 logits can be divided by.
+TEMPERATURES = (1e-30, 1e30)
 # How many bytes of a prompt are read at once.
 PIECE = 256
 
@@ -32,7 +34,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        require(0 <= self.temperature < float("inf"), f"--temperature={self.temperature}: must be 0 or more")
+        least, most = TEMPERATURES
+        require(
+            self.temperature == 0 or least <= self.temperature <= most,
+            f"--temperature={self.temperature}: must be 0, or in {least:g}..{most:g}",
+        )
         require(self.top_k is None or self.top_k >= 1, f"--top_k={self.top_k}: must be at least 1")
         require(0 < self.top_p <= 1, f"--top_p={self.top_p}: must be above 0 and at most 1")
         require(0 <= self.seed < 2**32, f"--seed={self.seed}: must be in 0..{2**32 - 1}")
@@ -56,7 +62,7 @@ class Sampling:
         if self.top_p < 1:
             probability = jax.nn.softmax(ordered, axis=-1)
             before = jnp.cumsum(probability, axis=-1) - probability
-            least = jnp.where(before < self.top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
+            least = jnp.where(before < max(self.top_p, TEMPERATURES[0]), ordered, jnp.inf).min(axis=-1, keepdims=True)
             logits = jnp.where(logits >= least, logits, -jnp.inf)
         return logits
 
@@ -97,14 +103,20 @@ def _generate(model, variables, ids: np.ndarray, sampling: Sampling, batch: int,
     def read(variables, ids, state, length):
         return model.apply(variables, ids[None], length[None], state, method="stream")[1]
 
+    state = _placed(state)
     for first in range(0, len(ids) - 1, PIECE):
         piece = ids[first : min(first + PIECE, len(ids) - 1)]
         state = read(variables, np.resize(piece, PIECE), state, np.int32(len(piece)))
-    state = fork(state, jnp.zeros(batch, jnp.int32))
-    step, variables, last = make_step(model, sampling), jax.jit(separate)(variables), jnp.full(batch, ids[-1])
+    step, variables = make_step(model, sampling), jax.jit(separate)(variables)
+    last, state = _placed((jnp.full(batch, ids[-1]), fork(state, jnp.zeros(batch, jnp.int32))))
     for number in range(count):
         last, state = step(variables, last, state, np.int32(number))
         yield (np.asarray(last) - 1).astype(np.uint8)
+
+
+def _placed(tree: Any) -> Any:
+    """Where a step leaves what it returns: for arrays without a place it would be compiled once more."""
+    return jax.device_put(tree, jax.devices()[0])
 
 
 class Terminal:

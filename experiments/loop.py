@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.build import Experiment
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoints, Restored
 from experiments.config import differences
 from experiments.diagnosis import locate
 from experiments.errors import UserError
@@ -63,6 +63,8 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
         higher_is_better=task.higher_is_better,
     ) as checkpoints:
         restored = checkpoints.restore_latest(abstract)
+        if restored:
+            _refuse_other_streams(restored, experiment)
         state = restored.state if restored else experiment.partition.create(init)
         if restored is None and init_from is not None:
             state = dataclasses.replace(state, **initial_variables(experiment, init_from))
@@ -85,6 +87,17 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
             _Run(experiment, checkpoints, reporter, state).steps()
 
 
+def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
+    """What is remembered is of the text before the step's batch: raises UserError where that is another batch now."""
+    old, new = (config.get("task", {}) for config in (restored.meta["config"], experiment.values))
+    for name in ("length", "fractions", "dataset") if restored.state.streams else ():
+        if changed := differences(old.get(name), new.get(name), f"config.task.{name}"):
+            raise UserError(
+                f"{changed[0]}: the streams of that checkpoint stand elsewhere in the text; go on with the old one, or "
+                "take the parameters alone by --init_from"
+            )
+
+
 class _Run:
     """One process's pass from a step to the last."""
 
@@ -97,6 +110,8 @@ class _Run:
         # A report that is due waits until the next step is under way, so that the device does not wait for the host.
         self.due: tuple[int, Sums, jax.Array] | None = None
         self.clock = time.monotonic()
+        # Those in the sums of a checkpoint, which were not counted in this process's time.
+        self.counted = float(state.metrics["elements"][0])
 
     def steps(self) -> None:
         start, settings = int(self.state.step), self.settings
@@ -144,7 +159,8 @@ class _Run:
         values = means(metrics)
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
-        values |= {"elements_per_second": float(metrics["elements"][0]) / seconds, "seconds": seconds}
+        elements, self.counted = float(metrics["elements"][0]) - self.counted, 0.0
+        values |= {"elements_per_second": elements / seconds, "seconds": seconds}
         self.reporter.train(step, values)
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 Writes WORKDIR/report.html, one file that opens in any browser and loads nothing else.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def write_report(
     if not hasattr(run.model.config, "encoder"):
         raise UserError(f"the run in {workdir} is of a {type(run.model).__name__}: it has no attention to report")
     at = None if loaded.experiment.config.hyper is None else tuple(middle(loaded.task).tolist())
-    evaluation = _read_evaluation(workdir / result_file({"split": split, "step": run.step, "at": at}))
+    evaluated = workdir / result_file({"split": split, "step": run.step, "at": at})
+    evaluation = _read_evaluation(evaluated)
     measured = measure(run, split, examples, element)
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         meta = checkpoints.read_meta(run.step)
@@ -78,8 +80,14 @@ def write_report(
         trivial=evaluation["trivial"] if evaluation and "trivial" in evaluation else run.task.trivial(split),
         meta=meta,
     )
+    try:
+        text = page(content)
+    except Exception as error:
+        # What cannot be written without the evaluation either is not its fault.
+        page(dataclasses.replace(content, evaluation=None, trivial=run.task.trivial(split)))
+        raise UserError(f"{evaluated} is no evaluation ({error!r}): evaluate again, or remove it") from error
     path = workdir / "report.html"
-    write_text(path, page(content))
+    write_text(path, text)
     return path
 
 
@@ -89,7 +97,7 @@ def _read_evaluation(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is no evaluation: evaluate again, or remove it")

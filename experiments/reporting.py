@@ -212,7 +212,8 @@ def _parse(line: bytes) -> dict | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if type(step) is int and 0 <= step < 2**62 else None
 
 
 def plain(value: Any) -> Any:

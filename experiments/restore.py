@@ -22,11 +22,13 @@ SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model, `run.model.apply(run.variables, inputs, lengths)`, the step it is of, and its task's batches."""
+    """A trained model, `run.model.apply(run.variables, inputs, lengths)`, the step it is of, whether that is the best
+    one, and its task's batches."""
 
     experiment: Experiment
     variables: dict[str, Any]
     step: int
+    best: bool = True
 
     @property
     def model(self) -> Any:
@@ -57,10 +59,10 @@ def load(
         values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
     with _open(experiment.task, Path(workdir)) as checkpoints:
-        chosen = step if step is not None else checkpoints.best_step()
+        best = checkpoints.best_step()
         params, stats = _abstract(experiment)
-        restored = checkpoints.restore_params(chosen, params, stats)
-    return Run(experiment, restored.state, restored.step)
+        restored = checkpoints.restore_params(best if step is None else step, params, stats)
+    return Run(experiment, restored.state, restored.step, best=step is None or step == best)
 
 
 def has_hyper(workdir: Path) -> bool:

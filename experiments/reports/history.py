@@ -24,7 +24,7 @@ class History:
             if record.get("kind") == kind and record.get(name) is not None:
                 try:
                     values = np.array(record[name], float).reshape(-1)
-                except (TypeError, ValueError):  # somebody else's line
+                except (TypeError, ValueError, OverflowError):  # somebody else's line
                     continue
                 if len(values) in (1, len(self.names)) and (not rows or len(values) == len(rows[0][1])):
                     rows.append((record["step"], values.tolist()))

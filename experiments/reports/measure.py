@@ -58,7 +58,8 @@ class Measured:
     """S series, one for each layer and module that can be woken, layer by layer; n sequences of L elements.
 
     `valid` (n, L) elements are no padding; `active` and `confidence` (S, n, L); `spans` of the series that attend.
-    `examples` are rows of batches, of `total` in the split; a pair of documents is two consecutive sequences.
+    `examples` are rows of batches, `numbers` their places among the `total` of the split; a pair of documents is two
+    consecutive sequences.
     `answers` are the most likely classes or symbols; `metrics` name -> (mean, standard error) over them.
     """
 
@@ -68,6 +69,7 @@ class Measured:
     confidence: Float[np.ndarray, "S n L"]
     spans: dict[str, Span]
     examples: tuple[Example, ...]
+    numbers: tuple[int, ...]
     answers: np.ndarray
     total: int
     metrics: dict[str, tuple[float, float | None]]
@@ -80,7 +82,8 @@ class Measured:
 
 def measure(run: Run, split: str, examples: int, element: int | None = None) -> Measured:
     """Raises UserError if there is no such split, or no such element in the first example."""
-    chosen, total = spread(run.task.evaluation_batches(split), examples)
+    found_examples, total = spread(run.task.evaluation_batches(split), examples)
+    numbers, chosen = tuple(found_examples), list(found_examples.values())
     if not chosen:
         raise UserError(f"the {split} split is empty: there is nothing to report")
     layer, layers = run.model.config.encoder.layer, run.model.config.encoder.layers
@@ -121,6 +124,7 @@ def measure(run: Run, split: str, examples: int, element: int | None = None) -> 
         confidence=series(joined["confidence"]),
         spans=spans,
         examples=tuple(chosen),
+        numbers=numbers,
         answers=joined["answers"],
         total=total,
         metrics={name: (float(s.sum() / w.sum()), errors[name]) for name, (s, w) in per_example.items()},
@@ -132,20 +136,20 @@ def _attends(module: Any) -> bool:
     return hasattr(module, "window")
 
 
-def spread(batches: Iterator[Mapping[str, np.ndarray]], count: int) -> tuple[list[Example], int]:
-    """So many examples at even distances over a split, or all of fewer, and how many there are; never holds more than
-    twice as many."""
-    kept: list[Example] = []
+def spread(batches: Iterator[Mapping[str, np.ndarray]], count: int) -> tuple[dict[int, Example], int]:
+    """So many examples at even distances over a split by their places in it, or all of fewer, and how many there are;
+    never holds more than twice as many."""
+    kept: list[tuple[int, Example]] = []
     stride, total = 1, 0
     for batch in batches:
         for row in np.flatnonzero(is_example(batch)).tolist():
             if total % stride == 0:
-                kept.append({name: np.array(array[row]) for name, array in batch.items()})
+                kept.append((total, {name: np.array(array[row]) for name, array in batch.items()}))
             total += 1
             if len(kept) == 2 * count:
                 kept, stride = kept[::2], 2 * stride
     places = np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int)
-    return [kept[place] for place in places], total
+    return {kept[place][0]: kept[place][1] for place in places}, total
 
 
 def reach(window: Window, active: Bool[np.ndarray, "n L"]) -> Int[np.ndarray, " A"]:

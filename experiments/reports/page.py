@@ -39,7 +39,8 @@ p, ul { margin: .4rem 0; max-width: 50rem } ul { padding-left: 1.2rem }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: .6rem 0 } img { max-width: 100%; height: auto; display: block }
 table { border-collapse: collapse; font-size: .88rem; margin: .5rem 0 } .wide { overflow-x: auto }
-td, th { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+td, th { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; overflow-wrap: break-word }
+td:first-child { white-space: nowrap }
 th { font-weight: 600; border-bottom: 1px solid #c9cfd4 } td.n, th.n { text-align: right; white-space: nowrap }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospace, "DejaVu Sans Mono", monospace;
   background: #fafbfb; border: 1px solid #e3e7ea; border-radius: .4rem; padding: .5rem .6rem; margin: .2rem 0 .8rem;
@@ -135,8 +136,10 @@ def answer(content: Content) -> Html:
     if against:
         other = f"{Path(str(against['workdir'])).parent.name}/{Path(str(against['workdir'])).name}"
         parts.append(tag("p", tag("b", f"Against {other}, example by example:")))
-        parts.append(tag("ul", *(tag("li", line) for line in against["verdicts"])))
-    elif content.layer.activation == "learned":
+        apart = [str(line) for line in against.get("differences", ())]
+        told = [f"config, here → there: {'; '.join(apart)}"] if apart else []
+        parts.append(tag("ul", *(tag("li", line) for line in [*against["verdicts"], *told])))
+    if content.layer.activation == "learned" and not _tells_what_attention_is_worth(against):
         parts.append(
             tag(
                 "p",
@@ -209,6 +212,10 @@ def span(content: Content) -> Html:
         f"{QUERIES} activated elements a sequence). Thick: from the 10 % to the 90 % quantile; white: the median; dot: "
         "the mean; thin: up to the maximum."
     )
+    if getattr(content.task.config, "carry", False):
+        text += (
+            " Examples are looked at by themselves, each from an empty state: in a stream attention reaches further."
+        )
     numbers = [[name, kind, *(f"{value:,.1f}" for value in values)] for name, kind, values in rows]
     header = ["", "", "mean", "10 %", "median", "90 %", "maximum"]
     drawn = _figure(pictures.spans(spans, content.measured.names), "")
@@ -234,10 +241,13 @@ def inputs(content: Content) -> Html:
         for place, (values, length) in enumerate(sequences(example), start=each * number):
             on, sure = measured.active[:, place, :length], measured.confidence[:, place, :length]
             drawn.append(show(content, values[:length], on, sure, chosen))
-        parts.append(tag("div", tag("h3", f"Example {number + 1}{_answer(example, measured.answers[number])}"), *drawn))
+        title = f"Example {measured.numbers[number] + 1:,} of {measured.total:,}"
+        parts.append(tag("div", tag("h3", f"{title}{_answer(example, measured.answers[number])}"), *drawn))
     left_out = f" {len(chosen)} of the {len(series)} layers and modules are shown." if len(chosen) < len(series) else ""
     strong = "where more of them are" if show is _waveform else "a surer decision"
     text = f"Marked elements are active; a stronger colour is {strong}.{left_out}" if series else ""
+    if show is _text and any((example["inputs"] == 0).any() for example in measured.examples):
+        text += " ∅ is the symbol 0: where a text begins, or padding."
     return _section("What wakes it", tag("p", text), tag("div", *parts, class_=None if show is _text else "pair"))
 
 
@@ -293,6 +303,11 @@ def facts(content: Content) -> Html:
             class_="quiet",
         ),
     )
+
+
+def _tells_what_attention_is_worth(against: Mapping[str, Any] | None) -> bool:
+    """Whether the other run is one without attention."""
+    return "config.model.activation: 'learned' -> 'never'" in (against or {}).get("differences", ())
 
 
 def _scores(content: Content) -> Iterator[Html]:

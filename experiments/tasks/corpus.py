@@ -70,7 +70,8 @@ class Task(TokenTask):
         """`batching` is seed, process_index and process_count, as in Task."""
         require(
             (config.dataset is None) == bool(config.files),
-            "config.task.files: name text files, or a prepared corpus by config.task.dataset; not both",
+            "config.task: name text files, as --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset; "
+            + ("neither is named" if config.dataset is None else "both are named"),
         )
         self.bytes = read_files(config) if config.dataset is None else read_corpus(config.dataset, data_dir)
         for split in self.splits:

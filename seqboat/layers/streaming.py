@@ -4,12 +4,13 @@ States are trees whose leaves all begin with the B streams, and an empty one is 
 copied by `reset` and `fork`, whatever the model.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, ArrayLike, Bool, Int
 
 from seqboat.ops.packing import Rows
 
@@ -21,14 +22,30 @@ SHORT = 16
 FARTHEST = 2**30
 
 
-def reset(state: Tree, which: Bool[Array, "B"]) -> Tree:
-    """The state with these streams empty."""
+def reset(state: Tree, which: ArrayLike | Sequence[bool]) -> Tree:
+    """The state with those of the B streams empty for which `which` (B,) is True.
+
+    Raises ValueError for what is not as many truth values, so for numbers of streams.
+    """
+    which, count = jnp.asarray(which), _count(state)
+    if which.dtype != bool or which.shape != (count,):
+        raise ValueError(f"which: {count} truth values are wanted, one a stream, not {which.dtype}{which.shape}")
     return jax.tree.map(lambda leaf: jnp.where(which.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf), state)
 
 
-def fork(state: Tree, source: Int[Array, "S"]) -> Tree:
-    """The state of S streams, each a copy of one of those: [0, 0, 1] has the first stream twice."""
+def fork(state: Tree, source: ArrayLike | Sequence[int]) -> Tree:
+    """The state of S streams, each a copy of the one of those whose number `source` (S,) has: of [0, 0, 1] two are the
+    first. Raises ValueError for what is no list of numbers, and, where they are known, for one of no stream."""
+    source, count = jnp.asarray(source), _count(state)
+    if source.ndim != 1 or not jnp.issubdtype(source.dtype, jnp.integer):
+        raise ValueError(f"source: a list of numbers of streams is wanted, not {source.dtype}{source.shape}")
+    if not isinstance(source, jax.core.Tracer) and source.size and not 0 <= source.min() <= source.max() < count:
+        raise ValueError(f"source: {source.tolist()} has numbers of no stream; there are 0..{count - 1}")
     return jax.tree.map(lambda leaf: leaf[source], state)
+
+
+def _count(state: Tree) -> int:
+    return len(jax.tree.leaves(state)[0])
 
 
 class Memory(NamedTuple):

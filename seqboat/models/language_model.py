@@ -50,15 +50,16 @@ class LanguageModel(nn.Module):
         """The state of so many streams that begin. Raises ValueError for a model that cannot be streamed."""
         return Encoder(self.config.encoder, parent=None).initial_state(batch)
 
-    def stream(
-        self, inputs: Int[Array, "B L"], lengths: Int[Array, "B"], state: State, train: bool = False
-    ) -> tuple[Output, State]:
-        """The output for the next `lengths` (B,) symbols of B streams, 0..L of each, and the state after them.
+    def stream(self, inputs: Array, lengths: Array, state: State, train: bool = False) -> tuple[Output, State]:
+        """The output for the next `lengths` (B,) of the symbols (B, L) of B streams, 0..L of each, and the state after.
 
         Equal to `__call__` on the whole streams, up to rounding, whatever the pieces. No gradient goes back into the
         state: training by pieces is truncated backpropagation, while attention reaches into earlier ones. Raises
-        ValueError for a model that cannot be streamed and for a state of another one.
+        ValueError for a model that cannot be streamed, for a state of another one, and for other shapes. What compiled
+        programs cannot check are values: lengths outside 0..L count as the nearest of them.
         """
+        if inputs.ndim != 2 or inputs.shape[1] < 1 or lengths.shape != inputs.shape[:1]:
+            raise ValueError(f"symbols (B, L) and lengths (B,) are wanted, not {inputs.shape} and {lengths.shape}")
         return self._advance(inputs, lengths, train, state)
 
     @nn.compact

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -339,6 +340,18 @@ def test_one_pass_is_the_likelihood_of_the_whole_text(untrained, losses, count):
         assert result["against"]["metrics"]["bits"]["p_value"] == 1
 
 
+def test_the_lines_of_the_documentation(untrained):
+    """As they stand there, but for the work directory: the pieces give what the whole gives."""
+    text = (Path(__file__).parents[2] / "docs/streaming.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(block.replace("runs/x", str(untrained)), names)
+    ids = jnp.asarray(np.frombuffer(b"An endless text, in pieces of any length", np.uint8).astype(np.int32)[None] + 1)
+    run = names["run"]
+    whole = jax.jit(run.model.apply)(run.variables, ids, jnp.array([ids.shape[1]])).logits
+    assert_close(names["output"].logits, whole[:, -names["lengths"][0] :])
+
+
 # Mistakes.
 
 
@@ -376,10 +389,20 @@ def test_other_tasks_have_no_streams(tiny):
 
 def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, untrained):
     carried = build(values(CARRIED))
-    with pytest.raises(UserError, match=r"does not fit this model: streams/0/ssm \(4, 8, 2\) float32 is missing in it"):
+    with pytest.raises(
+        UserError, match=r"streams/0/ssm .* is missing in it.*another config.task.carry or batch_size; --init_from"
+    ):
         train(carried, untrained)
     taken = initial_variables(carried, untrained)
     jax.tree.map(np.testing.assert_array_equal, taken["params"], load(untrained).variables["params"])
+
+
+def test_a_piece_of_another_length_is_not_gone_on_with(values, light, unbroken):
+    other = dataclasses.replace(light, values={**light.values, "task": {**light.values["task"], "length": LENGTH + 1}})
+    with pytest.raises(
+        UserError, match=r"^config.task.length: 20 -> 21: the streams of that checkpoint stand elsewhere"
+    ):
+        train(other, unbroken)
 
 
 def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):

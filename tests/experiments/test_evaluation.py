@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -131,10 +133,13 @@ def test_a_run_against_another_and_itself(experiment, tiny, tmp_path, capsys):
     capsys.readouterr()
     show(result)
     first, second = result["against"]["verdicts"]
-    assert capsys.readouterr().out.splitlines()[-2:] == [first, second]
+    assert capsys.readouterr().out.splitlines()[-3:] == [first, second, "here -> there: config.seed: 0 -> 1"]
     assert "in accuracy" in first
     assert "in loss" in second
 
+    assert result["best"]
+    step = evaluate_run(tmp_path / "0", step=result["step"])
+    assert step["best"], "asked for by its number or not"
     same = evaluate_run(tmp_path / "0", against=tmp_path / "0")["against"]
     assert [metric["p_value"] for metric in same["metrics"].values()] == [1, 1]
     assert [line.split(" is shown")[0] for line in same["verdicts"]] == [
@@ -211,3 +216,20 @@ def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
         write_json(tmp_path / "seeds.json", process)
     assert (tmp_path / "seeds.json").read_text() == "0\n"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_programs_may_write_one_file(tmp_path, monkeypatch):
+    """One comes in between another's writing and its renaming."""
+    path, replace = tmp_path / "result.json", Path.replace
+
+    def interrupted(partial, target):
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        write_json(path, {"by": "the other"})
+        assert json.loads(path.read_text()) == {"by": "the other"}
+        return replace(partial, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    write_json(path, {"by": "the one"})
+    assert json.loads(path.read_text()) == {"by": "the one"}
+    assert list(tmp_path.iterdir()) == [path]

@@ -73,6 +73,20 @@ def test_the_likeliest_bytes_are_those_of_the_parallel_form(ours):
     assert drawn.tolist() == (logits[len(PROMPT) - 1 : -1].argmax(1) - 1).tolist()
 
 
+def test_a_step_and_the_reading_of_the_prompt_are_compiled_once(ours, monkeypatch):
+    """What a checkpoint holds has its place, what is made here has none: to jax these are two kinds."""
+    compiled = []
+
+    def jit(fn, **settings):
+        compiled.append(jax_jit(fn, **settings))
+        return compiled[-1]
+
+    jax_jit = jax.jit
+    monkeypatch.setattr(jax, "jit", jit)
+    sample(ours, PROMPT * 2, batch=2, count=4)
+    assert {program.__name__: program._cache_size() for program in compiled} == {"read": 1, "separate": 1, "step": 1}
+
+
 def test_samples_are_a_function_of_seed_prompt_and_settings(ours):
     """The first of a batch is what it is alone; others, and other seeds, differ."""
     alone = sample(ours, b"A", count=30)
@@ -102,6 +116,9 @@ def drawn(**settings):
         ({"top_p": 0.39}, [0, 0, 1, 0, 0, 0]),
         ({"top_p": 0.75}, [0, 0, 2, 1, 1, 0]),
         ({"top_k": 3, "top_p": 0.45}, [0, 0, 1, 0, 0, 0]),
+        ({"top_p": 1e-40}, [0, 0, 1, 0, 0, 0]),
+        ({"temperature": 1e-30}, [0, 0, 1, 0, 0, 0]),
+        ({"temperature": 1e30}, [0, 1, 1, 1, 1, 1]),
         ({"seed": 3}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
     ],
 )
@@ -144,8 +161,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "train with None, as the variant :ours of a recipe does",
     ),
     "no window": (["--workdir={tmp}/full", "--prompt=a"], "window_size=None cannot be streamed"),
-    "temperature": ([*ASKED, "--temperature=-1"], "--temperature=-1.0: must be 0 or more"),
-    "temperature NaN": ([*ASKED, "--temperature=nan"], "--temperature=nan: must be 0 or more"),
+    "temperature": ([*ASKED, "--temperature=-1"], "--temperature=-1.0: must be 0, or in 1e-30..1e+30"),
+    "temperature NaN": ([*ASKED, "--temperature=nan"], "--temperature=nan: must be 0, or in 1e-30..1e+30"),
     "top_k": ([*ASKED, "--top_k=0"], "--top_k=0: must be at least 1"),
     "top_p 0": ([*ASKED, "--top_p=0"], "--top_p=0.0: must be above 0 and at most 1"),
     "top_p 2": ([*ASKED, "--top_p=2"], "--top_p=2.0: must be above 0 and at most 1"),

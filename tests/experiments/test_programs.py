@@ -142,6 +142,15 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         [*QUICK, "--config.model.window_size=0"],
         "config.model.window_size=0: must be at least 1, or None for no limit",
     ),
+    "none for a number": ([*QUICK, "--config.train.steps=None"], "config.train.steps=None: expected int, got NoneType"),
+    "none for an unknown field": (
+        [*QUICK, "--config.model.windowsize=None"],
+        "unknown field 'windowsize' in the config; did you mean 'window_size'?",
+    ),
+    "none for a field that may be none": (
+        [*QUICK, "--config.model.position=slot", "--config.model.window_size=None"],
+        "position='slot' needs a window_size",
+    ),
     "refused seed": ([*QUICK, "--config.seed=-1"], "config.seed=-1: must be in 0..4294967295"),
     "rule without effect": (
         [*QUICK, "--config.optimizer.weight_decays=(('decoder', 0.0),)"],

@@ -45,7 +45,8 @@ def batches(size, total):
 @given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 20))
 def test_examples_are_spread_over_the_split(size, total, count):
     found, counted = measure.spread(batches(size, total), count)
-    numbers = [int(example["inputs"][0]) for example in found]
+    numbers = list(found)
+    assert numbers == [int(example["inputs"][0]) for example in found.values()]
     assert counted == total
     assert len(numbers) == min(count, total)
     assert numbers[0] == 0
@@ -301,8 +302,15 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
     file.write_text(json.dumps({**result, "standard_errors": {"accuracy": 0.077}, "against": against}))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
     assert "0.625 ± 0.077" in text
-    assert "Against other/never, example by example:this run is better: so and sobActivation over training" in text
-    for broken in ("{", "[]"):
+    assert "Against other/never, example by example:this run is better: so and sobWhat the model uses is not" in text
+    for change, told in (("train.steps: 1 -> 2", False), ("model.activation: 'learned' -> 'never'", True)):
+        against["differences"] = [f"config.{change}"]
+        file.write_text(json.dumps({**result, "against": against}))
+        text = " ".join("".join(assert_page(write_report(workdir)).text).split())
+        assert f"config, here → there: config.{change}" in text
+        assert ("What the model uses is not yet what the task needs" in text) == (not told)
+    wrong = {"accuracy": "high"}, {"activation_rate": [None, "a"]}, {"standard_errors": None}, {"against": [1]}
+    for broken in ("{", "[]", "[" * 100_000, *(json.dumps({**result, **fields}) for fields in wrong)):
         file.write_text(broken)
         with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|no evaluation)"):
             write_report(workdir)

@@ -133,6 +133,18 @@ def test_stopped_anywhere(light_unbroken, tmp_path, place, step):
     assert_same_run(tmp_path, unbroken, experiment)
 
 
+def test_throughput_counts_what_was_trained_since_it_was_started(light_unbroken, tmp_path):
+    """Not what a checkpoint's sums hold of steps before it: reports are of steps 3, 6 and 8, checkpoints of 4."""
+    experiment, _ = light_unbroken
+    run_until_stopped(experiment, tmp_path, "batch", 6)
+    train(experiment, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    trained = {r["step"]: r["elements_per_second"] * r["seconds"] for r in records if r["kind"] == "train"}
+    lengths = [int(experiment.task.train_batch(step)["lengths"].sum()) for step in range(8)]
+    assert trained[6] == pytest.approx(sum(lengths[4:6]), rel=1e-3)
+    assert trained[8] == pytest.approx(sum(lengths[6:8]), rel=1e-3)
+
+
 def test_stopped_again_and_again(light_unbroken, tmp_path):
     experiment, unbroken = light_unbroken
     for place, step in (("batch", 3), ("save", 4), ("evaluation", 4), ("batch", 5), ("save", 6), ("save", 8)):

@@ -631,7 +631,9 @@ def test_mistakes_with_files_are_named(tmp_path):
     assert f"there is no regular file {tmp_path}/none.txt" in refused(files=(f"{tmp_path}/none.txt",))
     assert "there is no regular file" in refused(files=(str(tmp_path),))
     for config in ({}, {"dataset": "enwik8", "files": ("a.txt",)}):
-        assert "config.task.files: name text files, or a prepared corpus by config.task.dataset" in refused(**config)
+        assert "name text files, as --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset" in refused(
+            **config
+        )
     (tmp_path / "short.txt").write_bytes(b"abcd")
     assert "split has no bytes" in refused(files=(f"{tmp_path}/short.txt",))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,47 @@ def test_single_streams_are_emptied_and_copied():
     assert_close(reset(after, jnp.ones(BATCH, bool)), empty)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda state: reset(state, np.array([1], np.int32)),
+            "which: 3 truth values are wanted, one a stream, not int32(1,)",
+        ),
+        (lambda state: reset(state, [True]), "which: 3 truth values are wanted, one a stream, not bool(1,)"),
+        (lambda state: fork(state, [0, 3]), "source: [0, 3] has numbers of no stream; there are 0..2"),
+        (lambda state: fork(state, [-1]), "source: [-1] has numbers of no stream; there are 0..2"),
+        (lambda state: fork(state, 0), "source: a list of numbers of streams is wanted, not int32()"),
+        (
+            lambda state: fork(state, [True, False, False]),
+            "source: a list of numbers of streams is wanted, not bool(3,)",
+        ),
+    ],
+)
+def test_streams_that_are_not_there_are_refused(call, message):
+    assert BATCH == 3
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call(case("relative").model.initial_state(BATCH))
+
+
+def test_lists_say_which_streams():
+    state = at(case("relative").model.initial_state(BATCH), [1, 2, 3])
+    now = lambda state: state[0].memories[0].now.tolist()
+    assert now(reset(state, [False, True, False])) == [1, 0, 3]
+    assert now(fork(state, [2, 2, 0, 1])) == [3, 3, 1, 2]
+    assert now(jax.jit(fork)(state, jnp.array([2, 0]))) == [3, 1]
+
+
+@pytest.mark.parametrize(("tokens", "lengths"), [((4,), (4,)), ((3, 4), (1,)), ((3, 4), ()), ((3, 0), (3,))])
+def test_other_shapes_are_refused(tokens, lengths):
+    mine = case("relative")
+    state = mine.model.initial_state(BATCH)
+    with pytest.raises(ValueError, match=re.escape(f"are wanted, not {tokens} and {lengths}")):
+        mine.model.apply(
+            mine.variables, jnp.ones(tokens, jnp.int32), jnp.ones(lengths, jnp.int32), state, method="stream"
+        )
+
+
 def at(state, position):
     """Streams that begin, but at this position."""
     move = lambda memory: memory._replace(now=memory.now + np.asarray(position).astype(np.int32))
@@ -307,11 +349,11 @@ def test_a_state_holds_what_is_promised_and_no_more():
     assert shapes(after) == shapes(before)
 
 
-MESH = Layout(Rules(), (("data", 2),))
+MESH = Layout(Rules(), (("sequence", 2),))
 REFUSED = {
     "ssm_truncation=5 cannot be streamed: a cut kernel.*:ours": {"ssm_truncation": 5},
     "window_size=None cannot be streamed": {"window_size": None},
-    "layout=.* cannot be streamed: streams are not split": {"layout": MESH},
+    "layout=.* cannot be streamed: a piece is whole; split batches over the mesh, not sequences": {"layout": MESH},
 }
 
 
