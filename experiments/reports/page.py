@@ -70,7 +70,8 @@ class Content:
 
     @property
     def task_name(self) -> str:
-        return str(self.meta["config"]["task"]["name"])
+        task = self.meta["config"]["task"]
+        return str(task.get("dataset") or {"corpus": "this text"}.get(task["name"], task["name"])).replace("_", " ")
 
     @property
     def metric(self) -> str:
@@ -124,7 +125,7 @@ def answer(content: Content) -> Html:
             f"{content.workdir.name} · step {content.step:,}{unfinished} · {content.split} split{at}",
             class_="quiet",
         ),
-        tag("h1", f"How much attention does {content.task_name.replace('_', ' ')} need?"),
+        tag("h1", f"How much attention does {content.task_name} need?"),
         tag("div", _card(big, said), *_scores(content), class_="cards"),
         *(
             _bar(name, rate, number, len(rates))
