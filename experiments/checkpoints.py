@@ -347,10 +347,13 @@ class Checkpoints:
         handler = ocp.PyTreeCheckpointHandler()
         try:
             differences = _differences(handler.metadata(self._folder(step) / "state").tree, target, partial=partial)
+            if differences and all(line.startswith("streams/") for line in differences):
+                raise UserError(
+                    f"{self._name(step)} is of another config.task.carry or config.train.batch_size: go on with those "
+                    "of then, or take the parameters alone by --init_from"
+                )
             if differences:
                 more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-                if all(line.startswith("streams/") for line in differences):
-                    more += " (another config.task.carry or batch_size; --init_from takes the parameters alone)"
                 raise UserError(
                     f"{self._name(step)} does not fit this model: {'; '.join(differences[:3])}{more}; "
                     "use the config it was made with, or another directory"

@@ -90,8 +90,8 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
     """What is remembered is of the text before the step's batch: raises UserError where that is another batch now."""
     old, new = ((config or {}).get("task", {}) for config in (restored.meta.get("config"), experiment.values))
-    for name in {"length", "fractions", "dataset"} & set(old) if restored.state.streams else ():
-        if changed := differences(old.get(name), new.get(name), f"config.task.{name}"):
+    for name in ("length", "fractions", "dataset") if restored.state.streams else ():
+        if name in old and (changed := differences(old[name], new[name], f"config.task.{name}")):
             raise UserError(
                 f"{changed[0]}: the streams of that checkpoint stand elsewhere in the text; go on with the old one, or "
                 "take the parameters alone by --init_from"

@@ -138,13 +138,13 @@ class Reporter:
             self._print(f"step {step}/{self._total_steps}  {text}{self._remaining(step)}")
 
     def evaluation(self, step: int, split: str, values: Values) -> None:
-        """Values on a whole split, with the parameters of `step`; all of them are printed."""
+        """Values on a whole split, with the parameters of `step`; all but matrices and `elements` are printed."""
         if not self._primary:
             return
         self._record({"step": step, "kind": "evaluation", "split": split, **values}, prefix=f"{split}/")
         self._print(
             f"step {step}/{self._total_steps}  {split}  "
-            + "  ".join(_item(*item) for item in values.items() if np.ndim(item[1]) < 2)
+            + "  ".join(_item(*item) for item in values.items() if item[0] != "elements" and np.ndim(item[1]) < 2)
         )
 
     def message(self, text: str) -> None:

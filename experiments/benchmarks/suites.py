@@ -242,7 +242,7 @@ def decode(settings: Settings) -> Iterator[Row]:
             (rate, *stream): found.runner(*stream) for rate, found in biased.items() for stream in (early, late, many)
         }
         ms = {key: row["median_ms"] for key, row in settings.race({"read": decoder.read(), **runners}).items()}
-        read = ms["read"] / decoding.STEPS
+        read, kept = ms["read"] / decoding.STEPS, decoder.state_bytes()
         of = lambda rate, stream, ms=ms: ms[rate, *stream] / decoding.steps_of(stream[0])
         del runners
         ours = of(max(settings.rates), early)
@@ -252,7 +252,7 @@ def decode(settings: Settings) -> Iterator[Row]:
                 "model": name,
                 "contender": "SeqBoat",
                 "rate": rate,
-                "kept_mb": decoder.state_bytes() / 1e6,
+                "kept_mb": kept / 1e6,
                 "grown_mb": None if grown is None or rate != min(settings.rates) else grown / 1e6,
                 "ms": of(rate, early),
                 "over_reading": of(rate, early) / read,

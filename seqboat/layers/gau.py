@@ -101,7 +101,9 @@ class Columns(nn.Module):
     def __call__(self, x: Float[Array, "T D"], first: int, last: int | None) -> Float[Array, "T C"]:
         kernel = self.param("kernel", truncated_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        few = x.shape[0] <= SHORT  # then to cut columns out of the kernel costs more than to compute all
+        if not few:
+            kernel, bias = kernel[:, first:last], bias[first:last]
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if x.shape[0] <= SHORT:  # to cut columns out of the kernel costs more than to compute all
-            return (x @ kernel + bias[None])[:, first:last]
-        return x @ kernel[:, first:last] + bias[None, first:last]
+        y = x @ kernel + bias[None]
+        return y[:, first:last] if few else y
