@@ -23,6 +23,7 @@ from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 from seqboat.models.mlp import MLP, MLPConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
+from seqboat.ops.window_attention import kernel_notice
 from seqboat.parallel.rules import ALONE, Layout
 
 
@@ -111,11 +112,13 @@ class Experiment:
         if encoder is None:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
+        notice = kernel_notice() if layer.attention_method == "pallas" else None
         return (
             f"{start}{encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
             f"{layer.form} form of {layer.blocks_per_trip} x {layer.block_size} rows, attention by "
-            f"{layer.attention_method}, {layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
+            f"{layer.attention_method}{f' ({notice})' if notice else ''}, "
+            f"{layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
         )
 
 

@@ -138,6 +138,13 @@ def kernel_refusal(window: Window) -> str | None:
     return refusal(window, _backend())
 
 
+def kernel_notice() -> str | None:
+    """What to know before choosing the kernel of this backend; None where there is nothing."""
+    if _backend() == "triton" and jax.__version_info__ >= (0, 11):
+        return f"jax {jax.__version__} deprecates its Triton backend and will remove it; 'blocks' stays"
+    return None
+
+
 def _backend() -> Any:
     return {"gpu": "triton", "tpu": "tpu"}.get(jax.default_backend(), "interpret")
 
