@@ -3,15 +3,18 @@
 # make test-all     everything, the heavy evidence too
 # make lint         format check, lint, types
 #
-# Each makes its own virtual environment in .venv; PYTHON=python3.12 chooses the interpreter. Without make, see README.md.
+# Each makes its own virtual environment in .venv. PYTHON=python3.13 VENV=.venv313 chooses the interpreter and a second
+# environment for it. Without make, see README.md.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 SHELL := /bin/bash
+# pyenv puts a python3.13 on the path that only runs once a version is chosen: choose the one that has it.
+export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whence $(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint python clean
 
 quickstart: $(VENV)/.run
 	$(RUN) -m experiments.train --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -29,8 +32,11 @@ lint: $(VENV)/.dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-$(VENV)/.run: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; try make PYTHON=python3.12 ..." >&2; exit 2; }
+# Fails where PYTHON does not run or is too old.
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) does not run or is older than 3.11; try make PYTHON=python3.12 ..." >&2; exit 2; }
+
+$(VENV)/.run: requirements.txt | python
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
