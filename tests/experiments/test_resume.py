@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,28 @@ def test_asked_to_stop(tiny, command, unbroken, tmp_path):
     assert stopped[0] < stopped[1]
     assert f"going on from step {stopped[1]} of" in finish(command, tmp_path)
     assert_same_run(tmp_path, unbroken, build(tiny({**LONG, **MOVING_PARTS})))
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tiny, command, unbroken, tmp_path):
+    """SIGKILL anywhere from the first import to the last save; SEQBOAT_TEST_SEED draws other moments."""
+    draw = random.Random(int(os.environ.get("SEQBOAT_TEST_SEED", "0")))
+    began = time.monotonic()
+    finish(command, tmp_path / "timed")
+    whole = time.monotonic() - began
+    directory, killed = 0, 0
+    while killed < 20:
+        workdir = tmp_path / str(directory)
+        process = start(command, workdir)
+        try:
+            process.communicate(timeout=draw.uniform(0, whole))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+            continue
+        assert process.returncode == 0
+        assert_same_run(workdir, unbroken, build(tiny({**LONG, **MOVING_PARTS})))
+        directory += 1
+    finish(command, tmp_path / str(directory))
+    assert_same_run(tmp_path / str(directory), unbroken, build(tiny({**LONG, **MOVING_PARTS})))
