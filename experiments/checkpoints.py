@@ -36,6 +36,7 @@ from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 _DAMAGED = "damaged"
 _NOTHING, _REFUSED = -1, -2  # what process 0 tells the others instead of a step
+_CALLS = itertools.count(1)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -143,12 +144,14 @@ class Checkpoints:
             self._manager.close()
             self._manager = None
 
-    def reached_preemption(self, step: int) -> bool:
+    def reached_preemption(self) -> bool:
         """Whether all processes are to save at this step and stop; False where jax.distributed is not initialised.
 
         Every process calls it at every step.
         """
-        return self._writer().reached_preemption(step)
+        # A count of this process's calls, not the step: a signal that comes between two runs asks the second to stop,
+        # whose steps begin at 1 again.
+        return self._writer().reached_preemption(next(_CALLS))
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
         """The newest step whose seal holds, or None where nothing was ever saved.

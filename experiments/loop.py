@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from experiments.checkpoints import Checkpoints, Restored
 from experiments.config import differences
 from experiments.diagnosis import locate
 from experiments.errors import UserError
+from experiments.files import user_path
 from experiments.reporting import Reporter
 from experiments.restore import CHECKPOINTS, initial_variables
 from experiments.step import Sums, TrainState, means
@@ -47,12 +48,21 @@ def hardware() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}"
 
 
-def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) -> None:
+class Finished(NamedTuple):
+    """How a training ended: after `step` updates, all of them saved; `stopped` if it was asked to before its last."""
+
+    step: int
+    stopped: bool
+
+
+def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | None = None) -> Finished:
     """Trains to the config's last step, from the newest checkpoint in `workdir` if there is one.
 
     A run that is stopped anywhere and started again makes the same parameters and metrics, bit for bit, as one that
     was not: batches and dropout are functions of the step, and the sums of metrics are part of the state.
     """
+    workdir = user_path(workdir, "workdir")
+    init_from = None if init_from is None else user_path(init_from, "init_from")
     task, settings = experiment.task, experiment.config.train
     init = functools.partial(experiment.steps.init, experiment.config.seed)
     abstract = experiment.partition.abstract(init)  # finds mistakes of the config before anything is written
@@ -84,7 +94,7 @@ def train(experiment: Experiment, workdir: Path, init_from: Path | None = None) 
                 reporter.message(f"going on from step {start} of {checkpoints.directory}")
                 for line in differences(restored.meta.get("config"), experiment.values):
                     reporter.message(f"changed since that checkpoint: {line}")
-            _Run(experiment, checkpoints, reporter, state).steps()
+            return _Run(experiment, checkpoints, reporter, state).steps()
 
 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
@@ -113,13 +123,13 @@ class _Run:
         # Those in the sums of a checkpoint, which were not counted in this process's time.
         self.counted = float(state.metrics["elements"][0])
 
-    def steps(self) -> None:
+    def steps(self) -> Finished:
         start, settings = int(self.state.step), self.settings
         if start >= settings.steps:
             self.reporter.message(f"step {start} of {settings.steps}: nothing left to train")
             if start == 0:
                 self.save(0, None)
-            return
+            return Finished(start, stopped=False)
         update = self.compile(self.partition.put(self.task.train_batch(start)))
         batches = self.task.train_batches(start)
         for step in range(start + 1, settings.steps + 1):
@@ -130,17 +140,18 @@ class _Run:
             if last or step == 1 or step % settings.log_every == 0:
                 self.due = (step, self.state.metrics, jnp.copy(self.state.bad_step))
                 self.state = dataclasses.replace(self.state, metrics=jax.tree.map(jnp.zeros_like, self.state.metrics))
-            stop = self.checkpoints.reached_preemption(step)
+            stop = self.checkpoints.reached_preemption()
             metrics = self.evaluate(step) if last or step % settings.evaluate_every == 0 else None
             if last or stop or step % settings.checkpoint_every == 0:
                 self.save(step, metrics)
             if stop and not last:
                 self.checkpoints.wait()
                 self.reporter.message(f"asked to stop: saved step {step}; the same command goes on from it")
-                return
+                return Finished(step, stopped=True)
         self.checkpoints.wait()
         best = self.checkpoints.best_step()
         self.reporter.message(f"done: step {settings.steps}" + (f", best step {best}" if best is not None else ""))
+        return Finished(settings.steps, stopped=False)
 
     def compile(self, batch: Any) -> Any:
         began = time.monotonic()

@@ -643,7 +643,7 @@ def test_a_reader_leaves_a_running_save_alone(run: Path) -> None:
 
 def test_no_preemption_without_a_coordinator(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
-        assert not checkpoints.reached_preemption(1)
+        assert not checkpoints.reached_preemption()
 
 
 def test_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,55 @@
+"""Paths that a user gives, in flags, configs and notebooks: all are read here."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from experiments.errors import UserError
+
+# Bytes. Linux takes 4095; the rest is room for what we write below a directory.
+LONGEST = 3800
+_ADDRESS = re.compile(r"\s*[\w.+@-]+:/")  # one slash: a Path has joined the two of gs://bucket
+
+
+def user_path(value: str | os.PathLike, what: str) -> Path:
+    """The local path that `value` names, with ~ expanded; it need not exist. Reading the result again changes nothing.
+
+    `what` names it in errors: "--workdir". Raises UserError for what no file system here can take: an address
+    (gs://...), the home of an unknown user, a name that is empty, too long, not UTF-8, or below a file.
+    """
+    if not isinstance(value, str | Path) or not str(value):
+        raise UserError(f"{what}={value!r}: expected the path of a file or directory")
+    text = os.fspath(value)
+    if "\0" in text or not _is_utf8(text):
+        raise UserError(f"{what}={text!r}: expected a path in UTF-8 without NUL; rename it, or take another")
+    if _ADDRESS.match(text):
+        raise UserError(f"{what}={text}: expected a path on a mounted file system, not an address; mount it")
+    try:
+        path = Path(os.path.expanduser(text))
+        if text.startswith("~") and str(path).startswith("~"):
+            raise UserError(f"{what}={text}: that user's home directory is not known; write the whole path")
+        if _ADDRESS.match(str(path)) or str(path).startswith("~"):
+            path = path.absolute()  # it was ./~name, and is not to be expanded when it is read again
+        _refuse_unusable(path.absolute())
+    except OSError as error:
+        raise UserError(f"{what}={text}: {error.strerror}; take another path") from error
+    return path
+
+
+def _refuse_unusable(path: Path) -> None:
+    """Raises OSError where the path could not be made either: a part too long, a loop of links, a file on the way."""
+    if len(os.fsencode(path)) > LONGEST:
+        raise OSError(0, f"longer than {LONGEST} bytes with the directory it is in")
+    if not _is_utf8(str(path)):
+        raise OSError(0, "the current directory's name is not UTF-8")
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a file name that are no UTF-8 arrive as lone surrogates
+        return False
+    return True
