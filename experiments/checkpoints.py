@@ -4,10 +4,12 @@
     DIR/<step>/meta/metadata  JSON: config, versions, format number
     DIR/<step>/seal.json      sha256 and size of every file of the two above, and the metrics of the step
     DIR/damaged/<step>-<n>    steps that failed their seal: kept for their owner, never read again
+    DIR/.lock                 the process that writes here, while it does
 
 The seal is written inside orbax's temporary directory, so the rename that commits a step commits its seal: there is no
 moment at which a committed step is not sealed, and old steps are deleted only after it. Orbax keeps no checksums of
-its own: a flipped byte in a chunk would restore silently as wrong numbers.
+its own: a flipped byte in a chunk would restore silently as wrong numbers. Nor does it look at what it wrote: every
+array is opened once before the seal is written.
 """
 
 import dataclasses
@@ -17,9 +19,11 @@ import logging as python_logging
 import math
 import os
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,16 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from experiments import seals
+from experiments.claims import Claim
 from experiments.errors import UserError
+from experiments.files import user_path
 from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 _DAMAGED = "damaged"
 _NOTHING, _REFUSED = -1, -2  # what process 0 tells the others instead of a step
 _CALLS = itertools.count(1)
+# Orbax takes brackets and the like in a path for a pattern, and tensorstore a backslash for a slash.
+_MISREAD = re.compile(r"[][*?\\]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,6 +61,7 @@ class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the last `keep` and the best by `best_metric` kept.
 
     Every process of a run makes the same calls; process 0 seals, verifies and sets aside, the others follow it.
+    From `with`, or the first save, until `close` the directory is this run's alone (`experiments.claims`).
     `read_only` is for evaluation and for other people's runs: nothing is created, cleaned up or set aside, so it is
     safe while the run that owns the directory is training. Raises UserError for a directory that cannot be used.
     """
@@ -68,14 +77,15 @@ class Checkpoints:
     ):
         if keep < 1:
             raise UserError(f"checkpoints to keep: {keep} given, at least 1 expected")
-        if "://" in str(directory):
-            raise UserError(
-                f"checkpoints need a mounted file system, {directory} is an address: mount it and give its path"
-            )
-        self.directory = Path(directory).absolute()
-        self._keep, self._metric, self._sign = keep, best_metric, 1 if higher_is_better else -1
-        self._read_only = read_only
+        self.directory = user_path(directory, "checkpoints").absolute()
+        self._keep, self._read_only = keep, read_only
+        self.rank_by(best_metric, higher_is_better)
         self._manager: ocp.CheckpointManager | None = None
+        self._claimed = False
+        self._claim: Claim | None = None  # of process 0
+        self._sound: set[int] = set()  # verified here: no step is hashed twice
+        self._alias: Path | None = None
+        self._doubted: set[int] = set()  # said to have no score
         self._saving: tuple[int, dict] = (-1, {})
         self._scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_quiet_orbax)
@@ -92,6 +102,7 @@ class Checkpoints:
             raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
 
     def __enter__(self) -> "Checkpoints":
+        self._own()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -106,9 +117,16 @@ class Checkpoints:
         """Committed steps, oldest first. A save under way is not among them before `wait`."""
         return [step for step in self._folders() if (self._folder(step) / seals.SEAL).is_file()]
 
+    def rank_by(self, best_metric: str | None, higher_is_better: bool) -> None:
+        """From now on the best step is chosen by this metric."""
+        self._metric, self._sign = best_metric, 1 if higher_is_better else -1
+
     def best_step(self) -> int | None:
-        """The first step with the best finite value of `best_metric`, or None where no step has one."""
-        return _first_best({step: self._saved_score(step) for step in self.steps()})
+        """The first step with the best finite value of `best_metric`, or None where no step has one.
+
+        A step whose seal is damaged has no score; that it may be the best is said once.
+        """
+        return _first_best({step: self._saved_score(step) for step in self._folders()})
 
     def save(self, step: int, state: Any, meta: dict, metrics: Mapping[str, float] | None = None) -> bool:
         """Starts saving `state` (any tree of arrays); returns False where this step is saved already.
@@ -138,7 +156,16 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save under way and frees the threads. Raises UserError where that save failed."""
+        """Waits for the save under way, frees threads and directory. Raises UserError where that save failed."""
+        try:
+            self._close_manager()
+        finally:
+            self._claimed = False
+            if self._claim is not None:
+                self._claim.release()
+                self._claim = None
+
+    def _close_manager(self) -> None:
         self.wait()
         if self._manager is not None:
             self._manager.close()
@@ -164,7 +191,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """One step. Raises UserError where it is missing, damaged (it stays in its place) or does not fit."""
-        return self._restore(self._usable(step), abstract_state, partial=False)
+        return self._restore(self.usable(step), abstract_state, partial=False)
 
     def restore_params(self, step: int | None, abstract_params: Any, abstract_batch_stats: Any = None) -> Restored:
         """Only `params`, and `batch_stats` if wanted, of a saved state with these fields; None is the newest step.
@@ -174,11 +201,18 @@ class Checkpoints:
         wanted = {"params": abstract_params}
         if abstract_batch_stats is not None:
             wanted["batch_stats"] = abstract_batch_stats
-        return self._restore(self._usable(step), wanted, partial=True)
+        return self._restore(self.usable(step), wanted, partial=True)
 
     def read_meta(self, step: int | None = None) -> dict:
         """The meta dictionary of one step, migrated to today's format; None is the newest usable step."""
-        return self._meta(self._usable(step))
+        return self._meta(self.usable(step))
+
+    def glance(self, step: int | None = None) -> dict:
+        """The same without a look at the arrays: only the seal and the file of the dictionary are verified."""
+        steps = reversed(self._folders()) if step is None else [step]
+        sound = (step for step in steps if step in self._folders() and not self._problem(step, arrays=False))
+        found = next(sound, None)
+        return self.read_meta(step) if found is None else self._meta(found)
 
     def _folders(self) -> list[int]:
         """Steps with a folder, sealed or not, oldest first."""
@@ -198,15 +232,52 @@ class Checkpoints:
 
     def _saved_score(self, step: int) -> float:
         try:
-            return self._score(seals.read_json(self._folder(step) / seals.SEAL).get("metrics"))
-        except (OSError, ValueError):
-            return math.nan  # damaged: restoring it will say so
+            return self._score(seals.metrics(self._folder(step), step))
+        except (OSError, ValueError) as error:
+            if step not in self._doubted:
+                logging.warning("%s has no score (%s): it may be the best one", self._name(step), error)
+            self._doubted.add(step)
+            return math.nan
+
+    def _problem(self, step: int, *, arrays: bool = True) -> str | None:
+        """What is wrong with a step; raises UserError for one that is not ours."""
+        if step in self._sound:
+            return None
+        problem = seals.problem(self._folder(step), step, arrays=arrays)
+        if arrays and problem is None:
+            self._sound.add(step)
+        return problem
+
+    def _own(self) -> None:
+        """Makes the directory this run's alone; raises UserError where it is another's."""
+        if not (self._claimed or self._read_only):
+            self._ask_process_0(self._own_here)
+            self._claimed = True
+
+    def _own_here(self) -> int:
+        self._claim = Claim(self.directory)
+        return _NOTHING
+
+    def _known_to_orbax(self) -> Path:
+        """The directory by a name that orbax reads as it stands: a link to it, where its own has other meanings."""
+        if not _MISREAD.search(str(self.directory)):
+            return self.directory
+        if self._alias is None:
+            place = tempfile.mkdtemp(prefix="seqboat-")
+            weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+            if _MISREAD.search(place):
+                raise UserError(f"TMPDIR={place}: must be without the characters []*?\\ ; set another")
+            self._alias = Path(place, "checkpoints")
+            self._alias.symlink_to(self.directory)
+        return self._alias
 
     def _writer(self) -> ocp.CheckpointManager:
-        """Orbax's manager, made at its first use, after damaged steps were set aside."""
+        """Orbax's manager, made at its first use, after the steps that would mislead its choice were set aside."""
         if self._read_only:
             raise ValueError(f"the checkpoints in {self.directory} were opened read_only")
+        self._own()
         if self._manager is None:
+            self._ask_process_0(self._set_aside_misleading)
             self._scores = {step: self._saved_score(step) for step in self.steps()}
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(self._keep), _KeepBest(self._scores)]),
@@ -214,7 +285,7 @@ class Checkpoints:
                 lightweight_initialize=True,  # orbax's own metadata files may be damaged
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             )
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager = ocp.CheckpointManager(self._known_to_orbax(), options=options)
         return self._manager
 
     def _seal(self) -> None:
@@ -222,6 +293,10 @@ class Checkpoints:
         and before the rename that commits the step. A failure here fails the save."""
         step, metrics = self._saving
         (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
+        try:
+            ocp.PyTreeCheckpointHandler().metadata(self._known_to_orbax() / folder.name / "state")  # opens every array
+        except Exception as error:
+            raise _Unreadable(_first_line(error)) from error
         seals.write(folder, step, metrics)
 
     @contextmanager
@@ -232,11 +307,11 @@ class Checkpoints:
         except Exception as error:
             self._drop_manager()
             step, code = self._saving[0], _os_error(error)
-            if code is None:
+            if code is None and not isinstance(error, _Unreadable):
                 raise
-            good = self.steps()
+            good, reason = self.steps(), os.strerror(code) if code else f"it cannot be read back: {error}"
             raise UserError(
-                f"could not save the checkpoint of step {step} to {self.directory}: {os.strerror(code)}; "
+                f"could not save the checkpoint of step {step} to {self.directory}: {reason}; "
                 + (f"the last good checkpoint is step {good[-1]}; " if good else "there is no earlier checkpoint; ")
                 + ("free some space" if code in _FULL else "remove the cause")
                 + " and run the same command again"
@@ -250,11 +325,11 @@ class Checkpoints:
                 manager and manager.close()
 
     def _newest_usable(self) -> int | None:
-        self.close()  # the manager lists the steps afresh at its next use
+        self._close_manager()  # it lists the steps afresh at its next use
         step = self._ask_process_0(self._find_newest)
         return None if step == _NOTHING else step
 
-    def _usable(self, step: int | None) -> int:
+    def usable(self, step: int | None) -> int:
         """The step, or the newest, with its seal verified; raises UserError."""
         if step is None:
             step = self._newest_usable()
@@ -291,8 +366,7 @@ class Checkpoints:
     def _verified(self, step: int) -> int:
         if step not in self._folders():
             raise UserError(f"there is no checkpoint of step {step} in {self.directory}; there are {self.steps()}")
-        problem = seals.problem(self._folder(step), step)
-        if problem:
+        if problem := self._problem(step):
             raise UserError(f"{self._name(step)} is damaged: {problem}; use another step")
         return step
 
@@ -300,7 +374,7 @@ class Checkpoints:
         """The newest step whose seal holds, or _NOTHING; sets aside the damaged steps after it."""
         damaged, usable = [], _NOTHING
         for step in reversed(self._folders()):
-            problem = seals.problem(self._folder(step), step)
+            problem = self._problem(step)
             if problem is None:
                 usable = step
                 break
@@ -317,10 +391,27 @@ class Checkpoints:
             self._refuse_other_content()
         return usable
 
+    def _set_aside_misleading(self) -> int:
+        """What is deleted must not follow from damage: neither a step whose score is lost, nor one that is kept as the
+        best and cannot be read, may decide it."""
+        for step in self._folders():
+            self._set_aside_if(step, self._problem(step, arrays=False))
+        while (best := self.best_step()) is not None and self._set_aside_if(best, self._problem(best)):
+            pass
+        return _NOTHING
+
+    def _set_aside_if(self, step: int, problem: str | None) -> bool:
+        if problem is not None:
+            self._set_aside(step)
+            text = "%s is damaged (%s) and was moved to the folder %s/: it may be the best one"
+            logging.warning(text, self._name(step), problem, _DAMAGED)
+        return problem is not None
+
     def _set_aside(self, step: int) -> None:
         (self.directory / _DAMAGED).mkdir(exist_ok=True)
         names = (self.directory / _DAMAGED / f"{step}-{n}" for n in itertools.count())
-        self._folder(step).rename(next(name for name in names if not name.exists()))
+        with nullcontext() if self._claimed else Claim(self.directory):
+            self._folder(step).rename(next(name for name in names if not name.exists()))
 
     def _refuse_other_content(self) -> None:
         """A directory without steps starts a run, unless something else lives there or all its steps were damaged."""
@@ -349,7 +440,8 @@ class Checkpoints:
         target = jax.tree.map(_with_sharding, wanted)
         handler = ocp.PyTreeCheckpointHandler()
         try:
-            differences = _differences(handler.metadata(self._folder(step) / "state").tree, target, partial=partial)
+            saved = self._known_to_orbax() / str(step) / "state"
+            differences = _differences(handler.metadata(saved).tree, target, partial=partial)
             if differences and all(line.startswith("streams/") for line in differences):
                 raise UserError(
                     f"{self._name(step)} is of another config.task.carry or config.train.batch_size: go on with those "
@@ -364,12 +456,15 @@ class Checkpoints:
             arguments = ocp.checkpoint_utils.construct_restore_args(target)
             args = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
             with ocp.Checkpointer(handler) as reader:
-                return Restored(step, reader.restore(self._folder(step) / "state", args=args), meta)
+                return Restored(step, reader.restore(saved, args=args), meta)
         except UserError:
             raise
         except Exception as error:  # a forged or foreign file may raise anything in orbax
-            reason = (str(error) or repr(error)).splitlines()[0]
-            raise UserError(f"{self._name(step)} cannot be read: {reason}") from error
+            raise UserError(f"{self._name(step)} cannot be read: {_first_line(error)}") from error
+
+
+class _Unreadable(Exception):
+    """What was written cannot be opened."""
 
 
 @dataclasses.dataclass
@@ -427,6 +522,10 @@ def _os_error(error: BaseException | None) -> int | None:
             return int(code[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _quiet_orbax(record: python_logging.LogRecord) -> bool:

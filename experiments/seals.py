@@ -22,7 +22,8 @@ def write(folder: Path, step: int, metrics: dict) -> None:
     }
     partial = folder / f"{SEAL}.partial"
     with partial.open("w") as file:
-        json.dump({"step": step, "metrics": metrics, "files": files}, file, indent=1)
+        seal = {"step": step, "metrics": metrics, "files": files}
+        json.dump({**seal, "sha256": _digest(seal)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / SEAL)
@@ -44,10 +45,21 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def problem(folder: Path, step: int) -> str | None:
+def metrics(folder: Path, step: int) -> Any:
+    """The metrics of a step, as they were when it was sealed. Raises OSError or ValueError where that is not known."""
+    if not (folder / SEAL).is_file():
+        raise ValueError(f"{SEAL} is missing")
+    seal = read_json(folder / SEAL)
+    if not _is_of(seal, step) or not _is_whole(seal):
+        raise ValueError(f"{SEAL} has changed")
+    return seal.get("metrics")
+
+
+def problem(folder: Path, step: int, *, arrays: bool = True) -> str | None:
     """What is wrong with a step, in a few words, or None. Raises UserError for a step that is not ours.
 
-    Nothing in it is trusted: names that lead out of the folder are refused, not followed.
+    Nothing in it is trusted: names that lead out of the folder are refused, not followed. Without `arrays` only the
+    seal and the meta dictionary are looked at.
     """
     if not any(folder.iterdir()):
         return "it is empty"
@@ -56,13 +68,29 @@ def problem(folder: Path, step: int) -> str | None:
             _refuse_foreign(folder)
             return f"{SEAL} is missing"
         seal = read_json(folder / SEAL)
-        files = seal.get("files")
-        if seal.get("step") != step or not isinstance(files, dict) or META not in files:
+        if not _is_of(seal, step):
             return f"{SEAL} is not the seal of this step"
-        problems = (_file_problem(folder, name, entry) for name, entry in files.items())
-        return next((problem for problem in problems if problem), None)
+        files = seal["files"].items() if arrays else [(META, seal["files"][META])]
+        problems = (_file_problem(folder, name, entry) for name, entry in files)
+        return next((problem for problem in problems if problem), None if _is_whole(seal) else f"{SEAL} has changed")
     except (OSError, ValueError, RuntimeError) as error:
         return f"it cannot be verified: {error}"
+
+
+def _is_of(seal: dict, step: int) -> bool:
+    files = seal.get("files")
+    return seal.get("step") == step and isinstance(files, dict) and META in files
+
+
+def _is_whole(seal: dict) -> bool:
+    """Whether its own digest holds; earlier seals have none."""
+    return "sha256" not in seal or seal["sha256"] == _digest(seal)
+
+
+def _digest(seal: dict) -> str:
+    """Of what is decided by: step, metrics, and which files there are. Each file's own entry is compared with it."""
+    decided = [seal["step"], seal.get("metrics"), sorted(seal["files"])]
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def _file_problem(folder: Path, name: str, entry: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -225,7 +226,7 @@ def test_unusable_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Checkpoints(tmp_path / "file")
     with pytest.raises(UserError, match="Not a directory"):
         Checkpoints(tmp_path / "file" / "below")
-    with pytest.raises(UserError, match="gs://bucket/run is an address"):
+    with pytest.raises(UserError, match=r"^checkpoints=gs://bucket/run: expected .* not an address"):
         Checkpoints("gs://bucket/run")
     with pytest.raises(UserError, match="no checkpoint directory"):
         Checkpoints(tmp_path / "missing", read_only=True)
@@ -236,6 +237,58 @@ def test_unusable_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(checkpoints_module.tempfile, "TemporaryFile", read_only_mount)
     with pytest.raises(UserError, match=r"cannot write checkpoints in .*: Read-only file system"):
         Checkpoints(tmp_path)
+
+
+# Whose directory it is
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as first:
+        who = rf"{re.escape(str(tmp_path))} is in use by process {os.getpid()} on \S+ since 20.*: wait for its end"
+        with pytest.raises(UserError, match=who), Checkpoints(tmp_path):
+            pass
+        with pytest.raises(UserError, match="in use by process"):
+            Checkpoints(tmp_path).save(1, {"x": jnp.ones(3)}, META)
+        first.save(1, {"x": jnp.ones(3)}, META)
+        first.wait()
+        assert Checkpoints(tmp_path, read_only=True).read_meta()["config"] == META["config"]  # readers are free
+    save_steps(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_failed_run_frees_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path):
+        _ = 1 / 0
+    save_steps(tmp_path, 1)
+
+
+# A name with a meaning
+
+
+@pytest.mark.parametrize("name", ["x[1]", "[a]/b", "a\\b", "*", "?[!x]"])
+def test_names_that_are_patterns(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x1").mkdir()
+    state = {"x": jnp.arange(3.0)}
+    with Checkpoints(tmp_path / name / "checkpoints", keep=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, META)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2]
+    restored = Checkpoints(tmp_path / name / "checkpoints", read_only=True).restore_latest(abstract(state))
+    assert restored is not None
+    assert_same(restored.state, state)
+
+
+def test_what_cannot_be_read_back_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_steps(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.PyTreeCheckpointHandler, "metadata", lambda *_: 1 / 0)
+            checkpoints.save(2, make_state(2), META)
+            with pytest.raises(UserError, match=r"step 2 to .* cannot be read back: division by zero; .* is step 1;"):
+                checkpoints.wait()
+        assert checkpoints.save(2, make_state(2), META)
+    assert Checkpoints(tmp_path).steps() == [1, 2]
 
 
 # Damage
@@ -336,6 +389,78 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(run: Path) -> None:
                 Checkpoints(run).read_meta(30)
         path.write_bytes(data)
     assert Checkpoints(run).read_meta(30)["config"] == META["config"]
+
+
+def change_the_score(folder: Path) -> None:
+    edit_json(folder / "seal.json", metrics={"m": 0.0})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change_the_score,
+        lambda f: (f / "seal.json").unlink(),
+        lambda f: os.truncate(f / "seal.json", 40),
+        lambda f: edit_json(f / "seal.json", metrics={}),
+        lambda f: edit_json(f / "seal.json", step=3),
+        flip_a_byte,
+        lambda f: (f / "meta/metadata").write_text('{"format": "seqboat"}'),
+    ],
+)
+def test_what_is_deleted_does_not_follow_from_damage(tmp_path: Path, warned: list[str], damage: Any) -> None:
+    """Step 1 is the best one. Damaged, it is kept for its owner, as the next best of those that can be read is."""
+    options: dict = {"keep": 1, "best_metric": "m"}
+    with Checkpoints(tmp_path, keep=3, best_metric="m") as checkpoints:
+        for step, value in ((1, 0.9), (2, 0.5), (3, 0.1)):
+            checkpoints.save(step, make_state(step), META, {"m": value})
+    damage(tmp_path / "1")
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        assert checkpoints.restore_latest(abstract(make_state())).step == 3  # type: ignore[union-attr]
+        checkpoints.save(4, make_state(4), META, {"m": 0.2})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4]
+        assert checkpoints.best_step() == 2
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["1-0"]
+    assert any("step 1 in" in line and "may be the best one" in line for line in warned)
+
+
+def test_a_changed_score_is_not_ranked_and_said_once(tmp_path: Path, warned: list[str]) -> None:
+    with Checkpoints(tmp_path, best_metric="m") as checkpoints:
+        for step, value in ((1, 0.9), (2, 0.5)):
+            checkpoints.save(step, make_state(step), META, {"m": value})
+    reader = Checkpoints(tmp_path, best_metric="m", read_only=True)
+    assert reader.best_step() == 1
+    change_the_score(tmp_path / "1")
+    assert [reader.best_step(), reader.best_step()] == [2, 2]
+    assert len(warned) == 1
+    assert "seal.json has changed" in warned[0]
+    with pytest.raises(UserError, match=r"step 1 in .* is damaged: seal.json has changed"):
+        reader.read_meta(1)
+
+
+def test_a_seal_without_its_own_digest_is_read(tmp_path: Path) -> None:
+    """Those of earlier versions."""
+    with Checkpoints(tmp_path, best_metric="m") as checkpoints:
+        checkpoints.save(1, make_state(1), META, {"m": 0.5})
+    seal = json.loads((tmp_path / "1/seal.json").read_text())
+    del seal["sha256"]
+    (tmp_path / "1/seal.json").write_text(json.dumps(seal))
+    reader = Checkpoints(tmp_path, best_metric="m", read_only=True)
+    assert reader.best_step() == 1
+    assert reader.restore(1, abstract(make_state())).step == 1
+
+
+def test_no_step_is_hashed_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    sha256 = seals.sha256
+    monkeypatch.setattr(seals, "sha256", lambda path: hashed.append(path) or sha256(path))
+    reader = Checkpoints(run, read_only=True)
+    reader.glance()
+    assert len(hashed) == 1
+    reader.read_meta(30)
+    before = len(hashed)
+    reader.restore(30, abstract(make_state()))
+    assert len(hashed) == before
 
 
 def test_damaged_twice(run: Path, warned: list[str]) -> None:
