@@ -48,6 +48,12 @@ _MISREAD = re.compile(r"[][*?\\]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def step_folders(directory: Path) -> list[int]:
+    """The steps that have a folder here, sealed or not, oldest first."""
+    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name, re.ASCII))
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """A state read back: `step`, `state` (the tree asked for), `meta` (migrated to today's format)."""
@@ -216,8 +222,7 @@ class Checkpoints:
 
     def _folders(self) -> list[int]:
         """Steps with a folder, sealed or not, oldest first."""
-        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name, re.ASCII))
+        return step_folders(self.directory)
 
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)

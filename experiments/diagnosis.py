@@ -46,7 +46,7 @@ def locate(experiment: Experiment, state: TrainState) -> str:
         found = _first_layer(changed.get("taps", {})) or _loss_or_gradient(loss, gradient)
         if found:
             return found
-    return "every value of it is finite when it is run again"
+    return "run again its loss and gradient are finite: the optimiser's update of the parameters is not"
 
 
 def _loss_or_gradient(loss: Any, gradient: Any) -> str | None:

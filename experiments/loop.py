@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.build import Experiment
-from experiments.checkpoints import Checkpoints, Restored
+from experiments.checkpoints import Checkpoints, Restored, step_folders
 from experiments.config import differences
 from experiments.diagnosis import locate
 from experiments.errors import UserError
 from experiments.files import user_path
 from experiments.reporting import Reporter
-from experiments.restore import CHECKPOINTS, initial_variables
+from experiments.restore import CHECKPOINTS, initial_variables, refuse_no_source
 from experiments.step import Sums, TrainState, means
 from seqboat.version import __version__
 
@@ -62,10 +62,11 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     was not: batches and dropout are functions of the step, and the sums of metrics are part of the state.
     """
     workdir = user_path(workdir, "workdir")
-    init_from = None if init_from is None else user_path(init_from, "init_from")
     task, settings = experiment.task, experiment.config.train
     init = functools.partial(experiment.steps.init, experiment.config.seed)
     abstract = experiment.partition.abstract(init)  # finds mistakes of the config before anything is written
+    source = source_of(workdir, init_from)
+    variables = {} if source is None else initial_variables(experiment, source)  # and of what it starts from
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=settings.keep_checkpoints,
@@ -76,14 +77,14 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
         if restored:
             _refuse_other_streams(restored, experiment)
         state = restored.state if restored else experiment.partition.create(init)
-        if restored is None and init_from is not None:
-            state = dataclasses.replace(state, **initial_variables(experiment, init_from))
-            state = experiment.partition.place(state)
+        if restored is None and source is not None:
+            state = experiment.partition.place(dataclasses.replace(state, **variables))
         start = int(state.step)
         with Reporter(
             workdir,
             total_steps=settings.steps,
             start_step=start,
+            reported=_reported(restored),
             tensorboard=settings.tensorboard,
             process_index=jax.process_index(),
         ) as reporter:
@@ -95,6 +96,25 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
                 for line in differences(restored.meta.get("config"), experiment.values):
                     reporter.message(f"changed since that checkpoint: {line}")
             return _Run(experiment, checkpoints, reporter, state).steps()
+
+
+def source_of(workdir: str | Path, init_from: str | Path | None) -> Path | None:
+    """What a training in `workdir` starts from: None where it goes on from its own checkpoint, or starts afresh. Raises
+    UserError for a path from which no parameters can come."""
+    if init_from is None or step_folders(user_path(workdir, "workdir") / CHECKPOINTS):
+        return None
+    source = user_path(init_from, "--init_from")
+    refuse_no_source(source)
+    return source
+
+
+def _reported(restored: Restored | None) -> int:
+    """The last step at which the run before this one reported, at the least; 0 where that is not known."""
+    config = restored.meta.get("config") if restored else None
+    every = config.get("train", {}).get("log_every") if isinstance(config, dict) else None
+    if restored is None or not isinstance(every, int) or every < 1:
+        return 0
+    return restored.step - restored.step % every or min(1, restored.step)
 
 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
@@ -182,7 +202,7 @@ class _Run:
         where = locate(self.experiment, self.state) if alone else "one process on one device would say where"
         good = self.checkpoints.steps()
         raise UserError(
-            f"the loss or its gradient stopped being finite at step {step}: {where}; "
+            f"the loss, its gradient or the update stopped being finite at step {step}: {where}; "
             + (f"the last good checkpoint is step {good[-1]}; " if good else "there is no checkpoint yet; ")
             + "a lower config.optimizer.learning_rate or clip_norm may help"
         )

@@ -12,10 +12,9 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
 from experiments.evaluation import result_file, write_text
-from experiments.restore import CHECKPOINTS, bound, load, middle
+from experiments.restore import bound, load, middle
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
@@ -64,8 +63,6 @@ def write_report(
     evaluated = workdir / result_file({"split": split, "step": run.step, "at": at})
     evaluation = _read_evaluation(evaluated)
     measured = measure(run, split, examples, element)
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        meta = checkpoints.read_meta(run.step)
     content = Content(
         workdir=workdir.absolute(),
         split=split,
@@ -78,7 +75,7 @@ def write_report(
         history=read_history(workdir, measured.names),
         evaluation=evaluation,
         trivial=evaluation["trivial"] if evaluation and "trivial" in evaluation else run.task.trivial(split),
-        meta=meta,
+        meta=dict(loaded.meta),
     )
     try:
         text = page(content)

@@ -41,7 +41,13 @@ class MetricsFile:
         Raises UserError where the disk is full or the file cannot be written.
         """
         line = json.dumps({name: plain(value) for name, value in record.items()}, allow_nan=False) + "\n"
-        data = line.encode()
+        self._write(line.encode())
+
+    def check(self) -> None:
+        """Raises UserError where the file cannot be written."""
+        self._write(b"")
+
+    def _write(self, data: bytes) -> None:
         try:
             with self.path.open("ab", buffering=0) as file:
                 written = file.write(data)
@@ -62,27 +68,32 @@ class MetricsFile:
                 else:
                     yield record
 
-    def truncate_after(self, step: int) -> None:
-        """Cuts the file back to the records up to and with `step`, when a run resumes there. Atomic."""
+    def truncate_after(self, step: int) -> set[int]:
+        """Cuts the file back to the records up to and with `step`, when a run resumes there, and returns their steps.
+        Atomic."""
+        kept: set[int] = set()
         if not self.path.exists():
-            return
+            return kept
         partial = self.path.with_name(f"{self.path.name}.partial")
         try:
             with partial.open("w") as file:
                 for record in self.records():
                     if record["step"] <= step:
                         file.write(json.dumps(record) + "\n")
+                        kept.add(record["step"])
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)
         except OSError as error:
             raise UserError(f"could not rewrite {self.path}: {error.strerror}") from error
+        return kept
 
 
 class Reporter:
     """Writes what a run reports to `workdir` and to standard output; only process 0 does anything.
 
     `start_step` is the step resumed from: records after it are cut from the metrics file and purged in TensorBoard.
+    `reported`: the last step before it that has a record, at the least; a file without it is continued with a warning.
     0 is a new run, and its records start afresh. On a terminal a progress bar stays below the lines printed; elsewhere
     every report is one plain line. `console` is for notebooks and tests.
     """
@@ -95,6 +106,7 @@ class Reporter:
         start_step: int,
         tensorboard: bool,
         process_index: int,
+        reported: int = 0,
         console: Console | None = None,
     ):
         self._primary = process_index == 0
@@ -110,7 +122,11 @@ class Reporter:
         except OSError as error:
             raise UserError(f"cannot write in {workdir}: {error.strerror}") from error
         self._metrics = MetricsFile(workdir / METRICS_FILE)
-        self._metrics.truncate_after(start_step or -1)
+        kept = self._metrics.truncate_after(start_step or -1)
+        self._metrics.check()
+        if reported and not {1, reported} <= kept:
+            text = "%s lacks records of the steps up to %d: it is continued without them"
+            logging.warning(text, self._metrics.path, reported)
         if tensorboard:
             self._writer = _summary_writer(workdir / "tensorboard", purge_step=start_step + 1 if start_step else 0)
         self._console = console or Console(file=sys.stdout)

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.build import Experiment, build, build_model, read_config, read_task
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
+from experiments.files import user_path
 from seqboat import hyper
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier
@@ -23,12 +24,13 @@ SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A trained model, `run.model.apply(run.variables, inputs, lengths)`, the step it is of, whether that is the best
-    one, and its task's batches."""
+    one, its task's batches, and the `meta` dictionary of that step's checkpoint."""
 
     experiment: Experiment
     variables: dict[str, Any]
     step: int
     best: bool = True
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> Any:
@@ -50,7 +52,9 @@ def load(
     Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. `at`: the hyper-input
     that its task is evaluated at, if a hypernetwork generates its parameters. Raises UserError.
     """
-    values = _values(Path(workdir), step)
+    saved = _Saved(workdir, step)
+    saved.verify()  # before its data are read
+    values = saved.values
     if at is not None:
         if not values.get("hyper"):
             raise UserError(f"--at: no hypernetwork generates the parameters of the run in {workdir}")
@@ -58,16 +62,50 @@ def load(
     if data_dir is not None:
         values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
-    with _open(experiment.task, Path(workdir)) as checkpoints:
-        best = checkpoints.best_step()
-        params, stats = _abstract(experiment)
-        restored = checkpoints.restore_params(best if step is None else step, params, stats)
-    return Run(experiment, restored.state, restored.step, best=step is None or step == best)
+    return Run(experiment, saved.restore(*_abstract(experiment)), saved.step, saved.best, saved.meta)
 
 
-def has_hyper(workdir: Path) -> bool:
-    """Whether a hypernetwork generates the parameters of a run."""
-    return bool(_values(workdir).get("hyper"))
+def has_hyper(workdir: str | Path) -> bool:
+    """Whether a hypernetwork generates the parameters of a run's best step."""
+    return bool(_Saved(workdir).values.get("hyper"))
+
+
+class _Saved:
+    """One step of a work directory, chosen once: its config, versions and arrays are its own, each verified once.
+
+    `step` None is the best one, else the newest. `best`: whether it is that. Raises UserError.
+    """
+
+    def __init__(self, workdir: str | Path, step: int | None = None, what: str = "workdir"):
+        self.workdir = user_path(workdir, what)
+        if not self.workdir.is_dir():
+            raise UserError(f"there is no work directory {self.workdir}")
+        self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, read_only=True)
+        best = self._best_step(step)
+        chosen = best if step is None else step
+        self.step = self._checkpoints.usable(None) if chosen is None else chosen
+        self.best = step is None or step == best
+        self.meta = self._checkpoints.glance(self.step)
+        self.values = self._config(self.meta)
+
+    def verify(self) -> None:
+        """Raises UserError where its arrays are damaged."""
+        self._checkpoints.usable(self.step)
+
+    def restore(self, abstract_params: Any, abstract_batch_stats: Any) -> dict[str, Any]:
+        """Its parameters and batch statistics."""
+        return self._checkpoints.restore_params(self.step, abstract_params, abstract_batch_stats).state
+
+    def _best_step(self, step: int | None) -> int | None:
+        """By the metric of the task of the step that was asked for, or of the newest."""
+        task, _ = read_task(read_config(self._config(self._checkpoints.glance(step))))
+        self._checkpoints.rank_by(task.Task.headline, task.Task.higher_is_better)
+        return self._checkpoints.best_step()
+
+    def _config(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(meta.get("config"), Mapping):
+            raise UserError(f"the checkpoint in {self.workdir} holds no config: was it made by another program?")
+        return dict(meta["config"])
 
 
 def bound(run: Run) -> Run:
@@ -76,7 +114,8 @@ def bound(run: Run) -> Run:
         return run
     condition = jax.numpy.asarray(middle(run.task))
     plain = build({**run.experiment.values, "hyper": None}, one_device=True)
-    return Run(plain, hyper.bind(run.model, run.variables, condition), run.step)
+    bound_variables = hyper.bind(run.model, run.variables, condition)
+    return dataclasses.replace(run, experiment=plain, variables=bound_variables)
 
 
 def middle(task: Any) -> np.ndarray:
@@ -85,10 +124,11 @@ def middle(task: Any) -> np.ndarray:
     return conditions[len(conditions) // 2]
 
 
-def load_language_model(workdir: Path, step: int | None = None) -> tuple[LanguageModel, dict[str, Any], int]:
+def load_language_model(workdir: str | Path, step: int | None = None) -> tuple[LanguageModel, dict[str, Any], int]:
     """The model of a work directory, its variables and their step, as `load`; without its data. Raises UserError."""
-    config = read_config(_values(workdir, step))
-    task, sizes = read_task(config)
+    saved = _Saved(workdir, step)
+    config = read_config(saved.values)
+    _, sizes = read_task(config)
     model = build_model(config.model, sizes)
     if not isinstance(model, LanguageModel):
         raise UserError(f"{workdir} holds a {type(model).__name__}: this needs a language model (configs/lm)")
@@ -96,10 +136,17 @@ def load_language_model(workdir: Path, step: int | None = None) -> tuple[Languag
         raise UserError(f"{workdir} holds a hypernetwork: this needs a language model with parameters of its own")
     symbols, one = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, 1), (1,)))
     variables = jax.eval_shape(model.init, jax.random.key(0), symbols, one)
-    with _open(task.Task, workdir) as checkpoints:
-        chosen = step if step is not None else checkpoints.best_step()
-        restored = checkpoints.restore_params(chosen, variables["params"], variables.get("batch_stats", {}))
-    return model, restored.state, restored.step
+    return model, saved.restore(variables["params"], variables.get("batch_stats", {})), saved.step
+
+
+def refuse_no_source(source: Path) -> None:
+    """Raises UserError for a path from which no parameters can come, without a look at them."""
+    if source.is_dir():
+        Checkpoints(source / CHECKPOINTS, read_only=True).glance()
+    elif not source.is_file():
+        raise UserError(f"--init_from={source}: there is neither a work directory nor a file")
+    elif source.suffix not in SUFFIXES:
+        raise UserError(f"{source}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
 
 
 def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
@@ -108,13 +155,11 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
     A hypernetwork that adds to its target's parameters may start from a run of the target alone.
     """
     params, stats = _abstract(experiment)
+    refuse_no_source(source)
     if source.is_dir():
-        if experiment.config.hyper is not None and not _values(source).get("hyper"):
+        if experiment.config.hyper is not None and not has_hyper(source):
             return _around(experiment, load(source))
-        with _open(experiment.task, source) as checkpoints:
-            return checkpoints.restore_params(checkpoints.best_step(), params, stats).state
-    if not source.is_file():
-        raise UserError(f"--init_from={source}: there is neither a work directory nor a file")
+        return _Saved(source, what="init_from").restore(params, stats)
     model = experiment.model
     if not isinstance(model, Classifier):
         raise UserError(
@@ -126,15 +171,6 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--init_from={source}: {error}") from error
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-
-def _values(workdir: Path, step: int | None = None) -> dict[str, Any]:
-    """The config of a checkpoint."""
-    with Checkpoints(_checkpoints(workdir), best_metric="", read_only=True) as checkpoints:
-        meta = checkpoints.read_meta(step)
-    if not isinstance(meta.get("config"), Mapping):
-        raise UserError(f"the checkpoint in {workdir} holds no config: was it made by another program?")
-    return dict(meta["config"])
 
 
 def _around(experiment: Experiment, target: Run) -> dict[str, Any]:
@@ -176,18 +212,6 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(state, dict) or not all(isinstance(array, torch.Tensor) for array in state.values()):
         raise UserError(f"{path} holds no state dict: expected a mapping of names to tensors")
     return {name: array.float().numpy() for name, array in state.items()}
-
-
-def _checkpoints(workdir: Path) -> Path:
-    if not workdir.is_dir():
-        raise UserError(f"there is no work directory {workdir}")
-    return workdir / CHECKPOINTS
-
-
-def _open(task: Any, workdir: Path) -> Checkpoints:
-    return Checkpoints(
-        _checkpoints(workdir), best_metric=task.headline, higher_is_better=task.higher_is_better, read_only=True
-    )
 
 
 def _abstract(experiment: Experiment) -> tuple[Any, Any]:

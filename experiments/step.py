@@ -28,9 +28,9 @@ Sums = dict[str, tuple[Any, Any]]
 class TrainState:
     """Everything a run needs to go on: after `step` updates.
 
-    `metrics` are sums since they were last reported. `bad_step` is the first step whose loss or gradient was not
-    finite, or -1: from it on nothing changes any more, so the state stays the last good one. `streams`: what the model
-    remembers of the streams that the rows of batches are, {} where they are none.
+    `metrics` are sums since they were last reported. `bad_step` is the first step whose loss, gradient or result was
+    not finite, or -1: from it on nothing changes any more, so the state stays the last good one. `streams`: what the
+    model remembers of the streams that the rows of batches are, {} where they are none.
     """
 
     step: jax.Array
@@ -167,7 +167,8 @@ def make_steps(
             bad_step=state.bad_step,
             streams=streams,
         )
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        # The update too: a finite gradient may move parameters to where nothing is finite, and they would be saved.
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]) & _all_finite((moved.params, stats, streams))
         kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
         bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
         return dataclasses.replace(kept, step=state.step + 1, bad_step=bad_step)
@@ -231,6 +232,10 @@ def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest)
 def with_streams(batch, streams: Any) -> dict[str, Any]:
     """The batch with the state from which its streams are read on, empty for those that begin; unless there is none."""
     return {**batch, "streams": reset(streams, jnp.asarray(batch["begins"]))} if streams else batch
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or True))
 
 
 def _elements_of_a_batch(metrics: Sums) -> Sums:

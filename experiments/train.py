@@ -3,6 +3,7 @@
 python -m experiments.train --config=configs/quickstart.py --workdir=runs/x [--config.train.steps=100 ...]
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import jax
@@ -10,7 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, distributed
+from experiments.claims import Claim
 from experiments.errors import UserError
+from experiments.files import user_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run found there is gone on with.")
@@ -22,24 +25,37 @@ def main() -> None:
     values = cli.read_config(_CONFIG)
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: where checkpoints and metrics go, for instance --workdir=runs/x")
+    workdir = user_path(_WORKDIR.value, "--workdir")
     cli.use_compilation_cache()
     cli.keep_memory()
     distributed.initialize()
     from experiments.build import build
     from experiments.evaluation import SUMMARY_FILE, run_seeds
-    from experiments.loop import train
+    from experiments.loop import source_of, train
 
-    init_from = Path(_INIT_FROM.value) if _INIT_FROM.value else None
     if _SEEDS.present:
-        if init_from:
+        if _INIT_FROM.present:
             raise UserError("--seeds trains from several initialisations: leave --init_from out")
-        summary = run_seeds(values, Path(_WORKDIR.value), _SEEDS.value or 1)
+        with _claim(workdir):
+            summary = run_seeds(values, workdir, _SEEDS.value or 1)
         headline = summary["metrics"][summary["headline"]]
         error = "" if headline["standard_error"] is None else f" +- {headline['standard_error']:.4f}"
         if jax.process_index() == 0:
-            print(f"{summary['headline']} {headline['mean']:.4f}{error}; written to {_WORKDIR.value}/{SUMMARY_FILE}")
+            print(f"{summary['headline']} {headline['mean']:.4f}{error}; written to {workdir}/{SUMMARY_FILE}")
         return
-    train(build(values), Path(_WORKDIR.value), init_from)
+    init_from = source_of(workdir, _INIT_FROM.value)  # what is wrong with it is said before data are read
+    train(build(values), workdir, init_from)
+
+
+def _claim(workdir: Path) -> AbstractContextManager:
+    """The summary of seeds is this run's alone, as each seed's directory is."""
+    if jax.process_index():
+        return nullcontext()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {workdir}: {error.strerror}") from error
+    return Claim(workdir)
 
 
 if __name__ == "__main__":

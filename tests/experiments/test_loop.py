@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from experiments import loop
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.loop import train
+from experiments.loop import Finished, train
 from experiments.reporting import METRICS_FILE
 
 
@@ -134,7 +135,7 @@ def test_mistakes_are_found_before_anything_is_written(light, tmp_path):
 
 def test_a_workdir_that_is_a_file(light, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write checkpoints in .*file/checkpoints: Not a directory"):
+    with pytest.raises(UserError, match=r"^checkpoints=.*file/checkpoints: Not a directory"):
         train(light(), tmp_path / "file")
 
 
@@ -187,6 +188,8 @@ def test_init_from_is_only_for_the_start(light, tmp_path):
     ("name", "message"),
     [
         ("missing", "--init_from=.*missing: there is neither a work directory nor a file"),
+        ("gs://bucket/run", "--init_from=gs://bucket/run: expected a path"),
+        ("~nosuchuser", "--init_from=~nosuchuser: that user's home directory is not known"),
         ("empty", "there is no checkpoint directory .*empty/checkpoints"),
         ("state.npz", "--init_from=.*state.npz: a published state dict is of a classifier, this is Light"),
     ],
@@ -195,11 +198,71 @@ def test_init_from_what_is_no_run(light, tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "state.npz", x=np.ones(3))
     with pytest.raises(UserError, match=message):
-        train(light(), tmp_path / "run", init_from=tmp_path / name)
-    assert not (tmp_path / "run/checkpoints/0").exists()
+        train(light(), tmp_path / "run", init_from=name if name[0] in "g~" else tmp_path / name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_another_model_makes_no_work_directory(light, trained, tmp_path):
+    with pytest.raises(UserError, match="does not fit this model"):
+        train(light(), tmp_path / "run", init_from=trained)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_first_save_that_was_killed_is_no_start(light, tmp_path):
+    """Its remains do not make --init_from forgotten."""
+    (tmp_path / "run/checkpoints/2.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match="neither a work directory nor a file"):
+        train(light(), tmp_path / "run", init_from=tmp_path / "missing")
+
+
+@pytest.mark.parametrize("lost", ["all", "the end", "the beginning"])
+def test_metrics_that_are_lost_are_missed(light, tmp_path, lost, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    train(light(), tmp_path)
+    train(light({"train.steps": 7}), tmp_path)
+    assert lines == []
+    path = tmp_path / METRICS_FILE
+    records = path.read_text().splitlines(keepends=True)
+    path.write_text("".join({"all": [], "the end": records[:1], "the beginning": records[1:]}[lost]))
+    train(light({"train.steps": 8}), tmp_path)
+    assert lines == [f"{path} lacks records of the steps up to 6: it is continued without them"]
+    assert steps_of(tmp_path, "train")[-1] == 8
+
+
+def test_a_metrics_file_that_is_a_directory(light, tmp_path):
+    (tmp_path / METRICS_FILE).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"could not rewrite .*metrics.jsonl: Is a directory"):
+        train(light(), tmp_path)
+
+
+def test_a_work_directory_with_brackets(light, tmp_path):
+    train(light({"train.steps": 1}), tmp_path / "[a]/x[1]")
+    train(light({"train.steps": 2}), tmp_path / "[a]/x[1]")
+    assert steps_of(tmp_path / "[a]/x[1]", "train") == [1, 2]
+    assert saved(tmp_path / "[a]/x[1]") == [1, 2]
+    train(light({"train.steps": 1}), tmp_path / "next", init_from=tmp_path / "[a]/x[1]")
+
+
+def test_a_second_run_disturbs_nothing(light, tmp_path):
+    train(light({"train.steps": 2}), tmp_path)
+    before = (tmp_path / METRICS_FILE).read_bytes()
+    with Checkpoints(tmp_path / "checkpoints"), pytest.raises(UserError, match="in use by process"):
+        train(light({"train.steps": 4}), tmp_path)
+    assert (tmp_path / METRICS_FILE).read_bytes() == before
+    assert saved(tmp_path) == [2]
 
 
 # Stopping
+
+
+def test_how_it_ended(light, tmp_path, monkeypatch):
+    calls = iter([False, False, True, False, False])
+    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self: next(calls))
+    assert train(light({"train.steps": 4}), tmp_path) == Finished(3, stopped=True)
+    assert train(light({"train.steps": 4}), tmp_path) == Finished(4, stopped=False)
+    assert train(light({"train.steps": 4}), tmp_path) == Finished(4, stopped=False)
+    assert saved(tmp_path)[-2:] == [3, 4]
 
 
 def poisoned_at(experiment, step: int):
@@ -222,7 +285,7 @@ def test_not_a_number_stops_the_run_and_the_good_checkpoint_stays(light, tmp_pat
     with pytest.raises(UserError) as caught:
         train(light(settings, loss=poisoned_at(good, 4)), tmp_path)
     message = str(caught.value)
-    assert message.startswith("the loss or its gradient stopped being finite at step 5: ")
+    assert message.startswith("the loss, its gradient or the update stopped being finite at step 5: ")
     assert "the last good checkpoint is step 4; " in message
     assert message.endswith("a lower config.optimizer.learning_rate or clip_norm may help")
     assert "\n" not in message
@@ -295,6 +358,6 @@ def test_a_run_of_seqboat_names_the_step_the_layer_and_the_value(seqboat, tmp_pa
     with pytest.raises(UserError) as caught:
         train(experiment, tmp_path)
     assert str(caught.value) == (
-        "the loss or its gradient stopped being finite at step 1: first in layer 1, in ssm_out; the last good "
-        "checkpoint is step 0; a lower config.optimizer.learning_rate or clip_norm may help"
+        "the loss, its gradient or the update stopped being finite at step 1: first in layer 1, in ssm_out; the last "
+        "good checkpoint is step 0; a lower config.optimizer.learning_rate or clip_norm may help"
     )

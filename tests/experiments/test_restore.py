@@ -14,9 +14,11 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import seals
+from experiments.build import build
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.loop import evaluate
+from experiments.loop import evaluate, train
 from experiments.reporting import METRICS_FILE
 from experiments.restore import load, read_state
 
@@ -38,6 +40,47 @@ def test_a_loaded_model_evaluates_as_in_training(trained):
         values = evaluate(jax.jit(run.experiment.steps.evaluate), run.variables, task.evaluation_batches("validation"))
         assert values == {name: logged[name] for name in values}
         assert set(logged) - set(values) == {"step", "kind", "split"}
+
+
+@pytest.fixture(scope="module")
+def resumed(tiny, tmp_path_factory):
+    """A run whose first half, with a window of 4, stays the best of it: the second has a window of 2."""
+    workdir = tmp_path_factory.mktemp("resumed")
+    frozen = {"optimizer.learning_rate_scales": ((".", 0.0),), "train.evaluate_every": 2, "train.keep_checkpoints": 2}
+    train(build(tiny({**frozen, "train.steps": 2, "model.window_size": 4})), workdir)
+    seal = workdir / "checkpoints/2/seal.json"
+    assert json.loads(seal.read_text())["metrics"]["accuracy"] < 1
+    # The best possible score, as this run's own code writes it.
+    seals.write(seal.parent, 2, {"accuracy": 1.0})
+    train(build(tiny({**frozen, "train.steps": 4, "model.window_size": 2})), workdir)
+    return workdir
+
+
+def test_a_step_comes_with_its_own_config(resumed):
+    for step, window, best in ((None, 4, True), (2, 4, True), (4, 2, False)):
+        run = load(resumed, step)
+        assert run.step == (step or 2)
+        assert run.best is best
+        assert run.model.config.encoder.layer.window_size == window
+        assert run.experiment.values["model"]["window_size"] == run.meta["config"]["model"]["window_size"] == window
+
+
+def test_a_step_is_verified_once(resumed, monkeypatch):
+    hashed = []
+    sha256 = seals.sha256
+    monkeypatch.setattr(seals, "sha256", lambda path: hashed.append(path) or sha256(path))
+    load(resumed)
+    arrays = [path for path in hashed if "state" in path.parts]
+    assert len(arrays) == len(set(arrays))
+    assert {path.relative_to(resumed).parts[1] for path in arrays} == {"2"}
+
+
+def test_paths_are_read_as_everywhere(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert load(f"~/{trained.name}", 2).step == 2
+    for name in ("gs://bucket/run", "~nosuchuser/run"):
+        with pytest.raises(UserError, match=f"^workdir={name}"):
+            load(name)
 
 
 def test_a_loaded_model_can_be_applied(trained):

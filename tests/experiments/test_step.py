@@ -11,7 +11,7 @@ import pytest
 
 from experiments.build import build
 from experiments.loop import evaluate
-from experiments.step import TrainState, means
+from experiments.step import TrainState, make_steps, means
 from seqboat.ops.losses import cross_entropy
 
 
@@ -258,3 +258,22 @@ def test_parts_of_a_batch_have_their_own_dropout_and_pass_statistics_on(light, i
         stats = changed["batch_stats"]
     assert not np.array_equal(gradients[0], gradients[1])
     assert_close(after.batch_stats, stats)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_an_update_that_is_not_finite_changes_nothing(light, value):
+    """Of a finite loss and a finite gradient."""
+    experiment = light()
+    batch = experiment.task.train_batch(0)
+    steps = make_steps(
+        experiment.model,
+        experiment.task.loss,
+        lambda params: optax.chain(optax.clip_by_global_norm(1e-30), optax.add_decayed_weights(value), optax.sgd(-10)),
+        batch,
+        seed=0,
+    )
+    before = jax.jit(lambda: steps.init(0))()
+    after = jax.jit(steps.train)(before, batch)
+    assert int(after.bad_step) == 0
+    assert_equal(after.params, before.params)
+    assert_equal(after.opt_state, before.opt_state)
