@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
 from experiments.errors import UserError
@@ -49,6 +50,17 @@ class Claim:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def owned(directory: Path) -> contextlib.AbstractContextManager:
+    """A claim of the directory, which is made if there is none; of several processes of a run the first has it."""
+    if jax.process_index():
+        return contextlib.nullcontext()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {directory}: {error.strerror}") from error
+    return Claim(directory)
 
 
 def _locked(path: Path) -> int | None:

@@ -49,7 +49,7 @@ def hardware() -> str:
 
 
 class Finished(NamedTuple):
-    """How a training ended: after `step` updates, all of them saved; `stopped` if it was asked to before its last."""
+    """How a training ended: after `step` updates, all of them saved; `stopped` if it was asked to, even at its last."""
 
     step: int
     stopped: bool
@@ -150,6 +150,9 @@ class _Run:
             if start == 0:
                 self.save(0, None)
             return Finished(start, stopped=False)
+        if self.checkpoints.reached_preemption():  # between two trainings of a process, or while it started
+            self.reporter.message(f"asked to stop before step {start + 1}; the same command goes on from there")
+            return Finished(start, stopped=True)
         update = self.compile(self.partition.put(self.task.train_batch(start)))
         batches = self.task.train_batches(start)
         for step in range(start + 1, settings.steps + 1):
@@ -171,7 +174,7 @@ class _Run:
         self.checkpoints.wait()
         best = self.checkpoints.best_step()
         self.reporter.message(f"done: step {settings.steps}" + (f", best step {best}" if best is not None else ""))
-        return Finished(settings.steps, stopped=False)
+        return Finished(settings.steps, stop)
 
     def compile(self, batch: Any) -> Any:
         began = time.monotonic()

@@ -3,15 +3,12 @@
 python -m experiments.train --config=configs/quickstart.py --workdir=runs/x [--config.train.steps=100 ...]
 """
 
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, distributed
-from experiments.claims import Claim
+from experiments.claims import owned
 from experiments.errors import UserError
 from experiments.files import user_path
 
@@ -36,7 +33,7 @@ def main() -> None:
     if _SEEDS.present:
         if _INIT_FROM.present:
             raise UserError("--seeds trains from several initialisations: leave --init_from out")
-        with _claim(workdir):
+        with owned(workdir):  # the summary; each seed's directory by its own training
             summary = run_seeds(values, workdir, _SEEDS.value or 1)
         headline = summary["metrics"][summary["headline"]]
         error = "" if headline["standard_error"] is None else f" +- {headline['standard_error']:.4f}"
@@ -45,17 +42,6 @@ def main() -> None:
         return
     init_from = source_of(workdir, _INIT_FROM.value)  # what is wrong with it is said before data are read
     train(build(values), workdir, init_from)
-
-
-def _claim(workdir: Path) -> AbstractContextManager:
-    """The summary of seeds is this run's alone, as each seed's directory is."""
-    if jax.process_index():
-        return nullcontext()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {workdir}: {error.strerror}") from error
-    return Claim(workdir)
 
 
 if __name__ == "__main__":

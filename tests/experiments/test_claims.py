@@ -83,3 +83,11 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Claim(tmp_path).release()
     assert len(lines) == 1
     assert "start no second run in it" in lines[0]
+
+
+def test_a_claim_makes_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with claims.owned(tmp_path / "a/b"), pytest.raises(UserError, match="in use"):
+        claims.owned(tmp_path / "a/b")
+    with pytest.raises(UserError, match=r"cannot write in .*file/x: Not a directory"):
+        claims.owned(tmp_path / "file/x")

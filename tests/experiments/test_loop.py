@@ -257,12 +257,20 @@ def test_a_second_run_disturbs_nothing(light, tmp_path):
 
 
 def test_how_it_ended(light, tmp_path, monkeypatch):
-    calls = iter([False, False, True, False, False])
-    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self: next(calls))
-    assert train(light({"train.steps": 4}), tmp_path) == Finished(3, stopped=True)
-    assert train(light({"train.steps": 4}), tmp_path) == Finished(4, stopped=False)
-    assert train(light({"train.steps": 4}), tmp_path) == Finished(4, stopped=False)
-    assert saved(tmp_path)[-2:] == [3, 4]
+    answers: list[bool] = []
+    monkeypatch.setattr(Checkpoints, "reached_preemption", lambda self: bool(answers) and answers.pop(0))
+    experiment = light({"train.steps": 4})
+
+    def ended(*asked: bool) -> Finished:
+        answers[:] = asked  # before the first step, and after each
+        return train(experiment, tmp_path)
+
+    assert ended(True) == Finished(0, stopped=True)
+    assert ended(False, False, False, True) == Finished(3, stopped=True)
+    assert ended(True) == Finished(3, stopped=True)
+    assert saved(tmp_path) == [2, 3]
+    assert ended(False, True) == Finished(4, stopped=True)  # at its last step
+    assert ended() == Finished(4, stopped=False)
 
 
 def poisoned_at(experiment, step: int):
