@@ -75,6 +75,11 @@ def evaluate_run(
         }
         result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
         result["against"] |= {"differences": differences(run.experiment.values, other.experiment.values)}
+    for part, changed in (
+        (result, run.data_changes),
+        (result.get("against", {}), () if other is None else other.data_changes),
+    ):
+        part |= {"data_changed": list(changed)} if changed else {}
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     write_json(workdir / result_file(result), result)

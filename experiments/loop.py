@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from experiments.build import Experiment
 from experiments.checkpoints import Checkpoints, Restored, step_folders
 from experiments.config import differences
+from experiments.data import identity
 from experiments.diagnosis import locate
 from experiments.errors import UserError
 from experiments.files import user_path
@@ -95,6 +96,8 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
                 reporter.message(f"going on from step {start} of {checkpoints.directory}")
                 for line in differences(restored.meta.get("config"), experiment.values):
                     reporter.message(f"changed since that checkpoint: {line}")
+                if changed := identity.changes(restored.meta.get("data"), task):
+                    reporter.message(f"changed since that checkpoint: the data, {'; '.join(changed)}")
             return _Run(experiment, checkpoints, reporter, state).steps()
 
 
@@ -119,6 +122,11 @@ def _reported(restored: Restored | None) -> int:
 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
     """What is remembered is of the text before the step's batch: raises UserError where that is another batch now."""
+    if restored.state.streams and (changed := identity.changes(restored.meta.get("data"), experiment.task)):
+        raise UserError(
+            f"{changed[0]}: the streams of that checkpoint are of another text; resume with that one, or take the "
+            "parameters alone by --init_from"
+        )
     old, new = ((config or {}).get("task", {}) for config in (restored.meta.get("config"), experiment.values))
     for name in ("length", "fractions", "dataset") if restored.state.streams else ():
         if name in old and (changed := differences(old[name], new[name], f"config.task.{name}")):
@@ -244,6 +252,7 @@ class _Run:
         if self.state.bad_step >= 0:
             self.stop()
         meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware(), "command": command()}
+        meta["data"] = identity.remember(self.task)
         headline = self.task.headline
         self.checkpoints.save(step, self.state, meta, None if metrics is None else {headline: metrics[headline]})
 

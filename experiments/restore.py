@@ -1,6 +1,7 @@
 """Trained parameters from a work directory, or from a file of the published implementation."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from experiments.build import Experiment, build, build_model, read_config, read_task
 from experiments.checkpoints import Checkpoints
+from experiments.data import identity
 from experiments.errors import UserError
 from experiments.files import user_path
 from seqboat import hyper
@@ -40,6 +42,11 @@ class Run:
     def task(self) -> Any:
         return self.experiment.task
 
+    @property
+    def data_changes(self) -> list[str]:
+        """In what its data are not those that it was trained on."""
+        return identity.changes(self.meta.get("data"), self.task)
+
 
 def load(
     workdir: str | Path,
@@ -49,12 +56,13 @@ def load(
 ) -> Run:
     """The model of a work directory with the parameters of a step: the best one by default, else the newest.
 
-    Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. `at`: the hyper-input
-    that its task is evaluated at, if a hypernetwork generates its parameters. Raises UserError.
+    Nothing but the work directory is needed, and `data_dir` where its data now lies elsewhere. Warns on stderr where
+    that is other data than it was trained on. `at`: the hyper-input that its task is evaluated at, if a hypernetwork
+    generates its parameters. Raises UserError.
     """
     saved = _Saved(workdir, step)
     saved.verify()  # before its data are read
-    values = saved.values
+    values = identity.relocated(saved.values, saved.meta.get("data"), data_dir)
     if at is not None:
         if not values.get("hyper"):
             raise UserError(f"--at: no hypernetwork generates the parameters of the run in {workdir}")
@@ -62,7 +70,10 @@ def load(
     if data_dir is not None:
         values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
-    return Run(experiment, saved.restore(*_abstract(experiment)), saved.step, saved.best, saved.meta)
+    run = Run(experiment, saved.restore(*_abstract(experiment)), saved.step, saved.best, saved.meta)
+    if changed := run.data_changes:
+        print(f"warning: {workdir} was trained on other data: {'; '.join(changed)}", file=sys.stderr, flush=True)
+    return run
 
 
 def has_hyper(workdir: str | Path) -> bool:

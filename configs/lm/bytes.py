@@ -1,4 +1,6 @@
-"""Any text files, as bytes: plain, .gz or .xz, one after the other, split by fractions. Derived from enwik8.py.
+"""Any text files, as bytes, one after the other, split by fractions. Derived from enwik8.py.
+
+Plain, or packed by gzip, xz or bzip2, or alone in a zip: their first bytes tell, not their names.
 
 python -m experiments.train --config=configs/lm/bytes.py:tiny --workdir=runs/mine --config.task.files='("a.txt",)'
 """

@@ -1,55 +1,100 @@
 """Files inside a directory, a tar or a zip, read in place: nothing is ever unpacked to disk."""
 
 import contextlib
-import gzip
-import io
-import lzma
+import struct
 import tarfile
-import wave
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import Int16
 
+from experiments.data.packed import damage_named, kind, most_bytes, peek, read_bounded, unpacked
 from experiments.errors import UserError
-
-# What the standard library raises for an archive that is cut short or changed.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 def read_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Name and contents of the files of a directory, a tar or a zip whose name is wanted.
 
     Names are relative, with slashes and no leading "./". They come in sorted order from a directory, and in the
-    archive's own order otherwise. Raises UserError naming the archive if it is damaged.
+    archive's own order otherwise. Raises UserError naming the archive if it is damaged, if a name is there twice or is
+    not UTF-8, and if a file has more than `most_bytes` of the archive's size.
     """
-    with _damage_named(path):
-        if path.is_dir():
-            names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-            yield from ((name, (path / name).read_bytes()) for name in names if wanted(name))
-        elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if not info.is_dir() and wanted(_plain(info.filename)):
-                        yield _plain(info.filename), archive.read(info)
-        else:
-            with tarfile.open(path) as tar:
-                for member in _tar_files(tar):
-                    if wanted(_plain(member.name)):
-                        yield _plain(member.name), _open_member(tar, member).read()
+    seen: set[str] = set()
+    with damage_named(path):
+        for name, read in _files(path):
+            if not wanted(name):
+                continue
+            if name in seen:
+                raise UserError(f"{path} holds {name!r} twice: it is damaged or another one; download it again")
+            if name != name.encode(errors="replace").decode():
+                raise UserError(f"{path} holds a file whose name is not UTF-8: {name!r}")
+            seen.add(name)
+            yield name, read()
+
+
+def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Name of every file, and what reads it before the next is asked for."""
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            yield file.relative_to(path).as_posix(), partial(_read, partial(open, file, "rb"), file, str(file))
+        return
+    with contextlib.ExitStack() as stack:
+        for name, open_member in _members(path, stack):
+            yield _plain(name), partial(_read, open_member, path, f"{path}: {name}")
+
+
+def _read(open_member: Callable[[], Any], packed: Path, where: str) -> bytes:
+    with open_member() as stream:
+        return bytes(read_bounded(stream, most_bytes(packed.stat().st_size), where))
+
+
+def _members(path: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Name of every file of a zip or a tar, in its order, and what opens it before the next is asked for."""
+    file = stack.enter_context(path.open("rb"))
+    if kind(peek(file)) == "zip":
+        archive = stack.enter_context(zipfile.ZipFile(file))
+        yield from ((i.filename, partial(archive.open, i)) for i in archive.infolist() if not i.is_dir())
+        return
+    stream = cast(IO[bytes], _Forward(unpacked(file, stack), most_bytes(path.stat().st_size)))
+    tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))  # noqa: SIM115
+    for member in tar:
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header: a gigabyte for a million files
+        if member.isfile():
+            yield member.name, partial(_open_member, tar, member)
+
+
+class _Forward:
+    """A stream as reading a tar needs it: forward, and never more than `most` bytes at once.
+
+    A hostile header asks tarfile to read all of an endless stream, or to stand for ever where it was.
+    """
+
+    def __init__(self, stream: IO[bytes], most: int):
+        self._stream, self._most = stream, most
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self._most:
+            raise tarfile.ReadError(f"a header asks for {size:,} bytes")
+        return self._stream.read(size)
+
+    def seek(self, position: int) -> int:
+        if position < self.tell():
+            raise tarfile.ReadError("a header points backwards")
+        return self._stream.seek(position)
 
 
 @contextlib.contextmanager
 def open_file(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The one file with this base name: in a directory, tar or zip, or `path` itself, which may be gzipped.
+    """The one file with this base name: in a directory, tar or zip, or `path` itself, which may be packed by gzip.
 
     Raises UserError if there is none, and if the archive turns out to be damaged while the file is read.
     """
-    with _damage_named(path), contextlib.ExitStack() as stack:
+    with damage_named(path), contextlib.ExitStack() as stack:
         yield _find(path, name, stack)
 
 
@@ -57,63 +102,70 @@ def _find(path: Path, name: str, stack: contextlib.ExitStack) -> IO[bytes]:
     if path.is_dir():
         if (path / name).is_file():
             return stack.enter_context((path / name).open("rb"))
-    elif path.name == name:
-        return stack.enter_context(path.open("rb"))
-    elif path.name == f"{name}.gz":
-        return cast(IO[bytes], stack.enter_context(gzip.open(path)))
-    elif path.suffix == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        for info in archive.infolist():
-            if not info.is_dir() and PurePosixPath(info.filename).name == name:
-                return stack.enter_context(archive.open(info))
+    elif path.name in (name, f"{name}.gz") and kind(peek(stream := _stream(path, stack))) is None:
+        return stream
     else:
-        tar = stack.enter_context(tarfile.open(path))  # noqa: SIM115
-        for member in _tar_files(tar):
-            if PurePosixPath(member.name).name == name:
-                return _open_member(tar, member)
+        for member, open_member in _members(path, stack):
+            if PurePosixPath(member).name == name:
+                return stack.enter_context(open_member())
     raise UserError(f"{path} has no file {name}: it is incomplete or another one")
 
 
+def _stream(path: Path, stack: contextlib.ExitStack) -> IO[bytes]:
+    return unpacked(stack.enter_context(path.open("rb")), stack)
+
+
+# A WAVE_FORMAT_EXTENSIBLE header names its format by a GUID: two bytes, and these.
+_EXTENSIBLE, _GUID = 0xFFFE, bytes.fromhex("000000001000800000aa00389b71")
+_PCM = 1
+
+
 def read_wav(where: str, contents: bytes, rate: int) -> Int16[np.ndarray, " L"]:
-    """The samples of a 16-bit mono WAV file of this rate in Hz. Raises UserError naming `where` for anything else."""
+    """The samples of a 16-bit mono WAV file of this rate in Hz. Raises UserError naming `where` for anything else.
+
+    Read here and not by the standard library, whose idea of what a WAV file is depends on Python's version.
+    """
     try:
-        with wave.open(io.BytesIO(contents)) as file:
-            found = (file.getframerate(), file.getnchannels(), 8 * file.getsampwidth())
-            frames = file.getnframes()
-            samples = file.readframes(frames)
-    except (wave.Error, EOFError) as error:
-        raise UserError(f"{where} is damaged or no WAV file ({str(error) or 'it ends too early'})") from error
-    if found != (rate, 1, 16):
+        chunks = dict(_chunks(contents))
+        code, channels, found_rate, _, _, bits = struct.unpack_from("<HHIIHH", chunks[b"fmt "][1])
+        size, data = chunks[b"data"]
+    except (struct.error, KeyError, ValueError) as error:
+        raise UserError(f"{where} is damaged or not a WAV file ({_reason(error)})") from error
+    extension = chunks[b"fmt "][1][24:40]
+    if code == _EXTENSIBLE and extension[2:] == _GUID:
+        code = int.from_bytes(extension[:2], "little")
+    if code != _PCM:
+        raise UserError(f"{where} is unsupported (format {code}); it must be PCM, format {_PCM}")
+    if (found_rate, channels, bits) != (rate, 1, 16):
         raise UserError(
-            f"{where} has {found[0]} Hz, {found[1]} channel(s) and {found[2]} bits; it must have {rate} Hz, 1 and 16"
+            f"{where} has {found_rate} Hz, {channels} channel(s) and {bits} bits; it must have {rate} Hz, 1 and 16"
         )
-    if frames == 0 or len(samples) != 2 * frames:
-        raise UserError(f"{where} is cut short: it has {len(samples) // 2} of {frames} samples")
-    return np.frombuffer(samples, "<i2").astype(np.int16)
+    if size == 0:
+        raise UserError(f"{where} is empty: it has no samples")
+    if len(data) < size or size % 2:
+        raise UserError(f"{where} is cut short: it has {len(data) // 2} of {-(-size // 2)} samples")
+    return np.frombuffer(data, "<i2").astype(np.int16)
 
 
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())  # tarfile's has several lines
-        raise UserError(f"{path} is cut short or damaged; download it again ({reason})") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+def _chunks(contents: bytes) -> Iterator[tuple[bytes, tuple[int, bytes]]]:
+    """Name of every chunk of a RIFF file up to its data, the size that it claims, and as much of it as is there."""
+    if contents[:4] != b"RIFF" or contents[8:12] != b"WAVE":
+        raise ValueError("it does not begin with RIFF and WAVE")
+    position, name = 12, b""
+    while name != b"data" and position + 8 <= len(contents):
+        name, size = struct.unpack_from("<4sI", contents, position)
+        yield name, (size, contents[position + 8 : position + 8 + size])
+        position += 8 + size + size % 2
 
 
-def _tar_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header: a gigabyte for a million files
-        if member.isfile():
-            yield member
+def _reason(error: Exception) -> str:
+    return f"it has no chunk {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
 
 
 def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     file = tar.extractfile(member)
     if file is None:
-        raise tarfile.ReadError(f"{member.name} is no file")
+        raise tarfile.ReadError(f"{member.name} is not a file")
     return file
 
 

@@ -4,6 +4,8 @@ Everything is checked on disk before tensorflow-datasets is called: its own look
 network for minutes (measured: 206 s).
 """
 
+import functools
+import hashlib
 import json
 import os
 import re
@@ -15,10 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from experiments.data.descriptions import Description, again, read_description
 from experiments.errors import UserError
+from experiments.files import user_path
 
 # What `python -m experiments.prepare` makes: one file each.
 OWN_DATASETS = tuple(sorted(p.stem for p in (Path(__file__).parent / "builders").glob("[!_]*.py")))
+
+_SAMPLES = 16  # of a split's examples are part of what identifies it
 
 
 class Source(Protocol):
@@ -35,6 +41,15 @@ class Subset:
     def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, " N"]):
         self._source = source
         self._indices = indices
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Of the whole source: which part of it these are follows from the config."""
+        return getattr(self._source, "fingerprint", {})
+
+    @property
+    def name(self) -> str | None:
+        return getattr(self._source, "name", None)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -61,10 +76,12 @@ class Generated:
 class PreparedSplit:
     """One split of a prepared data set. An example that cannot be read raises UserError naming split and directory."""
 
-    def __init__(self, examples: Source, directory: Path, split: str):
+    def __init__(self, examples: Source, directory: Path, split: str, name: str, description: Description):
         self._examples = examples
         self._directory = directory
         self._split = split
+        self.name = name
+        self._description = description
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -74,41 +91,68 @@ class PreparedSplit:
             return self._examples[index]
         except RuntimeError as error:  # array_record's error for damaged bytes
             where = f"example {index} of split {self._split!r} in {self._directory}"
-            raise UserError(f"{where} is damaged; {_again(self._directory)} ({error})") from error
+            raise UserError(f"{where} is damaged; {again(self._directory)} ({error})") from error
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What the split holds: its description, and a few examples so that other contents of its size are seen."""
+        split, features = self._description.splits[self._split], self._description.features
+        digest = hashlib.sha256(json.dumps([features, split.lengths, split.size], sort_keys=True).encode())
+        # Pictures and sound are left out: what they decode to depends on a library's version.
+        exact = sorted(name for name, feature in features.items() if feature.keys() & {"tensor", "text", "classLabel"})
+        for index in np.unique(np.linspace(0, len(self) - 1, _SAMPLES).astype(int)):
+            example = self[int(index)]
+            for value in (np.asarray(example[name]) for name in exact):
+                digest.update(repr(value.tolist()).encode())
+        where = f"{self.name} {self._directory.name} {self._split}"
+        return {where: f"{len(self):,} examples, sha256 {digest.hexdigest()}"}
 
 
 def data_directory(data_dir: str | None) -> Path:
     """Where prepared data sets are: the argument, else the variable TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if data_dir:
+        return user_path(data_dir, "data_dir")
+    return user_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "TFDS_DATA_DIR")
 
 
-def open_split(name: str, split: str, data_dir: str | None) -> PreparedSplit:
+def open_split(name: str, split: str, data_dir: str | None, features: Sequence[str] = ()) -> PreparedSplit:
     """The split of a prepared data set, `name` or `name/config`, in the newest version that lies in the data directory.
 
-    Raises UserError, within a second, if it is not there, not array_record or has no such split, or if files of the
-    split are missing or damaged.
+    Raises UserError, within a second, if it is not there, not array_record, has no such split, no example in it or not
+    these `features`, or if files of the split are missing or damaged.
     """
     directory = _version_directory(name, data_directory(data_dir))
-    _check_files(directory, split, _read_info(directory))
+    description = read_description(directory)
+    if missing := [feature for feature in features if feature not in description.features]:
+        found = ", ".join(description.features)
+        raise UserError(
+            f"data set {name!r} has no {' and no '.join(map(repr, missing))} but {found}: it is not one for this task "
+            f"({directory})"
+        )
+    _check_files(directory, split, description)
     import tensorflow_datasets as tfds  # here, not above: it takes seconds
 
     try:
         examples = tfds.builder_from_directory(directory).as_data_source(split=split)
     except Exception as error:  # whatever damaged metadata make it raise
         message = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{directory} cannot be read; {_again(directory)} ({message})") from error
-    return PreparedSplit(examples, directory, split)
+        raise UserError(f"{directory} cannot be read; {again(directory)} ({message})") from error
+    return PreparedSplit(examples, directory, split, name, description)
 
 
 def _version_directory(name: str, root: Path) -> Path:
     """root/name/1.0.0 with the highest version. What an interrupted preparation leaves has another name."""
+    if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name, re.ASCII) or ".." in name.split("/"):
+        raise UserError(
+            f"data set {name!r}: expected a name, or name/config, of letters, digits, '_', '.', '+' and '-'"
+        )
     versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
-    versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    versions = [path for path in versions if re.fullmatch(r"\d{1,9}\.\d{1,9}\.\d{1,9}", path.name, re.ASCII)]
     if versions:
         return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     if name.partition("/")[0] in OWN_DATASETS:
         # The variable serves as well as the flag, so the command is exact whichever way the directory was given.
-        part = re.fullmatch(r"(.*)[_/](0\.\d+)", name)  # of a generated data set
+        part = re.fullmatch(r"(.*)[_/](0\.\d+|\d(?:\.\d+)?e-\d+)", name)  # of a generated data set
         what = f"{part[1]} --scale={part[2]}" if part else name
         remedy = f"run: python -m experiments.prepare --dataset={what} --data_dir={shlex.quote(str(root))}"
     else:
@@ -119,47 +163,22 @@ def _version_directory(name: str, root: Path) -> Path:
     raise UserError(f"data set {name!r} is not in {root} (--config.data_dir or TFDS_DATA_DIR names another): {remedy}")
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
-    path = directory / "dataset_info.json"
-    try:
-        info = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}; {_again(directory)} ({error})") from error
-    if not isinstance(info, dict) or "name" not in info:
-        raise UserError(f"{path} is damaged; {_again(directory)}")
-    if not (directory / "features.json").is_file():
-        raise UserError(f"{directory / 'features.json'} is missing; {_again(directory)}")
-    file_format = info.get("fileFormat", "tfrecord")  # absent in what old versions of tensorflow-datasets wrote
-    if file_format != "array_record":
-        raise UserError(
-            f"{directory} holds {file_format} files, which cannot be read by index; prepare it again on a machine that "
-            'has TensorFlow, with tfds.builder(..., file_format="array_record")'
-        )
-    return info
-
-
-def _check_files(directory: Path, split: str, info: dict[str, Any]) -> None:
+def _check_files(directory: Path, split: str, description: Description) -> None:
     """Every file of the split is there, is array_record to its last byte, and has as many examples as it should."""
-    splits = {item["name"]: item for item in info.get("splits", [])}
-    if split not in splits:
-        raise UserError(f"{directory} has no split {split!r}; it has: {', '.join(splits)}")
-    template = splits[split].get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
-    lengths = [int(length) for length in splits[split].get("shardLengths", [])]
+    if split not in description.splits:
+        raise UserError(f"{directory} has no split {split!r}; it has: {', '.join(description.splits)}")
+    found = description.splits[split]
+    if not sum(found.lengths):
+        raise UserError(f"{directory}: the {split} split has no examples; {again(directory)}")
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    for number, expected in enumerate(lengths):
-        shard = f"{number:05d}-of-{len(lengths):05d}"
-        names = {"DATASET": info["name"], "SPLIT": split, "FILEFORMAT": "array_record", "SHARD_X_OF_Y": shard}
-        path = directory / template.format(**names)
+    for file, expected in zip(found.files, found.lengths, strict=True):
+        path = directory / file
         if not path.is_file():
-            raise UserError(f"{path} is missing; {_again(directory)}")
+            raise UserError(f"{path} is missing; {again(directory)}")
         try:
-            found = len(ArrayRecordDataSource([str(path)]))
+            count = len(ArrayRecordDataSource([str(path)]))
         except RuntimeError as error:
-            raise UserError(f"{path} is damaged or cut short; {_again(directory)} ({error})") from error
-        if found != expected:
-            raise UserError(f"{path} holds {found} examples instead of {expected}; {_again(directory)}")
-
-
-def _again(directory: Path) -> str:
-    return f"copy it again, or remove {directory} and prepare the data set again"
+            raise UserError(f"{path} is damaged or cut short; {again(directory)} ({error})") from error
+        if count != expected:
+            raise UserError(f"{path} holds {count} examples instead of {expected}; {again(directory)}")

@@ -15,6 +15,8 @@ from experiments.data.sources import Generated, Source
 from experiments.errors import UserError
 from seqboat.ops.losses import cross_entropy
 
+LONGEST = 2**31 - 1  # elements of a sequence or examples of a split: what the loader's 32-bit indices take
+MOST_DRAWN = 2**24  # elements of a sequence, or symbols, that are drawn for every example
 BYTE_VOCABULARY = 257  # every byte plus one, and padding, 0: LRA's ByteTextEncoder
 
 Scalar = Float[Array, ""]
@@ -40,6 +42,7 @@ class Task:
     higher_is_better: bool
     shuffled: bool = True  # the order of training examples; else the source's own
     trivial_answer: str  # what `trivial` computes, in words
+    sized_by: tuple[str, ...] = ()  # the fields of its config that decide how many examples a split has
 
     def __init__(
         self,
@@ -51,11 +54,33 @@ class Task:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """`sources` has "train" and every evaluation split; `seed` decides the order of training examples alone."""
+        """`sources` has "train" and every evaluation split; `seed` decides the order of training examples alone.
+
+        Raises UserError for a split without examples.
+        """
         self.config = config
         self._sources = sources
+        for split in ("train", *self.splits):
+            require(len(sources[split]) > 0, f"{self._sizes()}the {split} split{self.of_data} has no examples")
         self._rows = Rows(batch_size, process_index, process_count)
         self._train = train_dataset(sources["train"], self.train_row, self._rows, seed, shuffled=self.shuffled)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What identifies the data, each part by name; empty where the data follow from the config."""
+        parts = [getattr(source, "fingerprint", {}) for source in self._sources.values()]
+        return {name: digest for part in parts for name, digest in part.items()}
+
+    @property
+    def of_data(self) -> str:
+        """The data in errors: " of NAME", or nothing where they have no name."""
+        name = getattr(self._sources["train"], "name", None)
+        return f" of {name}" if name else ""
+
+    def _sizes(self) -> str:
+        values = {field: getattr(self.config, field) for field in self.sized_by}
+        given = ", ".join(f"config.task.{field}={value!r}" for field, value in values.items() if value)
+        return given and f"{given}: "
 
     def row(self, example: Any) -> dict[str, Any]:
         """An example of a source as its row of every array of a batch."""
@@ -111,8 +136,7 @@ class ClassificationConfig:
     length: int
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"length={self.length}: must be at least 1")
+        within(self, 1, LONGEST, "length")
 
 
 class ClassificationTask(Task):
@@ -133,9 +157,22 @@ class ClassificationTask(Task):
     def label(self, example: Any) -> int:
         return example["label"]
 
+    def target(self, example: Any) -> np.int32:
+        """Its label. Raises UserError for one that is not a class."""
+        label, classes = self.label(example), self.config.classes
+        if not 0 <= label < classes:
+            raise UserError(
+                f"an example{self.of_data} has the label {label}; this task has the classes 0..{classes - 1}"
+            )
+        return np.int32(label)
+
     def row(self, example: Any) -> dict[str, Any]:
-        inputs, length = pad(self.encode(example), self.config.length)
-        return {"inputs": inputs, "lengths": length, "targets": np.int32(self.label(example))}
+        values, size = self.encode(example), self.config.vocabulary_size
+        if size is not None and len(values) and not 0 < values.min() <= values.max() < size:
+            found = f"{values.min()}..{values.max()}"
+            raise UserError(f"an example{self.of_data} has ids in {found}; this task has the ids 1..{size - 1}")
+        inputs, length = pad(values, self.config.length)
+        return {"inputs": inputs, "lengths": length, "targets": self.target(example)}
 
     def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
         """`confusion` (Y, Y): of each true class, the share that was given each answer."""
@@ -147,7 +184,7 @@ class ClassificationTask(Task):
     def trivial(self, split: str) -> dict[str, float]:
         """That class's share of the split."""
         source = self._evaluation_source(split)
-        counts = np.bincount([self.label(source[index]) for index in range(len(source))])
+        counts = np.bincount([self.target(source[index]) for index in range(len(source))])
         return {"accuracy": float(counts.max() / counts.sum())}
 
 
@@ -171,14 +208,9 @@ class SlotConfig:
     data_seed: int = 0
 
     def __post_init__(self):
-        self.at_least_one("train_examples", "test_examples")
+        within(self, 1, LONGEST, "train_examples", "test_examples")
         if self.data_seed < 0:
             raise ValueError(f"data_seed={self.data_seed}: must not be negative")
-
-    def at_least_one(self, *fields: str) -> None:
-        for field in fields:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
 
 
 class SlotTask(TokenTask):
@@ -233,8 +265,10 @@ class PixelConfig:
     deviation: float
 
     def __post_init__(self):
-        if not self.deviation > 0:
-            raise ValueError(f"deviation={self.deviation}: must be above 0")
+        if not 0 < self.deviation < math.inf:
+            raise ValueError(f"deviation={self.deviation}: must be above 0 and finite")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean={self.mean}: must be finite")
 
 
 def pixels(image: np.ndarray, config: PixelConfig) -> Float[np.ndarray, "L 1"]:
@@ -257,7 +291,7 @@ class Standard:
         for index in range(len(source)):
             values = np.asarray(source[index][field], np.float64)
             count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
-        require(count > 0, f"there is no number of {field!r} in the training data")
+        require(count > 0, f"there is no number of {field!r} in the train split")
         mean = total / count
         deviation = math.sqrt(max(squares / count - mean**2, 0))
         require(deviation > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
@@ -276,6 +310,16 @@ def byte_symbol(number: int) -> str:
     """The byte of an id: itself where ASCII prints it, else a dot; a newline is seen and kept."""
     character = chr(number - 1) if number else "∅"
     return "↵\n" if character == "\n" else character if number == 0 or " " <= character <= "~" else "·"
+
+
+def within(config: Any, low: int, high: int, *fields: str) -> None:
+    """Raises ValueError for a field of a config outside low..high."""
+    for field in fields:
+        value = getattr(config, field)
+        if value < low:
+            raise ValueError(f"{field}={value}: must be at least {low}")
+        if value > high:
+            raise ValueError(f"{field}={value}: must be at most {high}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -8,32 +8,30 @@ With `carry` row b of the batches is a stream: its block of a step goes on where
 """
 
 import dataclasses
-import gzip
+import hashlib
 import itertools
-import lzma
 import math
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from experiments.data.loader import Batch, evaluation_dataset, read_ahead
+from experiments.data.packed import read_text
 from experiments.data.sources import open_split
 from experiments.errors import UserError
-from experiments.tasks.base import BYTE_VOCABULARY, TokenTask, byte_ids, pad, require
+from experiments.files import user_path
+from experiments.tasks.base import BYTE_VOCABULARY, LONGEST, TokenTask, byte_ids, pad, require, within
 
 Bytes = UInt8[np.ndarray, " N"]
-_OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A prepared `dataset`, or `files` (plain, .gz or .xz), one after the other, cut by `fractions` into train,
-    validation and test. `length` is of a sequence, `context` what of it is not scored again in testing.
-    `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is all.
+    """A prepared `dataset`, or `files` (plain, packed by gzip, xz or bzip2, or alone in a zip), one after the other,
+    cut by `fractions` into train, validation and test. `length` is of a sequence, `context` what of it is not scored again
+    in testing. `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is all.
     `carry`: training hands the model's state from block to block, in a stream for each row of the batch, and validation
     is one pass in as many.
     """
@@ -51,8 +49,7 @@ class Config:
         return BYTE_VOCABULARY
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"length={self.length}: must be at least 1")
+        within(self, 1, LONGEST, "length")
         if not 0 <= self.context < self.length:
             raise ValueError(f"context={self.context}: must be at least 0 and below length={self.length}")
         if self.evaluation_bytes is not None and self.evaluation_bytes < 1:
@@ -73,13 +70,13 @@ class Task(TokenTask):
             "config.task: name text files, as --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset; "
             + ("neither is named" if config.dataset is None else "both are named"),
         )
-        self.bytes = read_files(config) if config.dataset is None else read_corpus(config.dataset, data_dir)
+        read = read_files(config) if config.dataset is None else read_corpus(config.dataset, data_dir)
+        self.bytes, self._fingerprint = read
         for split in self.splits:
             self.bytes[split] = self.bytes[split][: config.evaluation_bytes]
         for split, data in self.bytes.items():
-            require(len(data) > 0, f"the {split} split has no bytes")
             require(
-                not config.carry or len(data) >= batch_size,
+                not config.carry or not 0 < len(data) < batch_size,
                 f"config.task.carry=True: the {split} split has {len(data)} bytes for {batch_size} streams, one for "
                 "every row of config.train.batch_size",
             )
@@ -90,7 +87,12 @@ class Task(TokenTask):
             "test": Windows(self.bytes["test"], config.length, config.context),
         }
         self.shuffled = not config.carry
+        self.sized_by = ("dataset",) if config.dataset else ("files", "fractions")
         super().__init__(config, sources, batch_size=batch_size, **batching)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        return self._fingerprint
 
     def streams(self, split: str, count: int) -> Iterator[Batch]:
         """The split in one pass, as `count` streams that each begin empty: batches of the next `length` bytes of each.
@@ -167,24 +169,39 @@ class Streams:
         return self._windows[stream][t][0], max(0, self._before[stream] - t * self._length)
 
 
-def read_corpus(name: str, data_dir: str | None) -> dict[str, Bytes]:
-    """The splits of a prepared corpus, whole: its examples are its consecutive pieces."""
-    splits = {split: open_split(name, split, data_dir) for split in ("train", "validation", "test")}
-    return {split: np.concatenate([source[i]["bytes"] for i in range(len(source))]) for split, source in splits.items()}
+def read_corpus(name: str, data_dir: str | None) -> tuple[dict[str, Bytes], dict[str, str]]:
+    """The splits of a prepared corpus, whole: its examples are its consecutive pieces; and what identifies them."""
+    splits = {split: open_split(name, split, data_dir, ("bytes",)) for split in ("train", "validation", "test")}
+    found = {
+        split: np.concatenate([source[i]["bytes"] for i in range(len(source))]) for split, source in splits.items()
+    }
+    for split, data in found.items():
+        require(
+            data.dtype == np.uint8,
+            f"config.task.dataset={name!r}: its {split} split holds {data.dtype}, expected bytes",
+        )
+    return found, {part: digest for source in splits.values() for part, digest in source.fingerprint.items()}
 
 
-def read_files(config: Config) -> dict[str, Bytes]:
-    """The files' bytes, one after the other, cut by the config's fractions."""
-    data = np.concatenate([np.frombuffer(_read(Path(name).expanduser()), np.uint8) for name in config.files])
+def read_files(config: Config) -> tuple[dict[str, Bytes], dict[str, str]]:
+    """The files' bytes, one after the other, cut by the config's fractions; and what identifies each file."""
+    pieces = [_read(name) for name in config.files]
+    data = np.concatenate([np.frombuffer(piece, np.uint8) for piece in pieces])
     ends = np.round(np.cumsum(config.fractions) * len(data)).astype(int)
-    return dict(zip(("train", "validation", "test"), np.split(data, ends[:2]), strict=True))
+    fingerprint = {
+        f"config.task.files[{number}]": f"{len(piece):,} bytes, sha256 {hashlib.sha256(piece).hexdigest()}"
+        for number, piece in enumerate(pieces)
+    }
+    return dict(zip(("train", "validation", "test"), np.split(data, ends[:2]), strict=True)), fingerprint
 
 
-def _read(path: Path) -> bytes:
+def _read(name: str) -> bytearray:
+    path = user_path(name, "config.task.files")
     if not path.is_file():  # a pipe would be waited for
-        raise UserError(f"config.task.files: there is no regular file {path}")
+        raise UserError(
+            f"config.task.files: there is no regular file {path}; of a trained run, --data_dir says where it lies now"
+        )
     try:
-        with _OPEN.get(path.suffix, open)(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"config.task.files: {path} is damaged, cut short or cannot be read ({error})") from error
+        return read_text(path)
+    except UserError as error:
+        raise UserError(f"config.task.files: {error}") from error

@@ -10,6 +10,7 @@ from experiments.data.sources import Source, Subset, open_split
 from experiments.tasks.base import ClassificationTask, PixelConfig, pixels
 
 SIZE = 32
+FEATURES = ("image", "label")
 TRAIN_SHARE = 0.9  # of the training pictures in their prepared order, as LRA cuts; the rest is for validation
 
 
@@ -26,12 +27,12 @@ class Config(PixelConfig):
 class Task(ClassificationTask):
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
-        labelled = open_split("cifar10", "train", data_dir)
+        labelled = open_split("cifar10", "train", data_dir, FEATURES)
         cut = round(TRAIN_SHARE * len(labelled))
         sources: dict[str, Source] = {
             "train": Subset(labelled, range(cut)),
             "validation": Subset(labelled, range(cut, len(labelled))),
-            "test": open_split("cifar10", "test", data_dir),
+            "test": open_split("cifar10", "test", data_dir, FEATURES),
         }
         super().__init__(config, sources, **batching)
 

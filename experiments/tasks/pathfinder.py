@@ -11,6 +11,8 @@ import numpy as np
 from experiments.data.sources import open_split
 from experiments.tasks.base import ClassificationTask, PixelConfig, pixels, require
 
+FEATURES = ("image", "label")
+
 
 @dataclass(frozen=True)
 class Config(PixelConfig):
@@ -31,11 +33,11 @@ class Config(PixelConfig):
 class Task(ClassificationTask):
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
-        sources = {split: open_split(config.dataset, split, data_dir) for split in ("train", *self.splits)}
+        sources = {split: open_split(config.dataset, split, data_dir, FEATURES) for split in ("train", *self.splits)}
         found, wanted = sources["train"][0]["image"].shape, (config.resolution, config.resolution)
+        shape = " x ".join(map(str, found))
         require(
-            found == wanted,
-            f"config.task.resolution={config.resolution}: pictures of {config.dataset} are {found[0]} wide",
+            found == wanted, f"config.task.resolution={config.resolution}: pictures of {config.dataset} are {shape}"
         )
         super().__init__(config, sources, **batching)
 

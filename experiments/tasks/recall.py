@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.tasks.base import SlotConfig, SlotTask
+from experiments.tasks.base import MOST_DRAWN, SlotConfig, SlotTask, within
 
 BLANK, FIRST_KEY = 1, 2  # 0 is padding
 
@@ -24,7 +24,7 @@ class Config(SlotConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("pairs", "values")
+        within(self, 1, MOST_DRAWN, "length", "pairs", "keys", "values")
         if self.keys < self.pairs:
             raise ValueError(f"keys={self.keys}: must be at least pairs={self.pairs}, every key is used once")
         if self.length < 2 * self.pairs:

@@ -11,6 +11,8 @@ import numpy as np
 from experiments.data.sources import open_split
 from experiments.tasks.base import BYTE_VOCABULARY, ClassificationConfig, ClassificationTask, byte_ids, pad
 
+FEATURES = ("text1", "text2", "label")
+
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
@@ -26,10 +28,10 @@ class Task(ClassificationTask):
 
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
-        sources = {split: open_split("aan", split, data_dir) for split in ("train", *self.splits)}
+        sources = {split: open_split("aan", split, data_dir, FEATURES) for split in ("train", *self.splits)}
         super().__init__(config, sources, **batching)
 
     def row(self, example: dict[str, Any]) -> dict[str, Any]:
         documents = [pad(byte_ids(example[name]), self.config.length) for name in ("text1", "text2")]
         inputs, lengths = zip(*documents, strict=True)
-        return {"inputs": np.stack(inputs, -1), "lengths": np.array(lengths), "targets": np.int32(self.label(example))}
+        return {"inputs": np.stack(inputs, -1), "lengths": np.array(lengths), "targets": self.target(example)}

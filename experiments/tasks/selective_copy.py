@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.tasks.base import SlotConfig, SlotTask
+from experiments.tasks.base import MOST_DRAWN, SlotConfig, SlotTask, within
 
 BLANK, QUERY, FIRST_SYMBOL = 1, 2, 3  # 0 is padding
 
@@ -23,7 +23,7 @@ class Config(SlotConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.at_least_one("symbols", "alphabet")
+        within(self, 1, MOST_DRAWN, "length", "symbols", "alphabet")
         if self.length < self.symbols:
             raise ValueError(f"length={self.length}: must be at least symbols={self.symbols}")
 

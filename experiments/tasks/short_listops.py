@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from experiments.data import listops
-from experiments.tasks.base import ClassificationTask
+from experiments.tasks.base import ClassificationTask, within
 
 LENGTH = 40
 # Lengths: 5 % below 9, median 18, 95 % below 34 tokens. Classes: 9 % to 12 % each. (20,000 expressions, seed 0.)
@@ -33,9 +33,7 @@ class Config:
     data_seed: int = 0
 
     def __post_init__(self):
-        for field in ("train_examples", "validation_examples", "test_examples"):
-            if not 1 <= getattr(self, field) <= MOST_EXAMPLES:
-                raise ValueError(f"{field}={getattr(self, field)}: must be in 1..{MOST_EXAMPLES}")
+        within(self, 1, MOST_EXAMPLES, "train_examples", "validation_examples", "test_examples")
         if self.data_seed < 0:
             raise ValueError(f"data_seed={self.data_seed}: must not be negative")
 

@@ -37,7 +37,7 @@ class Task(ClassificationTask):
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
         name = f"speech_commands/sc{config.words}"
-        sources = {split: open_split(name, split, data_dir) for split in ("train", *self.splits)}
+        sources = {split: open_split(name, split, data_dir, ("audio", "label")) for split in ("train", *self.splits)}
         self._standard = Standard.of(sources["train"], "audio")
         super().__init__(config, sources, **batching)
 

@@ -29,7 +29,7 @@ class Config(ClassificationConfig):
 class Task(ClassificationTask):
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
-        recordings = open_split("spoken_digit", "train", data_dir)
+        recordings = open_split("spoken_digit", "train", data_dir, ("audio", "label", "audio/filename"))
         indices = np.array([_index(recordings[number]["audio/filename"]) for number in range(len(recordings))])
         test, validation = np.isin(indices, TEST), np.isin(indices, VALIDATION)
         parts = {"train": ~test & ~validation, "validation": validation, "test": test}

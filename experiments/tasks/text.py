@@ -14,6 +14,8 @@ from jaxtyping import Int
 from experiments.data.sources import Source, Subset, open_split
 from experiments.tasks.base import BYTE_VOCABULARY, ClassificationConfig, ClassificationTask, byte_ids
 
+DATASET, FEATURES = "imdb_reviews/plain_text", ("text", "label")
+
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
@@ -37,14 +39,16 @@ class Config(ClassificationConfig):
 
 
 class Task(ClassificationTask):
+    sized_by = ("validation_fraction",)
+
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
-        labelled = open_split("imdb_reviews/plain_text", "train", data_dir)
+        labelled = open_split(DATASET, "train", data_dir, FEATURES)
         train, validation = split_by_content(labelled, config.validation_fraction, config.validation_seed)
         sources: dict[str, Source] = {
             "train": Subset(labelled, train),
             "validation": Subset(labelled, validation),
-            "test": open_split("imdb_reviews/plain_text", "test", data_dir),
+            "test": open_split(DATASET, "test", data_dir, FEATURES),
         }
         super().__init__(config, sources, **batching)
 

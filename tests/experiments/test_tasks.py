@@ -392,7 +392,7 @@ def test_pathfinder_reads_pixels_row_by_row(data_dir):
     picture = open_split("pathfinder/32_hard", "test", data_dir)[0]["image"]
     np.testing.assert_allclose(first["inputs"][0, 4:8, 0], (picture[1] / 255 - 0.5) / 0.5, atol=1e-6)
     config = pathfinder.Config(resolution=32)
-    with pytest.raises(UserError, match=r"resolution=32: pictures of pathfinder/32_hard are 4 wide"):
+    with pytest.raises(UserError, match=r"resolution=32: pictures of pathfinder/32_hard are 4 x 4"):
         pathfinder.Task(config, batch_size=4, seed=0, data_dir=data_dir)
 
 
@@ -618,7 +618,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, suffix, keep):
     packed = {"gz": gzip.compress, "xz": lzma.compress}[suffix](random_bytes(5000).tobytes())
     path = tmp_path / f"corpus.{suffix}"
     path.write_bytes(packed[: int(keep * len(packed))])
-    with pytest.raises(UserError, match=f"files: {path} is damaged, cut short or cannot be read"):
+    with pytest.raises(UserError, match=f"files: {path} is cut short or damaged; download it again"):
         corpus.Task(corpus.Config(files=(str(path),)), batch_size=1, seed=0, data_dir=None)
 
 
@@ -635,7 +635,7 @@ def test_mistakes_with_files_are_named(tmp_path):
             **config
         )
     (tmp_path / "short.txt").write_bytes(b"abcd")
-    assert "split has no bytes" in refused(files=(f"{tmp_path}/short.txt",))
+    assert "fractions=(0.9, 0.05, 0.05): the validation split has no" in refused(files=(f"{tmp_path}/short.txt",))
 
 
 def test_the_trivial_answer_to_a_corpus_is_the_frequency_of_bytes(data_dir):

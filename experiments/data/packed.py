@@ -1,0 +1,168 @@
+"""Packed files: what a file is, by its first bytes and not by its name, and its contents within a bound."""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from experiments.errors import UserError
+
+HEAD = 512  # bytes that tell what a file is: a tar has its first checksum there
+
+# What reads a stream of one file. Everything else that is recognised is refused by its name.
+_OPEN: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "xz": lzma.open, "lzma": lzma.open, "bzip2": bz2.open}
+
+_BEGINS = {
+    name: re.compile(pattern, re.DOTALL)
+    for name, pattern in {
+        "gzip": rb"\x1f\x8b",
+        "xz": rb"\xfd7zXZ\x00",
+        "lzma": rb"\x5d\x00\x00",
+        "bzip2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
+        "zip": rb"PK(\x03\x04|\x05\x06|\x07\x08)",
+        "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+        "lz4": rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18",
+        "lzip": rb"LZIP[\x00\x01]",
+        "lzop": rb"\x89LZO\x00",
+        "compress": rb"\x1f[\x9d\xa0]",
+        "snappy": rb"\xff\x06\x00\x00sNaPpY",
+        "7z": rb"7z\xbc\xaf\x27\x1c",
+        "rar": rb"Rar!\x1a\x07",
+        "cab": rb"MSCF\x00\x00\x00\x00",
+        "ar": rb"!<arch>\n",
+        "PDF": rb"%PDF-",
+        "HDF5": rb"\x89HDF\r\n\x1a\n",
+        "numpy": rb"\x93NUMPY",
+        "pickle": rb"\x80[\x02-\x05]",
+        "Parquet": rb"PAR[1E][\x00-\x1f]",
+        "Arrow": rb"ARROW1\x00",
+        "Avro": rb"Obj\x01",
+        "SQLite": rb"SQLite format 3\x00",
+        "Office": rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "JPEG": rb"\xff\xd8\xff",
+        "GIF": rb"GIF8[79]a",
+        "RIFF": rb"RIFF....(WAVE|AVI |WEBP)",
+    }.items()
+}
+
+# Of packed files alone, and what they claim to be. Brotli has no first bytes of its own.
+_SUFFIXES = {
+    **dict.fromkeys((".gz", ".tgz"), "gzip"),
+    **dict.fromkeys((".xz", ".txz"), "xz"),
+    **dict.fromkeys((".bz2", ".tbz2"), "bzip2"),
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
+    **{".lzma": "lzma", ".zip": "zip", ".lz4": "lz4", ".lz": "lzip", ".lzo": "lzop", ".z": "compress"},
+    **{".sz": "snappy", ".7z": "7z", ".rar": "rar", ".tar": "tar", ".br": "brotli"},
+}
+
+# What the standard library raises for an archive that is cut short, changed, encrypted or hostile.
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(ValueError, OverflowError, RuntimeError, LookupError),
+)
+
+# Text packs to a tenth, and what packs to a hundredth says nothing new; small files may be as odd as they like.
+MOST_RATIO = 250
+ALWAYS = 2**26  # bytes
+_BLOCK = 2**20
+
+
+def kind(head: bytes) -> str | None:
+    """What begins with these bytes (HEAD of them, or all): "gzip", "zip", "PDF", ...; None for plain contents."""
+    for name, pattern in _BEGINS.items():
+        if pattern.match(head):
+            return name
+    try:
+        tarfile.TarInfo.frombuf(head[:HEAD], "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return None
+    return "tar"
+
+
+def most_bytes(packed: int) -> int:
+    """How much a file of `packed` bytes may hold: MOST_RATIO times as much, and what fits half of the memory."""
+    return min(max(ALWAYS, MOST_RATIO * packed), _memory() // 2)
+
+
+def read_bounded(stream: IO[bytes], most: int, where: str) -> bytearray:
+    """The rest of a stream. Raises UserError naming `where` if it has more than `most` bytes."""
+    found = bytearray()
+    while block := stream.read(min(_BLOCK, most + 1 - len(found))):
+        found += block
+        if len(found) > most:
+            raise UserError(
+                f"{where} holds more than {most:,} bytes, which is {MOST_RATIO} times its packed size or half of the "
+                "memory: it was made to fill a memory, or is too large for this machine"
+            )
+    return found
+
+
+def unpacked(stream: IO[bytes], stack: contextlib.ExitStack) -> IO[bytes]:
+    """The contents of a stream that gzip, xz or bzip2 packed, or the stream itself, from the beginning."""
+    opener = _OPEN.get(kind(peek(stream)) or "")
+    return stream if opener is None else stack.enter_context(opener(stream))
+
+
+def peek(stream: IO[bytes]) -> bytes:
+    """The first bytes of a stream that can seek, which is at its beginning before and after."""
+    head = stream.read(HEAD)
+    stream.seek(0)
+    return head
+
+
+def read_text(path: Path) -> bytearray:
+    """The bytes of a text file: plain, packed by gzip, xz or bzip2, or the only file of a zip. Its name does not count.
+
+    Raises UserError for what is not text by its first bytes, for a plain file that is named as a packed one, for
+    contents beyond `most_bytes`, and for what is damaged.
+    """
+    with damage_named(path), contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        found = kind(peek(file))
+        stream = _only_member(file, path, stack) if found == "zip" else unpacked(file, stack)
+        contents = read_bounded(stream, most_bytes(path.stat().st_size), str(path))
+    if (inner := kind(bytes(contents[:HEAD]))) is not None:
+        what = f"is a {inner} file" if inner == found else f"holds a {inner} file"
+        raise UserError(f"{path} {what}, not text: take the text out of it and name that")
+    claimed = _SUFFIXES.get(path.suffix.lower())
+    if claimed and found is None:
+        raise UserError(
+            f"{path} is named as a {claimed} file and does not begin like one: download or unpack it again, or rename "
+            "it if it is plain text"
+        )
+    return contents
+
+
+def _only_member(file: IO[bytes], path: Path, stack: contextlib.ExitStack) -> IO[bytes]:
+    archive = stack.enter_context(zipfile.ZipFile(file))
+    members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
+    if len(members) != 1:
+        raise UserError(f"{path} is a zip of {len(members)} files: unpack it and name those that hold the text")
+    return stack.enter_context(archive.open(members[0]))
+
+
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turns what the standard library raises for a bad archive into one line that names it."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__  # tarfile's has several lines
+        raise UserError(f"{path} is cut short or damaged; download it again ({reason})") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
