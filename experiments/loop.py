@@ -122,11 +122,6 @@ def _reported(restored: Restored | None) -> int:
 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
     """What is remembered is of the text before the step's batch: raises UserError where that is another batch now."""
-    if restored.state.streams and (changed := identity.changes(restored.meta.get("data"), experiment.task)):
-        raise UserError(
-            f"{changed[0]}: the streams of that checkpoint are of another text; resume with that one, or take the "
-            "parameters alone by --init_from"
-        )
     old, new = ((config or {}).get("task", {}) for config in (restored.meta.get("config"), experiment.values))
     for name in ("length", "fractions", "dataset") if restored.state.streams else ():
         if name in old and (changed := differences(old[name], new[name], f"config.task.{name}")):
@@ -134,6 +129,11 @@ def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
                 f"{changed[0]}: the streams of that checkpoint stand elsewhere in the text; go on with the old one, or "
                 "take the parameters alone by --init_from"
             )
+    if restored.state.streams and (changed := identity.changes(restored.meta.get("data"), experiment.task)):
+        raise UserError(
+            f"{changed[0]}: the streams of that checkpoint are of another text; resume with that one, or take the "
+            "parameters alone by --init_from"
+        )
 
 
 class _Run:

@@ -32,24 +32,11 @@ _SCALE = flags.DEFINE_float(
 
 
 def main() -> None:
-    name, _, config = (_DATASET.value or "").partition("/")
-    if name not in OWN_DATASETS:
-        given = "no --dataset" if _DATASET.value is None else f"unknown data set {_DATASET.value!r}"
-        raise UserError(f"{given}; --dataset can be: {', '.join(OWN_DATASETS)}")
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of configurations made with --scale
-    from experiments.data import preparation  # here, not above: it takes seconds
-
     start = time.monotonic()
-    builder_class = preparation.builder_class(name)
-    configs = [item.name for item in builder_class.BUILDER_CONFIGS]
-    known = ", ".join(f"{name}/{item}" for item in configs) or name
-    if config and config not in configs:
-        raise UserError(f"unknown data set {_DATASET.value!r}; there is {known} (a part of one is made with --scale)")
-    if not config and len(configs) > 1:
-        raise UserError(f"--dataset={name} is several data sets; name one of them: {known}")
-    config = config or next(iter(configs), "")
-    builder = builder_class(
-        **_part(builder_class, config, _SCALE.value or 0.0),
+    builder = make_builder(
+        _DATASET.value,
+        _SCALE.value or 0.0,
         data_dir=data_directory(_DATA_DIR.value),
         manual_dir=_MANUAL_DIR.value,
         processes=_PROCESSES.value or 1,
@@ -57,9 +44,29 @@ def main() -> None:
     if builder.is_prepared():
         print(f"{builder.data_dir} is there already; nothing done")
         return
+    from experiments.data import preparation
+
     written = preparation.prepare(builder)
     splits = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
     print(f"wrote {written} ({splits}) in {time.monotonic() - start:.0f} s")
+
+
+def make_builder(dataset: str | None, scale: float = 1.0, **arguments: Any) -> Any:
+    """The builder of what --dataset and --scale name; `arguments` are its own. Raises UserError if there is none."""
+    name, _, config = (dataset or "").partition("/")
+    if name not in OWN_DATASETS:
+        given = "no --dataset" if dataset is None else f"unknown data set {dataset!r}"
+        raise UserError(f"{given}; --dataset can be: {', '.join(OWN_DATASETS)}")
+    from experiments.data import preparation  # here, not above: it takes seconds
+
+    builder_class = preparation.builder_class(name)
+    configs = [item.name for item in builder_class.BUILDER_CONFIGS]
+    known = ", ".join(f"{name}/{item}" for item in configs) or name
+    if config and config not in configs:
+        raise UserError(f"unknown data set {dataset!r}; there is {known} (a part of one is made with --scale)")
+    if not config and len(configs) > 1:
+        raise UserError(f"--dataset={name} is several data sets; name one of them: {known}")
+    return builder_class(**_part(builder_class, config or next(iter(configs), ""), scale), **arguments)
 
 
 def _part(builder_class: Any, config: str, scale: float) -> dict[str, Any]:

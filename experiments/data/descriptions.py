@@ -16,6 +16,7 @@ from experiments.seals import read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 MOST_BYTES = 2**26
+_CLASSES = "tensorflow_datasets."
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # tensorflow-datasets' own, where none is given
 
 
@@ -128,7 +129,19 @@ def _features(features: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, feature in found.items():
         if not isinstance(feature, dict):
             raise _Broken(FEATURES, f"featuresDict.features.{name}", feature, "an object")
+    _refuse_other_classes(features)
     return found
+
+
+def _refuse_other_classes(features: dict[str, Any]) -> None:
+    """tensorflow-datasets imports the module of every class that is named: none but its own."""
+    rest: list[Any] = [features]
+    while rest:
+        item = rest.pop()
+        rest += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        name = item.get("pythonClassName", _CLASSES) if isinstance(item, dict) else _CLASSES
+        if not isinstance(name, str) or not name.startswith(_CLASSES):
+            raise _Broken(FEATURES, "pythonClassName", name, f"a class of {_CLASSES}*")
 
 
 def _word(file: str, field: str, value: Any) -> str:

@@ -27,7 +27,7 @@ def changes(remembered: Any, task: Any) -> list[str]:
         return []
     new = task.fingerprint
     names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
-    return [f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}" for name in names]
+    return [_printable(f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}") for name in names]
 
 
 def relocated(values: dict[str, Any], remembered: Any, data_dir: str | None) -> dict[str, Any]:
@@ -56,8 +56,10 @@ def _place(name: Any, named_from: Any, data_dir: str | None) -> Any:
 
 
 def _short(value: Any) -> str:
-    return (
-        "none"
-        if value is None
-        else " ".join(word[:_DIGITS] if len(word) == 64 else word for word in str(value).split())
-    )
+    words = "none" if value is None else str(value)
+    return " ".join(word[:_DIGITS] if len(word) == 64 else word for word in words.split())
+
+
+def _printable(text: str) -> str:
+    """What is read from a checkpoint may be anybody's, and is shown on a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

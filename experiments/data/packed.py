@@ -101,8 +101,8 @@ def read_bounded(stream: IO[bytes], most: int, where: str) -> bytearray:
         found += block
         if len(found) > most:
             raise UserError(
-                f"{where} holds more than {most:,} bytes, which is {MOST_RATIO} times its packed size or half of the "
-                "memory: it was made to fill a memory, or is too large for this machine"
+                f"{where} holds more than {most:,} bytes, the most for its packed size ({MOST_RATIO} times) or for "
+                "this machine (half of the memory): it was made to fill a memory, or wants a larger machine"
             )
     return found
 

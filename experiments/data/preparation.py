@@ -1,14 +1,18 @@
 """What preparing a data set shares: its builder's base, its source files, progress. No TensorFlow, and no network.
 
 tensorflow-datasets writes into a directory with another name and renames it at the end, so what an interrupted
-preparation leaves (`incomplete...1.0.0` after a kill) is never read as prepared, and it can be run again.
+preparation leaves (`incomplete...1.0.0` after a kill) is never read as prepared, and it can be run again, which
+removes it.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib
 import io
+import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,11 +25,15 @@ from rich.console import Console
 from rich.progress import track
 from tensorflow_datasets.core import shuffle
 
+from experiments.data.descriptions import INFO, read_description
 from experiments.errors import UserError
+from experiments.files import user_path
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
+# More than the cores of a machine make nothing faster, and each takes its memory.
+MOST_PROCESSES = max(32, 4 * (os.cpu_count() or 1))
 
 
 class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
@@ -43,15 +51,24 @@ class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
         super().__init_subclass__(skip_registration=True, **kwargs)  # stock builders of the same names stay theirs
 
     def __init__(self, *, manual_dir: str | Path | None = None, processes: int = 1, **kwargs: Any):
-        if processes < 1:
-            raise UserError(f"processes is {processes}; it must be at least 1")
+        if not 1 <= processes <= MOST_PROCESSES:
+            raise UserError(f"processes is {processes}; it must be in 1..{MOST_PROCESSES} on this machine")
         self.processes = processes
-        super().__init__(file_format="array_record", **kwargs)
-        self.manual_dir = Path(manual_dir or Path(self.data_dir_root) / "downloads" / "manual").expanduser()
+        try:
+            super().__init__(file_format="array_record", **kwargs)
+        except Exception as error:  # it reads what was prepared before, whatever that is
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"what was prepared of {self.name!r} cannot be read: remove it ({reason})") from error
+        manual_dir = manual_dir or Path(self.data_dir_root) / "downloads" / "manual"
+        self.manual_dir = user_path(manual_dir, "--manual_dir")
 
     def is_prepared(self) -> bool:
-        """Whether it is there. (tensorflow-datasets' own also logs a warning when it is not.)"""
-        return (Path(self.data_dir) / "dataset_info.json").is_file()
+        """Whether it is there; UserError where its description is damaged.
+
+        tensorflow-datasets' own reads nothing, and logs a warning where it is not there.
+        """
+        directory = Path(self.data_dir)
+        return (directory / INFO).exists() and bool(read_description(directory).splits)
 
 
 @dataclass(frozen=True)
@@ -139,13 +156,40 @@ def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
     shuffle._Bucket = _Bucket
     try:
         # What tensorflow-datasets prints speaks of downloading, and nothing is downloaded.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _alone(Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
         raise UserError(f"cannot write {builder.data_dir}: {error}") from error
     finally:
         shuffle._Bucket = original
     return Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Holds the place of a data set, and removes what preparations that were killed left there.
+
+    A lock on the folder around it, which a kill releases, tells them from one that is under way: that is a UserError.
+    On a file system without such locks nothing is held and nothing removed.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    place = os.open(directory.parent, os.O_RDONLY)
+    try:
+        for left in directory.parent.glob(f"incomplete.*_{directory.name}") if _locked(place, directory) else ():
+            shutil.rmtree(left)
+        yield
+    finally:
+        os.close(place)
+
+
+def _locked(place: int, directory: Path) -> bool:
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{directory} is being prepared by another process: wait for it, or end it") from error
+    except OSError:  # this file system has no locks
+        return False
+    return True
 
 
 class _Bucket:

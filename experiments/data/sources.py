@@ -174,7 +174,7 @@ def _check_files(directory: Path, split: str, description: Description) -> None:
 
     for file, expected in zip(found.files, found.lengths, strict=True):
         path = directory / file
-        if not path.is_file():
+        if not os.path.isfile(path):  # False also for a name that no file can have
             raise UserError(f"{path} is missing; {again(directory)}")
         try:
             count = len(ArrayRecordDataSource([str(path)]))

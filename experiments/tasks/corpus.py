@@ -30,8 +30,9 @@ Bytes = UInt8[np.ndarray, " N"]
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A prepared `dataset`, or `files` (plain, packed by gzip, xz or bzip2, or alone in a zip), one after the other,
-    cut by `fractions` into train, validation and test. `length` is of a sequence, `context` what of it is not scored again
-    in testing. `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is all.
+    cut by `fractions` into train, validation and test. `length` is of a sequence, `context` what of it is not scored
+    again in testing. `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is
+    all.
     `carry`: training hands the model's state from block to block, in a stream for each row of the batch, and validation
     is one pass in as many.
     """

@@ -9,21 +9,25 @@ import json
 import os
 import re
 import socket
+import struct
 import sys
 import tarfile
 import wave
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from tensorflow_datasets.core import shuffle
 
-from experiments.data import archives, preparation
+from experiments.build import build_task, read_config
+from experiments.data import archives, packed, pathfinder, preparation
 from experiments.data.builders import _byte_blocks, aan, cifar10, imdb_reviews, speech_commands, spoken_digit
-from experiments.data.sources import open_split
+from experiments.data.sources import OWN_DATASETS, open_split
 from experiments.errors import UserError
+from experiments.prepare import make_builder
 
 NAMES = ("aan", "cifar10", "enwik8", "imdb_reviews", "speech_commands", "spoken_digit", "text8", "wikitext103")
 URLS = {
@@ -121,6 +125,18 @@ def wav(samples: np.ndarray, rate: int = 16_000, channels: int = 1, bytes_per_sa
         file.setframerate(rate)
         file.writeframes(samples.astype(f"<i{bytes_per_sample}").tobytes())
     return buffer.getvalue()
+
+
+def extensible(
+    samples: np.ndarray, rate: int = 16_000, code: int = 1, tail: str = "000000001000800000aa00389b71"
+) -> bytes:
+    """A WAV file whose header is WAVE_FORMAT_EXTENSIBLE, with a chunk of an odd size before its samples."""
+    data = samples.astype("<i2").tobytes()
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, rate, 2 * rate, 2, 16, 22, 16, 4) + struct.pack("<H", code)
+    form += bytes.fromhex(tail)
+    chunks = [(b"LIST", b"odd"), (b"fmt ", form), (b"data", data)]
+    body = b"".join(name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in chunks)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
 
 
 def cut(path: Path, keep: float = 0.5) -> None:
@@ -501,9 +517,32 @@ def test_a_cut_recording_is_named():
         archives.read_wav("x.wav", wav(samples[:0]), 16_000)
 
 
+def test_an_extensible_header_is_read():
+    samples = np.arange(-50, 50)
+    np.testing.assert_array_equal(archives.read_wav("x.wav", extensible(samples), 16_000), samples)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (extensible(np.arange(9), code=3), r"x is unsupported \(format 3\); it must be PCM"),
+        (extensible(np.arange(9), tail="00" * 14), r"x is unsupported \(format 65534\)"),
+        (wav(np.arange(9)).replace(b"\1\0\1\0", b"\7\0\1\0", 1), r"x is unsupported \(format 7\)"),
+        (wav(np.arange(9))[:44].replace(b"data", b"LIST"), "x is damaged or not a WAV file .it has no chunk b'data'"),
+        (b"RIFX" + wav(np.arange(9))[4:], "x is damaged or not a WAV file .it does not begin with RIFF"),
+        (wav(np.arange(9))[:40] + b"\xff\xff\xff\xff" + bytes(18), "x is cut short: it has 9 of"),
+        (wav(np.arange(9))[:16] + b"\4\0\0\0" + wav(np.arange(9))[20:], "x is damaged or not a WAV file"),
+    ],
+)
+def test_other_recordings_are_named(contents, message):
+    with pytest.raises(UserError, match=message):
+        archives.read_wav("x", contents, 16_000)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"testing_list.txt": b"go/\xff.wav\n"}, "testing_list.txt is damaged or not a list of clips: it is not UTF-8"),
         ({"testing_list.txt": None}, "has no file testing_list.txt"),
         ({"testing_list.txt": b"go/none.wav\n"}, "lacks 1 clips that its lists name, such as go/none.wav"),
         ({"yes/00_nohash_0.wav": None, "validation_list.txt": b""}, "has 42 clips for sc35 instead of 43"),
@@ -542,3 +581,193 @@ def test_missing_tables_are_named(small, tmp_path):
 def test_an_empty_table_is_named(small, tmp_path):
     write(tmp_path / "manual", {**PAPERS, "new_aan_pairs.test.tsv": b"\n"})
     assert "new_aan_pairs.test.tsv is empty" in refused("aan", tmp_path)
+
+
+# Hostile archives.
+
+
+def tar_header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    """A header that claims any size; beyond eight octal digits in base 256, as GNU tar writes it."""
+    member = tarfile.TarInfo(name)
+    header = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = (
+        b"\x80" + size.to_bytes(11, "big") if size >= 0 else b"\xff" + size.to_bytes(11, "big", signed=True)
+    )
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        pytest.param(tar_header("aclImdb/train/neg/0_1.txt", 2**62) + bytes(1024), id="a file of exabytes"),
+        pytest.param(tar_header("x", 2**62, b"x") + bytes(1024), id="a header of exabytes"),
+        pytest.param(tar_header("x", 2**62, b"L") + bytes(1024), id="a name of exabytes"),
+        pytest.param(tar_header("x", -1024) + bytes(1024), id="a size below 0"),
+        pytest.param(tar_header("x", -512, b"x") + bytes(1024), id="a header that points at itself"),
+        pytest.param((tar_header("x", 512, b"x") + b"9 a=b\n".ljust(512, b"\0")) * 3000, id="headers of headers"),
+        pytest.param(b"\0" * 2048, id="nothing"),
+    ],
+)
+def test_a_hostile_tar_is_one_line(small, tmp_path, contents):
+    write(tmp_path / "manual", {"aclImdb_v1.tar.gz": gzip.compress(contents)})
+    assert str(tmp_path / "manual" / "aclImdb_v1.tar.gz") in refused("imdb_reviews", tmp_path)
+
+
+def test_links_and_devices_of_a_tar_are_no_files(small, tmp_path):
+    path = tmp_path / "manual" / "aclImdb_v1.tar.gz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(f"aclImdb/train/neg/{number}_1.txt")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    assert "has 0 labelled train reviews instead of 4" in refused("imdb_reviews", tmp_path)
+
+
+@pytest.mark.parametrize("make", [write_tar, write_zip])
+def test_a_name_that_is_there_twice_or_not_utf8_is_refused(small, tmp_path, make, monkeypatch):
+    path = make(tmp_path / "x", {"a/1.txt": b"one", "b/1.txt": b"two"})
+    monkeypatch.setattr(archives, "_plain", lambda name: name[2:])
+    with pytest.raises(UserError, match=r"x holds '1\.txt' twice"):
+        list(archives.read_files(path, lambda _: True))
+    monkeypatch.setattr(archives, "_plain", lambda name: "\udcff")
+    with pytest.raises(UserError, match=r"x holds a file whose name is not UTF-8: '\\udcff'"):
+        list(archives.read_files(path, lambda _: True))
+
+
+@pytest.mark.parametrize("make", [write_tar, write_zip])
+def test_a_bomb_in_an_archive_is_not_read_whole(small, tmp_path, monkeypatch, make):
+    monkeypatch.setattr(packed, "ALWAYS", 10_000)
+    path = make(tmp_path / "x", {"small": bytes(10_000), "large": bytes(10**7)})
+    with pytest.raises(UserError, match=r"x.* (holds more than|asks for)"):
+        list(archives.read_files(path, lambda _: True))
+    assert [len(text) for _, text in archives.read_files(path, lambda name: name == "small")] == [10_000]
+
+
+def test_enwik8_that_unpacks_to_more_is_refused(small, tmp_path):
+    write(tmp_path / "manual", {"enwik8.gz": gzip.compress(bytes(10**6))})
+    assert "has more bytes (unpacked) instead of 1,000" in refused("enwik8", tmp_path)
+
+
+def test_a_row_without_an_end_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(aan, "MOST_BYTES", 100)
+    write(tmp_path / "manual", {**PAPERS, "new_aan_pairs.train.tsv": b"1\ta\tb\t" + b"x" * 1000})
+    assert "new_aan_pairs.train.tsv, row 1 has more than 100 bytes" in refused("aan", tmp_path)
+
+
+# What the program does around it.
+
+
+def test_what_a_killed_preparation_left_is_removed_and_one_under_way_is_not(small, tmp_path):
+    write(tmp_path / "manual", PAPERS)
+    left, other = (tmp_path / "data" / "aan" / f"incomplete.ABC123_{version}" for version in ("1.0.0", "2.0.0"))
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "aan-train.array_record").write_bytes(b"half")
+    with preparation._alone(tmp_path / "data" / "aan" / "1.0.0"):
+        left.mkdir()
+        with pytest.raises(UserError, match=r"aan/1\.0\.0 is being prepared by another process"):
+            prepare("aan", tmp_path)
+        assert left.exists()
+    prepare("aan", tmp_path)
+    assert not left.exists()
+    assert other.exists()
+
+
+@pytest.mark.parametrize("processes", [0, -1, 100_000])
+def test_the_number_of_processes_is_bounded(tmp_path, processes):
+    with pytest.raises(UserError, match=rf"processes is {processes}; it must be in 1\.\.\d+ on this machine"):
+        preparation.builder_class("listops")(data_dir=tmp_path, processes=processes)
+
+
+def test_places_that_cannot_be_are_named(tmp_path):
+    for place in ("gs://bucket/x", "~nosuchuser/x"):
+        with pytest.raises(UserError, match="--manual_dir"):
+            make_builder("aan", data_dir=tmp_path, manual_dir=place)
+
+
+@pytest.mark.parametrize("contents", ["", "[]", '{"name": 1}', '{"splits": 1}'])
+def test_a_damaged_data_set_is_not_there_already(small, tmp_path, contents):
+    write(tmp_path / "manual", PAPERS)
+    (prepare("aan", tmp_path) / "dataset_info.json").write_text(contents)
+    with pytest.raises(UserError, match=r"cannot (be )?read|holds tfrecord|dataset_info\.json") as caught:
+        make_builder("aan", data_dir=tmp_path / "data").is_prepared()
+    assert "\n" not in str(caught.value)
+
+
+# Everything that the program offers is opened by a recipe.
+
+OFFERED = {
+    "aan": "lra.retrieval",
+    "cifar10": "lra.image",
+    "enwik8": "lm.enwik8",
+    "imdb_reviews": "lra.text",
+    "listops": "lra.listops",
+    "pathfinder/32_easy": "lra.pathfinder",
+    "pathfinder/32_intermediate": "lra.pathfinder",
+    "pathfinder/32_hard": "lra.pathfinder",
+    "pathfinder/128_easy": "lra.pathx",
+    "pathfinder/128_intermediate": "lra.pathx",
+    "pathfinder/128_hard": "lra.pathx",
+    "speech_commands/sc10": "speech.sc10",
+    "speech_commands/sc35": "speech.sc35",
+    "spoken_digit": "speech.spoken_digit",
+    "text8": "lm.text8",
+    "wikitext103": "lm.wikitext103",
+}
+
+
+def every_offer() -> list[tuple[str, float]]:
+    """Each --dataset, and with --scale where it is generated."""
+    names = [
+        (name, f"{name}/{config.name}" if len(builder.BUILDER_CONFIGS) > 1 else name)
+        for name, builder in ((name, preparation.builder_class(name)) for name in OWN_DATASETS)
+        for config in builder.BUILDER_CONFIGS or [None]
+    ]
+    scaled = [full for name, full in names if hasattr(preparation.builder_class(name), "SIZES")]
+    return [(full, 1.0) for _, full in names] + [(name, scale) for name in scaled for scale in (0.5, 3e-05)]
+
+
+def write_sources(manual: Path) -> None:
+    digits = {f"recordings/3_ann_{number}.wav": wav(np.arange(number + 9), 8000) for number in (0, 6, 20)}
+    write(
+        manual, {**{f"free-spoken-digit-dataset-1.0.9/{name}": contents for name, contents in digits.items()}, **PAPERS}
+    )
+    write(manual, {**REVIEWS, **CIFAR, **WIKI, "enwik8": noise(1000), "text8": noise(1000)})
+    write(manual / "speech_commands_v0.02", SPEECH)
+
+
+def blank_pictures(parameters, seed, split, size, processes):
+    """Drawing one of 128 x 128 takes a second."""
+    picture = np.zeros((parameters.size, parameters.size), np.uint8)
+    return iter([SimpleNamespace(image=picture, label=number % 2) for number in range(size)])
+
+
+@pytest.mark.parametrize(("dataset", "scale"), every_offer())
+def test_what_is_offered_is_opened_by_a_recipe(small, tmp_path, monkeypatch, dataset, scale):
+    builder_class = preparation.builder_class(dataset.partition("/")[0])
+    if hasattr(builder_class, "SIZES"):
+        most = round(2 / scale)
+        monkeypatch.setattr(builder_class, "SIZES", {"train": most, "validation": most, "test": most})
+    monkeypatch.setattr(pathfinder, "generate_split", blank_pictures)
+    write_sources(tmp_path / "manual")
+    builder = make_builder(dataset, scale, data_dir=tmp_path / "data", manual_dir=tmp_path / "manual")
+    where = preparation.prepare(builder).relative_to(tmp_path / "data")
+    config = importlib.import_module(f"configs.{OFFERED[dataset]}").get_config()
+    config.data_dir = str(tmp_path / "data")
+    if "dataset" in config.task:
+        config.task.dataset = str(where.parent)
+    if "validation_fraction" in config.task:
+        config.task.validation_fraction = 0.5
+    config.train.update(batch_size=1, accumulate=1)
+    task = build_task(read_config(config.to_dict()))
+    assert any(str(where.parent) in name for name in task.fingerprint)
+    assert len(task.train_batch(0)["lengths"]) == 1
+    assert all(next(task.evaluation_batches(split))["weights"].any() for split in task.splits)
+
+
+def test_every_offer_has_a_recipe():
+    assert {name for name, _ in every_offer()} == OFFERED.keys()

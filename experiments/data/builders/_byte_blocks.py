@@ -56,10 +56,11 @@ class HundredMillionBuilder(ByteBlocksBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         file, path = find_source(self, self.SOURCES)
         with open_file(path, self.name) as stream:
-            contents = stream.read()
+            contents = stream.read(self.SIZE + 1)  # whatever it unpacks to, no more is held
         if len(contents) != self.SIZE:
+            found = f"{len(contents):,}" if len(contents) < self.SIZE else "more"
             raise UserError(
-                f"{path} has {len(contents):,} bytes (unpacked) instead of {self.SIZE:,}: results on a part or on "
+                f"{path} has {found} bytes (unpacked) instead of {self.SIZE:,}: results on a part or on "
                 f"another file are not {self.name}; configs/lm/bytes.py trains on the bytes of any file"
             )
         if self.CONTENTS not in (None, hashlib.sha256(contents).hexdigest()):

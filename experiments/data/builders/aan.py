@@ -24,6 +24,7 @@ FILES = {
     "test": "new_aan_pairs.test.tsv",
 }
 FOLDERS = ("", "tsv_data", "lra_release/tsv_data", "lra_release/lra_release/tsv_data")
+MOST_BYTES = 2**24  # of a row; two papers have some 100,000
 COLUMNS = ("label", "id1", "id2", "text1", "text2")
 
 
@@ -81,10 +82,14 @@ class Builder(ArrayRecordBuilder):
         name = FILES[split]
         found = 0
         with open_file(path, name) as file:
-            for row, line in enumerate(show_progress(file, None, f"{self.name} {split}"), 1):
+            lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
+            for row, line in enumerate(show_progress(lines, None, f"{self.name} {split}"), 1):
+                where = f"{path / name if path.is_dir() else f'{path}: {name}'}, row {row}"
+                if len(line) > MOST_BYTES:
+                    raise UserError(f"{where} has more than {MOST_BYTES:,} bytes: this is another file")
                 if line.strip():
                     found += 1
-                    yield row, parse(line, f"{path / name if path.is_dir() else f'{path}: {name}'}, row {row}")
+                    yield row, parse(line, where)
         if not found:
             raise UserError(f"{path}: {name} is empty")
 

@@ -17,7 +17,7 @@ class Builder(ArrayRecordBuilder):
     the random stream fixed).
 
     Args (besides tensorflow-datasets' own, such as data_dir):
-      sizes: examples of each split, to make a small one; the names are those of SIZES.
+      sizes: examples of each split, to make a small one (by default SIZES); the names are those of SIZES.
       parameters: what to draw, if not LRA's.
     """
 
@@ -29,11 +29,11 @@ class Builder(ArrayRecordBuilder):
     def __init__(
         self,
         *,
-        sizes: Mapping[str, int] = SIZES,
+        sizes: Mapping[str, int] | None = None,
         parameters: listops.ListOpsParameters = listops.ListOpsParameters(),
         **kwargs: Any,
     ):
-        self.sizes = dict(sizes)
+        self.sizes = dict(sizes or self.SIZES)
         self.parameters = parameters
         super().__init__(**kwargs)
 

@@ -25,8 +25,8 @@ class Builder(ArrayRecordBuilder):
     the random stream fixed).
 
     Args (besides tensorflow-datasets' own, such as data_dir):
-      sizes: examples of each split, to make a small one; the names are those of SIZES. An example depends on its split
-        and its number alone, so a small data set holds the first examples of the whole one.
+      sizes: examples of each split, to make a small one; the names are those of SIZES, the default. An example depends
+        on its split and its number alone, so a small data set holds the first examples of the whole one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -37,8 +37,8 @@ class Builder(ArrayRecordBuilder):
     SEED = 0
     SIZES: ClassVar[Mapping[str, int]] = {"train": 160_000, "validation": 20_000, "test": 20_000}
 
-    def __init__(self, *, sizes: Mapping[str, int] = SIZES, **kwargs: Any):
-        self.sizes = dict(sizes)
+    def __init__(self, *, sizes: Mapping[str, int] | None = None, **kwargs: Any):
+        self.sizes = dict(sizes or self.SIZES)
         super().__init__(**kwargs)
 
     @property

@@ -114,7 +114,7 @@ class Builder(ArrayRecordBuilder):
         for name, contents in read_files(path, lambda name: name in lists or self._is_clip(name)):
             if name in lists:
                 split = next(split for split, file in LISTS.items() if file == name)
-                held_out.update(dict.fromkeys(contents.decode().split(), split))
+                held_out.update(dict.fromkeys(_names(f"{path}: {name}", contents), split))
                 lists.remove(name)
             else:
                 splits[name] = "train"
@@ -127,6 +127,14 @@ class Builder(ArrayRecordBuilder):
     def _is_clip(self, name: str) -> bool:
         match = re.fullmatch(r"([^/]+)/[^/]+\.wav", name)
         return match is not None and match[1] in self.builder_config.words
+
+
+def _names(where: str, contents: bytes) -> list[str]:
+    """The clips that a list names."""
+    try:
+        return contents.decode().split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is damaged or not a list of clips: it is not UTF-8 ({error.reason})") from error
 
 
 def stratified_split(names: Iterable[str], seed: int = 0) -> Split:
