@@ -49,7 +49,8 @@ def _place(name: Any, named_from: Any, data_dir: str | None) -> Any:
         return name  # the config's reader says what is wrong
     path, places = user_path(name, "config.task.files"), []
     if data_dir is not None:
-        places = [user_path(data_dir, "--data_dir") / part for part in (name, path.name)]
+        here = user_path(data_dir, "--data_dir")
+        places = [here / part for part in (path, path.name) if not Path(part).is_absolute()]
     elif isinstance(named_from, str) and not path.is_absolute():
         places = [Path(named_from) / path]
     return next((str(place) for place in places if place.is_file()), name)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -417,3 +418,39 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
 def test_a_mistake_at_the_terminal_is_one_line(untrained):
     (done,) = run_all([("experiments.evaluate", [f"--workdir={untrained}", "--streams=31"], None)])
     assert assert_one_line(done) == "--streams=31: the test split has 30 bytes; take 1..30\n"
+
+
+# Other data.
+
+
+@pytest.fixture
+def another_text(tmp_path) -> Path:
+    """A shorter text under the name of the one that was trained on."""
+    path = tmp_path / "elsewhere" / "text.txt"
+    path.parent.mkdir()
+    path.write_bytes(b"abcdefgh" * 70)
+    return path
+
+
+CHANGED = r"config\.task\.files\[0\]: 600 bytes, sha256 [0-9a-f]{12} -> 560 bytes, sha256 [0-9a-f]{12}"
+
+
+def test_an_evaluation_of_other_data_says_so(untrained, another_text, capsys):
+    assert "data_changed" not in evaluate_run(untrained)
+    assert "warning" not in capsys.readouterr().err
+    result = evaluate_run(untrained, data_dir=str(another_text.parent))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"warning: {re.escape(str(untrained))} was trained on other data: {CHANGED}", line)
+    assert re.fullmatch(CHANGED, *result["data_changed"])
+
+
+def test_resuming_on_other_data_says_so(values, untrained, another_text, tmp_path, capsys):
+    shutil.copytree(untrained, tmp_path / "run")
+    train(build(values({"model.ssm_truncation": None, "task.files": (str(another_text),)})), tmp_path / "run")
+    assert re.search(f"changed since that checkpoint: the data, {CHANGED}\n", capsys.readouterr().out)
+
+
+def test_streams_of_another_text_are_not_gone_on_with(values, light, unbroken, another_text):
+    task = build(values({**CARRIED, "task.files": (str(another_text),)})).task
+    with pytest.raises(UserError, match=f"^{CHANGED}: the streams of that checkpoint are of another text"):
+        train(dataclasses.replace(light, task=task), unbroken)
