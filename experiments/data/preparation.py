@@ -59,8 +59,8 @@ class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
         except Exception as error:  # it reads what was prepared before, whatever that is
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"what was prepared of {self.name!r} cannot be read: remove it ({reason})") from error
-        manual_dir = manual_dir or Path(self.data_dir_root) / "downloads" / "manual"
-        self.manual_dir = user_path(manual_dir, "--manual_dir")
+        default = Path(self.data_dir_root) / "downloads" / "manual"
+        self.manual_dir = user_path(manual_dir, "--manual_dir") if manual_dir else default
 
     def is_prepared(self) -> bool:
         """Whether it is there; UserError where its description is damaged.

@@ -1,5 +1,6 @@
 """Prepared data sets: made, read back, and every way in which they can be missing or broken named at once."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -175,6 +176,58 @@ def test_a_broken_description_is_named(data_dir):
     path.write_text(path.read_text()[:100])
     with pytest.raises(UserError, match=r"cannot read .*dataset_info\.json"):
         open_split("listops", "train", str(data_dir))
+
+
+def test_a_data_set_of_another_kind_is_named(data_dir):
+    with pytest.raises(UserError, match=r"'listops' has no 'text' but label, tokens: it is not one for this task"):
+        open_split("listops", "train", str(data_dir), ("text", "label"))
+
+
+def test_a_split_without_examples_is_named(data_dir):
+    info = json.loads((shard(data_dir).parent / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["0"]
+    edit_info(data_dir, splits=info["splits"])
+    with pytest.raises(UserError, match=r"1\.0\.0: the train split has no examples"):
+        open_split("listops", "train", str(data_dir))
+
+
+@pytest.mark.parametrize("name", ["", "/etc", "../listops", "listops/../listops", "a\0b", "list ops", "listops/"])
+def test_a_name_that_no_data_set_has_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="expected a name, or name/config"):
+        open_split(name, "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["gs://bucket", "~nosuchuser/data"])
+def test_a_place_that_cannot_be_is_named(place, monkeypatch):
+    with pytest.raises(UserError, match=r"^data_dir="):
+        data_directory(place)
+    monkeypatch.setenv("TFDS_DATA_DIR", place)
+    with pytest.raises(UserError, match=r"^TFDS_DATA_DIR="):
+        data_directory(None)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("listops/0.001", "0.001"), ("listops/3e-05", "3e-05")])
+def test_a_missing_part_comes_with_its_command(tmp_path, name, scale):
+    with pytest.raises(UserError, match=f"--dataset=listops --scale={scale} "):
+        open_split(name, "train", str(tmp_path))
+
+
+def test_what_identifies_a_split_is_its_content(data_dir, tmp_path):
+    fingerprint = lambda place, split="train": open_split("listops", split, str(place)).fingerprint
+    found = fingerprint(data_dir)
+    assert list(found) == ["listops 1.0.0 train"]
+    assert found["listops 1.0.0 train"].startswith("3,000 examples, sha256 ")
+    assert found == fingerprint(shutil.copytree(data_dir, tmp_path / "other place"))
+    few = {"train": 300, "validation": 10, "test": 10}
+    other = dataclasses.replace(PARAMETERS, max_arguments=4)
+    for name, parameters in (("one", PARAMETERS), ("same", PARAMETERS), ("other", other)):
+        preparation.prepare(ListOps(data_dir=tmp_path / name, sizes=few, parameters=parameters))
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "same")
+    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "other")
+    # Other contents under the same description.
+    for path in (tmp_path / "other").rglob("*.json"):
+        shutil.copy(tmp_path / "one" / path.relative_to(tmp_path / "other"), path)
+    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "other")
 
 
 def test_damage_inside_a_file_is_named_when_it_is_met(data_dir):

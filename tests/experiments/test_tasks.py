@@ -720,6 +720,13 @@ def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
         (recall, "keys", 7),
         (recall, "length", 15),
         (recall, "data_seed", -1),
+        *((module, "length", 2**31) for module in (text, listops, retrieval, speech_commands, corpus)),
+        *((selective_copy, field, 2**31) for field in ("length", "symbols", "alphabet", "train_examples")),
+        *((recall, field, value) for field in ("pairs", "keys", "values", "length") for value in (0, -1, 2**31)),
+        *((module, "mean", value) for module in (image, pathfinder) for value in (math.nan, math.inf)),
+        *((module, "deviation", value) for module in (image, pathfinder) for value in (math.nan, math.inf, -1.0)),
+        (text, "validation_fraction", math.nan),
+        (corpus, "fractions", (math.nan, 0.5, 0.5)),
         (corpus, "length", 0),
         (corpus, "context", 8192),
         (corpus, "evaluation_bytes", 0),
@@ -746,6 +753,104 @@ def test_tasks_say_which_data_are_missing(tmp_path):
     for config, name in names.items():
         with pytest.raises(UserError, match=f"data set '{name}' is not in {tmp_path}"):
             modules[type(config)].Task(config, batch_size=1, seed=0, data_dir=str(tmp_path))
+
+
+# Data that a task cannot be made of.
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "message"),
+    [
+        (
+            text,
+            text.Config(validation_fraction=0.001),
+            "config.task.validation_fraction=0.001: the validation split of imdb_reviews/plain_text has no examples",
+        ),
+        (
+            text,
+            text.Config(validation_fraction=0.999),
+            "config.task.validation_fraction=0.999: the train split of imdb_reviews/plain_text has no examples",
+        ),
+        (corpus, (0.999, 0.0005, 0.0005), "fractions=(0.999, 0.0005, 0.0005): the validation split has no examples"),
+        (corpus, (0.001, 0.5, 0.499), "fractions=(0.001, 0.5, 0.499): the train split has no examples"),
+        (corpus, (0.5, 0.499, 0.001), "fractions=(0.5, 0.499, 0.001): the test split has no examples"),
+    ],
+)
+def test_a_split_without_examples_is_named_with_the_field_that_decides_it(data_dir, tmp_path, module, config, message):
+    if module is corpus:
+        (tmp_path / "text").write_bytes(b"some letters")
+        config = corpus.Config(files=(str(tmp_path / "text"),), fractions=config)
+    with pytest.raises(UserError, match=re.escape(message)):
+        module.Task(config, batch_size=4, seed=0, data_dir=data_dir)
+
+
+def test_too_few_recordings_or_pictures_for_a_split_are_named(tmp_path):
+    digits = [{"label": 3, "audio/filename": f"3_ann_{number}.wav"} for number in (11, 12, 0)]
+    store_recordings(tmp_path, "spoken_digit", {"train": digits}, 10)
+    with pytest.raises(UserError, match="the validation split of spoken_digit has no examples"):
+        make("spoken_digit", str(tmp_path))
+    store_pictures(tmp_path, "cifar10", (32, 32, 3), 10, {"train": 2, "test": 1})
+    with pytest.raises(UserError, match="the validation split of cifar10 has no examples"):
+        make("image", str(tmp_path))
+
+
+def test_short_splits_and_large_batches_are_no_mistake(tmp_path):
+    """A text shorter than a sequence is one sequence; a batch larger than the split repeats it."""
+    (tmp_path / "text").write_bytes(b"twenty letters, more")
+    config = corpus.Config(files=(str(tmp_path / "text"),), length=64, context=0)
+    task = corpus.Task(config, batch_size=8, seed=0, data_dir=None)
+    assert task.train_batch(0)["lengths"].tolist() == [18] * 8
+    assert scored_bytes(task, "test") == b"e"
+
+
+def test_examples_of_another_vocabulary_are_refused(tmp_path):
+    features = {
+        "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+        "label": tfds.features.Tensor(shape=(), dtype=np.int64),
+    }
+    for name, tokens, label, message in (
+        ("a", [1, 17], 1, r"of listops/a has ids in 1\.\.17; this task has the ids 1\.\.16"),
+        ("b", [3, -1], 1, r"of listops/b has ids in -1\.\.3"),
+        ("c", [3, 4], 10, r"of listops/c has the label 10; this task has the classes 0\.\.9"),
+        ("d", [3, 4], -1, r"of listops/d has the label -1"),
+    ):
+        example = {"tokens": np.array(tokens), "label": label}
+        store(tmp_path, f"listops/{name}", features, {split: [example] for split in ("train", "validation", "test")})
+        with pytest.raises(UserError, match=message):
+            listops.Task(listops.Config(dataset=f"listops/{name}"), batch_size=1, seed=0, data_dir=str(tmp_path))
+    assert expressions.VOCABULARY_SIZE == 17
+
+
+def test_a_prepared_set_of_another_kind_is_refused(data_dir, tmp_path):
+    with pytest.raises(UserError, match="data set 'listops' has no 'bytes' but label, tokens"):
+        corpus.Task(corpus.Config(dataset="listops"), batch_size=1, seed=0, data_dir=data_dir)
+    with pytest.raises(UserError, match="data set 'aan' has no 'image' but"):
+        pathfinder.Task(pathfinder.Config(dataset="aan"), batch_size=1, seed=0, data_dir=data_dir)
+    numbers = {"bytes": tfds.features.Tensor(shape=(None,), dtype=np.int32)}
+    example = {"bytes": np.arange(300, dtype=np.int32)}
+    store(tmp_path, "numbers", numbers, {split: [example] for split in ("train", "validation", "test")})
+    with pytest.raises(UserError, match="dataset='numbers': its train split holds int32, expected bytes"):
+        corpus.Task(corpus.Config(dataset="numbers"), batch_size=1, seed=0, data_dir=str(tmp_path))
+
+
+def test_what_identifies_the_data_of_a_task(name, task):
+    found = task.fingerprint
+    assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
+    generated = name in ("short_listops", "selective_copy", "recall")
+    parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
+    assert len(found) == (0 if generated else parts)
+
+
+@pytest.mark.parametrize("place", ["~nosuchuser/a", "gs://bucket/a", "a\0b", "a" * 5000])
+def test_files_that_cannot_be_are_named(place):
+    with pytest.raises(UserError, match=r"^config\.task\.files="):
+        corpus.Task(corpus.Config(files=(place,)), batch_size=1, seed=0, data_dir=None)
+
+
+def test_a_packed_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "enwik8").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    with pytest.raises(UserError, match=rf"^config\.task\.files: {tmp_path}/enwik8 is a zstd file, not text"):
+        corpus.Task(corpus.Config(files=(str(tmp_path / "enwik8"),)), batch_size=1, seed=0, data_dir=None)
 
 
 @pytest.mark.skipif("SEQBOAT_DATA_DIR" not in os.environ, reason="SEQBOAT_DATA_DIR names no directory with IMDB")
