@@ -67,8 +67,6 @@ def load(
         if not values.get("hyper"):
             raise UserError(f"--at: no hypernetwork generates the parameters of the run in {workdir}")
         values["hyper"] = {**values["hyper"], "at": at}
-    if data_dir is not None:
-        values["data_dir"] = data_dir
     experiment = build(values, one_device=True)
     run = Run(experiment, saved.restore(*_abstract(experiment)), saved.step, saved.best, saved.meta)
     if changed := run.data_changes:

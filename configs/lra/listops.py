@@ -13,7 +13,8 @@ from configs.variants import apply_variant
 
 def get_config(variant: str = "paper"):
     config = base.get_config()
-    config.task.update(name="listops", dataset="listops", length=2000)
+    config.task.update(name="listops", length=2000)
+    config.task.dataset = base.placeholder(str)  # None is the whole; a part is listops/0.125
     config.model.update(layers=6, features=80, key_size=64, value_size=160, window_size=128, max_positions=2002)
     config.model.update(norm="layer", norm_placement="post", ssm_truncation=1024, dropout=0.1)
     config.model.router.temperature_scale = 0.3

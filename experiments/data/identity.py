@@ -12,10 +12,10 @@ _DIGITS = 12  # of a digest are shown
 
 
 def remember(task: Any) -> dict[str, Any]:
-    """For meta["data"]: the task's fingerprint, and the directory that files were named from."""
+    """For meta["data"]: the task's fingerprint, and the directory that relative places were named from."""
     found: dict[str, Any] = {"fingerprint": task.fingerprint}
     with suppress(OSError):  # it was removed meanwhile
-        if getattr(task.config, "files", ()):
+        if task.fingerprint:
             found["directory"] = os.getcwd()
     return found
 
@@ -31,29 +31,32 @@ def changes(remembered: Any, task: Any) -> list[str]:
 
 
 def relocated(values: dict[str, Any], remembered: Any, data_dir: str | None) -> dict[str, Any]:
-    """A checkpoint's config with `task.files` where they lie now.
+    """A checkpoint's config with `data_dir` and `task.files` where they lie now.
 
-    A file is looked for by its name in `data_dir`, where that is given; else, if it was named relatively, in the
+    `data_dir` is where both are now, by their names. Without it what was named relatively is looked for in the
     directory that it was named from.
     """
+    named_from = remembered.get("directory") if isinstance(remembered, Mapping) else None
+    there = Path(named_from) if isinstance(named_from, str) else None
+    here = None if data_dir is None else user_path(data_dir, "--data_dir")
+    if place := data_dir or _place(values.get("data_dir"), "config.data_dir", there, None):
+        values = {**values, "data_dir": place}
     task = values.get("task")
     if not isinstance(task, Mapping) or not isinstance(task.get("files"), list | tuple):
         return values
-    named_from = remembered.get("directory") if isinstance(remembered, Mapping) else None
-    files = [_place(name, named_from, data_dir) for name in task["files"]]
+    files = [_place(name, "config.task.files", there, here) for name in task["files"]]
     return {**values, "task": {**task, "files": files}}
 
 
-def _place(name: Any, named_from: Any, data_dir: str | None) -> Any:
+def _place(name: Any, what: str, there: Path | None, here: Path | None) -> Any:
     if not isinstance(name, str) or not name:
         return name  # the config's reader says what is wrong
-    path, places = user_path(name, "config.task.files"), []
-    if data_dir is not None:
-        here = user_path(data_dir, "--data_dir")
+    path, places = user_path(name, what), []
+    if here is not None:
         places = [here / part for part in (path, path.name) if not Path(part).is_absolute()]
-    elif isinstance(named_from, str) and not path.is_absolute():
-        places = [Path(named_from) / path]
-    return next((str(place) for place in places if place.is_file()), name)
+    elif there is not None and not path.is_absolute():
+        places = [there / path]
+    return next((str(place) for place in places if place.exists()), name)
 
 
 def _short(value: Any) -> str:

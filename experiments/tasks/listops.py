@@ -15,12 +15,12 @@ from experiments.tasks.base import ClassificationConfig, ClassificationTask
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """`dataset` is a prepared one, the whole or a part (listops/0.125). length: tokens of the padded input; longer
+    """`dataset` is a prepared one: None the whole, or a part (listops/0.125). length: tokens of the padded input; longer
     expressions are cut, which 2000 (LRA's) never does."""
 
     vocabulary_size = listops.VOCABULARY_SIZE
     classes = listops.CLASSES
-    dataset: str = "listops"
+    dataset: str | None = None
     length: int = 2000
 
 
@@ -28,7 +28,8 @@ class Task(ClassificationTask):
     def __init__(self, config: Config, *, data_dir: str | None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task."""
         sources = {
-            split: open_split(config.dataset, split, data_dir, ("tokens", "label")) for split in ("train", *self.splits)
+            split: open_split(config.dataset or "listops", split, data_dir, ("tokens", "label"))
+            for split in ("train", *self.splits)
         }
         super().__init__(config, sources, **batching)
 

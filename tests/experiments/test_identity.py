@@ -75,6 +75,15 @@ def test_a_relative_file_is_found_from_elsewhere(text, tmp_path, monkeypatch):
     assert relocated(absolute, remembered, None)["task"]["files"] == [str(tmp_path / text)]
 
 
+def test_a_relative_data_directory_is_found_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    values, remembered = {"data_dir": "data", "task": {}}, {"directory": str(tmp_path)}
+    assert relocated(values, remembered, None)["data_dir"] == str(tmp_path / "data")
+    assert relocated(values, remembered, "/moved")["data_dir"] == "/moved"
+    assert relocated({**values, "data_dir": None}, remembered, None)["data_dir"] is None
+    assert relocated({**values, "data_dir": "/there"}, remembered, None)["data_dir"] == "/there"
+
+
 def test_other_configs_are_left_alone():
     for values in ({"task": {"name": "text"}}, {"task": 3}, {}, {"task": {"files": [3, ""]}}):
         assert relocated(values, {"directory": 3}, None) == values
