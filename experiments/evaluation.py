@@ -75,11 +75,10 @@ def evaluate_run(
         }
         result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
         result["against"] |= {"differences": differences(run.experiment.values, other.experiment.values)}
-    for part, changed in (
-        (result, run.data_changes),
-        (result.get("against", {}), () if other is None else other.data_changes),
-    ):
-        part |= {"data_changed": list(changed)} if changed else {}
+    if run.data_changes:
+        result["data_changed"] = run.data_changes
+    if other is not None and other.data_changes:
+        result["against"]["data_changed"] = other.data_changes
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
     write_json(workdir / result_file(result), result)
@@ -101,7 +100,11 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
     for name, value in result.items():
-        if name in ("step", "best", "at", "seconds", "elements") or isinstance(value, str | dict) or np.ndim(value) > 1:
+        if (
+            name in ("step", "best", "at", "seconds", "elements", "data_changed")
+            or isinstance(value, str | dict)
+            or np.ndim(value) > 1
+        ):
             continue
         error = result["standard_errors"].get(name)
         numbers = " ".join(map(_number, value)) if isinstance(value, list) else _number(value)

@@ -22,7 +22,7 @@ from configs.synthetic import recall
 from experiments.build import Experiment, build
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.evaluation import evaluate_run
+from experiments.evaluation import evaluate_run, show
 from experiments.loop import train
 from experiments.optimizers import make_optimizer
 from experiments.reporting import METRICS_FILE
@@ -442,6 +442,7 @@ def test_an_evaluation_of_other_data_says_so(untrained, another_text, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(f"warning: {re.escape(str(untrained))} was trained on other data: {CHANGED}", line)
     assert re.fullmatch(CHANGED, *result["data_changed"])
+    show(result)
 
 
 def test_resuming_on_other_data_says_so(values, untrained, another_text, tmp_path, capsys):
