@@ -121,7 +121,7 @@ def hyper(condition: str) -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    return ConfigDict(
+    fields = ConfigDict(
         {
             "name": "adamw",
             "learning_rate": 4e-3,
@@ -136,6 +136,9 @@ def optimizer() -> ConfigDict:
             "weight_decay": 0.01,
             "weight_decays": (),
             "learning_rate_scales": (),
-            "clip_norm": 1.0,
         }
     )
+    # The greatest norm of all gradients together; None does not clip.
+    fields.clip_norm = placeholder(float)
+    fields.clip_norm = 1.0
+    return fields

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.benchmarks import report
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.suites import SUITES, Settings
 from experiments.errors import UserError
+from experiments.evaluation import refuse_unwritable
+from experiments.files import user_path
 
 _SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model, compilation or decode.")
 _CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")
@@ -43,6 +44,10 @@ def main() -> None:
         published=Path(_PUBLISHED.value) if _PUBLISHED.value else None,
         transformer=bool(_TRANSFORMER.value),
     )
+    out = user_path(_OUT.value, "--out") if _OUT.value else None
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        refuse_unwritable(out.parent)
     keep_memory = bool(_KEEP_MEMORY.value) and suite != "memory"  # its children do not
     if keep_memory:
         cli.keep_memory()
@@ -50,9 +55,9 @@ def main() -> None:
     for row in SUITES[suite](settings):
         print(report.line(row), flush=True)
         rows.append(row)
-    Console(width=160).print(report.table(rows))
-    if _OUT.value:
-        for path in report.write(Path(_OUT.value), suite, rows, keep_memory=keep_memory):
+    terminal.console(width=160).print(report.table(rows))
+    if out:
+        for path in report.write(out, suite, rows, keep_memory=keep_memory):
             print(f"written {path}")
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.conditions import Conditioned, HyperOptions
-from experiments.config import split_fields, to_dataclass
+from experiments.config import at_most, split_fields, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import OptimizerConfig, make_optimizer
 from experiments.partition import OneDevice, Partition, make_partition
@@ -60,7 +60,7 @@ class TrainConfig:
             raise ValueError(f"steps={self.steps}: must not be negative")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
-        if self.activation_price < 0:
+        if not self.activation_price >= 0:
             raise ValueError(f"activation_price={self.activation_price}: must not be negative")
 
 
@@ -79,7 +79,7 @@ class Config:
     train: TrainConfig
     hyper: HyperOptions | None = None
     mesh: str | None = None
-    seed: int = 0
+    seed: int = at_most(2**63 - 1, default=0)
     data_dir: str | None = None
 
     def __post_init__(self):

@@ -1,8 +1,12 @@
 """What every program does around its own work: flags in, one-line errors out."""
 
+import ast
 import ctypes
+import functools
 import hashlib
+import inspect
 import logging
+import math
 import os
 import platform
 import re
@@ -10,27 +14,42 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
 
-from experiments.errors import UserError
+from experiments import terminal
+from experiments.errors import Stopped, UserError
 
-_NONE = re.compile(r"--config\.([\w.]+)=None")
+# What a flag's whole number may be at most: seeds take as much.
+LARGEST = 2**32 - 1
+# Of an error's line, in characters.
+LONGEST = 1000
+# Flags that are defined here belong to the program that asks for them, whose --help shows them.
+flags.disclaim_key_flags()
+_HELP = ("help", "helpfull", "helpshort", "helpxml", "?")
 # Compilations shorter than this are not worth a file.
 SHORTEST_CACHED_COMPILATION = 0.5
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`; print an error made by the user in one line and exit with 2."""
+def run(main: Callable[[], None], *, output_is_needed: bool = False) -> None:
+    """Parse the flags and call `main`; print an error made by the user in one line and exit with 2.
+
+    The status tells of a program's files: if standard output is lost it goes on, unless `output_is_needed` because its
+    output is all that it makes (`terminal.Output`).
+    """
+    terminal.guard(output_is_needed)
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.use_absl_handler()
+    absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
     logging.getLogger("jax").setLevel(logging.ERROR)
     # A save that fails on a full disk is one line of ours; what jax, asyncio and tensorstore add to it is noise.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
@@ -38,6 +57,11 @@ def run(main: Callable[[], None]) -> None:
         app.run(lambda _: _call(main), flags_parser=_parse)
     except UserError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    finally:
+        with suppress(UserError, SystemExit):  # or Python does, and calls it an error of its own
+            sys.stdout.flush()
 
 
 def _unraisable(event: Any) -> None:
@@ -49,12 +73,13 @@ def _unraisable(event: Any) -> None:
 def _call(main: Callable[[], None]) -> None:
     try:
         main()
+        sys.stdout.flush()
+    except Stopped as stopped:
+        print(stopped)
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
-    except BrokenPipeError:  # who reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError as error:
         _fail(f"not enough memory: {error}")
     except jax.errors.JaxRuntimeError as error:
@@ -66,27 +91,114 @@ def _call(main: Callable[[], None]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    # ml_collections reads no None where a config has a number or a text.
-    nothing = dict.fromkeys(found[1] for word in argv if "config" in flags.FLAGS and (found := _NONE.fullmatch(word)))
     try:
-        rest = flags.FLAGS([word for word in argv if not (nothing and _NONE.fullmatch(word))])
-        if nothing and flags.FLAGS["config"].value is not None:
-            flags.FLAGS["config"].value.update_from_flattened_dict(nothing)
+        rest = flags.FLAGS(argv)
+        _read_none_for_tuples()
+    except SystemExit as ended:
+        if any(word.lstrip("-").partition("=")[0] in _HELP for word in argv[1:] if word.startswith("-")):
+            sys.exit(0)  # absl calls help a failure
+        raise UserError(f"the config file ended the program, with status {ended.code!r}") from ended
     except Exception as error:  # a config file is a program, and runs here
         raise UserError(_one_line(error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    for name in flags.FLAGS:
+        _check_flag(name, flags.FLAGS[name].value)
     return rest
+
+
+def _check_flag(name: str, value: Any) -> None:
+    """Raises UserError for what no flag can mean: the config's own are looked at field by field (`config.py`)."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_flag(name, item)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"--{name}={value}: must be UTF-8") from error
+    elif name.startswith("config.") or isinstance(value, bool):
+        return
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{name}={value}: must be a finite number")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"--{name}={value}: must be at most {LARGEST}")
+
+
+class _OrNone(flags.ArgumentParser):
+    """Reads None besides what `parser` reads.
+
+    What is no text is the config file's own value, or the method of a ConfigDict that has the field's name, which
+    ml_collections takes for its value; it goes through, as it is only shown in the flag's help.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return f"{self._parser.flag_type()} or None"
+
+
+class _Group(flags.ArgumentParser):
+    def parse(self, argument: str) -> ConfigDict:
+        value = ast.literal_eval(argument)
+        if not isinstance(value, dict):
+            raise ValueError("expected a group of fields, as {'steps': 100}; or give one, as --config.GROUP.FIELD=100")
+        return ConfigDict(value)
+
+    def flag_type(self) -> str:
+        return "group"
+
+
+def define_config() -> flags.FlagHolder:
+    """--config=FILE and the overrides --config.GROUP.FIELD=value, of which the last holds."""
+    parsers = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser, str: flags.ArgumentParser}
+    for kind, parser in {**parsers, ConfigDict: _Group}.items():
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser()))
+    text = "The experiment: a file of configs/, or file.py:variant."
+    return config_flags.DEFINE_config_file("config", None, text, flag_values=flags.FLAGS)
+
+
+def _read_none_for_tuples() -> None:
+    """The words of a tuple's flag are collected: after a None they begin anew, and a last None is all that is left."""
+    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+        return
+    given = flags.FLAGS["config"].override_values  # type: ignore[attr-defined]
+    nothing = {path: value for path, value in given.items() if isinstance(value, tuple) and None in value}
+    for path, value in nothing.items():
+        after = value[len(value) - value[::-1].index(None) :]
+        flags.FLAGS["config"].value.update_from_flattened_dict({path: after or None})
 
 
 def read_config(flag: flags.FlagHolder) -> dict[str, Any]:
     """The values of a config file and its overrides."""
+    if flag.value is None and flag.present:
+        raise UserError(f"--{flag.name}: get_config() returned None: does it end with `return config`?")
     if flag.value is None:
         raise UserError(f"--{flag.name}=FILE is missing: for instance --{flag.name}=configs/quickstart.py")
     try:
         return flag.value.to_dict()
     except Exception as error:  # ml_collections keeps the error of a file that is not there for the first access
         raise UserError(f"--{flag.name}: {_one_line(error)}") from error
+
+
+class _Bytes(flags.ArgumentParser):
+    """A word as the bytes that it was typed as, in UTF-8 or not."""
+
+    def parse(self, argument: Any) -> bytes:
+        return os.fsencode(argument)
+
+    def flag_type(self) -> str:
+        return "bytes"
+
+
+def define_bytes(name: str, default: str, text: str) -> flags.FlagHolder:
+    return flags.DEFINE(_Bytes(), name, default, text)
 
 
 def define_hyper_input() -> flags.FlagHolder:
@@ -123,8 +235,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def one_line(message: str) -> str:
+    """A message as one line that can be read: what it quotes may have any length."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def keep_memory() -> None:
@@ -152,11 +270,41 @@ _MALLOC = {
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in ~/.cache/seqboat, apart for every kind of processor. JAX_COMPILATION_CACHE_DIR wins."""
+    """Keep compiled programs in ~/.cache/seqboat, apart for every kind of processor. JAX_COMPILATION_CACHE_DIR wins.
+
+    Without a home nothing is kept. What cannot be read again, cut short by a kill or a full disk, is removed, and so
+    written anew.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "seqboat" / "compiled" / _processor()))
+        with suppress(RuntimeError):  # no home
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(root / "seqboat" / "compiled" / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
+    warnings.filterwarnings("always", message=_UNREADABLE)
+    warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+
+
+_UNREADABLE = "Error reading persistent compilation cache entry"
+
+
+def _show_warning(show: Callable[..., None], message: Any, *rest: Any, **named: Any) -> None:
+    """jax warns of an entry that it cannot read, compiles, and leaves the entry as it is, for every later start."""
+    if not str(message).startswith(_UNREADABLE):
+        show(message, *rest, **named)
+        return
+    frame = inspect.currentframe()
+    while frame is not None and "cache_key" not in frame.f_locals:  # its name is not in the message
+        frame = frame.f_back
+    key = frame.f_locals["cache_key"] if frame else ""
+    entry = Path(getattr(jax.config, "jax_compilation_cache_dir", None) or "") / f"{key}-cache"
+    with suppress(OSError):
+        entry.unlink()
+        _say_unreadable(entry.parent)
+
+
+@functools.cache  # once for all of them
+def _say_unreadable(directory: Path) -> None:
+    absl_logging.warning("a compiled program in %s could not be read: compiling it again", directory)
 
 
 def _processor() -> str:

@@ -2,20 +2,33 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from experiments.errors import UserError
+from experiments.terminal import printable
 
 T = TypeVar("T")
+
+# Numbers become 32-bit constants of compiled programs. A field of which that is not so says by `at_most` what it takes.
+LARGEST, LARGEST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max)
+
+
+def at_most(largest: int, **field: Any) -> Any:
+    """A dataclass's field for a whole number of up to `largest` instead of LARGEST."""
+    return dataclasses.field(metadata={"at_most": largest}, **field)
 
 
 def to_dataclass(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of a frozen dataclass from a mapping; nested dataclasses from nested mappings.
 
-    Raises UserError for an unknown or missing field, a value of another type, or one that the dataclass refuses.
+    Raises UserError for an unknown or missing field, a value of another type, a number that is not finite or too
+    large, or what the dataclass refuses.
     """
     types_of = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -26,6 +39,7 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     for name, field in fields.items():
         if name in values:
             arguments[name] = _value(types_of[name], values[name], f"{where}.{name}")
+            _check_leaves(arguments[name], f"{where}.{name}", field, type(None) in typing.get_args(types_of[name]))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}.{name}: missing")
     try:
@@ -77,10 +91,25 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r}: expected a group of fields")
         return to_dataclass(kind, value, where)  # type: ignore[arg-type]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where}={value!r}: expected {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _check_leaves(value: Any, where: str, field: dataclasses.Field, optional: bool) -> None:
+    """Raises UserError for what no compiled program, JSON file or file name can hold, in nested tuples too."""
+    if isinstance(value, tuple):
+        for item in value:
+            _check_leaves(item, where, field, optional)
+    elif isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:  # NaN too
+        otherwise = ", or None for no limit" if optional else ""
+        raise UserError(f"{where}={value}: must be a finite number of 32 bits{otherwise}")
+    elif isinstance(value, int) and abs(value) > (largest := field.metadata.get("at_most", LARGEST)):
+        shown = value if value.bit_length() < 256 else f"a number of {value.bit_length()} bits"
+        raise UserError(f"{where}={shown}: must be {f'at most {largest}' if value > 0 else f'at least {-largest}'}")
+    elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise UserError(f"{where}={value!r}: must be text in UTF-8 without NUL")
 
 
 def _as_read_back(value: Any) -> Any:
@@ -91,6 +120,6 @@ def _as_read_back(value: Any) -> Any:
 def differences(old: Any, new: Any, where: str = "config") -> list[str]:
     """The leaves in which two nested mappings of values differ, as `path: old -> new`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = sorted({*old, *new})
-        return [line for name in names for line in differences(old.get(name), new.get(name), f"{where}.{name}")]
+        places = {name: f"{where}.{printable(name, but='')}" for name in sorted({*old, *new})}
+        return [line for name in places for line in differences(old.get(name), new.get(name), places[name])]
     return [] if _as_read_back(old) == _as_read_back(new) else [f"{where}: {old!r} -> {new!r}"]

@@ -12,7 +12,7 @@ from absl import flags
 from experiments import cli
 from experiments.checkpoints import Checkpoints
 from experiments.errors import UserError
-from experiments.evaluation import SUMMARY_FILE, write_json
+from experiments.evaluation import SUMMARY_FILE, read_result, write_json
 from experiments.reporting import METRICS_FILE, MetricsFile
 from experiments.restore import CHECKPOINTS
 
@@ -53,7 +53,8 @@ def read_run(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{workdir} holds no {METRICS_FILE}: was this run ever started?")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
-    tests = [json.loads(path.read_text()) for path in workdir.glob("evaluation_test_*.json")]
+    found = [read_result(path, workdir) for path in workdir.glob("evaluation_test_*.json")]
+    tests = [test for test in found if test is not None]
     # Steps that somebody asked for are looks at the test split, not results: those are of the best step.
     tests = sorted((test for test in tests if test.get("best", True)), key=lambda test: test["step"])[-1:]
     keep = ("step", "loss", "accuracy", "bits", "activation_rate", "confidence")
@@ -66,6 +67,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
     if isinstance(facts["config"], dict):
         facts["config"].pop("data_dir", None)  # a place on one machine, no part of the result
     for test in tests:
+        test.pop("seal", None)
         test.pop("config", None)
         test.pop("versions", None)
         test.pop("against", None)  # a look at another run

@@ -2,23 +2,26 @@
 
     python -m experiments.evaluate --workdir=runs/lm --streams=1      a corpus in one pass with carried state
 
-Prints, and writes to evaluation_SPLIT_STEP.json, metrics with standard errors over examples, each class's precision and
-recall, examples and elements a second; against another run on the same examples, a paired test and what it says.
+Prints, and writes to evaluation_SPLIT_STEP.json or --out, metrics with standard errors over examples, each class's
+precision and recall, examples and elements a second; against another run on the same examples, a paired test and what
+it says.
 One pass is written to one_pass_STREAMS_SPLIT_STEP.json. One stream is exact: every byte is scored after all before it;
 of several each begins empty, `config.task.context` bytes before its part.
 """
 
-from pathlib import Path
+import sys
 
-from absl import flags
+from absl import flags, logging
 
 from experiments import cli
 from experiments.errors import UserError
-from experiments.evaluation import evaluate_run, result_file, show
+from experiments.evaluation import measure_run, refuse_unwritable, result_file, show, write_json
+from experiments.files import user_path
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
+_OUT = flags.DEFINE_string("out", None, "The JSON file to write, instead of one in the work directory.")
 _AGAINST = flags.DEFINE_string("against", None, "Work directory of another run, to compare its best step with this.")
 _AT = cli.define_hyper_input()
 _STREAMS = flags.DEFINE_integer("streams", None, "A corpus in one pass, as so many streams; 1 is exact.", lower_bound=1)
@@ -30,12 +33,23 @@ def main() -> None:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
     cli.use_compilation_cache()
     cli.keep_memory()
-    against = Path(_AGAINST.value) if _AGAINST.value else None
-    workdir, split = Path(_WORKDIR.value), _SPLIT.value or "test"
+    workdir, split = user_path(_WORKDIR.value, "--workdir"), _SPLIT.value or "test"
+    against = None if _AGAINST.value is None else user_path(_AGAINST.value, "--against")
+    out = None if _OUT.value is None else user_path(_OUT.value, "--out")
+    if out is not None:
+        refuse_unwritable(out.parent)
+    elif workdir.is_dir():
+        try:
+            refuse_unwritable(workdir)
+        except UserError as error:  # other people's run: the numbers are worth seeing
+            logging.warning("%s, else the result is shown and not kept", error)
     at, streams = cli.hyper_input(_AT), _STREAMS.value
-    result = evaluate_run(workdir, split, _STEP.value, _DATA_DIR.value, against, at=at, streams=streams)
+    result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, at=at, streams=streams)
     show(result)
-    print(f"written to {workdir}/{result_file(result)}")
+    sys.stdout.flush()
+    out = out or workdir / result_file(result)
+    write_json(out, result)
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,29 @@
-"""What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file; and over seeds."""
+"""What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file; and over seeds.
+
+A result names, by `seal`, the checkpoint that it is of, and is shown as no other's (`read_result`).
+"""
 
 import contextlib
 import json
 import math
 import os
 import statistics
+import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
+from absl import logging
 from rich.table import Table
 
-from experiments.build import build
+from experiments import seals, terminal
+from experiments.build import Experiment, build
 from experiments.checkpoints import Checkpoints
 from experiments.config import differences
-from experiments.errors import UserError
+from experiments.errors import Stopped, UserError
 from experiments.loop import hardware, train, versions
 from experiments.reporting import plain
 from experiments.restore import CHECKPOINTS, has_hyper, load
@@ -27,7 +33,15 @@ from experiments.step import means
 SUMMARY_FILE = "seeds.json"
 
 
-def evaluate_run(
+def evaluate_run(workdir: Path, split: str = "test", *arguments: Any, **options: Any) -> dict:
+    """`measure_run`, written to `result_file` in the work directory."""
+    refuse_unwritable(workdir)
+    result = measure_run(workdir, split, *arguments, **options)
+    write_json(workdir / result_file(result), result)
+    return result
+
+
+def measure_run(
     workdir: Path,
     split: str = "test",
     step: int | None = None,
@@ -37,7 +51,7 @@ def evaluate_run(
     at: tuple[float, ...] | None = None,
     streams: int | None = None,
 ) -> dict:
-    """Evaluates a step, the best one by default, and writes `result_file` into the work directory.
+    """Evaluates a step, the best one by default.
 
     `against` is the work directory of another run, whose best step is compared example by example. `at`: the
     hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hyper`.
@@ -51,6 +65,7 @@ def evaluate_run(
     seconds = time.monotonic() - began
     result = {
         "step": run.step,
+        "seal": seal(workdir, run.step),
         "best": run.best and at is None,
         "at": at,
         "split": split,
@@ -63,7 +78,7 @@ def evaluate_run(
     if "confusion" in scores.total:
         result["per_class"] = per_class(scores.total["confusion"][0])
     result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
-    if other is not None:
+    if other is not None and against is not None:
         found = compare(scores, score(other, split, streams))
         # Bits are the loss in another unit.
         names = [task.headline] if task.headline == "bits" else dict.fromkeys((task.headline, "loss"))
@@ -73,7 +88,8 @@ def evaluate_run(
             name: {field: value if isinstance(value, str) else plain(value) for field, value in fields.items()}
             for name, fields in found.items()
         }
-        result["against"] = {"workdir": str(against), "step": other.step, "metrics": metrics, "verdicts": said}
+        result["against"] = {"workdir": str(against), "step": other.step, "seal": seal(against, other.step)}
+        result["against"] |= {"metrics": metrics, "verdicts": said}
         result["against"] |= {"differences": differences(run.experiment.values, other.experiment.values)}
     if run.data_changes:
         result["data_changed"] = run.data_changes
@@ -81,8 +97,30 @@ def evaluate_run(
         result["against"]["data_changed"] = other.data_changes
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.experiment.values, "versions": versions(), "hardware": hardware()}
-    write_json(workdir / result_file(result), result)
     return result
+
+
+def seal(workdir: Path, step: int) -> str:
+    """What tells a checkpoint from every other: the hash of its seal, which has those of its files; or nothing."""
+    path = workdir / CHECKPOINTS / str(step) / seals.SEAL
+    return seals.sha256(path) if path.is_file() else ""
+
+
+def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
+    """A result of a checkpoint that `workdir` holds, or None where there is no file, or one of another run, config or
+    step, which is logged. Raises UserError for what is no result.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = seals.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
+    step = found.get("step")
+    if type(step) is int and found.get("seal") and found["seal"] == seal(workdir, step):
+        return found
+    logging.warning("%s is left out: it is not a result of a checkpoint in %s; evaluate again", path, workdir)
+    return None
 
 
 def result_file(result: dict[str, Any]) -> str:
@@ -94,14 +132,14 @@ def result_file(result: dict[str, Any]) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """The numbers of an evaluation as tables: metrics, classes and confusions where there are any, another run."""
-    console = Console()
+    console = terminal.console()
     title = f"{result['config']['task']['name']}, {result['split']} split, step {result['step']}"
     table = Table("metric", title=title, title_justify="left")
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
     for name, value in result.items():
         if (
-            name in ("step", "best", "at", "seconds", "elements", "data_changed")
+            name in ("step", "seal", "best", "at", "seconds", "elements", "data_changed")
             or isinstance(value, str | dict)
             or np.ndim(value) > 1
         ):
@@ -133,28 +171,47 @@ def show(result: dict[str, Any]) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def run_seeds(values: dict[str, Any], workdir: Path, count: int, split: str = "test") -> dict[str, Any]:
+def run_seeds(
+    values: dict[str, Any],
+    workdir: Path,
+    count: int,
+    split: str = "test",
+    shown: Callable[[dict[str, Any]], None] = lambda summary: None,
+) -> dict[str, Any]:
     """Trains and evaluates a config from `count` seeds, the config's own first, in workdir/seed_N; finished seeds are
-    not trained again. Writes mean, standard deviation and standard error of every metric to `workdir/seeds.json`.
+    not trained again. Writes mean, standard deviation and standard error of every metric to `workdir/seeds.json`, after
+    a call of `shown`. Raises Stopped, and writes no summary, where it is asked to stop.
     """
     results = []
     for seed in range(values["seed"], values["seed"] + count):
         directory = workdir / f"seed_{seed}"
         _refuse_another_config(directory, {**values, "seed": seed})
-        train(build({**values, "seed": seed}), directory)
+        train_whole(build({**values, "seed": seed}), directory, f"seed {seed}")
         results.append(evaluate_run(directory, split))
     summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
+    summary |= {f"{name}s": [result[name] for result in results] for name in ("step", "seal")}
     summary["metrics"] = {
         name: {"values": found, **_spread(found)}
         for name in results[0]
-        if name not in ("seconds", "at")
+        if name not in ("seconds", "step", "seal", "at")
         and isinstance((found := [result[name] for result in results])[0], float | None)
     }
     summary["activation_rate"] = [result.get("activation_rate") for result in results]
     summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
     summary["config"] = values
+    shown(summary)
     write_json(workdir / SUMMARY_FILE, summary)
     return summary
+
+
+def train_whole(experiment: Experiment, workdir: Path, what: str) -> None:
+    """One of several trainings. Raises Stopped where it was asked to stop before its last step: so are the others."""
+    ended = train(experiment, workdir)
+    if ended.stopped:
+        raise Stopped(
+            f"asked to stop: {what} is at step {ended.step} of {experiment.config.train.steps}; no summary is written, "
+            "the same command resumes"
+        )
 
 
 def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
@@ -171,8 +228,27 @@ def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Atomic, and valid JSON throughout. Raises UserError where it cannot be written."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Atomic, and valid JSON throughout: null for what is not finite. Raises UserError where it cannot be written."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    """What JSON can hold of nested mappings, sequences and numbers."""
+    if isinstance(content, Mapping):
+        return {str(name): _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def refuse_unwritable(directory: Path) -> None:
+    """Raises UserError where no file can be made in a directory: before the hours of computing what would be in it."""
+    if jax.process_index():
+        return
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(f"could not write in {directory}: {error.strerror}; --out=FILE writes elsewhere") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -181,7 +257,7 @@ def write_text(path: Path, text: str) -> None:
         return
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two programs may write at once
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

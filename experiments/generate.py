@@ -4,22 +4,21 @@ One sample appears as it is drawn, several (--batch) one after the other when th
 settings give the same bytes.
 """
 
-import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from experiments import cli
 from experiments.errors import UserError
+from experiments.files import user_path
 from experiments.generation import Sampling, Terminal, generate
 from experiments.restore import load_language_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; its data is not needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
-_PROMPT = flags.DEFINE_string("prompt", "", "What the samples go on from.")
+_PROMPT = cli.define_bytes("prompt", "", "What the samples go on from.")
 _BYTES = flags.DEFINE_integer("bytes", 500, "How many bytes to generate.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 1, "How many samples.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 likelier bytes; 0 always the likeliest.")
@@ -33,10 +32,9 @@ def main() -> None:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
     cli.use_compilation_cache()
     sampling = Sampling(_TEMPERATURE.value or 0.0, _TOP_K.value, _TOP_P.value or 0.0, _SEED.value or 0)
-    prompt, batch, count = os.fsencode(_PROMPT.value or ""), _BATCH.value or 1, _BYTES.value or 1
-    model, variables, step = load_language_model(Path(_WORKDIR.value), _STEP.value)
+    prompt, batch, count = _PROMPT.value or b"", _BATCH.value or 1, _BYTES.value or 1
+    model, variables, step = load_language_model(user_path(_WORKDIR.value, "--workdir"), _STEP.value)
     drawn = generate(model, variables, prompt, sampling, batch=batch, count=count)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     if batch == 1:
         terminal = Terminal()
         print(terminal.text(prompt), end="", flush=True)
@@ -57,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, output_is_needed=True)

@@ -22,7 +22,8 @@ class OptimizerConfig:
     """`learning_rate` is the peak; warm-up takes `warmup_steps` from `warmup_start` with power `warmup_power`.
 
     `weight_decays` and `learning_rate_scales` are ((regex, value), ...) on parameter paths like
-    "encoder/layers/ssm/delta"; the last that matches holds, and one that matches nothing is an error.
+    "encoder/layers/ssm/delta"; the last that matches holds, and one that matches nothing is an error. `clip_norm` is
+    the greatest norm of all gradients together; None does not clip.
     """
 
     name: Literal["adamw", "radam", "sgd"] = "adamw"
@@ -38,17 +39,19 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     weight_decays: tuple = ()
     learning_rate_scales: tuple = ()
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
 
     def __post_init__(self):
-        for field in ("learning_rate", "clip_norm", "epsilon", "warmup_power"):
+        for field in ("learning_rate", "epsilon", "warmup_power"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field}={getattr(self, field)}: must be positive")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: must be positive, or None for no limit")
         for field in ("b1", "b2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")
         for field in ("warmup_steps", "warmup_start", "final_learning_rate", "weight_decay"):
-            if getattr(self, field) < 0:
+            if not getattr(self, field) >= 0:
                 raise ValueError(f"{field}={getattr(self, field)}: must not be negative")
 
 
@@ -71,7 +74,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    """p <- p - rate(t) scale (adam(g) + decay p), gradients clipped by their global norm before.
+    """p <- p - rate(t) scale (adam(g) + decay p), gradients clipped by their global norm before, if there is a limit.
 
     `params`, or their shapes, tell which paths the groups select.
     """
@@ -83,8 +86,9 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
         return AdamState(jnp.zeros((), jnp.int32), *(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
 
     def update(gradients, state, params):
-        factor = jnp.minimum(1.0, config.clip_norm / (optax.tree.norm(gradients) + CLIP_EPSILON))
-        gradients = jax.tree.map(lambda g: g * factor, gradients)
+        if config.clip_norm is not None:
+            factor = jnp.minimum(1.0, config.clip_norm / (optax.tree.norm(gradients) + CLIP_EPSILON))
+            gradients = jax.tree.map(lambda g: g * factor, gradients)
         direction, new = adam_direction(config, gradients, state)
         updates = jax.tree.map(
             lambda u, p, scale, decay: -rate(state.count) * scale * (u + decay * p), direction, params, scales, decays

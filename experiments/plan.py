@@ -5,14 +5,12 @@ python -m experiments.plan --config=FILE --devices=64 --config.mesh=fsdp=8,seque
 
 import jax
 from absl import flags
-from ml_collections import config_flags
-from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments import cli, terminal
 from experiments.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
+_CONFIG = cli.define_config()
 _DEVICES = flags.DEFINE_integer(
     "devices", 8, "How many devices to simulate: at most 2048.", lower_bound=1, upper_bound=2048
 )
@@ -31,7 +29,7 @@ def main() -> None:
         raise UserError("config.mesh='pmap': a plan wants a mesh, for instance data")
     experiment = build(values)
     plan = make_plan(experiment, rate)
-    console = Console(width=120)
+    console = terminal.console(width=120)
     table = Table("of one device and step", title=f"{experiment.describe()}\n{experiment.partition.describe()}")
     table.add_column("", justify="right")
     table.add_row(f"parameters ({plan.parameters:,} in all)", _bytes(plan.parameter_bytes))
@@ -55,4 +53,4 @@ def _bytes(count: float) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, output_is_needed=True)

@@ -7,12 +7,11 @@ import time
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import cli
 from experiments.build import build
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
+_CONFIG = cli.define_config()
 _BATCHES = flags.DEFINE_integer("batches", 20, "How many batches to time.", lower_bound=1)
 
 
@@ -38,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, output_is_needed=True)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -15,7 +14,9 @@ from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments import terminal
 from experiments.errors import UserError
+from experiments.terminal import printable
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -129,7 +130,7 @@ class Reporter:
             logging.warning(text, self._metrics.path, reported)
         if tensorboard:
             self._writer = _summary_writer(workdir / "tensorboard", purge_step=start_step + 1 if start_step else 0)
-        self._console = console or Console(file=sys.stdout)
+        self._console = console or terminal.console()
         if self._console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._progress = Progress(*columns, console=self._console)
@@ -199,7 +200,7 @@ class Reporter:
         if self._progress is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._console.file, flush=True)
+            print(printable(text), file=self._console.file, flush=True)
 
     def _remaining(self, step: int) -> str:
         """The time left, from the second report on: the first one contains the compilation."""

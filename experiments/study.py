@@ -4,13 +4,13 @@ rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pare
 OUT.json, again after every arm; `python -m experiments.results` makes a page of it.
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import cli, distributed
 from experiments.errors import UserError
+from experiments.files import user_path
 
 NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
 
@@ -28,20 +28,22 @@ def main() -> None:
     name = str(_STUDY.value)
     if name.startswith("pareto") and not _WORKDIR.value:
         raise UserError(f"--workdir=DIR is missing: where the runs of {name} go")
-    distributed.initialize()
-    from experiments.evaluation import write_json
+    if name.startswith("pareto"):
+        distributed.initialize()  # a SIGTERM saves; the others have no checkpoints, and it ends them
+    from experiments.evaluation import refuse_unwritable, write_json
     from experiments.loop import command, hardware, versions
     from experiments.studies import arms, continual, pareto
 
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
-    out = Path(f"{_OUT.value or f'docs/hypernetworks/{name}'}.json")
+    out = user_path(f"{_OUT.value or f'docs/hypernetworks/{name}'}.json", "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(out.parent)
 
     def save(result: dict[str, Any]) -> None:
         write_json(out, {**about, **result})
 
     if name.startswith("pareto"):
-        pareto.study(name, range(_SEEDS.value or 3), Path(str(_WORKDIR.value)), save)
+        pareto.study(name, range(_SEEDS.value or 3), user_path(str(_WORKDIR.value), "--workdir"), save)
     elif name == "continual":
         continual.study(range(_SEEDS.value or 5), _STEPS.value or 500, save)
     else:

@@ -3,16 +3,17 @@
 python -m experiments.train --config=configs/quickstart.py --workdir=runs/x [--config.train.steps=100 ...]
 """
 
+from typing import Any
+
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import cli, distributed
 from experiments.claims import owned
 from experiments.errors import UserError
 from experiments.files import user_path
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, or file.py:variant.")
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run found there is gone on with.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Start from the parameters of this work directory or state dict.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "Train and test from so many seeds, in WORKDIR/seed_N.", lower_bound=1)
@@ -30,18 +31,24 @@ def main() -> None:
     from experiments.evaluation import SUMMARY_FILE, run_seeds
     from experiments.loop import source_of, train
 
-    if _SEEDS.present:
-        if _INIT_FROM.present:
-            raise UserError("--seeds trains from several initialisations: leave --init_from out")
-        with owned(workdir):  # the summary; each seed's directory by its own training
-            summary = run_seeds(values, workdir, _SEEDS.value or 1)
+    if not _SEEDS.present:
+        init_from = source_of(workdir, _INIT_FROM.value)  # what is wrong with it is said before data are read
+        train(build(values), workdir, init_from)
+        return
+    if _INIT_FROM.present:
+        raise UserError("--seeds trains from several initialisations: leave --init_from out")
+
+    def show(summary: dict[str, Any]) -> None:
         headline = summary["metrics"][summary["headline"]]
+        mean = "not finite" if headline["mean"] is None else f"{headline['mean']:.4f}"
         error = "" if headline["standard_error"] is None else f" +- {headline['standard_error']:.4f}"
         if jax.process_index() == 0:
-            print(f"{summary['headline']} {headline['mean']:.4f}{error}; written to {workdir}/{SUMMARY_FILE}")
-        return
-    init_from = source_of(workdir, _INIT_FROM.value)  # what is wrong with it is said before data are read
-    train(build(values), workdir, init_from)
+            print(f"{summary['headline']} {mean}{error} over seeds {summary['seeds']}", flush=True)
+
+    with owned(workdir):  # the summary; each seed's directory by its own training
+        run_seeds(values, workdir, _SEEDS.value or 1, shown=show)
+    if jax.process_index() == 0:
+        print(f"written to {workdir / SUMMARY_FILE}")
 
 
 if __name__ == "__main__":

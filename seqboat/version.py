@@ -1,5 +1,6 @@
 """The version, and the format of checkpoints and what this code does with older ones."""
 
+import math
 from collections.abc import Callable
 
 __version__ = "0.1.0"
@@ -26,4 +27,13 @@ def migrate(meta: dict) -> dict:
         if old not in MIGRATIONS:
             raise ValueError(f"has format {number}, this seqboat has no migration from {old}: use an older seqboat")
         meta = MIGRATIONS[old](meta)
-    return {**meta, "format_version": CHECKPOINT_FORMAT}
+    return {**_without_infinity(meta), "format_version": CHECKPOINT_FORMAT}
+
+
+def _without_infinity(meta: dict) -> dict:
+    """Clipping was once turned off by infinity, which no JSON file of a result can hold; it is None."""
+    config = meta.get("config")
+    optimizer = config.get("optimizer") if isinstance(config, dict) else None
+    if not isinstance(optimizer, dict) or optimizer.get("clip_norm") != math.inf:
+        return meta
+    return {**meta, "config": {**config, "optimizer": {**optimizer, "clip_norm": None}}}  # type: ignore[dict-item]

@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
-from experiments.loop import evaluate, train
+from experiments.evaluation import train_whole
+from experiments.loop import evaluate
 from experiments.reporting import plain
 from experiments.restore import CHECKPOINTS, load
 
@@ -26,20 +27,20 @@ GRID = tuple(np.linspace(0, 1, 9).tolist())
 
 
 def study(name: str, seeds: range, directory: Path, save: Callable[[dict[str, Any]], None]) -> None:
-    """Of configs/hyper/NAME.py, from every seed."""
+    """Of configs/hyper/NAME.py, from every seed. Raises Stopped where a run is asked to stop."""
     get_config = importlib.import_module(f"configs.hyper.{name}").get_config
     runs: list[dict[str, Any]] = []
     configs: dict[str, Any] = {}
     for seed in seeds:
         configs["mip"] = {**get_config("mip").to_dict(), "seed": seed}
         workdir = directory / f"{name}_mip_{seed}"
-        train(build(configs["mip"]), workdir)
+        train_whole(build(configs["mip"]), workdir, workdir.name)
         runs += [{"arm": "mip", "seed": seed, "price": price, **test(workdir, price)} for price in GRID]
         for price in PRICES:
             values = {**get_config("separate").to_dict(), "seed": seed}
             values["train"]["activation_price"] *= price
             workdir = directory / f"{name}_separate_{price}_{seed}"
-            train(build(values), workdir)
+            train_whole(build(values), workdir, workdir.name)
             runs.append({"arm": "separate", "seed": seed, "price": price, **test(workdir, None)})
             configs["separate"] = values
             save({"runs": runs, "config": configs})

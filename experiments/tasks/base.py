@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from experiments.config import at_most
 from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead, train_dataset
 from experiments.data.sources import Generated, Source
 from experiments.errors import UserError
@@ -205,7 +206,7 @@ class SlotConfig:
 
     train_examples: int = 1_000_000
     test_examples: int = 2048
-    data_seed: int = 0
+    data_seed: int = at_most(2**63 - 1, default=0)
 
     def __post_init__(self):
         within(self, 1, LONGEST, "train_examples", "test_examples")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from experiments.config import at_most
 from experiments.data.loader import Batch, evaluation_dataset, read_ahead
 from experiments.data.packed import read_text
 from experiments.data.sources import open_split
@@ -42,7 +43,7 @@ class Config:
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
     length: int = 8192
     context: int = 7000
-    evaluation_bytes: int | None = None
+    evaluation_bytes: int | None = at_most(2**63 - 1, default=None)
     carry: bool = False
 
     @property

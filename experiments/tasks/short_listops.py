@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from experiments.config import at_most
 from experiments.data import listops
 from experiments.tasks.base import ClassificationTask, within
 
@@ -30,7 +31,7 @@ class Config:
     train_examples: int = 40_000
     validation_examples: int = 2_000
     test_examples: int = 2_000
-    data_seed: int = 0
+    data_seed: int = at_most(2**63 - 1, default=0)
 
     def __post_init__(self):
         within(self, 1, MOST_EXAMPLES, "train_examples", "validation_examples", "test_examples")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
 from configs import quickstart
+from experiments import cli
 from experiments.build import Experiment, build
 from experiments.loop import train
 from experiments.optimizers import make_optimizer
@@ -35,6 +39,22 @@ TINY = {
     "train.keep_checkpoints": 3,
     "train.tensorboard": False,
 }
+
+
+@pytest.fixture
+def typed() -> Callable[..., dict[str, Any]]:
+    """typed("--config=FILE", "--config.train.steps=8") is the values that a program would read of these words."""
+
+    def read(*words: str) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setattr(flags, "FLAGS", flags.FlagValues())
+            patch.setattr(sys, "argv", ["train", *words])
+            warnings.filterwarnings("ignore", message=".*load_module", category=DeprecationWarning)  # ml_collections
+            config = cli.define_config()
+            cli._parse(sys.argv)
+            return cli.read_config(config)
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from experiments.build import build
 from experiments.checkpoints import Checkpoints
 from experiments.data import listops as expressions
 from experiments.errors import UserError
-from experiments.evaluation import evaluate_run
+from experiments.evaluation import evaluate_run, seal
 from experiments.report import write_report
 from experiments.reports import measure, page, pictures
 from experiments.reports.history import read_history
@@ -293,6 +293,7 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
     step = load(workdir).step
     file = workdir / f"evaluation_test_{step}.json"
     result = {"accuracy": 0.625, "examples": 40, "activation_rate": [0.875, 0.125], "trivial": {"accuracy": 0.4375}}
+    result |= {"step": step, "seal": seal(workdir, step)}
     file.write_text(json.dumps(result))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
     assert "0.625test accuracy (all 40 examples)0.438accuracy of the trivial answer" in text
@@ -314,6 +315,31 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
         file.write_text(broken)
         with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|no evaluation)"):
             write_report(workdir)
+
+
+def test_another_checkpoints_evaluation_is_not_shown(run, tmp_path, as_looked, caplog):
+    """Of another step, of other parameters, and one that does not say."""
+    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    step = load(workdir).step
+    other = next(n for n in (2, 4, 6) if n != step)
+    ours = {"step": step, "accuracy": 0.625, "examples": 40, "seal": seal(workdir, step)}
+    file = workdir / f"evaluation_test_{step}.json"
+    for change in ({"step": other}, {"seal": seal(workdir, other)}, {"seal": None}, {"step": 5, "seal": ""}):
+        file.write_text(json.dumps({**ours, **change}))
+        caplog.clear()
+        assert "0.625" not in write_report(workdir, out=tmp_path / "page.html").read_text()
+        (record,) = caplog.records
+        assert f"{file} is left out" in record.getMessage()
+    assert not (workdir / "report.html").exists()
+    file.write_text(json.dumps(ours))
+    assert "0.625" in write_report(workdir, out=tmp_path / "page.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_not_measured_for(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"could not write in {tmp_path}/file: Not a directory; --out=FILE"):
+        write_report(run, out=tmp_path / "file" / "page.html")
 
 
 def test_a_run_without_records_and_one_that_is_still_training(run, tmp_path, as_looked):
