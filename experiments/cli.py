@@ -75,7 +75,8 @@ def _call(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except Stopped as stopped:
-        print(stopped)
+        if jax.process_index() == 0:
+            print(stopped)
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -212,9 +213,12 @@ def hyper_input(flag: flags.FlagHolder) -> tuple[float, ...] | None:
     if flag.value is None:
         return None
     try:
-        return tuple(map(float, flag.value))
-    except ValueError as error:
-        raise UserError(f"--at={','.join(flag.value)}: expected a number, or several with commas") from error
+        numbers = tuple(map(float, flag.value))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"--at={','.join(flag.value)}: expected a finite number, or several with commas")
+    return numbers
 
 
 def _one_line(error: BaseException) -> str:

@@ -91,7 +91,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r}: expected a group of fields")
         return to_dataclass(kind, value, where)  # type: ignore[arg-type]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**1023 else math.copysign(math.inf, value)
+        return float(value) if abs(value) < 2**1023 else math.inf  # refused as such
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where}={value!r}: expected {kind.__name__}, got {type(value).__name__}")
     return value

@@ -49,6 +49,7 @@ def typed() -> Callable[..., dict[str, Any]]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             patch.setattr(flags, "FLAGS", flags.FlagValues())
             patch.setattr(sys, "argv", ["train", *words])
+            patch.delitem(sys.modules, "config_config", raising=False)  # the file that was read before
             warnings.filterwarnings("ignore", message=".*load_module", category=DeprecationWarning)  # ml_collections
             config = cli.define_config()
             cli._parse(sys.argv)

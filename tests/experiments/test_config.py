@@ -1,16 +1,21 @@
 """From values to dataclasses: every mistake is one line that names the field and says what was expected."""
 
 import dataclasses
-from typing import Literal
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 
 from experiments.build import Config, TrainConfig, build, build_model
-from experiments.config import differences, split_fields, to_dataclass
+from experiments.config import at_most, differences, split_fields, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import OptimizerConfig
 from experiments.tasks import short_listops
 from seqboat.layers.seqboat import LayerConfig
+from seqboat.version import migrate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Outer:
     name: str = "x"
     flag: bool = False
     rules: tuple = ()
+    bound: float | None = None
+    count: int = at_most(2**40, default=0)
+    pair: tuple[float, int] = (0.0, 0)
 
     def __post_init__(self):
         if self.size < 1:
@@ -48,7 +56,7 @@ def test_values_arrive():
         ({"size": 2, "limt": 3}, "config.limt: unknown field; did you mean 'limit'?"),
         (
             {"size": 2, "colour": 3},
-            "config.colour: unknown field; there are axis, flag, inner, limit, name, rules, size",
+            "config.colour: unknown field; there are axis, bound, count, flag, inner, limit, name, pair, rules, size",
         ),
         ({"size": 2, "inner": {"rat": 3}}, "config.inner.rat: unknown field; did you mean 'rate'?"),
         ({}, "config.size: missing"),
@@ -69,12 +77,33 @@ def test_values_arrive():
         ({"size": 2, "inner": {"kind": ["a"]}}, "config.inner.kind=['a']: must be one of a, b"),
         ({"size": 2, "axis": 3}, "config.axis=3: expected str | tuple[str, ...] | None"),
         ({"size": 2, "rules": "ab"}, "config.rules='ab': expected tuple, got str"),
+        *(
+            ({"size": 2, "inner": {"rate": value}}, f"config.inner.rate={value}: must be a finite number of 32 bits")
+            for value in (math.nan, math.inf, -math.inf, 1e39, -1e300)
+        ),
+        ({"size": 2, "inner": {"rate": 10**400}}, "config.inner.rate=inf: must be a finite number of 32 bits"),
+        ({"size": 2, "bound": math.inf}, "config.bound=inf: must be a finite number of 32 bits, or None for no limit"),
+        ({"size": 2, "rules": (("a", math.nan),)}, "config.rules=nan: must be a finite number of 32 bits"),
+        ({"size": 2**31}, "config.size=2147483648: must be at most 2147483647"),
+        ({"size": -(10**10)}, "config.size=-10000000000: must be at least -2147483647"),
+        ({"size": 10**5000}, "config.size=a number of 16610 bits: must be at most 2147483647"),
+        ({"size": 2, "limit": 2**31}, "config.limit=2147483648: must be at most 2147483647"),
+        ({"size": 2, "rules": ((2**31,),)}, "config.rules=2147483648: must be at most 2147483647"),
+        ({"size": 2, "count": 2**40 + 1}, "config.count=1099511627777: must be at most 1099511627776"),
+        ({"size": 2, "name": "a\0b"}, r"config.name='a\x00b': must be text in UTF-8 without NUL"),
+        ({"size": 2, "axis": ("x", "\udcff")}, r"config.axis='\udcff': must be text in UTF-8 without NUL"),
     ],
 )
 def test_mistakes(values, message):
     with pytest.raises(UserError) as caught:
         to_dataclass(Outer, values, "config")
     assert str(caught.value) == message
+
+
+def test_the_largest_numbers_arrive():
+    values = {"size": 2**31 - 1, "count": 2**40, "bound": 3.4e38, "limit": -(2**31 - 1)}
+    found = to_dataclass(Outer, values, "config")
+    assert {name: getattr(found, name) for name in values} == values
 
 
 def test_split_fields():
@@ -87,6 +116,7 @@ def test_differences_name_the_leaves():
     old = {"model": {"layers": 2, "rules": [["a", 1]], "gone": 1}, "seed": 0, "same": [1, [2]]}
     new = {"model": {"layers": 3, "rules": (("a", 1),), "added": None}, "seed": 0, "same": (1, (2,))}
     assert differences(old, old) == []
+    assert differences({"a\x1b[31m\nb": 1}, {}) == [r"config.a\x1b[31m\nb: 1 -> None"]
     assert differences(old, new) == ["config.model.gone: 1 -> None", "config.model.layers: 2 -> 3"]
 
 
@@ -189,6 +219,14 @@ def test_mistakes_in_training(changes, message):
     [
         ({"optimizer.name": "lion"}, "config.optimizer.name='lion': must be one of adamw, radam, sgd"),
         ({"optimizer.b2": 1.0}, r"config.optimizer.b2=1.0: must be in [0, 1)"),
+        (
+            {"optimizer.clip_norm": math.inf},
+            "config.optimizer.clip_norm=inf: must be a finite number of 32 bits, or None",
+        ),
+        ({"optimizer.clip_norm": 0.0}, "config.optimizer.clip_norm=0.0: must be positive, or None for no limit"),
+        ({"train.steps": 10**10}, "config.train.steps=10000000000: must be at most 2147483647"),
+        ({"model.block_size": 2**31}, "config.model.block_size=2147483648: must be at most 2147483647"),
+        ({"task.data_seed": 2**63}, "config.task.data_seed=9223372036854775808: must be at most"),
         ({"optimizer.learning_rate": 0.0}, "config.optimizer.learning_rate=0.0: must be positive"),
         ({"seed": -1}, "config.seed=-1: must be in 0..4294967295"),
         ({"seed": 2**32}, "config.seed=4294967296: must be in 0..4294967295"),
@@ -215,8 +253,40 @@ def test_mistakes_in_an_experiment(tiny, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def numbers(config: Any, where: str) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{where}.{name}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{where}.{name}", value
+
+
+def test_every_number_of_a_config_is_bounded(tiny):
+    """Whoever adds a field gets this for nothing."""
+    found = dict(numbers(tiny(), "config"))
+    assert len(found) > 30
+    for path, value in found.items():
+        for wrong in (10**30,) if isinstance(value, int) else (math.nan, math.inf, -math.inf):
+            values = tiny()
+            *groups, field = path.split(".")[1:]
+            functools.reduce(lambda group, name: group[name], groups, values)[field] = wrong
+            with pytest.raises(UserError, match=rf"^{re.escape(path)}=.*: must be (a finite|at most|in )"):
+                build(values)
+
+
 def test_the_groups_of_a_config_are_the_dataclasses(tiny):
     config = to_dataclass(Config, tiny(), "config")
     assert isinstance(config.optimizer, OptimizerConfig)
     assert isinstance(config.train, TrainConfig)
     assert config.data_dir is None
+
+
+def test_a_checkpoint_that_was_not_clipped_can_still_be_read(tiny):
+    values = tiny()
+    values["optimizer"]["clip_norm"] = math.inf
+    meta = {"format": "seqboat", "format_version": 1, "config": values}
+    migrated = migrate(meta)["config"]
+    assert differences(values, migrated) == ["config.optimizer.clip_norm: inf -> None"]
+    assert build(migrated).config.optimizer.clip_norm is None
+    for other in ({}, {"config": 3}, {"config": {"optimizer": 3}}, {"config": tiny()}):
+        assert migrate({**meta, "config": None, **other}) == {**meta, "config": None, **other}

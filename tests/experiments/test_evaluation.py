@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import build as build_module
 from experiments import evaluation, loop, restore, scores
-from experiments.errors import UserError
-from experiments.evaluation import SUMMARY_FILE, evaluate_run, run_seeds, show, write_json
+from experiments.errors import Stopped, UserError
+from experiments.evaluation import SUMMARY_FILE, evaluate_run, read_result, run_seeds, show, write_json
 from experiments.loop import evaluate
+from experiments.studies import pareto
 from experiments.tasks import short_listops
 
 CLASSES = 10
@@ -184,6 +186,14 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
     assert json.loads((tmp_path / SUMMARY_FILE).read_text()) == json.loads(json.dumps(summary))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seed_3", "seed_4", SUMMARY_FILE]
     assert summary["seeds"] == [3, 4]
+    assert summary["steps"] == [
+        json.loads(path.read_text())["step"] for path in sorted(tmp_path.glob("*/evaluation_*"))
+    ]
+    assert summary["seals"] == [
+        evaluation.seal(tmp_path / f"seed_{seed}", step)
+        for seed, step in zip(summary["seeds"], summary["steps"], strict=True)
+    ]
+    assert not {"step", "seal"} & set(summary["metrics"])
     assert summary["split"] == "test"
     assert summary["config"] == values
     assert summary["headline"] == "accuracy"
@@ -195,6 +205,53 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
     assert "confusion" not in summary["metrics"]
 
 
+@pytest.mark.parametrize("seed", [3, 4])
+def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
+    """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""
+    values, trained, train = tiny({"seed": 3}), [], evaluation.train
+
+    def stopped(experiment, workdir):
+        trained.append(experiment.config.seed)
+        ended = train(experiment, workdir)
+        return ended._replace(step=5, stopped=True) if experiment.config.seed == seed else ended
+
+    monkeypatch.setattr(evaluation, "train", stopped)
+    with pytest.raises(Stopped, match=rf"^asked to stop: seed {seed} is at step 5 of 6; no summary is written"):
+        run_seeds(values, tmp_path, 3)
+    assert trained == list(range(3, seed + 1))
+    assert not (tmp_path / SUMMARY_FILE).exists()
+    assert not list((tmp_path / f"seed_{seed}").glob("evaluation_*"))
+    monkeypatch.setattr(evaluation, "train", train)
+    assert run_seeds(values, tmp_path, 2)["seeds"] == [3, 4]
+
+
+def test_a_study_that_is_asked_to_stop_trains_no_further(monkeypatch, tmp_path):
+    saved, trained = [], []
+    monkeypatch.setattr(pareto, "test", lambda *_: {"accuracy": 1.0})
+
+    def train(experiment, workdir):
+        trained.append(workdir.name)
+        return loop.Finished(step=7, stopped=len(trained) == 3)
+
+    monkeypatch.setattr(evaluation, "train", train)
+    monkeypatch.setattr(pareto, "build", lambda values: SimpleNamespace(config=build_module.read_config(values)))
+    with pytest.raises(Stopped, match=r"^asked to stop: pareto_copy_separate_0\.25_0 is at step 7 of 2400;"):
+        pareto.study("pareto_copy", range(2), tmp_path, saved.append)
+    assert trained == [f"pareto_copy_{name}_0" for name in ("mip", "separate_0.0", "separate_0.25")]
+    assert len(saved) == 1
+
+
+def test_a_summary_is_shown_though_it_cannot_be_written(experiment, tiny, tmp_path):
+    run_seeds(tiny(), tmp_path, 1)
+    (tmp_path / SUMMARY_FILE).unlink()
+    (tmp_path / SUMMARY_FILE).mkdir()
+    shown = []
+    with pytest.raises(UserError, match=f"could not write {tmp_path}/{SUMMARY_FILE}: Is a directory"):
+        run_seeds(tiny(), tmp_path, 1, shown=shown.append)
+    assert shown[0]["seeds"] == [0]
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_a_single_seed_has_no_spread(experiment, tiny, tmp_path):
     summary = run_seeds(tiny(), tmp_path, 1, "validation")
     assert summary["split"] == "validation"
@@ -202,6 +259,39 @@ def test_a_single_seed_has_no_spread(experiment, tiny, tmp_path):
     assert loss["standard_deviation"] is None
     assert loss["standard_error"] is None
     assert loss["mean"] == loss["values"][0]
+
+
+def test_a_result_is_of_one_checkpoint(experiment, tiny, tmp_path, caplog):
+    for name, changes in (("a", {}), ("b", {"seed": 1})):
+        loop.train(experiment(tiny(changes)), tmp_path / name)
+    result = evaluate_run(tmp_path / "a", step=6)
+    file = tmp_path / "a" / "evaluation_test_6.json"
+    assert result["seal"] == scores.hashlib.sha256((tmp_path / "a/checkpoints/6/seal.json").read_bytes()).hexdigest()
+    assert read_result(file, tmp_path / "a") == json.loads(json.dumps(result))
+    assert read_result(tmp_path / "a" / "evaluation_test_4.json", tmp_path / "a") is None
+    assert not caplog.records
+    assert read_result(file, tmp_path / "b") is None, "of another run"
+    for changes in ({"seal": None}, {"seal": ""}, {"step": 4}, {"step": "6"}, {"step": 5, "seal": ""}):
+        file.write_text(json.dumps({**result, **changes}))
+        assert read_result(file, tmp_path / "a") is None
+    assert len(caplog.records) == 6
+    for text in ("{", "[]", "\xff", "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"evaluation_test_6\.json is damaged"):
+            read_result(file, tmp_path / "a")
+
+
+def test_whatever_is_not_finite_is_null(tmp_path):
+    write_json(tmp_path / "a.json", {"config": {"x": math.inf, "y": (1.0, math.nan)}, "text": "\udcff", 3: True})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"config": {"x": None, "y": [1.0, None]}, "text": "\udcff", "3": True}
+
+
+def test_a_result_that_cannot_be_kept_is_not_computed(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"could not write in {tmp_path}/file: Not a directory"):
+        evaluate_run(tmp_path / "file")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

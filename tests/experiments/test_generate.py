@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "no window": (["--workdir={tmp}/full", "--prompt=a"], "window_size=None cannot be streamed"),
     "temperature": ([*ASKED, "--temperature=-1"], "--temperature=-1.0: must be 0, or in 1e-30..1e+30"),
-    "temperature NaN": ([*ASKED, "--temperature=nan"], "--temperature=nan: must be 0, or in 1e-30..1e+30"),
+    "temperature NaN": ([*ASKED, "--temperature=nan"], "--temperature=nan: must be a finite number"),
     "top_k": ([*ASKED, "--top_k=0"], "--top_k=0: must be at least 1"),
     "top_p 0": ([*ASKED, "--top_p=0"], "--top_p=0.0: must be above 0 and at most 1"),
     "top_p 2": ([*ASKED, "--top_p=2"], "--top_p=2.0: must be above 0 and at most 1"),

@@ -34,32 +34,113 @@ RECIPES = {
     "configs/lm/bytes.py:ours,tiny": [*BYTES, *MODEL],
 }
 # No number that is a size, and too large to be made here, is accepted by mistake: all of them are refused as such.
-NUMBERS = ["nan", "inf", "-inf", "1e400", "-1", "0", "1", "2", "7", "0.5", "-0.0", "1e-320", "1e39", "2147483648", "-1e10"]
+NUMBERS = [
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "-1",
+    "0",
+    "1",
+    "2",
+    "7",
+    "0.5",
+    "-0.0",
+    "1e-320",
+    "1e39",
+    "2147483648",
+    "-1e10",
+]
 NUMBERS += ["10000000000", "-10000000000", "18446744073709551616", "9" * 400, "9" * 5000, "0x7f", "1_000", "1e3"]
-WORDS = ["None", "none", "", " ", "abc", "True", "False", "true", "é文", "\x1b[31mred", "a\nb", "\udcff", "\u202e", "~", "/"]
-WORDS += ["gs://bucket/x", "x" * 5000, "..", "%s", "{0}", "data", "pmap", "fsdp=4,tensor=2", "softmax", "mlp", "=", "--"]
+WORDS = [
+    "None",
+    "none",
+    "",
+    " ",
+    "abc",
+    "True",
+    "False",
+    "true",
+    "é文",
+    "\x1b[31mred",
+    "a\nb",
+    "\udcff",
+    "\u202e",
+    "~",
+    "/",
+]
+WORDS += [
+    "gs://bucket/x",
+    "x" * 5000,
+    "..",
+    "%s",
+    "{0}",
+    "data",
+    "pmap",
+    "fsdp=4,tensor=2",
+    "softmax",
+    "mlp",
+    "=",
+    "--",
+]
 TUPLES = ["()", "(1,)", "(1, 2)", "('a', 1)", "(('a', 1),)", "(('a', nan),)", "(('*', 1),)", "((1, 2), 3)", "(None,)"]
-TUPLES += ["[1, 2]", "{}", "{'steps': 3}", "{'a': {}}", "(1e400,)", "('a', 'b')", "(", "((((", "(-1, 0, 2)", "lambda: 0"]
-NAMES = ["keys", "items", "get", "update", "copy", "lock", "to_json", "__class__", "_fields", "x y", "é", "a.b", "", "0", "[0]"]
+TUPLES += [
+    "[1, 2]",
+    "{}",
+    "{'steps': 3}",
+    "{'a': {}}",
+    "(1e400,)",
+    "('a', 'b')",
+    "(",
+    "((((",
+    "(-1, 0, 2)",
+    "lambda: 0",
+]
+NAMES = [
+    "keys",
+    "items",
+    "get",
+    "update",
+    "copy",
+    "lock",
+    "to_json",
+    "__class__",
+    "_fields",
+    "x y",
+    "é",
+    "a.b",
+    "",
+    "0",
+    "[0]",
+]
 
 
-def leaves(values: Mapping[str, Any], where: str = "config") -> Iterator[str]:
+def leaves(values: Mapping[str, Any], where: str = "config") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        yield f"{where}.{name}"
+        yield f"{where}.{name}", value
         if isinstance(value, Mapping):
             yield from leaves(value, f"{where}.{name}")
 
 
-def mutated(rng: random.Random, names: list[str]) -> list[str]:
+def pool(value: Any, rng: random.Random) -> list[str]:
+    """Words like a field's value, most often."""
+    if rng.random() < 0.2:
+        return rng.choice((NUMBERS, WORDS, TUPLES))
+    if isinstance(value, str | bool | None):
+        return WORDS
+    return TUPLES if isinstance(value, tuple | Mapping) else NUMBERS
+
+
+def mutated(rng: random.Random, fields: list[tuple[str, Any]]) -> list[str]:
     """One to three words, most of them of the form of an override."""
     words: list[str] = []
     for _ in range(rng.choice((1, 1, 2, 3))):
-        name = rng.choice(names)
-        if rng.random() < 0.15:
+        name, old = rng.choice(fields)
+        if rng.random() < 0.1:
             name = f"{rng.choice((name, name.rpartition('.')[0]))}.{rng.choice(NAMES)}"
         if rng.random() < 0.05:
             name = name[:-1] + rng.choice("sx_é\x1b")
-        value = rng.choice(rng.choice((NUMBERS, WORDS, TUPLES)))
+        value = rng.choice(pool(old, rng))
         form = rng.random()
         if form < 0.75:
             words.append(f"--{name}={value}")
@@ -68,7 +149,7 @@ def mutated(rng: random.Random, names: list[str]) -> list[str]:
         else:
             words.append(rng.choice((f"--no{name}", f"--{name}", f"-{name}={value}", f"--{name}={name}", value)))
         if rng.random() < 0.15:
-            words.append(f"--{name}={rng.choice(NUMBERS + WORDS)}")
+            words.append(f"--{name}={rng.choice(['None', *pool(old, rng)])}")
     return words
 
 
@@ -78,11 +159,11 @@ def test_mutated_flags(typed, tmp_path, part):
     (tmp_path / "text").write_bytes(bytes(range(256)) * 8)
     rng = random.Random(SEED * 5 + part)
     faults, accepted = [], 0
-    names = {recipe: list(leaves(typed(f"--config={recipe}"))) for recipe in RECIPES}
+    fields = {recipe: list(leaves(typed(f"--config={recipe}"))) for recipe in RECIPES}
     for _ in range(COUNT // 5):
         recipe = rng.choice(list(RECIPES))
         words = [f"--config={recipe}", *(word.format(folder=tmp_path) for word in RECIPES[recipe])]
-        words += mutated(rng, names[recipe])
+        words += mutated(rng, fields[recipe])
         try:
             values = typed(*words)
             built = build(values)

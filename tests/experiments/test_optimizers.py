@@ -241,3 +241,14 @@ def test_groups_that_cannot_be_meant(field, rules, message):
 def test_values_that_cannot_be_meant(field, value, message):
     with pytest.raises(ValueError, match=rf"^{field}={value}: {message}"):
         dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_without_a_limit_gradients_are_as_they_are():
+    params = {"w": jnp.array([1.0, -2.0])}
+    gradients = {"w": jnp.array([3e4, 4e4])}
+    updates = {}
+    for limit in (None, 1e9, 1.0):
+        optimizer = make_optimizer(dataclasses.replace(CONFIG, name="sgd", clip_norm=limit), 100, params)
+        updates[limit] = optimizer.update(gradients, optimizer.init(params), params)[0]["w"]
+    np.testing.assert_array_equal(updates[None], updates[1e9])
+    assert np.abs(updates[None] - updates[1.0]).min() > 1

@@ -151,6 +151,17 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         [*QUICK, "--config.model.position=slot", "--config.model.window_size=None"],
         "position='slot' needs a window_size",
     ),
+    "infinite limit": (
+        [*QUICK, "--config.optimizer.clip_norm=inf"],
+        "config.optimizer.clip_norm=inf: must be a finite number of 32 bits, or None for no limit",
+    ),
+    "endless training": (
+        [*QUICK, "--config.train.steps=10000000000"],
+        "config.train.steps=10000000000: must be at most 2147483647",
+    ),
+    "escape sequences": ([*QUICK, "--config.mesh=\x1b[31m"], r"config.mesh='\x1b[31m': there is no mesh axis"),
+    "not UTF-8": ([*QUICK[:1], "--workdir={tmp}/\udcff"], r"--workdir={tmp}/\udcff: must be UTF-8"),
+    "more seeds than there are": ([*QUICK, "--seeds=99999999999"], "--seeds=99999999999: must be at most 4294967295"),
     "refused seed": ([*QUICK, "--config.seed=-1"], "config.seed=-1: must be in 0..4294967295"),
     "rule without effect": (
         [*QUICK, "--config.optimizer.weight_decays=(('decoder', 0.0),)"],
@@ -206,6 +217,16 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "step is no number": (["--workdir={run}", "--step=best"], "--step=best"),
     "against nothing": (["--workdir={run}", "--against={tmp}/nothing"], "there is no work directory {tmp}/nothing"),
     "against a run without checkpoints": (["--workdir={run}", "--against={tmp}/started"], "there is no checkpoint in"),
+    "result below a file": (
+        ["--workdir={run}", "--out={tmp}/empty.py/x.json"],
+        "--out={tmp}/empty.py/x.json: Not a directory",
+    ),
+    "result in a folder that is not there": (
+        ["--workdir={run}", "--out={tmp}/nothing/x.json"],
+        "could not write in {tmp}/nothing: No such file or directory",
+    ),
+    "result at an address": (["--workdir={run}", "--out=gs://bucket/x.json"], "not an address"),
+    "hyper-input NaN": (["--workdir={run}", "--at=nan"], "--at"),
 }
 REPORT: dict[str, tuple[list[str], str]] = {
     "no workdir": ([], "--workdir=DIR is missing"),
@@ -213,6 +234,10 @@ REPORT: dict[str, tuple[list[str], str]] = {
     "empty checkpoints": (["--workdir={tmp}/started"], "there is no checkpoint in {tmp}/started/checkpoints yet"),
     "unknown split": (["--workdir={run}", "--split=dev"], "no evaluation split 'dev'; this task has: validation, test"),
     "no examples": (["--workdir={run}", "--examples=0"], "--examples=0"),
+    "page in a folder that is not there": (
+        ["--workdir={run}", "--out={tmp}/nothing/x.html"],
+        "could not write in {tmp}/nothing: No such file or directory",
+    ),
 }
 
 
@@ -230,6 +255,9 @@ def folder(tmp_path_factory, trained) -> Path:
     with ocp.CheckpointManager(tmp / "foreign/checkpoints") as manager:
         manager.save(3, args=ocp.args.StandardSave({"params": jnp.ones(3)}))
     copy(trained, tmp / "run")
+    copy(trained, tmp / "kept")
+    for step in (2, 4, 6):
+        (tmp / f"kept/evaluation_test_{step}.json").mkdir()
     copy(trained, tmp / "damaged")
     for step in (2, 4, 6):
         state = tmp / f"damaged/checkpoints/{step}/state"
@@ -248,6 +276,7 @@ def results(folder) -> dict[tuple[str, str], Done]:
         for module, of in (("train", TRAIN), ("evaluate", EVALUATE), ("report", REPORT))
         for name, case in of.items()
     ]
+    cases.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
     commands: list[Any] = [
         (f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in cases
     ]
@@ -272,7 +301,15 @@ def test_evaluate_refuses(results, folder, name):
     done = results["evaluate", name]
     assert EVALUATE[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
     assert done.out == ""
-    assert not list(folder.glob("*/evaluation_*"))
+    assert not list((folder / "run").glob("evaluation_*"))
+
+
+def test_what_cannot_be_kept_is_shown(results, folder):
+    done = results["evaluate", "a result that cannot be kept"]
+    assert f"could not write {folder}/kept/evaluation_test_" in assert_one_line(done)
+    assert "Is a directory" in done.err
+    assert "accuracy" in done.out
+    assert "written" not in done.out
 
 
 @pytest.mark.parametrize("name", REPORT)

@@ -51,7 +51,9 @@ def test_what_an_encoding_lacks_is_escaped(encoding, shown):
 def test_texts_in_tables_are_escaped_and_styles_are_not(monkeypatch, terminal_like):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", Output(stream, "standard output"))
-    console = terminal.console(force_terminal=terminal_like, width=60, color_system="standard" if terminal_like else None)
+    console = terminal.console(
+        force_terminal=terminal_like, width=60, color_system="standard" if terminal_like else None
+    )
     table = Table("column", title="\x1b[2J")
     table.add_row("\x1b[31mfield\x1b[0m", style="bold")
     console.print(table)
@@ -81,7 +83,9 @@ class Broken(io.StringIO):
         return super().write(text)
 
 
-@pytest.fixture(params=[BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")], ids=["pipe", "disk"])
+@pytest.fixture(
+    params=[BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")], ids=["pipe", "disk"]
+)
 def broken(request, tmp_path):
     stream = Broken(request.param)
     stream.null, stream.gone = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY), os.open(os.devnull, os.O_WRONLY)
@@ -109,7 +113,7 @@ def test_a_program_that_makes_nothing_but_output_ends(broken):
             output.write("second\n")
         assert not ended.value.code, "its reader has seen enough"
     else:
-        with pytest.raises(UserError, match="^could not write to standard output: No space left on device$"):
+        with pytest.raises(UserError, match=r"^could not write to standard output: No space left on device$"):
             output.write("second\n")
 
 
