@@ -43,9 +43,9 @@ def run(main: Callable[[], None], *, output_is_needed: bool = False) -> None:
     The status tells of a program's files: if standard output is lost it goes on, unless `output_is_needed` because its
     output is all that it makes (`terminal.Output`).
     """
-    terminal.guard(output_is_needed)
     absl_logging.set_verbosity(absl_logging.WARNING)
-    absl_logging.use_absl_handler()
+    absl_logging.use_absl_handler()  # which looks for handlers of standard error as it was
+    terminal.guard(output_is_needed)
     absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
     logging.getLogger("jax").setLevel(logging.ERROR)
     # A save that fails on a full disk is one line of ours; what jax, asyncio and tensorstore add to it is noise.

@@ -348,7 +348,7 @@ def arguments_of(tiny: dict[str, Any], workdir: Path, steps: int) -> list[str]:
     ("limit", "message"),
     [
         (600, "could not rewrite {tmp}/run/metrics.jsonl: File too large"),
-        (3000, "could not save the checkpoint of step 6 to {tmp}/run/checkpoints: File too large; the last good"),
+        (3300, "could not save the checkpoint of step 6 to {tmp}/run/checkpoints: File too large; the last good"),
         (8000, "could not save the checkpoint of step 6 to {tmp}/run/checkpoints: File too large; the last good"),
     ],
     ids=["metrics", "every array", "some arrays"],
@@ -364,7 +364,9 @@ def test_a_full_disk_stops_training_and_the_same_command_goes_on(trained, tiny, 
     assert line.startswith(message.format(tmp=tmp_path))
     if limit > 600:
         assert "the last good checkpoint is step 4; free some space and run the same command again" in line
-    assert (again.code, again.err) == (0, "")
+    assert again.code == 0
+    # What the first could not write of the cache whole is replaced.
+    assert ["compiling it again" in line for line in again.err.splitlines()] in ([], [True])
     assert "going on from step 4" in again.out
     assert "done: step 6" in again.out
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
