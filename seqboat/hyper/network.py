@@ -17,6 +17,7 @@ from jaxtyping import Array, Num
 from seqboat.hyper.encoding import Encoding
 from seqboat.hyper.heads import ChunkedHead, FullHead, HyperConfig, LowRankHead, Trunk, initial_mean, initial_variance
 from seqboat.hyper.spec import Leaf, Spec, flatten, match, unflatten
+from seqboat.modules import Linen, check_module
 
 Condition = Num[Array, "M"]
 
@@ -95,9 +96,17 @@ class Hyper(nn.Module):
     Raises ValueError for a hyper-input of another width or out of range, and for leaves that the target has not.
     """
 
-    target: nn.Module
-    network: HyperNetwork
+    target: Linen
+    network: Any  # a HyperNetwork
     per_example: bool = False
+
+    def __post_init__(self):
+        check_module(self.target, "target")
+        if not isinstance(self.network, HyperNetwork):
+            raise ValueError(
+                f"network: a HyperNetwork is wanted, as hyper.mip(spec) makes one, not a {type(self.network).__name__}"
+            )
+        super().__post_init__()
 
     def __call__(self, condition: Array, *args: Any, **kwargs: Any) -> Any:
         condition = jnp.asarray(condition)

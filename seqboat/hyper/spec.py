@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqboat.modules import Linen, check_module
+
 Role = Literal["kernel", "bias", "other"]
 Pattern = str | re.Pattern | Callable[[str, jax.ShapeDtypeStruct], bool]
 Patterns = Pattern | Sequence[Pattern]
@@ -94,7 +96,7 @@ class Spec:
 
 
 def spec(
-    module: nn.Module,
+    module: Linen,
     *args: Any,
     select: Patterns = "**",
     exclude: Patterns = (),
@@ -112,6 +114,7 @@ def spec(
     Raises ValueError for a pattern that matches nothing, a leaf that is not a floating or complex number, and a module
     without parameters. A parameter that a module shares (a tied embedding) is one leaf, and is generated once.
     """
+    check_module(module, "spec")
     if draws < 0 or draws == 1:
         raise ValueError(f"draws={draws}: a variance takes at least 2, and 0 measures none")
     fixed = lambda key: module.init(key, *_concrete(args), **_concrete(kwargs)).get("params", {})

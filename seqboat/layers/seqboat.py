@@ -17,6 +17,7 @@ from seqboat.layers.norm import NORMS, NormKind
 from seqboat.layers.s4d import S4D
 from seqboat.layers.sparse_activation import ActivationStats, Form, Memories, RouterConfig, SparseModularActivation
 from seqboat.layers.taps import tap
+from seqboat.modules import Modules, check_modules
 from seqboat.ops.ema import Method, choose
 from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_refusal
 from seqboat.parallel.rules import ALONE, Layout
@@ -214,7 +215,12 @@ class SeqBoatLayer(nn.Module):
     preserve_adopted_names: ClassVar[bool] = True
 
     config: LayerConfig
-    modules: tuple[nn.Module, ...] | None = None
+    modules: Modules | None = None
+
+    def __post_init__(self):
+        if self.modules is not None:
+            check_modules(self.modules)
+        super().__post_init__()
 
     def __call__(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False

@@ -6,15 +6,21 @@ c = max softmax(u / tau):
 
     y_t = sum_i  a_{t,i} c_{t,i} f_i(m_t; the other elements that activated i)
 
-The decision a carries no gradient, the confidence does. A module is any Flax module from rows to rows, or a
-`WindowedModule`, whose rows also see their neighbours among the activated rows.
+The decision a carries no gradient, the confidence does. A module is any Flax module from rows (T, D) to rows (T, D), or
+a `WindowedModule`, whose rows also see their neighbours among the activated rows. It holds parameters only.
+
+Whether this is training reaches methods that take `train`, `training` or `deterministic` (`modules.MODES`). All RNG
+streams that the caller gave arrive, with keys of their own for every block of rows; but "dropout" in training alone, so
+that a module may also ask `has_rng("dropout")`.
 """
 
 import dataclasses
 import functools
 import math
+import zlib
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.streaming import SHORT, Memory, in_place
 from seqboat.layers.taps import tap
+from seqboat.modules import Modules, check_modules, check_rows, describe_module, modes
 from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
 from seqboat.parallel import sequence
 from seqboat.parallel.rules import ALONE, Layout
@@ -167,18 +174,25 @@ class SparseModularActivation(nn.Module):
     and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
     `blocks_per_trip`: how many blocks are computed at once (`ops.packing.map_blocks`). `layout`: how the sequences are
     split over devices; each computes its own elements. `advance` goes on from what earlier elements left.
+
+    Raises ValueError, by its name, for a module that is not a Flax linen module, that cannot be called with rows alone,
+    whose results are not rows (T, D) of floating point numbers, or that holds other collections than parameters.
     """
 
     # Flax: modules passed in keep the names they were given.
     preserve_adopted_names: ClassVar[bool] = True
 
-    modules: tuple[nn.Module, ...]
+    modules: Modules
     router: RouterConfig = RouterConfig()
     always: bool = False
     form: Form = "packed"
     block_size: int = 128
     blocks_per_trip: int = 1
     layout: Layout = ALONE
+
+    def __post_init__(self):
+        check_modules(self.modules)
+        super().__post_init__()
 
     def __call__(
         self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
@@ -220,7 +234,7 @@ class SparseModularActivation(nn.Module):
         for i, module in enumerate(self.modules):
             memory = memories[i] if memories else None
             if self.is_initializing():
-                self._create(module, m, active[..., i])
+                self._create(module, m, active[..., i], train)
                 continue
             chosen = jnp.where(active[..., i], gate[..., i], 0)
             if memories and self.form == "packed" and m.shape[1] <= SHORT and not train:
@@ -305,7 +319,8 @@ class SparseModularActivation(nn.Module):
         params, apply = self._functional(module, False)
 
         def where_needed(method, *args):
-            each = jax.vmap(lambda *args: apply(params, jnp.zeros(1, jnp.int32), method, *args))
+            streams = np.arange(len(m), dtype=np.int32)[:, None]
+            each = functools.partial(jax.vmap(lambda slot, *args: apply(params, slot, method, *args)), streams)
             nothing = lambda *args: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(each, *args))
             return jax.lax.cond(active.any(), each, nothing, *args)
 
@@ -391,36 +406,69 @@ class SparseModularActivation(nn.Module):
     def _functional(self, module: nn.Module, train: bool):
         """The module as a pure function of its parameters, for `map_blocks`: (params, apply).
 
-        `apply(params, slot, method, *args)` returns the method's result and what it tapped, {name: rows}. Dropout draws
-        from a key folded with the block's first slot.
+        `apply(params, slot, method, x, *args)` returns the method's result and what it tapped, {name: rows}. RNGs are
+        keys folded with the block's first slot.
         """
         unbound, tapping = module.clone(parent=None), self.is_mutable_collection("taps")
-        dropout = train and self.has_rng("dropout")
-        params: dict[str, Any] = {"params": module.variables.get("params", {})}
-        if dropout:
-            params["key"] = jax.random.key_data(self.make_rng("dropout"))
+        scope: Any = self.scope
+        keys = {name: self.make_rng(name) for name in sorted(scope.rngs) if train or name != "dropout"}
+        kinds = {name: jax.random.key_impl(key) for name, key in keys.items()}
+        params = {"params": module.variables.get("params", {}), "keys": jax.tree.map(jax.random.key_data, keys)}
+
+        def key(name, data, method, slot):
+            key = jax.random.fold_in(jax.random.wrap_key_data(data, impl=kinds[name]), slot[0])
+            # Dropout is drawn below the names of submodules: it differs between methods as it is.
+            return key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(method.encode()))
 
         def apply(params, slot, method, *args):
-            rngs = {"dropout": jax.random.fold_in(jax.random.wrap_key_data(params["key"]), slot[0])} if dropout else {}
-            result, sown = unbound.apply(
-                {"params": params["params"]}, *args, method=method, rngs=rngs, mutable=["taps"] if tapping else []
-            )
-            return result, dict(sown.get("taps", {}))
+            rngs = {name: key(name, data, method, slot) for name, data in params["keys"].items()}
+            options = modes(unbound, method, len(args), train)
+            try:
+                result, sown = unbound.apply(
+                    {"params": params["params"]},
+                    *args,
+                    method=method,
+                    rngs=rngs,
+                    mutable=["taps"] if tapping else [],
+                    **options,
+                )
+            except flax.errors.InvalidRngError as error:
+                raise ValueError(
+                    f"{describe_module(module)} draws from an RNG that is not there; there are {sorted(rngs)}, and "
+                    f'"dropout" in training alone: {error}'
+                ) from error
+            return _checked(unbound, method, args[0], result), dict(sown.get("taps", {}))
 
         return params, apply
 
-    def _create(self, module: nn.Module, m: Array, active: Array) -> None:
+    def _create(self, module: nn.Module, m: Array, active: Array, train: bool) -> None:
         """Create the module's parameters, from a few rows."""
         count = min(m.shape[0] * m.shape[1], self.block_size)
         rows = jax.tree.map(lambda leaf: leaf[:count], describe(active))
         x = m.reshape(-1, m.shape[-1])[:count]
+
+        def run(method, *args):
+            options = modes(module, method, len(args), train)
+            return _checked(module, method, x, getattr(module, method)(*args, **options))
+
         if isinstance(module, WindowedModule):
-            module.mix(x, module.project(x, rows), rows, rows)
+            run("mix", x, run("project", x, rows), rows, rows)
         else:
-            module(x)
+            run("__call__", x)
         other = set(module.variables) - {"params", "taps"}
         if other:
             raise ValueError(f"a sparsely activated module may hold parameters only; {module.name} has {sorted(other)}")
+
+
+# The methods that return rows (T, D); others return trees of T rows.
+FINAL = ("__call__", "mix", "finish")
+
+
+def _checked(module: nn.Module, method: str, x: Array, result: Any) -> Any:
+    """A method's result for the rows x (T, D), in their dtype where it is what the module returns."""
+    rows, width = x.shape[0], x.shape[1] if method in FINAL else None
+    check_rows(module, method, result, rows, width)
+    return result if width is None else result.astype(x.dtype)
 
 
 def _packed(rows: Rows, x: Array, apply, each):
