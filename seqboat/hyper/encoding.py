@@ -106,16 +106,17 @@ class Encoding:
                 raise ValueError(f"hyper-input {values.tolist()}: tasks are whole numbers")
 
     def __call__(self, condition: Num[Array, "M"], table: Float[Array, "N S"] | None = None) -> Float[Array, "C"]:
-        """The code of one hyper-input. Out of range it is NaN: a compiled program cannot raise, and a training loop
-        stops there. `table` has the learned vectors of "embedding"."""
+        """The code of one hyper-input. Out of range, or between two tasks, it is NaN: a compiled program cannot
+        raise, and a training loop stops there. `table` has the learned vectors of "embedding"."""
         low, high = self._range
+        inside = (condition >= low) & (condition <= high)
         if table is not None:
             code = table[condition[0].astype(jnp.int32)]
+            inside &= condition == jnp.round(condition)
         else:
             z = (condition.astype(jnp.result_type(float)) - low) / (high - low)
             code = self._code(z)
-        inside = jnp.all((condition >= low) & (condition <= high))
-        return jnp.where(inside, code / self._divisor, jnp.nan)
+        return jnp.where(inside.all(), code / self._divisor, jnp.nan)
 
     @property
     def _range(self) -> tuple[float, float]:

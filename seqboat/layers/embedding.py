@@ -10,11 +10,15 @@ from jaxtyping import Array, Float, Int
 
 from seqboat.layers.initializers import truncated_normal
 from seqboat.ops.positions import sinusoid
+from seqboat.ops.tables import look_up
 from seqboat.parallel.rules import ALONE, Layout
 
 
 class TokenEmbedding(nn.Module):
-    """tokens (B, L) of a vocabulary of V -> (B, L, D), entries ~ N(0, 1/D), times `scale`."""
+    """tokens (B, L) of a vocabulary of V -> (B, L, D), entries ~ N(0, 1/D), times `scale`.
+
+    A token outside 0..V-1 gives a row of NaN: padding may be anything, where rows of padding are masked after it.
+    """
 
     vocabulary_size: int
     features: int
@@ -25,7 +29,7 @@ class TokenEmbedding(nn.Module):
         self.table = self.param("table", init, (self.vocabulary_size, self.features))
 
     def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        return self.table[tokens] * self.scale
+        return look_up(self.table, tokens) * self.scale
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """<x, embedding of every symbol>, in float32."""

@@ -35,13 +35,16 @@ def reset(state: Tree, which: ArrayLike | Sequence[bool]) -> Tree:
 
 def fork(state: Tree, source: ArrayLike | Sequence[int]) -> Tree:
     """The state of S streams, each a copy of the one of those whose number `source` (S,) has: of [0, 0, 1] two are the
-    first. Raises ValueError for what is no list of numbers, and, where they are known, for one of no stream."""
+    first. Raises ValueError for what is no list of numbers, and, where they are known, for one of no stream; in a
+    compiled program, which cannot raise, that one's state is NaN."""
     source, count = jnp.asarray(source), _count(state)
     if source.ndim != 1 or not jnp.issubdtype(source.dtype, jnp.integer):
         raise ValueError(f"source: a list of numbers of streams is wanted, not {source.dtype}{source.shape}")
     if not isinstance(source, jax.core.Tracer) and source.size and not 0 <= source.min() <= source.max() < count:
         raise ValueError(f"source: {source.tolist()} has numbers of no stream; there are 0..{count - 1}")
-    return jax.tree.map(lambda leaf: leaf[source], state)
+    nothing = lambda leaf: jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    copy = lambda leaf: leaf.at[source].get(mode="fill", fill_value=nothing(leaf), wrap_negative_indices=False)
+    return jax.tree.map(copy, jax.tree.map(jnp.asarray, state))
 
 
 def _count(state: Tree) -> int:

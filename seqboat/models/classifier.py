@@ -63,7 +63,10 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """inputs (B, L) of symbols or (B, L, F) of numbers, and true lengths (B,) -> `Output` with logits (B, Y)."""
+    """inputs (B, L) of symbols or (B, L, F) of numbers, and true lengths (B,) -> `Output` with logits (B, Y).
+
+    Padding may hold anything. A symbol outside the vocabulary within the true length makes its sequence's logits NaN.
+    """
 
     config: ClassifierConfig
 
@@ -76,6 +79,8 @@ class Classifier(nn.Module):
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
         valid = is_real(lengths, inputs.shape[1], layer)
         if config.vocabulary_size is None:
+            # Before, too: 0 times a NaN of padding is NaN in the gradient of the kernel.
+            inputs = jnp.where(valid[..., None], inputs, 0)
             x = LinearEmbedding(layer.features, config.embedding_init, name="embedding")(inputs)
         else:
             x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(inputs)

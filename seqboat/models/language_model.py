@@ -31,7 +31,8 @@ class LanguageModelConfig:
 class LanguageModel(nn.Module):
     """tokens (B, L) and true lengths (B,) -> `Output` whose logits (B, L, V) at t are of the symbol at t + 1.
 
-    logits = norm(encode(sqrt(D) E[tokens])) E^T, with one table E ~ N(0, 1/D) and no bias.
+    logits = norm(encode(sqrt(D) E[tokens])) E^T, with one table E ~ N(0, 1/D) and no bias. Padding may hold anything;
+    logits of a sequence with a symbol outside the vocabulary are NaN, from there on at least.
 
     Streams of any length are read piece by piece, in constant memory and at a constant cost an element, each piece as
     if all before it were there:

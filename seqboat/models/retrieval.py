@@ -31,6 +31,7 @@ class DualEncoder(nn.Module):
 
     With e the mean of the encoded document over its length, the features of a pair are
     [e2; e1; e1 * e2; e1 - e2]  (4D), then Linear, dropout, GELU, Linear (Ren et al. 2023, section 4.1; Ma et al. 2023).
+    Padding may hold anything; a symbol outside the vocabulary makes its pair's logits NaN.
     """
 
     config: RetrievalConfig

@@ -75,6 +75,14 @@ def test_tasks_are_looked_up_and_unknown_ones_refused():
     assert np.isnan(jax.jit(encoding)(jnp.array([3]), table)).all()
 
 
+@pytest.mark.parametrize("task", [-1.0, 0.5, 1.5, 3.0, np.nan])
+def test_a_task_that_is_not_there_is_nan_inside_jit(task):
+    encoding, table = Encoding("embedding", tasks=3, size=2), jnp.arange(6.0).reshape(3, 2)
+    assert np.isnan(jax.jit(encoding)(jnp.array([task]), table)).all()
+    with pytest.raises(ValueError, match="hyper-input"):
+        encoding.check(np.array([task]))
+
+
 def test_a_wrong_width_is_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\): its last axis must have 2"):
         Encoding(inputs=2).check(jnp.zeros(3))

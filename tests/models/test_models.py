@@ -128,6 +128,33 @@ def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config
     assert_close(classify(config, variables, mates, jnp.array([3, 4, 9])).logits[1], out.logits[1])
 
 
+@pytest.mark.parametrize("make", [lambda: Classifier(CLASSIFIER), lambda: LanguageModel(LANGUAGE)])
+@pytest.mark.parametrize("symbol", [-1, VOCABULARY])
+def test_a_symbol_outside_the_vocabulary_is_nan_for_its_sequence_alone_and_nothing_as_padding(make, symbol):
+    """Of values and of gradients; and the parallel form of an average does not carry it to batch mates."""
+    model, inputs = make(), tokens()
+    variables = random_like(shapes(model, inputs, LENGTHS))
+    padding = jnp.arange(LENGTH)[None] >= LENGTHS[:, None]
+    logits = lambda inputs: np.asarray(compiled(model)(variables, inputs, LENGTHS).logits)
+    expected, wrong = logits(inputs), logits(inputs.at[1, 2].set(symbol))
+    assert np.isnan(wrong[1].reshape(-1, wrong.shape[-1])[-1]).all()
+    np.testing.assert_array_equal(wrong[0], expected[0])
+    np.testing.assert_array_equal(logits(jnp.where(padding, symbol, inputs))[0], expected[0])
+    if isinstance(model, Classifier):
+        one = jit(jax.grad(lambda params, inputs: model.apply({"params": params}, inputs, LENGTHS).logits.sum()))
+        gradients = [one(variables["params"], jnp.where(padding, other, inputs)) for other in (0, symbol)]
+        jax.tree.map(np.testing.assert_array_equal, *gradients)
+
+
+def test_padding_of_numbers_may_be_nan():
+    config = dataclasses.replace(CLASSIFIER, sinusoid=False, vocabulary_size=None, head="linear")
+    model, inputs, (_, valid) = Classifier(config), normal(0, BATCH, LENGTH, 4), encoder_inputs()
+    params = random_like(shapes(model, inputs, LENGTHS))["params"]
+    one = jit(jax.value_and_grad(lambda params, inputs: model.apply({"params": params}, inputs, LENGTHS).logits.sum()))
+    results = [one(params, jnp.where(valid[..., None], inputs, other)) for other in (0, jnp.nan)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
 def test_the_mean_is_taken_over_the_true_length():
     """A linear head over the mean of what the encoder gives the real elements; nothing gives the head's bias."""
     config = dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False, vocabulary_size=None)

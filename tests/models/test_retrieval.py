@@ -91,6 +91,15 @@ def test_padding_is_not_seen():
         assert rms(apply(VARIABLES, other, LENGTHS).logits[1] - logits[1]) > 1e-3
 
 
+@pytest.mark.parametrize("symbol", [-1, VOCABULARY])
+def test_a_symbol_outside_the_vocabulary_is_nan_for_its_pair_alone_and_nothing_as_padding(symbol):
+    expected = apply(VARIABLES, pairs(), LENGTHS).logits
+    np.testing.assert_array_equal(apply(VARIABLES, jnp.where(PADDING, symbol, pairs()), LENGTHS).logits, expected)
+    wrong = apply(VARIABLES, pairs().at[1, 3, 1].set(symbol), LENGTHS).logits
+    assert np.isnan(wrong[1]).all()
+    assert_close(wrong[::2], expected[::2])
+
+
 def test_pairs_do_not_see_each_other():
     inputs, logits = pairs(), apply(VARIABLES, pairs(), LENGTHS).logits
     others = pairs(3).at[1].set(inputs[1])

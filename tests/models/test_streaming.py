@@ -215,6 +215,16 @@ def test_streams_that_are_not_there_are_refused(call, message):
         call(case("relative").model.initial_state(BATCH))
 
 
+@pytest.mark.parametrize("number", [-1, 3])
+def test_a_copy_of_no_stream_is_nan_in_a_compiled_program(number):
+    """And not one of the last stream, which is the nearest, or the first from the end."""
+    state = jax.tree.map(jnp.ones_like, case("relative").model.initial_state(BATCH))
+    after = jax.jit(fork)(state, jnp.array([0, number]))
+    for leaf in jax.tree.leaves(after):
+        assert (leaf[0] == 1).all()
+        assert (jnp.isnan(leaf[1]) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[1] == 0).all()
+
+
 def test_lists_say_which_streams():
     state = at(case("relative").model.initial_state(BATCH), [1, 2, 3])
     now = lambda state: state[0].memories[0].now.tolist()
