@@ -21,6 +21,8 @@ from seqboat.models.language_model import LanguageModel
 
 CHECKPOINTS = "checkpoints"
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
+# Where checkpoints of PyTorch programs have the state dict, if they hold more.
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +195,11 @@ def _around(experiment: Experiment, target: Run) -> dict[str, Any]:
 
 def read_state(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz, safetensors or PyTorch file by name. Nothing in the file is executed."""
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             # Opened here: of a file cut short np.load forgets to close what it opened.
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -204,23 +207,32 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
             if other:
                 raise ValueError(f"{other[0]} is no array")
             return arrays
-        if path.suffix == ".safetensors":
+        if suffix == ".safetensors":
             from safetensors.numpy import load_file
 
             return load_file(path)
         import torch
 
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _unwrap(torch.load(path, map_location="cpu", weights_only=True))
+        if not isinstance(state, dict) or not all(isinstance(array, torch.Tensor) for array in state.values()):
+            raise UserError(f"{path} holds no state dict: expected a mapping of names to tensors")
+        # Without their gradients, and in a kind that numpy knows.
+        plain = lambda array: array.detach().float() if array.is_floating_point() else array
+        return {name: plain(array).numpy() for name, array in state.items()}
     except ImportError as error:
         raise UserError(f"{path}: reading it needs the package {error.name}; pip install {error.name}") from error
+    except UserError:
+        raise
     except Exception as error:  # whatever a broken or hostile file makes its reader raise
         raise UserError(
             f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(array, torch.Tensor) for array in state.values()):
-        raise UserError(f"{path} holds no state dict: expected a mapping of names to tensors")
-    return {name: array.float().numpy() for name, array in state.items()}
+
+
+def _unwrap(state: Any) -> Any:
+    """The state dict of a checkpoint that holds more, as trainers write it."""
+    inner = [state[key] for key in STATE_KEYS if isinstance(state, dict) and isinstance(state.get(key), dict)]
+    return _unwrap(inner[0]) if inner else state
 
 
 def _abstract(experiment: Experiment) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Num
 
 from seqboat.hyper.network import Hyper
-from seqboat.hyper.spec import flatten, real
+from seqboat.hyper.spec import real
+from seqboat.paths import flatten
 
 
 class Diagnosis(NamedTuple):

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seqboat.hyper.encoding import Encoding
-from seqboat.hyper.spec import Leaf, Spec, unflatten
+from seqboat.hyper.spec import Leaf, Spec
+from seqboat.paths import path_keys, unflatten
 
 Kind = Literal["full", "low_rank", "scale", "chunked", "recurrent"]
 Init = Literal["fan_out", "hyperfan_in", "hyperfan_out", "hyperfan_harmonic", "matched", "zero"]
@@ -239,6 +240,6 @@ class ChunkedHead(nn.Module):
 
 
 def _at(tree: Any, path: str) -> Any:
-    for part in path.split("/"):
+    for part in path_keys(path):
         tree = tree[part]
     return tree

@@ -16,8 +16,9 @@ from jaxtyping import Array, Num
 
 from seqboat.hyper.encoding import Encoding
 from seqboat.hyper.heads import ChunkedHead, FullHead, HyperConfig, LowRankHead, Trunk, initial_mean, initial_variance
-from seqboat.hyper.spec import Leaf, Spec, flatten, match, unflatten
+from seqboat.hyper.spec import Leaf, Spec, match
 from seqboat.modules import Linen, check_module
+from seqboat.paths import flatten, unflatten
 
 Condition = Num[Array, "M"]
 
@@ -188,7 +189,7 @@ class Hyper(nn.Module):
                     value = jax.lax.complex(value[..., 0], value[..., 1])
                 value = value if base is None else base + value
             leaves[leaf.path] = value.astype(config.dtype or leaf.dtype)
-        return stored if creating and config.residual else unflatten(leaves)
+        return stored if creating and config.residual else self.network.spec.assemble(leaves)
 
 
 def mip(spec: Spec, inputs: int = 1, **fields: Any) -> HyperNetwork:

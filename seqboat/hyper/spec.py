@@ -1,12 +1,11 @@
 """Which parameters of a Flax module are generated, and what is known of each.
 
-Paths have their parts joined by '/', as "encoder/layers/ssm/delta". A pattern is a glob over parts (`*` is one part or
-a piece of one, `**` any number), a compiled regular expression that is searched in the path, or a predicate of the path
-and the leaf's shape and dtype.
+Paths have their parts joined by '/', as "encoder/layers/ssm/delta" (`seqboat.paths`). A pattern is a glob over parts
+(`*` is one part or a piece of one, `**` any number), a compiled regular expression that is searched in the path, or a
+predicate of the path and the leaf's shape and dtype.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqboat.modules import Linen, check_module
+from seqboat.paths import flatten, path_keys, unflatten
 
 Role = Literal["kernel", "bias", "other"]
 Pattern = str | re.Pattern | Callable[[str, jax.ShapeDtypeStruct], bool]
@@ -71,6 +71,15 @@ class Spec:
 
     leaves: tuple[Leaf, ...]
     others: tuple[str, ...]
+    # Where all of them stand, in the order of their paths in the module's own tree.
+    tree: jax.tree_util.PyTreeDef | None = dataclasses.field(default=None, repr=False)
+    order: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    def assemble(self, leaves: Mapping[str, Any]) -> Any:
+        """Parameters by path as the module's own tree, whatever its containers; as nested dicts if they are others."""
+        if self.tree is None or leaves.keys() != set(self.order):
+            return unflatten(leaves)
+        return jax.tree.unflatten(self.tree, [leaves[path] for path in self.order])
 
     def __iter__(self) -> Iterator[Leaf]:
         return iter(self.leaves)
@@ -109,7 +118,8 @@ def spec(
 
     `args` and `kwargs` are what the module is called with; arrays may be `jax.ShapeDtypeStruct`. Nothing is computed or
     allocated. `stacked` matches leaves whose first axis counts layers (a scan over layers): it is no part of a fan.
-    With `draws` the module is initialised that often, from `seed`, to measure mean and variance of every leaf.
+    Leaves without numbers (of size 0) stay as they are. With `draws` the module is initialised that often, from `seed`,
+    to measure mean and variance of every leaf.
 
     Raises ValueError for a pattern that matches nothing, a leaf that is not a floating or complex number, and a module
     without parameters. A parameter that a module shares (a tied embedding) is one leaf, and is generated once.
@@ -118,11 +128,13 @@ def spec(
     if draws < 0 or draws == 1:
         raise ValueError(f"draws={draws}: a variance takes at least 2, and 0 measures none")
     fixed = lambda key: module.init(key, *_concrete(args), **_concrete(kwargs)).get("params", {})
-    shapes = flatten(nn.meta.unbox(jax.eval_shape(fixed, jax.random.key(0))))
+    own = nn.meta.unbox(jax.eval_shape(fixed, jax.random.key(0)))
+    shapes = flatten(own)
     if not shapes:
         raise ValueError(f"{type(module).__name__} has no parameters to generate")
     dropped = match(exclude, shapes, "exclude")
-    chosen = {path: leaf for path, leaf in shapes.items() if path in match(select, shapes, "select") - dropped}
+    kept = match(select, shapes, "select") - dropped
+    chosen = {path: leaf for path, leaf in shapes.items() if path in kept and math.prod(leaf.shape)}
     if not chosen:
         raise ValueError(f"select={select!r} less exclude={exclude!r} leaves nothing to generate")
     stacks = match(stacked, shapes, "stacked")
@@ -130,7 +142,8 @@ def spec(
     if draws:
         keys = jax.random.split(jax.random.key(seed), draws)
         leaves = _measure(leaves, lambda key: flatten(nn.meta.unbox(fixed(key))), keys)
-    return Spec(tuple(leaves), tuple(path for path in shapes if path not in chosen))
+    others = tuple(path for path in shapes if path not in chosen)
+    return Spec(tuple(leaves), others, jax.tree.structure(own), tuple(shapes))
 
 
 def match(patterns: Patterns, shapes: Mapping[str, Any], where: str) -> set[str]:
@@ -146,20 +159,6 @@ def match(patterns: Patterns, shapes: Mapping[str, Any], where: str) -> set[str]
             raise ValueError(f"{where}={name!r} matches no parameter; there are {', '.join(shapes)}")
         found |= own
     return found
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """A nested tree of parameters as a dict by path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        functools.reduce(lambda node, part: node.setdefault(part, {}), parents, tree)[name] = leaf
-    return tree
 
 
 def _test(pattern: Pattern) -> Callable[[str, Any], bool]:
@@ -183,7 +182,7 @@ def _describe(path: str, leaf: Any, shapes: Mapping[str, Any], stacked: bool) ->
         raise ValueError(
             f"{path} {leaf.shape} is of {leaf.dtype}: only floating and complex parameters can be generated; exclude it"
         )
-    name = path.rpartition("/")[2]
+    name = path_keys(path)[-1]
     rank = len(leaf.shape) - stacked
     role: Role = "kernel" if name == "kernel" and rank > 1 else "bias" if name == "bias" and rank == 1 else "other"
     kernel = leaf if role == "kernel" else shapes.get(_beside(path, "kernel")) if role == "bias" else None
@@ -229,4 +228,4 @@ def _concrete(tree: Any) -> Any:
 
 
 def _beside(path: str, name: str) -> str:
-    return "/".join([*path.split("/")[:-1], name])
+    return "/".join([*path_keys(path)[:-1], name])

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from seqboat.layers.seqboat import LayerConfig
@@ -18,6 +19,8 @@ Path = tuple[str, ...]
 Tree = dict[str, Any]
 # Counts forward passes; it has no meaning without PyTorch's cumulative average.
 IGNORED = "num_batches_tracked"
+# What DistributedDataParallel and Lightning put in front of every name, and torch.compile in front of a module's.
+WRAPPERS, COMPILED = ("module.", "model."), "_orig_mod"
 
 
 class Entry(NamedTuple):
@@ -35,7 +38,8 @@ def convert_ema(state: Mapping[str, np.ndarray], features: int, state_size: int,
 def convert_layer(state: Mapping[str, np.ndarray], config: LayerConfig) -> Tree:
     """Variables of `layers.seqboat.SeqBoatLayer` from a state dict of the published layer.
 
-    Raises ValueError naming every entry that is missing, unexpected or of another shape.
+    Entries may be of any floating point kind; what PyTorch's wrappers put in front of every name is taken off. Raises
+    ValueError with how many entries are missing, unexpected, of another shape or no such numbers, and three of each.
     """
     return _convert(state, _layer_entries(config))
 
@@ -137,27 +141,52 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 def _convert(state: Mapping[str, np.ndarray], entries: dict[str, Entry]) -> Tree:
-    found = {name: np.asarray(array) for name, array in state.items() if not name.endswith(IGNORED)}
-    wrong = [f"missing {name} {entry.shape}" for name, entry in entries.items() if name not in found]
-    wrong += [f"unexpected {name} {array.shape}" for name, array in found.items() if name not in entries]
-    wrong += [
-        f"{name} has shape {found[name].shape}, expected {entry.shape}"
-        for name, entry in entries.items()
-        if name in found and found[name].shape != entry.shape
-    ]
-    wrong += [
-        f"{name} holds {found[name].dtype}, expected floating point numbers"
-        for name in entries
-        if name in found and not np.issubdtype(found[name].dtype, np.floating)
-    ]
-    if wrong:
-        raise ValueError(f"the state dict does not fit the config: {'; '.join(wrong)}")
+    found = {name: np.asarray(array) for name, array in _bare(state).items() if not name.endswith(IGNORED)}
+    shared = [name for name in entries if name in found]
+    wrong = {
+        "missing": [f"{name} {entry.shape}" for name, entry in entries.items() if name not in found],
+        "unexpected": [f"{name} {array.shape}" for name, array in found.items() if name not in entries],
+        "of another shape": [
+            f"{name} {found[name].shape} instead of {entries[name].shape}"
+            for name in shared
+            if found[name].shape != entries[name].shape
+        ],
+        # Not numpy's idea of floating, which knows no bfloat16.
+        "not floating point numbers": [
+            f"{name} {found[name].dtype}" for name in shared if not jnp.issubdtype(found[name].dtype, jnp.floating)
+        ],
+    }
+    if any(wrong.values()):
+        if prefix := _other_prefix(found, entries):
+            raise ValueError(f"of the state dict only a prefix differs: every name begins with {prefix!r}; remove it")
+        faults = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in wrong.items() if names)
+        raise ValueError(f"the state dict does not fit the config: {faults}")
     variables: Tree = {}
     for name, entry in entries.items():
         for path, convert in entry.leaves.items():
             parent = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[:-1], variables)
             parent[path[-1]] = np.ascontiguousarray(convert(found[name]), dtype=np.float32)
     return variables
+
+
+def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries without what PyTorch's wrappers put in front of every name; torch.compile does it anywhere."""
+    names = {name: ".".join(part for part in name.split(".") if part != COMPILED) for name in state}
+    while any(names and all(name.startswith(prefix) for name in names.values()) for prefix in WRAPPERS):
+        names = {name: bare.partition(".")[2] for name, bare in names.items()}
+    return {bare: state[name] for name, bare in names.items()}
+
+
+def _other_prefix(found: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None:
+    """What all names begin with and should not, if nothing else is wrong with them."""
+    first = next(iter(entries))
+    prefixes = (name.removesuffix(first) for name in found if name.endswith(f".{first}"))
+    return next((prefix for prefix in prefixes if {prefix + name for name in entries} == set(found)), None)
+
+
+def _some(names: list[str]) -> str:
+    """Three of them."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _stack(tree: Tree) -> Any:

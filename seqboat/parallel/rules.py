@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from seqboat.parallel.mesh import AXES
+from seqboat.paths import path_name
 
 Tree = Any
 Names = tuple[str | None, ...]
@@ -153,7 +154,7 @@ class Layout:
         Leaves are known by the end of their path; numbers without dimensions are whole everywhere.
         """
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self.of_parameter(_join(path), leaf.shape) if leaf.shape else PartitionSpec(), params
+            lambda path, leaf: self.of_parameter(path_name(path), leaf.shape) if leaf.shape else PartitionSpec(), params
         )
 
     def gather(self, params: Tree, but: str | None = None) -> Tree:
@@ -163,9 +164,9 @@ class Layout:
             return params
 
         def whole(path, leaf):
-            if but is not None and but in _join(path):
+            if but is not None and but in path_name(path):
                 return leaf
-            for dimension, axes in enumerate(self._split(_join(path), leaf.ndim) if leaf.ndim else ()):
+            for dimension, axes in enumerate(self._split(path_name(path), leaf.ndim) if leaf.ndim else ()):
                 if axes:
                     leaf = jax.lax.all_gather(leaf, axes, axis=dimension, tiled=True)
             return leaf
@@ -179,7 +180,7 @@ class Layout:
         missing: dict[tuple[str, ...], list] = {}
         paths, tree = jax.tree_util.tree_flatten_with_path(gradients)
         for index, (path, leaf) in enumerate(paths):
-            done = {axis for axes in (self._split(_join(path), leaf.ndim) if leaf.ndim else ()) for axis in axes}
+            done = {axis for axes in (self._split(path_name(path), leaf.ndim) if leaf.ndim else ()) for axis in axes}
             missing.setdefault(tuple(axis for axis in self.axes if axis not in done), []).append(index)
         leaves = [leaf for _, leaf in paths]
         for axes, indices in missing.items():
@@ -217,7 +218,3 @@ class Layout:
 
 
 ALONE = Layout.alone()
-
-
-def _join(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -7,10 +7,12 @@ import re
 import struct
 import sys
 import textwrap
+import types
 import zipfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -186,6 +188,65 @@ def test_torch(tmp_path, suffix, wrapped):
     state = {name: torch.from_numpy(np.array(array)) for name, array in ARRAYS.items()}
     torch.save({"model": state} if wrapped else state, tmp_path / f"state{suffix}")
     assert_arrays(read_state(tmp_path / f"state{suffix}"))
+
+
+class Tensor:
+    """What is used of PyTorch's, which is optional: numpy does not know bfloat16, nor tensors that have gradients."""
+
+    def __init__(self, array, detached=False):
+        self.array, self.detached = array, detached
+
+    def is_floating_point(self):
+        return jnp.issubdtype(self.array.dtype, jnp.floating)
+
+    def detach(self):
+        return Tensor(self.array, True)
+
+    def float(self):
+        return Tensor(self.array.astype(np.float32), self.detached)
+
+    def numpy(self):
+        assert self.detached or not self.is_floating_point()
+        return self.array
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"step": 3, "model": {"state_dict": state}},
+    ],
+)
+def test_torch_files_of_any_trainer(tmp_path, monkeypatch, wrap):
+    state = {"weight": Tensor(np.ones((2, 3), jnp.bfloat16)), "steps": Tensor(np.array(5))}
+    torch = types.SimpleNamespace(Tensor=Tensor, load=lambda path, map_location, weights_only: wrap(state))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    arrays = read_state(tmp_path / "state.PT")
+    assert arrays["weight"].dtype == np.float32
+    assert arrays["steps"] == 5
+    assert arrays["steps"].dtype == np.int64
+
+
+@pytest.mark.parametrize("suffix", [".NPZ", ".Npz"])
+def test_a_suffix_may_be_written_in_capitals(tmp_path, suffix):
+    with (tmp_path / f"state{suffix}").open("wb") as file:
+        np.savez(file, **ARRAYS)
+    assert_arrays(read_state(tmp_path / f"state{suffix}"))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_safetensors_of_half_precision(tmp_path, kind):
+    pytest.importorskip("safetensors", reason="safetensors is a package of requirements-dev.txt")
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.arange(3).astype(jnp.dtype(kind)), "n": np.array(3)}, tmp_path / "state.Safetensors")
+    state = read_state(tmp_path / "state.Safetensors")
+    assert state["x"].dtype == kind
+    np.testing.assert_array_equal(state["x"].astype(np.float32), [0, 1, 2])
+    assert state["n"].shape == ()
 
 
 def test_a_torch_file_of_something_else(tmp_path):

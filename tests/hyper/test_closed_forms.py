@@ -12,7 +12,7 @@ import pytest
 
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk, initial_variance
-from seqboat.hyper.spec import flatten
+from seqboat.paths import flatten
 from tests.helpers import jit
 from tests.hyper.targets import MLP, TARGETS, X
 

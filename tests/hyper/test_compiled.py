@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqboat import hyper
-from seqboat.hyper.spec import flatten
+from seqboat.paths import flatten
 from tests.helpers import jit
 from tests.hyper.targets import MLP, X
 

@@ -8,7 +8,7 @@ import pytest
 
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk
-from seqboat.hyper.spec import flatten
+from seqboat.paths import flatten
 from tests.helpers import assert_close, jit
 from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 

@@ -1,0 +1,87 @@
+"""State dicts as people have them: of any precision, from behind wrappers, and with faults that are named briefly."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import normal
+
+from seqboat.interop.reference import convert_ema, convert_layer
+from seqboat.layers.seqboat import LayerConfig
+
+STATE = {
+    **{name: np.asarray(normal(seed, 2, 3, 1)) for seed, name in enumerate(("delta", "alpha", "beta"))},
+    "gamma": np.asarray(normal(3, 2, 3)),
+    "omega": np.asarray(normal(4, 2)),
+}
+PLAIN = convert_ema(STATE, 2, 3, True)
+
+
+def convert(state):
+    return convert_ema(state, 2, 3, True)
+
+
+def named(rename):
+    return {rename(name): array for name, array in STATE.items()}
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_floating_point_numbers_of_any_kind_are_cast(kind):
+    state = {name: array.astype(jnp.dtype(kind)) for name, array in STATE.items()}
+    for got, array in zip(jax.tree.leaves(convert(state)), jax.tree.leaves(convert(STATE)), strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, array.astype(jnp.dtype(kind)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"model.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.model.{name}",
+    ],
+)
+def test_what_wrappers_put_in_front_of_every_name_is_taken_off(rename):
+    state = {**named(rename), rename("num_batches_tracked"): np.array(7)}
+    jax.tree.map(np.testing.assert_array_equal, convert(state), PLAIN)
+
+
+def test_a_compiled_part_of_a_model_is_known_by_its_own_name():
+    renamed = named(lambda name: f"_orig_mod.{name}" if name == "delta" else name)
+    jax.tree.map(np.testing.assert_array_equal, convert(renamed), PLAIN)
+
+
+def test_another_prefix_is_named():
+    with pytest.raises(ValueError, match=r"only a prefix differs: every name begins with 'net\.ema\.'; remove it"):
+        convert(named(lambda name: f"net.ema.{name}"))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (named(lambda name: f"module.{name}" if name == "delta" else name), "1 missing: delta (2, 3, 1); 1 unexpected"),
+        (
+            named(lambda name: name.upper()),
+            "5 missing: delta (2, 3, 1), alpha (2, 3, 1), beta (2, 3, 1), ...; 5 unexpected: DELTA (2, 3, 1), ALPHA",
+        ),
+        (STATE | {"omega": np.zeros(3)}, "1 of another shape: omega (3,) instead of (2,)"),
+        (STATE | {"omega": np.zeros(2, int)}, "1 not floating point numbers: omega int64"),
+        ({}, "5 missing: delta (2, 3, 1), alpha"),
+    ],
+    ids=["one prefixed", "all other names", "shape", "integers", "empty"],
+)
+def test_faults_are_counted_and_three_are_named(state, message):
+    with pytest.raises(ValueError, match=f"the state dict does not fit the config: {re.escape(message)}") as caught:
+        convert(state)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_layer_is_known_behind_wrappers_too():
+    config = LayerConfig(4, 2, 4, state_size=2, window_size=2, max_positions=4)
+    with pytest.raises(ValueError, match="missing") as caught:
+        convert_layer({"module.gamma": np.zeros((2, 2), jnp.bfloat16)}, config)
+    assert "unexpected" not in str(caught.value)
