@@ -22,6 +22,10 @@ from seqboat.ops.ema import Method, choose
 from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_refusal
 from seqboat.parallel.rules import ALONE, Layout
 
+# Sizes are 32-bit numbers in compiled programs, and positions differ by some of them.
+LARGEST = 2**30
+SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_trip")
+
 # What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
 KEPT = ("ssm", "sum", "result")
 
@@ -69,20 +73,15 @@ class LayerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for field in (
-            "features",
-            "key_size",
-            "value_size",
-            "state_size",
-            "max_positions",
-            "block_size",
-            "blocks_per_trip",
-        ):
+        for field in SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         for field in ("window_size", "ssm_truncation"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
+        for field in (*SIZES, "window_size", "ssm_truncation", "feed_forward_size"):
+            if (getattr(self, field) or 0) > LARGEST:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at most {LARGEST}")
         for field in ("dropout", "hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")

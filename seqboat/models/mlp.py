@@ -32,7 +32,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "B L F"], lengths: Int[Array, "B"], train: bool = False) -> Output:
-        x = inputs.reshape(inputs.shape[0], -1)
+        batch, length, width = inputs.shape
+        if not length * width:
+            raise ValueError(f"inputs {inputs.shape}: an MLP wants one number or more of every example")
+        x = inputs.reshape(batch, length * width)
         for index, width in enumerate(self.config.hidden):
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"hidden_{index}")(x))
         none = jnp.zeros((1, 0))

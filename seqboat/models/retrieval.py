@@ -41,7 +41,7 @@ class DualEncoder(nn.Module):
         config = self.config
         layer = config.encoder.layer
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
-        tokens = jnp.moveaxis(inputs, 2, 1).reshape(-1, inputs.shape[1])  # (2B, L), pair by pair
+        tokens = jnp.moveaxis(inputs, 2, 1).reshape(2 * inputs.shape[0], inputs.shape[1])  # (2B, L), pair by pair
         valid = is_real(lengths.reshape(-1), tokens.shape[1], layer)
         x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(tokens)
         x, stats = Encoder(config.encoder, name="encoder")(drop(jnp.where(valid[..., None], x, 0)), valid, train)

@@ -33,6 +33,8 @@ def fft_convolve(
     The kernel of negative lags is written at the end of the circle, whose length is the next 2^a 3^b 5^c that is at
     least L + K - 1, so that nothing wraps around.
     """
+    if not x.size:
+        return x
     length, taps = x.shape[1], forward.shape[1]
     size = fast_fft_length(length + taps - 1)
     circle = jnp.pad(forward.astype(jnp.float32), ((0, 0), (0, size - taps)))
@@ -63,6 +65,8 @@ swap.defvjp(lambda x: (swap(x), None), lambda _, cotangent: (swap(cotangent),))
 
 def _swap_by_pieces(x: Float[Array, "B M N"]) -> Float[Array, "B N M"]:
     batch, rows, columns = x.shape
+    if not x.size:
+        return x.reshape(batch, columns, rows)
     piece = min(PIECE, rows)
 
     def step(i, out):

@@ -110,8 +110,11 @@ def convolve(
     Elements that are not `valid` are averaged as zeros; their own direct term omega x stays.
 
     `truncation` cuts the kernel to that many lags, as the published recipes do; None keeps all of it, and then the
-    result equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype.
+    result equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype. Of no elements
+    it is empty.
     """
+    if not x.size:
+        return x
     length = x.shape[1]
     signal = _signal(x, valid)
     taps = length if truncation is None else min(truncation, length)
@@ -137,6 +140,8 @@ def convolve_piece(
         y += continuation(params, entering, x.shape[1])
     """
     signal, length = _signal(x, valid), x.shape[1]
+    if not x.size:
+        return signal, tuple(jnp.zeros((len(x), *own.delta.shape), jnp.float32) for _, own in params.directions)
     method = choose(method, length, None)
     if method == "chunked":
         y, leaving = _chunked(params, signal, _chunk())
@@ -155,6 +160,8 @@ def continuation(
     most at once.
     """
     batch, width, _ = entering[0].shape
+    if not (batch and length):
+        return jnp.zeros((batch, length, width), jnp.float32)
     y = jnp.zeros((width, batch, length), jnp.float32)
     for (ahead, own), state in zip(params.directions, entering, strict=True):
         c = coefficients(own)
@@ -226,13 +233,15 @@ def stream(
     x: Float[Array, "B L D"],
     lengths: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B D N"], Float[Array, "B L D"]]:
-    """`recurrent_step` over pieces of any length >= 1: the state after each one's last real element, and its outputs.
+    """`recurrent_step` over pieces of any length: the state after each one's last real element, and its outputs.
 
     `lengths` says how many elements of each are real, from none to L; behind them outputs are of no use.
     """
     if params.bidirectional:
         raise ValueError("a bidirectional average looks ahead and cannot be streamed")
     batch, length, _ = x.shape
+    if not x.size:
+        return state, x
     lengths = jnp.full(batch, length) if lengths is None else lengths
     valid = jnp.arange(length)[None] < lengths[:, None]
     if length == 1:

@@ -52,7 +52,8 @@ def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: i
     source = source.at[jnp.where(flat, slot, capacity)].set(
         jnp.arange(flat.shape[0], dtype=jnp.int32), mode="drop", unique_indices=False
     )
-    return Packing(source, jnp.where(flat, slot, -1), slot[-1] + 1 - left)
+    filled = slot[-1] + 1 - left if flat.size else jnp.zeros((), jnp.int32)
+    return Packing(source, jnp.where(flat, slot, -1), filled)
 
 
 def describe(active: Bool[Array, "B L"]) -> Rows:
@@ -60,7 +61,7 @@ def describe(active: Bool[Array, "B L"]) -> Rows:
     batch, length = active.shape
     rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
     total = jnp.broadcast_to(rank[:, -1:], active.shape)
-    segment, position = np.divmod(np.arange(batch * length, dtype=np.int32), np.int32(length))
+    segment, position = np.divmod(np.arange(batch * length, dtype=np.int32), np.int32(max(length, 1)))
     return Rows(
         jnp.asarray(segment), jnp.asarray(position), (rank - active).reshape(-1), total.reshape(-1), active.reshape(-1)
     )
@@ -79,7 +80,9 @@ def extract(tree: Tree, packing: Packing) -> Tree:
 @jax.custom_vjp
 def _move(x: Array, index: Int[Array, "M"], inverse: Int[Array, "N"]) -> Array:
     """x[index], zero where index is -1. Its transpose is the same gather by the inverse, so nothing scatters."""
-    chosen = (index >= 0).reshape(-1, *[1] * (x.ndim - 1))
+    if not x.shape[0]:
+        return jnp.zeros((index.shape[0], *x.shape[1:]), x.dtype)
+    chosen = (index >= 0).reshape(index.shape[0], *[1] * (x.ndim - 1))
     return jnp.where(chosen, x[jnp.maximum(index, 0)], jnp.zeros((), x.dtype))
 
 
@@ -130,6 +133,10 @@ def map_blocks(
         margins = f" between margins of {left} and {right}" if left or right else ""
         rows = [leaf.shape[0] for leaf in leaves]
         raise ValueError(f"rows {rows} are not the same whole number of blocks of {block_size}{margins}")
+    if total == left + right:  # no block at all
+        long = lambda tree, size: jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), tree)
+        shapes = jax.eval_shape(fn, params, long(own, block_size), long(halo, left + block_size + right))
+        return jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
     blocks, order = (count + block_size - 1) // block_size, None
     if wanted is not None:
         used = wanted[left : total - right].reshape(-1, block_size).any(1)

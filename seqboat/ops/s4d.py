@@ -64,8 +64,11 @@ def convolve(
 ) -> Float[Array, "B L D"]:
     """The model's output at every element plus skip x; both directions where the parameters have two halves.
 
-    Elements that are not `valid` enter as zeros; their own direct term stays. `truncation` cuts the kernel.
+    Elements that are not `valid` enter as zeros; their own direct term stays. `truncation` cuts the kernel. Of no
+    elements the output is empty.
     """
+    if not x.size:
+        return x
     width, length = x.shape[2], x.shape[1]
     taps = kernel(params, length if truncation is None else min(truncation, length))
     signal = x.astype(jnp.float32) if valid is None else jnp.where(valid[..., None], x.astype(jnp.float32), 0)

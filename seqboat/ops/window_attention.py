@@ -94,6 +94,8 @@ def attend(
     `drop` multiplies the weights (dropout). Scores and weights are float32. Rows that may not be read may hold any
     finite number.
     """
+    if not (q.shape[0] and k.shape[0]):
+        return jnp.zeros((q.shape[0], v.shape[1]), v.dtype)
     q = (q.astype(jnp.float32) * window.scale(query, q.shape[-1])).astype(q.dtype)
     scores = jnp.einsum("qz,jz->qj", q, k, preferred_element_type=jnp.float32)
     if table is not None:

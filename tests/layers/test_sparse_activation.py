@@ -415,6 +415,22 @@ def test_nan_in_padding_reaches_no_real_element(form):
     np.testing.assert_array_equal(run(jnp.where(VALID[..., None], m, jnp.nan)), clean)
 
 
+@pytest.mark.parametrize("size", [100_000, 10**9])
+def test_blocks_are_no_larger_than_all_rows(size):
+    """And one tile of a kernel, 128: a block of the size that is asked for would not fit into memory."""
+    modules = (gau(), FeedForward(5, dtype=F32, name="feed_forward"))
+    m = normal(0, BATCH, LENGTH, D)
+    variables = initial(make(modules))
+    large = SparseModularActivation(modules, block_size=size, blocks_per_trip=10**9)
+    assert_close(jit(large.apply)(variables, m, VALID), jit(make(modules).apply)(variables, m, VALID))
+
+
+@pytest.mark.parametrize("field", ["block_size", "blocks_per_trip"])
+def test_blocks_have_a_size(field):
+    with pytest.raises(ValueError, match=f"{field}=0: must be at least 1"):
+        SparseModularActivation((), **{field: 0})
+
+
 @pytest.mark.parametrize(("blocks", "rows"), [(1, 16), (3, 12), (32, 20)])
 def test_capacity_is_rounded_to_no_more_than_a_trip(blocks, rows, monkeypatch):
     """18 elements are five blocks of four: projected four at once if mixed one by one, else as many as a trip has."""
