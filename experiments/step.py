@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.layers.router import ActivationStats
 from seqboat.layers.streaming import reset
 from seqboat.parallel.rules import ALONE, Layout
 

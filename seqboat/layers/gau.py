@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seqboat.layers.initializers import truncated_normal
-from seqboat.layers.sparse_activation import WindowedModule
 from seqboat.layers.streaming import SHORT
 from seqboat.layers.taps import tap
+from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.packing import Rows
 from seqboat.ops.positions import T5_BUCKETS
 from seqboat.ops.window_attention import Window, attend, attend_packed

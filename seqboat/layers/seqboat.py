@@ -10,12 +10,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.ema import EMA
+from seqboat.layers.execution import Form
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.norm import NORMS, NormKind
+from seqboat.layers.router import ActivationStats, RouterConfig
 from seqboat.layers.s4d import S4D
-from seqboat.layers.sparse_activation import ActivationStats, Form, Memories, RouterConfig, SparseModularActivation
+from seqboat.layers.sparse_activation import Memories, SparseModularActivation
 from seqboat.layers.taps import tap
 from seqboat.modules import Modules, check_modules
 from seqboat.ops.ema import Method, choose

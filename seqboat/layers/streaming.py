@@ -4,6 +4,7 @@ States are trees whose leaves all begin with the B streams, and an empty one is 
 copied by `reset` and `fork`, whatever the model.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int
 
-from seqboat.ops.packing import Rows
+from seqboat.layers.windowed import WindowedModule
+from seqboat.ops import neighbours
+from seqboat.ops.neighbours import Around, Stretch
+from seqboat.ops.packing import Rows, describe
 
 Tree = Any
 
@@ -20,6 +24,8 @@ Tree = Any
 SHORT = 16
 # Rows that stand further back are remembered as if they stood here: two positions and their difference fit in 32 bits.
 FARTHEST = 2**30
+# A length that no sequence has.
+LONGEST = 2**31 - 1
 
 
 def reset(state: Tree, which: ArrayLike | Sequence[bool]) -> Tree:
@@ -104,13 +110,50 @@ class Memory(NamedTuple):
             jnp.where(pushed < self.slots, pushed, self.slots + pushed % self.slots),
         )
 
+    def remember(self, shown: Tree, position: Int[Array, "T"], place: Int[Array, "B L"]) -> "Memory":
+        """The memory with what rows of a piece showed: those of every stream's elements that have a `place`."""
+        # The last rows of every stream: places grow with the position, and -1 comes first.
+        place = jnp.sort(place, axis=1)[:, -self.window :]
+        last = jnp.maximum(place, 0)
+        return self.push(jax.tree.map(lambda leaf: leaf[last], shown), position[last], place >= 0)
 
-def in_place(memory: Memory, position: Int[Array, "B L"], active: Bool[Array, "B L"]) -> tuple[Rows, Rows]:
-    """What attention may know of a short piece, and of the memory that its rows have been pushed to: leaves with the
-    streams in front."""
+
+def empty(module: WindowedModule, batch: int, row: jax.ShapeDtypeStruct) -> Memory:
+    """The memory of a module that has seen nothing; `row` (1, D). Raises ValueError for one that reads ahead, or rows
+    without limit."""
+    module = module.clone(parent=None)
+    left, right = module.halo(LONGEST)
+    if right:
+        raise ValueError(f"{module.name} reads {right} rows ahead: only what reads earlier rows alone can be streamed")
+    if left > LONGEST // 2:
+        raise ValueError(f"{module.name} reads all earlier rows: to be streamed it needs a halo(length) with a bound")
+    init = functools.partial(module.init_with_output, method="project")
+    shown, _ = jax.eval_shape(init, jax.random.key(0), row, describe(jnp.ones((1, 1), bool)))
+    rows = jax.tree.map(lambda s: jnp.zeros((batch, left + SHORT, *s.shape[1:]), s.dtype), shown)
+    now, pushed = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32)  # two: who donates a state, donates both
+    return Memory(rows, jnp.zeros((batch, left + SHORT), jnp.int32), now, pushed)
+
+
+def around(memory: Memory, stretch: Stretch) -> Around:
+    """A piece of each stream behind the rows that it remembers, of which m is zero."""
+    remembered, there = memory.ordered()
+    before = Stretch(
+        jnp.zeros((*there.shape, stretch.m.shape[-1]), stretch.m.dtype),
+        remembered.position,
+        there,
+        there,
+        None if stretch.weight is None else jnp.ones(there.shape, stretch.weight.dtype),
+    )
+    return neighbours.join(before, stretch, None, remembered.rows)
+
+
+def in_place(memory: Memory, active: Bool[Array, "B L"]) -> tuple[Rows, Rows, Int[Array, "B L"]]:
+    """What attention may know of a short piece, and of the memory that its rows have been pushed to, leaves with the
+    streams in front; and where the piece's elements stand."""
+    position = memory.now[:, None] + np.arange(active.shape[1], dtype=np.int32)[None]
     rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
     age, there = memory.known()
     total = rank[:, -1:]
     own = Rows(jnp.zeros_like(rank), position, rank - active, jnp.broadcast_to(total, rank.shape), active)
     every = Rows(jnp.zeros_like(age), memory.position, total - 1 - age, jnp.broadcast_to(total, age.shape), there)
-    return own, every
+    return own, every, position

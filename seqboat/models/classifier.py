@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
 from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.router import ActivationStats
 from seqboat.layers.seqboat import LayerConfig
-from seqboat.layers.sparse_activation import ActivationStats
 from seqboat.models.encoder import Encoder, EncoderConfig
 
 

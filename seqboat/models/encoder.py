@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from seqboat.layers.router import ActivationStats
 from seqboat.layers.seqboat import KEPT, LayerConfig, LayerState, SeqBoatLayer
-from seqboat.layers.sparse_activation import ActivationStats
 
 Remat = Literal["none", "selective", "layer"]
 Tree = Any

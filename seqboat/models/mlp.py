@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from seqboat.ops import ema
+from seqboat.ops import ema, neighbours
 from seqboat.ops.ema import EMAParams
+from seqboat.ops.neighbours import Around, Stretch
 from seqboat.ops.packing import Packing, compress
 
 Tree = Any
@@ -100,6 +101,17 @@ def _entering(
 def _chain(first: Float[Array, "R D N"], second: Float[Array, "R D N"]) -> Float[Array, "R D N"]:
     """(a, h) then (b, g): (a b, b h + g), the decay in row 0."""
     return second[:1] * first + jnp.concatenate([jnp.zeros_like(second[:1]), second[1:]])
+
+
+def around(stretch: Stretch, left: int, right: int, axis: str) -> Around:
+    """This device's piece of every sequence between the `left` computed elements before it, on earlier devices, and the
+    `right` ones after it."""
+
+    def beside(size, reverse):
+        kept, computed = last_active(stretch._replace(computed=None), stretch.computed, size, axis, reverse=reverse)
+        return kept._replace(computed=computed)
+
+    return neighbours.join(beside(left, False) if left else None, stretch, beside(right, True) if right else None)
 
 
 def last_active(

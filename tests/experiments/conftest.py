@@ -20,7 +20,7 @@ from experiments.build import Experiment, build
 from experiments.loop import train
 from experiments.optimizers import make_optimizer
 from experiments.step import TrainState, make_steps
-from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
 from tests.helpers import SMALL_MODEL

@@ -24,8 +24,8 @@ from experiments.config import differences, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import make_optimizer
 from experiments.step import make_steps
+from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
-from seqboat.layers.sparse_activation import RouterConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel

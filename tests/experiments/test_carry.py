@@ -29,7 +29,7 @@ from experiments.reporting import METRICS_FILE
 from experiments.restore import Run, initial_variables, load
 from experiments.scores import score
 from experiments.step import make_steps
-from seqboat.layers.sparse_activation import ActivationStats
+from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops.losses import cross_entropy

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import BF16, F32, assert_close, jit, normal, random_like, rms, tree_rms
 
+from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
-from seqboat.layers.sparse_activation import RouterConfig
 
 D, Z, E = 8, 4, 6
 # Three sequences, one of them empty and all of them padded; no window and no block divides a length.

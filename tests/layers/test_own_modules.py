@@ -9,8 +9,10 @@ from flax import nnx
 from helpers import assert_close, normal
 
 from seqboat import hyper
+from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
-from seqboat.layers.sparse_activation import RouterConfig, SparseModularActivation, WindowedModule
+from seqboat.layers.sparse_activation import SparseModularActivation
+from seqboat.layers.windowed import WindowedModule
 from seqboat.models.mlp import MLP, MLPConfig
 
 D, T = 6, 8

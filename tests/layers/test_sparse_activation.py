@@ -13,12 +13,9 @@ from helpers import assert_close, jit, normal, random_like, tree_rms
 from seqboat.layers import sparse_activation
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
-from seqboat.layers.sparse_activation import (
-    LatentConfigurator,
-    RouterConfig,
-    SparseModularActivation,
-    WindowedModule,
-)
+from seqboat.layers.router import LatentConfigurator, RouterConfig
+from seqboat.layers.sparse_activation import SparseModularActivation
+from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.window_attention import Window
 
 D, BATCH, LENGTH = 8, 2, 9

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
-from seqboat.layers.sparse_activation import SparseModularActivation, WindowedModule
+from seqboat.layers.sparse_activation import SparseModularActivation
 from seqboat.layers.streaming import FARTHEST, SHORT, Memory
+from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.window_attention import Window
 
 D, BATCH, LENGTH = 8, 2, 38

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import F32, assert_close, jit, normal, random_like, rms, tree_rms
 
+from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
-from seqboat.layers.sparse_activation import RouterConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import Encoder, EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig

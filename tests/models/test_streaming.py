@@ -12,8 +12,8 @@ from helpers import assert_close, jit, random_like, rms, tree_rms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
-from seqboat.layers.sparse_activation import RouterConfig
 from seqboat.layers.streaming import SHORT, fork, reset
 from seqboat.models.encoder import EncoderConfig, separate
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig

@@ -15,8 +15,8 @@ import pytest
 
 from seqboat.interop import reference
 from seqboat.layers.ema import EMA
+from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
-from seqboat.layers.sparse_activation import RouterConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops import ema

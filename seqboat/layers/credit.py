@@ -1,0 +1,62 @@
+"""A gradient for the router: for what inactive elements would have been worth, and for being read by others."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from seqboat.layers.router import RouterConfig
+from seqboat.ops.neighbours import Stretch
+
+# How many times the module's halo credit looks over, where computed but inactive rows stand between the active ones.
+REACH = 2
+
+
+class Gate(NamedTuple):
+    """Of one module, each (B, L): where it is `active`, the `probability` that it is, and the confidence `chosen` where
+    it is, else 0."""
+
+    active: Array
+    probability: Array
+    chosen: Array
+
+
+def credit(
+    run: Callable[..., tuple],
+    stretch: Stretch,
+    valid: Bool[Array, "B L"],
+    gate: Gate,
+    router: RouterConfig,
+    key: Callable[[], Array],
+) -> Float[Array, "B L D"]:
+    """Zeros whose gradient pays the router for what elements are, or would be, worth.
+
+    A random `credit_share` of the inactive elements is computed beside the active ones: such an element's result
+    enters with weight p (`straight_through`), and every computed element is read as a key with weight
+    w = p + stop_gradient(a - p)  (`key_credit`). The gradient reaches p alone, divided by the share for inactive
+    elements, so that its mean is that of a share of 1.
+
+    `run(stretch, reach=)` computes the module, with no gradient into its parameters. In the packed form credit is
+    local: it sees REACH times the window of *computed* rows, so where few are active it leaves out far neighbours that
+    the exact value, and the dense form, have.
+    """
+    sampled = valid & ~gate.active
+    if not router.straight_through:
+        sampled &= False
+    elif router.credit_share < 1:
+        sampled &= jax.random.bernoulli(key(), router.credit_share, sampled.shape)
+    probability = jnp.where(gate.active, 1, 1 / router.credit_share) * gate.probability
+    stretch = stretch._replace(m=jax.lax.stop_gradient(stretch.m), computed=gate.active | sampled)
+    if router.key_credit:  # inactive keys have weight 0, and earn credit
+        stretch = stretch._replace(read=stretch.computed, weight=_straight_through(gate.active, probability))
+    result, stop = run(stretch, reach=REACH)[0], jax.lax.stop_gradient
+    paid = jnp.where(sampled, probability, 0)[..., None] * stop(result)
+    worth = jnp.where(gate.active[..., None], stop(gate.chosen)[..., None] * result, paid)
+    return (worth - stop(worth)).astype(stretch.m.dtype)
+
+
+def _straight_through(value: Array, surrogate: Array) -> Array:
+    """The value, with the gradient of the surrogate."""
+    return surrogate + jax.lax.stop_gradient(value.astype(surrogate.dtype) - surrogate)

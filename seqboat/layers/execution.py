@@ -1,0 +1,260 @@
+"""How a module is run at the active elements of a batch: over all rows (dense), over packed rows, or in place.
+
+    program = functional(module, ...)                     the module as a pure function
+    result, taps, memory = run(program, stretch, how, memory)
+
+`dense` computes every row and masks: the reference. `packed` computes blocks of active rows, whose number follows the
+activation. `in_place` is for short pieces of streams.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from seqboat.layers import streaming
+from seqboat.layers.streaming import Memory
+from seqboat.layers.windowed import WindowedModule
+from seqboat.modules import check_rows, describe_module, modes
+from seqboat.ops import neighbours
+from seqboat.ops.neighbours import Around, Stretch
+from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
+from seqboat.parallel import sequence
+from seqboat.parallel.rules import ALONE, Layout
+
+Form = Literal["packed", "dense"]
+Tree = Any
+
+# A windowed module's projection has no halo to pay for: so many blocks at once cost 5 to 8 % less of a layer on a CPU.
+PROJECTED_BLOCKS = 4
+# The methods that return rows (T, D); others return trees of T rows.
+FINAL = ("__call__", "mix", "finish")
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """The form, the rows of a block, the blocks of a trip (`ops.packing.map_blocks`), and how sequences are split."""
+
+    form: Form = "packed"
+    block_size: int = 128
+    blocks_per_trip: int = 1
+    layout: Layout = ALONE
+
+
+class Program(NamedTuple):
+    """A module as a pure function: `apply(params, slot, method, x, *args)` returns the method's result for rows x, and
+    what it tapped, {name: rows}. `slot` (T,) numbers the rows: RNG keys are folded with the first."""
+
+    module: nn.Module
+    params: Tree
+    apply: Callable
+
+    @property
+    def windowed(self) -> bool:
+        return isinstance(self.module, WindowedModule)
+
+    def frozen(self) -> "Program":
+        """With no gradient into its parameters."""
+        return self._replace(params=jax.lax.stop_gradient(self.params))
+
+    def halo(self, length: int, reach: int) -> tuple[int, int]:
+        """How many rows before and after its own a row may see, `reach` times over."""
+        left, right = self.module.halo(length) if self.windowed else (0, 0)  # type: ignore[attr-defined]
+        return reach * left, reach * right
+
+
+class Result(NamedTuple):
+    """`y` and `taps` of every element (B S, ...). Of a windowed module also `shown`, what its rows showed to others,
+    with their `position`, and the `place` (B, S) of every element among these rows, or -1."""
+
+    y: Array
+    taps: dict[str, Array]
+    shown: Tree
+    position: Array
+    place: Array
+
+
+def run(
+    program: Program, stretch: Stretch, how: How, memory: Memory | None, reach: int = 1
+) -> tuple[Float[Array, "B L D"], dict[str, Array], Memory | None]:
+    """The module at the computed elements of the stretch and what it tapped, zero or anything elsewhere; and the memory
+    of a stream with what it showed. In the packed form a row sees `reach` times the module's halo of computed rows."""
+    around = _around(program, stretch, how, memory, reach)
+    result = (_dense if how.form == "dense" else _packed)(program, around, how, reach)
+    if memory is not None:
+        memory = memory.remember(result.shown, result.position, result.place[:, around.own])
+    back = lambda a: a.reshape(*around.stretch.computed.shape, *a.shape[1:])[:, around.own]
+    return back(result.y), jax.tree.map(back, result.taps), memory
+
+
+def _around(program: Program, stretch: Stretch, how: How, memory: Memory | None, reach: int) -> Around:
+    if memory is not None:
+        return streaming.around(memory, stretch)
+    if program.windowed and how.layout.length:
+        left, right = program.halo(stretch.m.shape[1] * how.layout.pieces, reach)
+        return sequence.around(stretch, left, right, how.layout.length)
+    return neighbours.alone(stretch)
+
+
+def _dense(program: Program, around: Around, how: How, reach: int) -> Result:
+    """All rows at once, of which only those that are read are seen by others."""
+    stretch, rows, start = around.stretch, around.rows(), jnp.zeros(1, jnp.int32)
+    x, apply = stretch.m.reshape(-1, stretch.m.shape[-1]), functools.partial(program.apply, program.params, start)
+    computed = stretch.computed
+    place = jnp.where(computed, np.arange(computed.size, dtype=np.int32).reshape(computed.shape), -1)
+    if not program.windowed:
+        y, taps = apply("__call__", x)
+        return Result(y, taps, None, rows.position, place)
+    shown, taps = apply("project", x, rows)
+    shown = around.recall(shown, place)
+    y, more = apply("mix", x, shown, rows, rows)
+    return Result(y, {**taps, **more}, shown, rows.position, place)
+
+
+def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
+    """Blocks of packed rows."""
+    stretch = around.stretch
+    left, right = program.halo(stretch.m.shape[1], reach)
+    blocks = -(-stretch.computed.size // how.block_size)
+    trip = min(how.blocks_per_trip, blocks)
+    # One by one they are projected by more; else by as many as a trip has, so that no capacity is wasted.
+    projected = min(PROJECTED_BLOCKS, blocks) if program.windowed and trip == 1 else trip
+    packing = pack(stretch.computed, projected * how.block_size, left=left, right=right)
+    rows, x = compress((around.rows(), stretch.m.reshape(-1, stretch.m.shape[-1])), packing)
+    place = packing.slot.reshape(stretch.computed.shape)
+    wanted = None
+    if around.shown is not None:  # remembered rows are seen, and need no result
+        wanted = compress(stretch.computed.at[:, : around.own.start].set(False).reshape(-1), packing)
+    each = functools.partial(
+        map_blocks,
+        params=program.params,
+        count=packing.filled,
+        block_size=how.block_size,
+        left=left,
+        right=right,
+        blocks_per_trip=trip,
+        wanted=wanted,
+    )
+    own = {"x": x, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
+    if not program.windowed:
+        call = lambda params, own, _: program.apply(params, own["slot"], "__call__", own["x"])
+        y, taps = extract(each(call, own=own, halo=None), packing)
+        return Result(y, taps, None, rows.position, place)
+    project = functools.partial(each, block_size=projected * how.block_size, blocks_per_trip=1)
+    y, taps, shown = _packed_windowed(program, {**own, "rows": rows}, project, each, lambda s: around.recall(s, place))
+    y, taps = extract((y, taps), packing)
+    return Result(y, taps, shown, rows.position, place)
+
+
+def _packed_windowed(program: Program, own: dict, project: Callable, each: Callable, recall: Callable):
+    """A windowed module over packed rows, projected in other blocks than mixed; also what its rows showed."""
+    apply, rows = program.apply, own["rows"]
+    shown, taps = project(lambda p, own, _: apply(p, own["slot"], "project", own["x"], own["rows"]), own=own, halo=None)
+    shown = recall(shown)
+    if program.module.has_kernel() and rows.weight is None:  # credit reads keys with weights, which kernels do not know
+        y, more = _mix_by_kernel(program, own, shown, project, each)
+    else:
+        y, more = each(
+            lambda p, own, halo: apply(p, own["slot"], "mix", own["x"], halo["shown"], own["rows"], halo["rows"]),
+            own=own,
+            halo={"shown": shown, "rows": rows},
+        )
+    return y, {**taps, **more}, shown
+
+
+def _mix_by_kernel(program: Program, own: dict, shown: Tree, project: Callable, each: Callable):
+    """`mix` of a module whose middle part takes all packed rows at once."""
+    apply = program.apply
+    q, asked = project(lambda p, own, _: apply(p, own["slot"], "ask", own["x"], own["rows"]), own=own, halo=None)
+    where = [each.keywords[name] for name in ("count", "left", "right")]  # type: ignore[attr-defined]
+    mixed, read = apply(program.params, own["slot"], "mix_packed", q, shown, own["rows"], *where)
+    finish = lambda p, own, _: apply(p, own["slot"], "finish", own["x"], own["mixed"])
+    y, finished = project(finish, own={**own, "mixed": mixed}, halo=None)
+    return y, {**asked, **read, **finished}
+
+
+def run_in_place(
+    program: Program, m: Float[Array, "B L D"], active: Bool[Array, "B L"], memory: Memory | None
+) -> tuple[Float[Array, "B L D"], dict[str, Array], Memory | None]:
+    """`run` for short pieces of streams, every row in its place: new rows are first pushed to the memory, which has
+    slots to spare, and then read it."""
+
+    def where_needed(method, *args):
+        streams = np.arange(len(m), dtype=np.int32)[:, None]
+        each = functools.partial(
+            jax.vmap(lambda slot, *args: program.apply(program.params, slot, method, *args)), streams
+        )
+        nothing = lambda *args: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(each, *args))
+        return jax.lax.cond(active.any(), each, nothing, *args)
+
+    if memory is None:
+        y, taps = where_needed("__call__", m)
+    else:
+        own, _, position = streaming.in_place(memory, active)
+        shown, taps = where_needed("project", m, own)
+        memory = memory.push(shown, position, active)
+        y, more = where_needed("mix", m, memory.rows, own, streaming.in_place(memory, active)[1])
+        taps |= more
+    hide = lambda leaf: jnp.where(active.reshape(*active.shape, *[1] * (leaf.ndim - 2)), leaf, 0)
+    return y, jax.tree.map(hide, taps), memory
+
+
+def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: bool) -> Program:
+    """The module as a pure function. `keys` are those of every RNG stream that it may draw from."""
+    unbound = module.clone(parent=None)
+    kinds = {name: jax.random.key_impl(key) for name, key in keys.items()}
+    params = {"params": module.variables.get("params", {}), "keys": jax.tree.map(jax.random.key_data, keys)}
+
+    def key(name, data, method, slot):
+        key = jax.random.fold_in(jax.random.wrap_key_data(data, impl=kinds[name]), slot[0])
+        # Dropout is drawn below the names of submodules: it differs between methods as it is.
+        return key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(method.encode()))
+
+    def apply(params, slot, method, *args):
+        rngs = {name: key(name, data, method, slot) for name, data in params["keys"].items()}
+        options, mutable = modes(unbound, method, len(args), train), ["taps"] if tapping else []
+        variables = {"params": params["params"]}
+        try:
+            result, sown = unbound.apply(variables, *args, method=method, rngs=rngs, mutable=mutable, **options)
+        except flax.errors.InvalidRngError as error:
+            raise ValueError(
+                f"{describe_module(module)} draws from an RNG that is not there; there are {sorted(rngs)}, and "
+                f'"dropout" in training alone: {error}'
+            ) from error
+        return _checked(unbound, method, args[0], result), dict(sown.get("taps", {}))
+
+    return Program(unbound, params, apply)
+
+
+def create(module: nn.Module, m: Float[Array, "B L D"], active: Bool[Array, "B L"], most: int, train: bool) -> None:
+    """Create the module's parameters, from `most` rows. Raises ValueError if it holds other variables."""
+    count = min(m.shape[0] * m.shape[1], most)
+    rows: Rows = jax.tree.map(lambda leaf: leaf[:count], describe(active))
+    x = m.reshape(-1, m.shape[-1])[:count]
+
+    def call(method, *args):
+        options = modes(module, method, len(args), train)
+        return _checked(module, method, x, getattr(module, method)(*args, **options))
+
+    if isinstance(module, WindowedModule):
+        call("mix", x, call("project", x, rows), rows, rows)
+    else:
+        call("__call__", x)
+    other = set(module.variables) - {"params", "taps"}
+    if other:
+        raise ValueError(f"a sparsely activated module may hold parameters only; {module.name} has {sorted(other)}")
+
+
+def _checked(module: nn.Module, method: str, x: Array, result: Any) -> Any:
+    """A method's result for the rows x (T, D), in their dtype where it is what the module returns."""
+    rows, width = x.shape[0], x.shape[1] if method in FINAL else None
+    check_rows(module, method, result, rows, width)
+    return result if width is None else result.astype(x.dtype)
