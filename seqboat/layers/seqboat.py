@@ -1,6 +1,7 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
 import dataclasses
+import typing
 from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -154,6 +155,12 @@ class LayerConfig:
         extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
 
+    def make_ssm(self, name: str) -> EMA | S4D:
+        if self.ssm == "s4d":
+            return S4D(self.state_size, self.causal, self.ssm_truncation, name=name)
+        truncation, method, axis = self.ssm_truncation, self.ema_method, self.layout.length
+        return EMA(self.state_size, self.causal, truncation=truncation, method=method, axis=axis, name=name)
+
     def make_modules(self, **owner: None) -> tuple[nn.Module, ...]:
         """What the configurator chooses from; `parent=None` for modules that belong to no other."""
         modules: list[nn.Module] = []
@@ -181,16 +188,9 @@ class LayerConfig:
 
 
 _CHOICES = {
-    "attention_function": ("softmax", "relu2", "laplace"),
-    "position": ("none", "relative", "slot", "rotary", "t5"),
-    "ssm": ("ema", "s4d"),
-    "ema_method": ("auto", "fft", "chunked", "reference"),
-    "norm": tuple(NORMS),
-    "norm_placement": ("pre", "post"),
-    "activation": ("learned", "always", "never"),
-    "form": ("packed", "dense"),
-    "attention_method": ("blocks", "pallas"),
-    "dtype": ("float32", "bfloat16"),
+    field: typing.get_args(hint)
+    for field, hint in typing.get_type_hints(LayerConfig).items()
+    if typing.get_origin(hint) is Literal
 }
 
 
@@ -256,18 +256,7 @@ class SeqBoatLayer(nn.Module):
         if config.norm_placement == "pre":
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
-        if config.ssm == "ema":
-            ssm: EMA | S4D = EMA(
-                config.state_size,
-                config.causal,
-                truncation=config.ssm_truncation,
-                method=config.ema_method,
-                axis=config.layout.length,
-                name="ssm",
-            )
-        else:
-            ssm = S4D(config.state_size, config.causal, config.ssm_truncation, name="ssm")
-        e, after = ssm.advance(x, valid, None if state is None else state.ssm)
+        e, after = config.make_ssm("ssm").advance(x, valid, state and state.ssm)
         e = checkpoint_name(e, "ssm")
         tap(self, "ssm_out", e)
         m = drop(nn.silu(e))
@@ -283,7 +272,7 @@ class SeqBoatLayer(nn.Module):
             layout=config.layout,
             name="sparse",
         )
-        h, stats, memories = sparse.advance(m, valid, train, None if state is None else state.memories)
+        h, stats, memories = sparse.advance(m, valid, train, state and state.memories)
         y = nn.silu(checkpoint_name(residual + (drop(skip + h) if config.causal else skip + drop(h)), "sum"))
         if config.norm_placement == "post":
             y = config.make_norm("norm")(y, valid, train)

@@ -40,10 +40,8 @@ Memories = tuple[Memory | None, ...]
 class SparseModularActivation(nn.Module):
     """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and what was decided.
 
-    `form` "packed" computes active rows alone, in blocks whose number follows the activation; "dense" computes all rows
-    and masks: the reference. `always` activates every module everywhere with confidence 1 and has no configurator.
-    `blocks_per_trip`: how many blocks are computed at once (`ops.packing.map_blocks`). `layout`: how the sequences are
-    split over devices; each computes its own elements. `advance` resumes from what earlier elements left.
+    `form`, `block_size`, `blocks_per_trip` and `layout`: `execution.How`. `always` activates every module everywhere
+    with confidence 1 and has no configurator. `advance` resumes from what earlier elements left.
 
     Raises ValueError, by its name, for a module that is not a Flax linen module, that cannot be called with rows alone,
     whose results are not rows (T, D) of floating point numbers, or that holds other collections than parameters.
@@ -78,7 +76,7 @@ class SparseModularActivation(nn.Module):
     def advance(
         self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, memories: Memories | None
     ) -> tuple[Float[Array, "B L D"], ActivationStats, Memories | None]:
-        """`__call__` for pieces of streams, valid elements first, and the memories after them; None for whole sequences.
+        """`__call__` for pieces of streams, valid elements first, and the memories after them; None: whole sequences.
 
         Pieces of up to SHORT elements are computed in place, and a module not at all where no stream activates it.
         """
@@ -90,12 +88,9 @@ class SparseModularActivation(nn.Module):
         tap(self, "active", decision.active)
         tap(self, "confidence", decision.confidence)
         y, after = jnp.zeros_like(m), []
-        for i, module in enumerate(self.modules):
+        for i, (module, memory) in enumerate(zip(self.modules, memories or (None,) * number, strict=True)):
             active, probability, confidence = (value[..., i] for value in decision[:3])
-            gate, memory = (
-                Gate(active, probability, jnp.where(active, confidence, 0)),
-                memories[i] if memories else None,
-            )
+            gate = Gate(active, probability, jnp.where(active, confidence, 0))
             if self.is_initializing():
                 execution.create(module, m, active, self.block_size, train)
                 continue
