@@ -15,7 +15,7 @@ from experiments.config import at_most, split_fields, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import OptimizerConfig, make_optimizer
 from experiments.partition import OneDevice, Partition, make_partition
-from experiments.step import Split, StepFunctions, arguments, make_steps, one_element
+from experiments.step import ShardedStep, Steps, arguments, one_element
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -95,7 +95,7 @@ class Experiment:
     config: Config
     model: Any
     task: Any
-    steps: StepFunctions
+    steps: Steps
     partition: Partition
 
     @property
@@ -145,8 +145,8 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
             )
         model = build_hyper(model, config.hyper, example)
     carry = _carries(config, task, model, partition)
-    split = _split(config, task, model, partition, example)
-    steps = make_steps(
+    sharded = _sharded(config, task, model, partition, example)
+    steps = Steps(
         model,
         task.loss,
         lambda params: make_optimizer(config.optimizer, config.train.steps, params),
@@ -154,9 +154,9 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         seed=config.seed,
         accumulate=config.train.accumulate,
         activation_price=config.train.activation_price,
-        streams=config.train.batch_size if carry else 0,
+        num_streams=config.train.batch_size if carry else 0,
         evaluation_metrics=task.evaluation_metrics,
-        split=split,
+        sharded=sharded,
     )
     return Experiment(plain, config, model, task, steps, partition)
 
@@ -183,9 +183,9 @@ def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) 
     return True
 
 
-def _split(
+def _sharded(
     config: Config, task: Any, model: nn.Module, partition: Partition, example: Mapping[str, Any]
-) -> Split | None:
+) -> ShardedStep | None:
     """The model of a device's part, on parameters that its layout can split; raises UserError where it cannot."""
     layout, where = partition.layout, f"config.mesh={config.mesh!r}"
     if not layout.sizes:
@@ -204,7 +204,7 @@ def _split(
         layout.of_parameters(jax.eval_shape(model.init, jax.random.key(0), inputs, lengths)["params"])
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-    return Split(build_model(config.model, task.config, layout), layout, partition.mesh)
+    return ShardedStep(build_model(config.model, task.config, layout), layout, partition.mesh)
 
 
 def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:

@@ -144,7 +144,7 @@ class _Run:
         self.settings, self.task = experiment.config.train, experiment.task
         self.partition = experiment.partition
         self.evaluate_batch = self.partition.evaluate(experiment.steps.evaluate)
-        self.read_batch = self.partition.evaluate(experiment.steps.read)
+        self.read_batch = self.partition.evaluate(experiment.steps.evaluate_stream)
         # A report that is due waits until the next step is under way, so that the device does not wait for the host.
         self.due: tuple[int, Sums, jax.Array] | None = None
         self.clock = time.monotonic()

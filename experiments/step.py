@@ -1,9 +1,8 @@
 """One training step and one evaluation step: pure functions of a state and a batch."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypedDict
 
 import flax.linen as nn
 import flax.struct
@@ -17,6 +16,20 @@ from seqboat.layers.router import ActivationStats
 from seqboat.layers.streaming import reset
 from seqboat.parallel.rules import ALONE, Layout
 
+
+class Batch(TypedDict, total=False):
+    """What a task's reader makes and a step reads: B rows. All are arrays but `streams`."""
+
+    inputs: Any  # (B, L) int32 ids, or (B, L, C) float32
+    lengths: Any  # (B,) int32: how many elements of each row are real; (B, 2) for pairs
+    targets: Any  # (B,) classes, or (B, L) next ids
+    weights: Any  # (B,) or (B, L) float32: what each target counts; 0 for rows that only fill the batch
+    begins: Any  # (B,) bool: where the row's stream starts anew
+    streams: Any  # what the model remembers of each row's stream: a tree of (B, ...)
+    condition: Any  # (B, M) float32: the hyper-input, the same in all rows
+    price: Any  # (B,) float32: what `activation_price` is multiplied by
+
+
 # Folded into the seed for initial parameters; steps fold in their own, smaller numbers.
 INITIALISATION = 2**32 - 1
 
@@ -26,7 +39,7 @@ Sums = dict[str, tuple[Any, Any]]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a run needs to go on: after `step` updates.
+    """Everything a run needs to resume: after `step` updates.
 
     `metrics` are sums since they were last reported. `bad_step` is the first step whose loss, gradient or result was
     not finite, or -1: from it on nothing changes any more, so the state stays the last good one. `streams`: what the
@@ -43,26 +56,15 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class ShardedStep:
     """A step split over devices: `model` computes a device's part, on a `mesh`, or under pmap if that is None."""
 
     model: nn.Module
     layout: Layout
     mesh: jax.sharding.Mesh | None
 
-    def on_devices(self, fn, params, batch, gradient: bool = True):
-        """`fn(params, batch_stats, batch, key)` on every device's parts. Its result ends with the streams; with
-        `gradient` it begins with one."""
-        fn = functools.partial(fn, model=self.model, layout=self.layout)
-        if self.mesh is None:
-            return fn
-        whole, specs = PartitionSpec(), self.layout.of_parameters(params)
-        given = (specs, whole, self.layout.of_batch(batch), whole)
-        results = (specs, whole, whole, self.layout.per_sequence) if gradient else (whole, self.layout.per_sequence)
-        return jax.shard_map(fn, mesh=self.mesh, in_specs=given, out_specs=results, check_vma=False)
 
-
-class Examined(NamedTuple):
+class PerExample(NamedTuple):
     """A batch looked at closely: `total` is what `evaluate` returns, `examples` are the metrics of the loss as pairs of
     (B,); the model's `output`, its `taps` (`seqboat.layers.taps`) if they were asked for, and its `streams` after the
     batch if that had some."""
@@ -74,149 +76,160 @@ class Examined(NamedTuple):
     streams: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class StepFunctions:
-    """`init(seed)`, `train(state, batch)`, `evaluate(variables, batch)`; `read(variables, batch)`, which returns the
-    streams after the batch too; the `objective` for diagnosis; on one device `examine(variables, batch,
-    tapped=False)`."""
-
-    init: Callable[[int], TrainState]
-    train: Callable[[TrainState, Any], TrainState]
-    evaluate: Callable[[Any, Any], Sums]
-    read: Callable[[Any, Any], tuple[Sums, Any]]
-    objective: Callable[..., Any]
-    examine: Callable[..., Examined]
-
-
-def make_steps(
-    model: nn.Module,
-    loss: Callable[[Any, Any], tuple[Any, Any, Sums]],
-    make_optimizer: Callable[[Any], optax.GradientTransformation],
-    example: dict[str, Any],
-    *,
-    seed: int,
-    accumulate: int = 1,
-    activation_price: float = 0.0,
-    streams: int = 0,
-    evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {},
-    split: Split | None = None,
-) -> StepFunctions:
-    """Steps of a model under a task's loss.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps of a model under a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions to be jitted.
 
     The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
     for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
-    `example` is a process's batch, for shapes. `evaluation_metrics` are those that evaluation reports besides the
-    loss's own. With `streams` the rows of batches, of all processes together, are so many streams, which `begins` (B,)
-    empties, and training is truncated backpropagation: values go from a batch to the next, gradients do not. A batch
-    that has `streams`, a state, is read from it on.
-    With `split` every device computes its part of the batch, and nothing else is communicated than `Layout` says.
+    `loss(output, batch)` returns the sum of losses, the sum of weights and metrics; `make_optimizer(params)` an optax
+    transformation. `example` is a process's batch, for shapes. `evaluation_metrics` are those that evaluation reports
+    besides the loss's own.
+
+    If `num_streams` > 0, the rows of batches, of all processes together, are that many persistent streams, whose state
+    is emptied where `begins` (B,) is True. Training is truncated backpropagation: values go from a batch to the next,
+    gradients do not. A batch that has `streams`, a state, continues from it.
+
+    If `sharded`, every device computes its part of the batch, and communicates only what its `Layout` says.
     """
 
-    def price_of(batch, layout):
-        """The price of one element's probability, so that the sum over the batch is the mean over its elements."""
-        price = activation_price * (batch["price"].mean() if "price" in batch else 1.0)
-        weight = layout.share(batch["weights"].sum(), batch["weights"].ndim > 1)
-        weight, count = layout.sum((weight, layout.share(batch["lengths"].sum().astype(jnp.float32), False)))
-        return price * weight / jnp.maximum(count, 1)
+    model: nn.Module
+    loss: Callable[[Any, Any], tuple[Any, Any, Sums]]
+    make_optimizer: Callable[[Any], optax.GradientTransformation]
+    example: Mapping[str, Any]
+    _: dataclasses.KW_ONLY
+    seed: int
+    accumulate: int = 1
+    activation_price: float = 0.0
+    num_streams: int = 0
+    evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {}
+    sharded: ShardedStep | None = None
+    layout: Layout = ALONE
 
-    def objective(params, batch_stats, batch, key, price=0.0, mutable=("batch_stats",), model=model, layout=ALONE):
-        variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
-        out, changed = apply(model, variables, batch, True, mutable, rngs={"dropout": key})
-        total, weight, metrics = layout.share(loss(out, batch), out.logits.ndim > 2)
-        metrics = metrics | layout.share(activation_metrics(out.layers), True)
-        probability = layout.share(out.layers.probability.sum(), True)
-        choices = max(out.layers.probability.size, 1)  # layers x modules
-        return total + price * probability / choices, (metrics, weight, changed)
+    def train(self, state: TrainState, batch: Batch) -> TrainState:
+        """One update of the parameters; the state as it was, and `bad_step`, if anything in it is not finite."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        batch = with_streams(batch, state.streams)
+        run = self._on_devices("gradients", state.params, batch)
+        gradient, stats, metrics, streams = run(state.params, state.batch_stats, batch, key)
+        updates, opt_state = self.make_optimizer(state.params).update(gradient, state.opt_state, state.params)
+        norm, params = optax.tree.norm(gradient), optax.apply_updates(state.params, updates)
+        # Means of these are per update, in however many parts it was computed.
+        metrics = metrics | {"gradient_norm": (norm, jnp.ones(())), "elements": (metrics["elements"][0], jnp.ones(()))}
+        moved = dataclasses.replace(
+            state,
+            params=params,
+            batch_stats=stats,
+            opt_state=opt_state,
+            metrics=jax.tree.map(jnp.add, state.metrics, metrics),
+            streams=streams,
+        )
+        # The update too: a finite gradient may move parameters to where nothing is finite, and they would be saved.
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]) & _all_finite((params, stats, streams))
+        kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
+        bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
+        return dataclasses.replace(kept, step=state.step + 1, bad_step=bad_step)
 
-    def gradients(params, batch_stats, batch, key, model=model, layout=ALONE):
-        """Gradient of the mean, new batch statistics, metrics, and streams, over `accumulate` parts."""
-        price, key = price_of(batch, layout), layout.fold(key)
-        parts = jax.tree.map(lambda a: a.reshape(accumulate, a.shape[0] // accumulate, *a.shape[1:]), batch)
+    def gradients(self, params, batch_stats, batch: Batch, key):
+        """Gradient of the mean, new batch statistics, metrics, and streams, over `accumulate` parts of the batch."""
+        price, key = self._price(batch), self.layout.fold(key)
+        split = lambda a: a.reshape(self.accumulate, a.shape[0] // self.accumulate, *a.shape[1:])
 
         def one(before, part_and_index):
             summed, stats = before
             part, index = part_and_index
-            gradient, (metrics, weight, changed) = jax.grad(objective, has_aux=True)(
-                params, stats, part, jax.random.fold_in(key, index), price, model=model, layout=layout
+            gradient, (metrics, weight, changed) = jax.grad(self.objective, has_aux=True)(
+                params, stats, part, jax.random.fold_in(key, index), price
             )
             summed, stats = jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})
             return (summed, stats), (metrics, weight, changed["streams"])
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        (summed, stats), (metrics, weight, streams) = jax.lax.scan(one, start, (parts, jnp.arange(accumulate)))
+        parts = (jax.tree.map(split, batch), jnp.arange(self.accumulate))
+        (summed, stats), (metrics, weight, streams) = jax.lax.scan(one, start, parts)
         streams = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), streams)
-        metrics, weight = layout.sum(jax.tree.map(lambda a: a.sum(0), (metrics, weight)))
+        metrics, weight = self.layout.sum(jax.tree.map(lambda a: a.sum(0), (metrics, weight)))
         scale = 1 / jnp.maximum(weight, 1e-9)
-        return jax.tree.map(lambda g: g * scale, layout.sum_gradients(summed)), stats, metrics, streams
+        return jax.tree.map(lambda g: g * scale, self.layout.sum_gradients(summed)), stats, metrics, streams
 
-    def train(state: TrainState, batch) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = with_streams(batch, state.streams)
-        run = gradients if split is None else split.on_devices(gradients, state.params, batch)
-        gradient, stats, metrics, streams = run(state.params, state.batch_stats, batch, key)
-        norm = optax.tree.norm(gradient)
-        # Means of these are per update, in however many parts it was computed.
-        metrics = metrics | {"gradient_norm": (norm, jnp.ones(())), "elements": (metrics["elements"][0], jnp.ones(()))}
-        updates, opt_state = make_optimizer(state.params).update(gradient, state.opt_state, state.params)
-        moved = TrainState(
-            step=state.step,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=stats,
-            opt_state=opt_state,
-            metrics=jax.tree.map(jnp.add, state.metrics, metrics),
-            bad_step=state.bad_step,
-            streams=streams,
-        )
-        # The update too: a finite gradient may move parameters to where nothing is finite, and they would be saved.
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]) & _all_finite((moved.params, stats, streams))
-        kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
-        bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
-        return dataclasses.replace(kept, step=state.step + 1, bad_step=bad_step)
+    def objective(self, params, batch_stats, batch: Batch, key, price=0.0, mutable=("batch_stats",)):
+        """What is differentiated: the sum of losses, plus `price` times the mean probability that a token is active."""
+        variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
+        out, changed = apply(self.model, variables, batch, True, mutable, rngs={"dropout": key})
+        total, weight, metrics = self.layout.share(self.loss(out, batch), out.logits.ndim > 2)
+        metrics = metrics | self.layout.share(activation_metrics(out.layers), True)
+        probability = self.layout.share(out.layers.probability.sum(), True)
+        choices = max(out.layers.probability.size, 1)  # layers x modules
+        return total + price * probability / choices, (metrics, weight, changed)
 
-    def init(seed: int) -> TrainState:
+    def init(self, seed: int) -> TrainState:
         # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
-        key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
-        variables = model.init({"params": key}, *arguments(one_element(example)))
+        key, example = jax.random.fold_in(jax.random.key(seed), INITIALISATION), self.example
+        variables = self.model.init({"params": key}, *arguments(one_element(example)))
         params, stats = variables["params"], variables.get("batch_stats", {})
-        empty = lambda count: model.initial_state(count) if streams else {}
+        empty = lambda count: self.model.initial_state(count) if self.num_streams else {}
         batch = with_streams(example, empty(len(example["inputs"])))
-        shapes = jax.eval_shape(lambda: gradients(params, stats, batch, key)[2])
+        shapes = jax.eval_shape(lambda: self.gradients(params, stats, batch, key)[2])
         metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
         metrics["gradient_norm"] = (jnp.zeros(()), jnp.zeros(()))
-        opt_state = make_optimizer(params).init(params)
+        opt_state = self.make_optimizer(params).init(params)
         never = jnp.full((), -1, jnp.int32)
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, empty(streams))
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, empty(self.num_streams))
 
-    def forward(params, batch_stats, batch, model=model, layout=ALONE, mutable=()):
-        variables = {"params": layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
-        out, found = apply(model, variables, batch, False, mutable)
-        metrics = layout.share(loss(out, batch)[2] | evaluation_metrics(out, batch), out.logits.ndim > 2)
-        return layout.sum(metrics | layout.share(activation_metrics(out.layers), True)), out, found
+    def evaluate(self, variables, batch: Batch) -> Sums:
+        """The sums of a batch's metrics."""
+        return self.evaluate_stream(variables, batch)[0]
 
-    def sums(params, batch_stats, batch, key, model=model, layout=ALONE):
-        metrics, _, found = forward(params, batch_stats, batch, model, layout)
-        return metrics, found["streams"]
-
-    def read(variables, batch) -> tuple[Sums, Any]:
+    def evaluate_stream(self, variables, batch: Batch) -> tuple[Sums, Any]:
+        """`evaluate`, and the state of the batch's `streams` after it."""
         params, stats = variables["params"], variables.get("batch_stats", {})
-        run = sums if split is None else split.on_devices(sums, params, batch, gradient=False)
-        metrics, streams = run(params, stats, batch, None)
+        metrics, streams = self._on_devices("sums", params, batch, gradient=False)(params, stats, batch, None)
         return _elements_of_a_batch(metrics), streams
 
-    def evaluate(variables, batch) -> Sums:
-        return read(variables, batch)[0]
-
-    def examine(variables, batch, tapped=False) -> Examined:
+    def evaluate_examples(self, variables, batch: Batch, tapped: bool = False) -> PerExample:
+        """`evaluate`, example by example: on one device."""
         params, stats = variables["params"], variables.get("batch_stats", {})
-        metrics, out, found = forward(params, stats, batch, mutable=("taps",) if tapped else ())
+        metrics, out, found = self.forward(params, stats, batch, mutable=("taps",) if tapped else ())
 
         def alone(logits, example):
-            return loss(out._replace(logits=logits[None]), jax.tree.map(lambda a: a[None], example))[2]
+            return self.loss(out._replace(logits=logits[None]), jax.tree.map(lambda a: a[None], example))[2]
 
         each = jax.vmap(alone)(out.logits, batch)
-        return Examined(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
+        return PerExample(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
 
-    return StepFunctions(init, train, evaluate, read, objective, examine)
+    def forward(self, params, batch_stats, batch: Batch, mutable=()):
+        """Metrics, the model's output, and its changed collections, without dropout."""
+        variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
+        out, found = apply(self.model, variables, batch, False, mutable)
+        own = self.loss(out, batch)[2] | self.evaluation_metrics(out, batch)
+        metrics = self.layout.share(own, out.logits.ndim > 2)
+        return self.layout.sum(metrics | self.layout.share(activation_metrics(out.layers), True)), out, found
+
+    def sums(self, params, batch_stats, batch: Batch, key):
+        metrics, _, found = self.forward(params, batch_stats, batch)
+        return metrics, found["streams"]
+
+    def _price(self, batch: Batch):
+        """The price of one token's probability, so that the sum over the batch is the mean over its tokens."""
+        price = self.activation_price * (batch["price"].mean() if "price" in batch else 1.0)
+        weight = self.layout.share(batch["weights"].sum(), batch["weights"].ndim > 1)
+        elements = self.layout.share(batch["lengths"].sum().astype(jnp.float32), False)
+        weight, count = self.layout.sum((weight, elements))
+        return price * weight / jnp.maximum(count, 1)
+
+    def _on_devices(self, method: str, params, batch: Batch, gradient: bool = True) -> Callable:
+        """A method of (params, batch_stats, batch, key), on every device's part where the step is sharded. Its result
+        ends with the streams; with `gradient` it begins with one."""
+        if self.sharded is None:
+            return getattr(self, method)
+        layout, mesh = self.sharded.layout, self.sharded.mesh
+        part = getattr(dataclasses.replace(self, model=self.sharded.model, layout=layout, sharded=None), method)
+        if mesh is None:
+            return part
+        whole, specs = PartitionSpec(), layout.of_parameters(params)
+        given = (specs, whole, layout.of_batch(batch), whole)
+        results = (specs, whole, whole, layout.per_sequence) if gradient else (whole, layout.per_sequence)
+        return jax.shard_map(part, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)
 
 
 def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest) -> tuple[Any, dict[str, Any]]:
@@ -229,7 +242,7 @@ def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest)
     return out, {**changed, "streams": after}
 
 
-def with_streams(batch, streams: Any) -> dict[str, Any]:
+def with_streams(batch: Mapping[str, Any], streams: Any) -> Any:
     """The batch with the state from which its streams are read on, empty for those that begin; unless there is none."""
     return {**batch, "streams": reset(streams, jnp.asarray(batch["begins"]))} if streams else batch
 

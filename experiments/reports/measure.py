@@ -205,7 +205,7 @@ def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array
     """`active` and `confidence` (layers, B, L, M), and `distance` (layers, B, QUERIES) if anything attends; the
     answers; the metrics of every example; what `margins` wants of the first sequence, if anything was decided."""
     layer = run.model.config.encoder.layer
-    examined = run.experiment.steps.examine(variables, batch, tapped=True)
+    examined = run.experiment.steps.evaluate_examples(variables, batch, tapped=True)
     layers = examined.taps["encoder"]["layers"]
     taps = {**layers, **layers["sparse"], **layers["sparse"].get("configurator", {})}
     found = {name: taps[name] for name in ("active", "confidence")}

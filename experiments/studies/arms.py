@@ -24,7 +24,7 @@ from experiments.build import Experiment, build
 from experiments.errors import UserError
 from experiments.optimizers import make_optimizer
 from experiments.reporting import plain
-from experiments.step import make_steps
+from experiments.step import Steps
 
 RATES = {"sgd": (3e-3, 1e-2, 3e-2, 1e-1), "adam": (3e-4, 1e-3, 3e-3, 1e-2)}
 EVERY = 50  # steps between evaluations
@@ -66,7 +66,7 @@ def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[
     def steps_of(rate: Any = 1.0):
         """Steps whose learning rate may be traced."""
         scaled = lambda params: optax.chain(make_optimizer(config, steps_total, params), optax.scale(rate))
-        return make_steps(first.model, first.task.loss, scaled, example, seed=0)
+        return Steps(first.model, first.task.loss, scaled, example, seed=0)
 
     init = lambda seed: steps_of().init(seed)
     # Initialisation of a seed is that of a run of its own.

@@ -35,18 +35,28 @@ Tree = Any
 
 # A windowed module's projection has no halo to pay for: so many blocks at once cost 5 to 8 % less of a layer on a CPU.
 PROJECTED_BLOCKS = 4
+# The most rows that a tile of any attention kernel has.
+TILE = 128
 # The methods that return rows (T, D); others return trees of T rows.
 FINAL = ("__call__", "mix", "finish")
 
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """The form, the rows of a block, the blocks of a trip (`ops.packing.map_blocks`), and how sequences are split."""
+    """The form, the rows of a block, the blocks of a trip (`ops.packing.map_blocks`), and how sequences are split.
+
+    Blocks and trips are no larger than all rows, but for what fills the last tile of 128.
+    """
 
     form: Form = "packed"
     block_size: int = 128
     blocks_per_trip: int = 1
     layout: Layout = ALONE
+
+    def __post_init__(self):
+        for field in ("block_size", "blocks_per_trip"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
 
 
 class Program(NamedTuple):
@@ -123,11 +133,14 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
     """Blocks of packed rows."""
     stretch = around.stretch
     left, right = program.halo(stretch.m.shape[1], reach)
-    blocks = -(-stretch.computed.size // how.block_size)
+    block_size = min(
+        how.block_size, -(-stretch.computed.size // TILE) * TILE
+    )  # no larger than all rows, in whole tiles
+    blocks = -(-stretch.computed.size // block_size)
     trip = min(how.blocks_per_trip, blocks)
     # One by one they are projected by more; else by as many as a trip has, so that no capacity is wasted.
     projected = min(PROJECTED_BLOCKS, blocks) if program.windowed and trip == 1 else trip
-    packing = pack(stretch.computed, projected * how.block_size, left=left, right=right)
+    packing = pack(stretch.computed, projected * block_size, left=left, right=right)
     rows, x = compress((around.rows(), stretch.m.reshape(-1, stretch.m.shape[-1])), packing)
     place = packing.slot.reshape(stretch.computed.shape)
     wanted = None
@@ -137,7 +150,7 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
         map_blocks,
         params=program.params,
         count=packing.filled,
-        block_size=how.block_size,
+        block_size=block_size,
         left=left,
         right=right,
         blocks_per_trip=trip,
@@ -148,7 +161,7 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
         call = lambda params, own, _: program.apply(params, own["slot"], "__call__", own["x"])
         y, taps = extract(each(call, own=own, halo=None), packing)
         return Result(y, taps, None, rows.position, place)
-    project = functools.partial(each, block_size=projected * how.block_size, blocks_per_trip=1)
+    project = functools.partial(each, block_size=projected * block_size, blocks_per_trip=1)
     y, taps, shown = _packed_windowed(program, {**own, "rows": rows}, project, each, lambda s: around.recall(s, place))
     y, taps = extract((y, taps), packing)
     return Result(y, taps, shown, rows.position, place)
@@ -235,7 +248,10 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
 
 
 def create(module: nn.Module, m: Float[Array, "B L D"], active: Bool[Array, "B L"], most: int, train: bool) -> None:
-    """Create the module's parameters, from `most` rows. Raises ValueError if it holds other variables."""
+    """Create the module's parameters, from `most` rows, or one of zeros if there are none. Raises ValueError for a
+    module with other variables."""
+    if not m.size:
+        m, active = jnp.zeros((1, 1, m.shape[-1]), m.dtype), jnp.zeros((1, 1), bool)
     count = min(m.shape[0] * m.shape[1], most)
     rows: Rows = jax.tree.map(lambda leaf: leaf[:count], describe(active))
     x = m.reshape(-1, m.shape[-1])[:count]

@@ -40,11 +40,10 @@ Memories = tuple[Memory | None, ...]
 class SparseModularActivation(nn.Module):
     """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and what was decided.
 
-    `form`, `block_size`, `blocks_per_trip` and `layout`: `execution.How`. `always` activates every module everywhere
-    with confidence 1 and has no configurator. `advance` resumes from what earlier elements left.
-
-    Raises ValueError, by its name, for a module that is not a Flax linen module, that cannot be called with rows alone,
-    whose results are not rows (T, D) of floating point numbers, or that holds other collections than parameters.
+    `form`, `block_size`, `blocks_per_trip`, `layout`: `execution.How`. `always` activates every module everywhere, with
+    confidence 1 and no configurator. Of no element the result is empty. `advance` resumes from earlier elements.
+    Raises ValueError for a module that is not a Flax linen module, cannot be called with rows alone, returns anything
+    but rows (T, D) of floating point numbers, or holds other collections than parameters.
     """
 
     # Flax: modules passed in keep the names they were given.
@@ -60,6 +59,7 @@ class SparseModularActivation(nn.Module):
 
     def __post_init__(self):
         check_modules(self.modules)
+        How(self.form, self.block_size, self.blocks_per_trip)
         super().__post_init__()
 
     def __call__(
@@ -93,6 +93,8 @@ class SparseModularActivation(nn.Module):
             gate = Gate(active, probability, jnp.where(active, confidence, 0))
             if self.is_initializing():
                 execution.create(module, m, active, self.block_size, train)
+            if self.is_initializing() or not m.size:  # nothing to compute, nothing to remember
+                after.append(memory)
                 continue
             stretch = neighbours.own(m, active, memory.now[:, None] if memory else self.layout.start(m.shape[1]))
             if memories and self.form == "packed" and m.shape[1] <= SHORT and not train:

@@ -8,6 +8,7 @@ the sum of their gradients.
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -122,7 +123,7 @@ class Layout:
         """Of arrays (B, ...) whose other axes are whole."""
         return PartitionSpec(self.batch or None)
 
-    def of_batch(self, batch: dict[str, Any]) -> dict[str, PartitionSpec]:
+    def of_batch(self, batch: Mapping[str, Any]) -> dict[str, PartitionSpec]:
         """Of arrays (B, L, ...), and of those that have one entry a sequence: `lengths`, whatever is (B,), and all of
         `streams`, which is a tree."""
         per_element = PartitionSpec(self.batch or None, self.length)

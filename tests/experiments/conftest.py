@@ -19,7 +19,7 @@ from experiments import cli
 from experiments.build import Experiment, build
 from experiments.loop import train
 from experiments.optimizers import make_optimizer
-from experiments.step import TrainState, make_steps
+from experiments.step import Steps, TrainState
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
@@ -122,7 +122,7 @@ def light(tiny) -> Callable[..., Experiment]:
         built = build(tiny(changes))
         config, encoder, task = built.config, built.model.config.encoder, built.task  # type: ignore[attr-defined]
         model = Light(LightConfig(encoder, task.config.classes, task.config.vocabulary_size, encoder.layer.dropout))
-        steps = make_steps(
+        steps = Steps(
             model,
             loss or task.loss,
             lambda params: make_optimizer(config.optimizer, config.train.steps, params),

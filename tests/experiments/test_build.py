@@ -23,7 +23,7 @@ from experiments.build import Config, TrainConfig, build, build_model
 from experiments.config import differences, to_dataclass
 from experiments.errors import UserError
 from experiments.optimizers import make_optimizer
-from experiments.step import make_steps
+from experiments.step import Steps
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -319,7 +319,7 @@ def step_text(values: dict[str, Any]) -> str:
     """What a training step computes, and the initial state."""
     config = to_dataclass(Config, values, "config")
     batch = batch_of(config.train.batch_size)
-    steps = make_steps(
+    steps = Steps(
         build_model(config.model, FakeTask),
         FakeTask.loss,
         lambda params: make_optimizer(config.optimizer, config.train.steps, params),

@@ -28,7 +28,7 @@ from experiments.optimizers import make_optimizer
 from experiments.reporting import METRICS_FILE
 from experiments.restore import Run, initial_variables, load
 from experiments.scores import score
-from experiments.step import make_steps
+from experiments.step import Steps
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
@@ -186,14 +186,14 @@ def light(values) -> Experiment:
     built = build(values({**CARRIED, **plan, "train.accumulate": 2, "optimizer.warmup_steps": 2}))
     config, task = built.config, built.task
     model = Light(LightConfig(built.model.config.encoder, task.config.vocabulary_size))
-    steps = make_steps(
+    steps = Steps(
         model,
         task.loss,
         lambda params: make_optimizer(config.optimizer, config.train.steps, params),
         task.train_batch(0),
         seed=config.seed,
         accumulate=config.train.accumulate,
-        streams=BATCH,
+        num_streams=BATCH,
     )
     return dataclasses.replace(built, model=model, steps=steps)
 
