@@ -11,13 +11,13 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, terminal
 from experiments.benchmarks import report
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.suites import SUITES, Settings
-from experiments.errors import UserError
+from experiments.common import cli, terminal
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.evaluation import refuse_unwritable
-from experiments.files import user_path
 
 _SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model, compilation or decode.")
 _CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")

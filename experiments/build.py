@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments.common.config import at_most, split_fields, to_dataclass
+from experiments.common.errors import UserError
 from experiments.conditions import Conditioned, HyperOptions
-from experiments.config import at_most, split_fields, to_dataclass
-from experiments.errors import UserError
 from experiments.optimizers import OptimizerConfig, make_optimizer
 from experiments.partition import OneDevice, Partition, make_partition
 from experiments.step import ShardedStep, Steps, arguments, one_element

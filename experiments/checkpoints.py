@@ -36,8 +36,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from experiments import seals
 from experiments.claims import Claim
-from experiments.errors import UserError
-from experiments.files import user_path
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 _DAMAGED = "damaged"

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 _FILE = ".lock"
 # Seconds to wait for a holder on another machine, which may be dead: a file server keeps a dead client's lock until its

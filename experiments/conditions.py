@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.common.errors import UserError
 from experiments.data.loader import Batch
-from experiments.errors import UserError
 from seqboat.hyper.heads import HyperConfig
 
 # Folded into the seed, so that hyper-inputs do not follow the order of examples.

@@ -9,9 +9,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
 from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
+from experiments.common import cli
+from experiments.common.errors import UserError
 from experiments.evaluation import SUMMARY_FILE, read_result, write_json
 from experiments.reporting import METRICS_FILE, MetricsFile
 from experiments.restore import CHECKPOINTS

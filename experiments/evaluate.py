@@ -13,10 +13,10 @@ import sys
 
 from absl import flags, logging
 
-from experiments import cli
-from experiments.errors import UserError
+from experiments.common import cli
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.evaluation import measure_run, refuse_unwritable, result_file, show, write_json
-from experiments.files import user_path
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)

@@ -19,11 +19,12 @@ import numpy as np
 from absl import logging
 from rich.table import Table
 
-from experiments import seals, terminal
+from experiments import seals
 from experiments.build import Experiment, build
 from experiments.checkpoints import Checkpoints
-from experiments.config import differences
-from experiments.errors import Stopped, UserError
+from experiments.common import terminal
+from experiments.common.config import differences
+from experiments.common.errors import Stopped, UserError
 from experiments.loop import hardware, train, versions
 from experiments.reporting import plain
 from experiments.restore import CHECKPOINTS, has_hyper, load

@@ -10,9 +10,9 @@ import time
 import numpy as np
 from absl import flags
 
-from experiments import cli
-from experiments.errors import UserError
-from experiments.files import user_path
+from experiments.common import cli
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.generation import Sampling, Terminal, generate
 from experiments.restore import load_language_model
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.tasks.base import BYTE_VOCABULARY, byte_ids, require
 from seqboat.layers.streaming import fork
 from seqboat.models.encoder import separate

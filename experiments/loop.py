@@ -18,11 +18,11 @@ import jax.numpy as jnp
 
 from experiments.build import Experiment
 from experiments.checkpoints import Checkpoints, Restored, step_folders
-from experiments.config import differences
+from experiments.common.config import differences
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.data import identity
 from experiments.diagnosis import locate
-from experiments.errors import UserError
-from experiments.files import user_path
 from experiments.reporting import Reporter
 from experiments.restore import CHECKPOINTS, initial_variables, refuse_no_source
 from experiments.step import Sums, TrainState, means

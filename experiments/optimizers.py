@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 # Keeps the clipping factor finite, as in fairseq's clip_grad_norm_.
 CLIP_EPSILON = 1e-6

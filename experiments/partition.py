@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.step import TrainState
 from seqboat.parallel.mesh import make_mesh
 from seqboat.parallel.rules import ALONE, Layout, Rules

@@ -7,8 +7,8 @@ import jax
 from absl import flags
 from rich.table import Table
 
-from experiments import cli, terminal
-from experiments.errors import UserError
+from experiments.common import cli, terminal
+from experiments.common.errors import UserError
 
 _CONFIG = cli.define_config()
 _DEVICES = flags.DEFINE_integer(

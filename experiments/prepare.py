@@ -13,9 +13,9 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import cli
+from experiments.common import cli
+from experiments.common.errors import UserError
 from experiments.data.sources import OWN_DATASETS, data_directory
-from experiments.errors import UserError
 
 _DATASET = flags.DEFINE_string("dataset", None, "which data set to make: " + ", ".join(OWN_DATASETS))
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where; else $TFDS_DATA_DIR, else ~/tensorflow_datasets")

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import cli
-from experiments.errors import UserError
+from experiments.common import cli
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.evaluation import read_result, refuse_unwritable, result_file, write_text
-from experiments.files import user_path
 from experiments.restore import bound, load, middle
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")

@@ -14,9 +14,9 @@ from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import terminal
-from experiments.errors import UserError
-from experiments.terminal import printable
+from experiments.common import terminal
+from experiments.common.errors import UserError
+from experiments.common.terminal import printable
 
 METRICS_FILE = "metrics.jsonl"
 

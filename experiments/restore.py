@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.build import Experiment, build, build_model, read_config, read_task
 from experiments.checkpoints import Checkpoints
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.data import identity
-from experiments.errors import UserError
-from experiments.files import user_path
 from seqboat import hyper
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier

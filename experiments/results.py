@@ -10,9 +10,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
 from experiments.benchmarks import report as performance
-from experiments.errors import UserError
+from experiments.common import cli
+from experiments.common.errors import UserError
 from experiments.studies import page as hypernetworks
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and results/.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.restore import Run
 from experiments.step import Sums
 from seqboat.models.language_model import LanguageModel

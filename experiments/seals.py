@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 SEAL = "seal.json"
 META = "meta/metadata"

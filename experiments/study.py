@@ -8,9 +8,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, distributed
-from experiments.errors import UserError
-from experiments.files import user_path
+from experiments.common import cli, distributed
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 
 NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
 

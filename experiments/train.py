@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, distributed
 from experiments.claims import owned
-from experiments.errors import UserError
-from experiments.files import user_path
+from experiments.common import cli, distributed
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run found there is gone on with.")

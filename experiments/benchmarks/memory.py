@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.benchmarks import cases, contenders
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 PROCESS = Path("/proc/self")
 

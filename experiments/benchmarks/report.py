@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.evaluation import write_json
 from experiments.loop import command, hardware, versions
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.benchmarks import cases, contenders, decoding, memory
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops import ema

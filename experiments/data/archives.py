@@ -12,8 +12,8 @@ from typing import IO, Any, cast
 import numpy as np
 from jaxtyping import Int16
 
+from experiments.common.errors import UserError
 from experiments.data.packed import damage_named, kind, most_bytes, peek, read_bounded, unpacked
-from experiments.errors import UserError
 
 
 def read_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

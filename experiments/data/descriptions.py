@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.seals import read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.files import user_path
+from experiments.common.files import user_path
 
 _DIGITS = 12  # of a digest are shown
 

@@ -12,8 +12,8 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from experiments.common.errors import UserError
 from experiments.data.sources import Source
-from experiments.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any], dict[str, Any]]  # an example -> its row of every array of the batch

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 HEAD = 512  # bytes that tell what a file is: a tar has its first checksum there
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 DEGREES = 360  # seeds have whole degrees: direction i < 360 is i - 180 degrees
 

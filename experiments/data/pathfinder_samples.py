@@ -9,7 +9,7 @@ from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import cli
+from experiments.common import cli
 from experiments.data.pathfinder import DIFFICULTIES, PRESETS, Example, generate
 
 _OUT = flags.DEFINE_string("out", "pathfinder_samples.png", "the file to write, its format by its name")

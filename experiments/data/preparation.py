@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.progress import track
 from tensorflow_datasets.core import shuffle
 
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.data.descriptions import INFO, read_description
-from experiments.errors import UserError
-from experiments.files import user_path
 
 T = TypeVar("T")
 

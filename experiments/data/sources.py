@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.data.descriptions import Description, again, read_description
-from experiments.errors import UserError
-from experiments.files import user_path
 
 # What `python -m experiments.prepare` makes: one file each.
 OWN_DATASETS = tuple(sorted(p.stem for p in (Path(__file__).parent / "builders").glob("[!_]*.py")))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.restore import Run
 from experiments.scores import is_example, standard_errors
 from experiments.step import Sums

@@ -21,7 +21,7 @@ import optax
 
 from configs.hyper.arms import ARMS
 from experiments.build import Experiment, build
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.optimizers import make_optimizer
 from experiments.reporting import plain
 from experiments.step import Steps

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 LEVEL = "0.2"
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.config import at_most
+from experiments.common.config import at_most
+from experiments.common.errors import UserError
 from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead, train_dataset
 from experiments.data.sources import Generated, Source
-from experiments.errors import UserError
 from seqboat.ops.losses import cross_entropy
 
 LONGEST = 2**31 - 1  # elements of a sequence or examples of a split: what the loader's 32-bit indices take

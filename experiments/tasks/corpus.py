@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from experiments.config import at_most
+from experiments.common.config import at_most
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 from experiments.data.loader import Batch, evaluation_dataset, read_ahead
 from experiments.data.packed import read_text
 from experiments.data.sources import open_split
-from experiments.errors import UserError
-from experiments.files import user_path
 from experiments.tasks.base import BYTE_VOCABULARY, LONGEST, TokenTask, byte_ids, pad, require, within
 
 Bytes = UInt8[np.ndarray, " N"]

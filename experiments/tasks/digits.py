@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.tasks.base import ClassificationConfig, ClassificationTask
 
 SPLITS = {"validation": slice(0, 200), "test": slice(200, 400), "train": slice(400, None)}

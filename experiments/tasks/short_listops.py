@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.config import at_most
+from experiments.common.config import at_most
 from experiments.data import listops
 from experiments.tasks.base import ClassificationTask, within
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.errors import UserError
 from experiments.data.sources import Subset, open_split
-from experiments.errors import UserError
 from experiments.tasks.base import ClassificationConfig, ClassificationTask, Standard
 
 VALIDATION, TEST = range(5, 10), range(5)

@@ -15,8 +15,8 @@ import pytest
 from absl import flags
 
 from configs import quickstart
-from experiments import cli
 from experiments.build import Experiment, build
+from experiments.common import cli
 from experiments.loop import train
 from experiments.optimizers import make_optimizer
 from experiments.step import Steps, TrainState

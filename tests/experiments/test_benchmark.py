@@ -14,7 +14,7 @@ import pytest
 from experiments.benchmarks import cases, contenders, decoding, memory, report, suites
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments.build import Config, TrainConfig, build, build_model
-from experiments.config import differences, to_dataclass
-from experiments.errors import UserError
+from experiments.common.config import differences, to_dataclass
+from experiments.common.errors import UserError
 from experiments.optimizers import make_optimizer
 from experiments.step import Steps
 from seqboat.layers.router import RouterConfig

@@ -21,7 +21,7 @@ from configs.lm import bytes as recipe
 from configs.synthetic import recall
 from experiments.build import Experiment, build
 from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.evaluation import evaluate_run, show
 from experiments.loop import train
 from experiments.optimizers import make_optimizer

@@ -23,7 +23,7 @@ from absl import logging
 from experiments import checkpoints as checkpoints_module
 from experiments import seals
 from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from seqboat import version
 
 META = {"config": {"width": 4, "windows": [1, 2]}, "versions": {"jax": jax.__version__}}
@@ -615,7 +615,7 @@ FULL_DISK = """
 import resource, sys
 import jax, jax.numpy as jnp, numpy as np
 from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 small, large = ({"x": np.random.default_rng(0).random(n, np.float32)} for n in (100, 400_000))
 checkpoints = Checkpoints(sys.argv[1])
 checkpoints.save(1, small, {})

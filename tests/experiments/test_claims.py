@@ -12,7 +12,7 @@ from absl import logging
 
 from experiments import claims
 from experiments.claims import Claim
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 HOLDS = """
 import sys, time

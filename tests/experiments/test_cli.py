@@ -10,8 +10,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import build, cli
-from experiments.errors import UserError
+from experiments import build
+from experiments.common import cli
+from experiments.common.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK, COPY, ROTATION = (
@@ -177,7 +178,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import app
-from experiments import cli
+from experiments.common import cli
 
 def main():
     cli.SHORTEST_CACHED_COMPILATION = 0

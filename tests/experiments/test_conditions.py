@@ -15,10 +15,10 @@ from configs import base
 from configs.hyper import noise, rotation
 from experiments import restore
 from experiments.build import build
+from experiments.common.config import to_dataclass
+from experiments.common.errors import UserError
 from experiments.conditions import Conditioned, HyperOptions
 from experiments.conditions import rotation as matrix
-from experiments.config import to_dataclass
-from experiments.errors import UserError
 from experiments.evaluation import evaluate_run, result_file
 from experiments.loop import train
 from experiments.optimizers import OptimizerConfig, make_optimizer

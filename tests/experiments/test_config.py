@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from experiments.build import Config, TrainConfig, build, build_model
-from experiments.config import at_most, differences, split_fields, to_dataclass
-from experiments.errors import UserError
+from experiments.common.config import at_most, differences, split_fields, to_dataclass
+from experiments.common.errors import UserError
 from experiments.optimizers import OptimizerConfig
 from experiments.tasks import short_listops
 from seqboat.layers.seqboat import LayerConfig

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import descriptions
 from experiments.data.descriptions import FEATURES, INFO, read_description
-from experiments.errors import UserError
 
 SPLIT = {"name": "train", "shardLengths": ["3", 4], "numBytes": "70"}
 GOOD = {"name": "letters", "version": "1.0.0", "fileFormat": "array_record", "splits": [SPLIT]}

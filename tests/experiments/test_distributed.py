@@ -6,7 +6,7 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
-from experiments import distributed
+from experiments.common import distributed
 
 TWO = {"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 0}
 IN_TURN = "--xla_cpu_enable_concurrency_optimized_scheduler=false"

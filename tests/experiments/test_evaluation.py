@@ -13,7 +13,7 @@ import pytest
 
 from experiments import build as build_module
 from experiments import evaluation, loop, restore, scores
-from experiments.errors import Stopped, UserError
+from experiments.common.errors import Stopped, UserError
 from experiments.evaluation import SUMMARY_FILE, evaluate_run, read_result, run_seeds, show, write_json
 from experiments.loop import evaluate
 from experiments.studies import pareto

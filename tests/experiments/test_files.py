@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import UserError
-from experiments.files import user_path
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data.identity import changes, relocated, remember
-from experiments.errors import UserError
 from experiments.tasks import corpus, short_listops
 
 

@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data.loader import Rows, evaluation_dataset, read_ahead, train_dataset
 from experiments.data.sources import Subset
-from experiments.errors import UserError
 
 SOURCE = list(range(100, 123))  # 23 examples
 

@@ -13,7 +13,7 @@ from absl import logging
 from experiments import loop
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.loop import Finished, train
 from experiments.reporting import METRICS_FILE
 

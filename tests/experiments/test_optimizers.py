@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.optimizers import CLIP_EPSILON, OptimizerConfig, by_path, learning_rate, make_optimizer
 
 STEPS = 20

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import packed
-from experiments.errors import UserError
 
 TEXT = b"the quick brown fox\n" * 20
 

@@ -11,11 +11,11 @@ import PIL
 import pytest
 from scipy import ndimage
 
+from experiments.common.errors import UserError
 from experiments.data import pathfinder_board, preparation
 from experiments.data.builders.pathfinder import Builder
 from experiments.data.pathfinder import CHUNK, PRESETS, Example, generate, generate_split
 from experiments.data.sources import open_split
-from experiments.errors import UserError
 
 # Pictures of the published generator, and their means of what `measure` has.
 PUBLISHED = {

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 DRIVER = """
 import json, os, resource, runpy, sys, threading, time, traceback
 import experiments.build, experiments.loop, experiments.restore
-import experiments.cli, experiments.distributed
+import experiments.common.cli, experiments.common.distributed
 
 def child(module, argv, limit, streams):
     for number, stream in enumerate(streams, start=1):

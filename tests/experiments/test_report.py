@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
+from experiments.common.errors import UserError
 from experiments.data import listops as expressions
-from experiments.errors import UserError
 from experiments.evaluation import evaluate_run, seal
 from experiments.report import write_report
 from experiments.reports import measure, page, pictures

@@ -15,7 +15,7 @@ from absl import logging
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.reporting import METRICS_FILE, WALL_CLOCK_FIELDS, MetricsFile, Reporter
 
 VALUES = {

@@ -19,7 +19,7 @@ import pytest
 from experiments import seals
 from experiments.build import build
 from experiments.checkpoints import Checkpoints
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.loop import evaluate, train
 from experiments.reporting import METRICS_FILE
 from experiments.restore import load, read_state

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.results import page, section
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -196,7 +196,8 @@ def test_a_seqboat_with_all_moving_parts(tiny, tmp_path):
 # `python -m experiments.train`, slowed so that a signal finds it between steps, with a place to die in.
 PROCESS = """
 import os, runpy, signal, sys, time
-from experiments import loop, seals
+from experiments import loop
+from experiments import seals
 from experiments.tasks.base import ClassificationTask
 
 place, step = sys.argv[1], int(sys.argv[2])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.scores import Scores, _digest, compare, is_example, per_class, standard_error, verdict
 
 

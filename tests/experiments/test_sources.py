@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.common.errors import UserError
 from experiments.data import listops, preparation
 from experiments.data.builders.listops import Builder as ListOps
 from experiments.data.sources import OWN_DATASETS, data_directory, open_split
-from experiments.errors import UserError
 
 PARAMETERS = listops.ListOpsParameters(max_depth=4, max_arguments=5, min_length=7, max_length=60)
 # 64 KiB is one block of array_record: train must have several for a cut file to be something else than a short one.

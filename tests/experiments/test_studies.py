@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.hyper import rotation
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 from experiments.studies import arms, continual, page
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.config import to_dataclass
+from experiments.common.config import to_dataclass
+from experiments.common.errors import UserError
 from experiments.data import listops as expressions
 from experiments.data import preparation
 from experiments.data.builders.listops import Builder as ListOps
 from experiments.data.sources import open_split
-from experiments.errors import UserError
 from experiments.tasks import (
     corpus,
     image,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from experiments import terminal
-from experiments.errors import UserError
-from experiments.terminal import Output, printable
+from experiments.common import terminal
+from experiments.common.errors import UserError
+from experiments.common.terminal import Output, printable
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -121,8 +121,8 @@ def test_a_program_that_makes_nothing_but_output_ends(broken):
 PROGRAM = """
 import sys
 from absl import flags
-from experiments import cli
-from experiments.errors import Stopped, UserError
+from experiments.common import cli
+from experiments.common.errors import Stopped, UserError
 
 flags.DEFINE_string("end", "", "")
 

@@ -12,8 +12,8 @@ from configs import quickstart
 from configs.lra import retrieval as lra_retrieval
 from configs.synthetic import selective_copy
 from experiments.build import build
+from experiments.common.errors import UserError
 from experiments.data.sources import Generated
-from experiments.errors import UserError
 from experiments.step import means
 from experiments.tasks import retrieval
 

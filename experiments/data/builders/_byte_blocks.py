@@ -9,9 +9,9 @@ from typing import IO
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.common.errors import UserError
 from experiments.data.archives import open_file
 from experiments.data.preparation import ArrayRecordBuilder, SourceFile, find_source
-from experiments.errors import UserError
 
 BLOCK = 65_536  # bytes; the last block of a split is shorter
 

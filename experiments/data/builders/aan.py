@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from experiments.common.errors import UserError
 from experiments.data.archives import open_file
 from experiments.data.preparation import (
     ArrayRecordBuilder,
@@ -15,7 +16,6 @@ from experiments.data.preparation import (
     sha256,
     show_progress,
 )
-from experiments.errors import UserError
 
 ARCHIVE = SourceFile("lra_release.gz", "https://storage.googleapis.com/long-range-arena/lra_release.gz")
 FILES = {

@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.common.errors import UserError
 from experiments.data.archives import read_files
 from experiments.data.preparation import ArrayRecordBuilder, SourceFile, check_count, find_source, show_progress
-from experiments.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SOURCES = (

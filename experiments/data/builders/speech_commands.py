@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.common.errors import UserError
 from experiments.data.archives import read_files, read_wav
 from experiments.data.preparation import ArrayRecordBuilder, SourceFile, check_count, find_source, show_progress
-from experiments.errors import UserError
 
 URL = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
 SOURCES = (

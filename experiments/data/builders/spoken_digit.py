@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.common.errors import UserError
 from experiments.data.archives import read_files, read_wav
 from experiments.data.preparation import ArrayRecordBuilder, SourceFile, check_count, find_source, show_progress
-from experiments.errors import UserError
 
 HOMEPAGE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 URL = f"{HOMEPAGE}/archive/v1.0.9.tar.gz"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from experiments.common.errors import UserError
 from experiments.data.archives import open_file
 from experiments.data.builders._byte_blocks import ByteBlocksBuilder, read_blocks
 from experiments.data.preparation import SourceFile, find_source
-from experiments.errors import UserError
 
 URL = "https://wikitext.smerity.com/wikitext-103-raw-v1.zip"
 SOURCES = (

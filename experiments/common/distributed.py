@@ -6,7 +6,7 @@ import socket
 import jax
 from absl import flags
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for several processes.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)

@@ -23,8 +23,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import terminal
-from experiments.errors import Stopped, UserError
+from experiments.common import terminal
+from experiments.common.errors import Stopped, UserError
 
 # What a flag's whole number may be at most: seeds take as much.
 LARGEST = 2**32 - 1

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderHook, RenderResult
 from rich.segment import Segment
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 # Control and format characters, lone surrogates, and separators of lines and paragraphs.
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}

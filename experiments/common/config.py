@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.errors import UserError
-from experiments.terminal import printable
+from experiments.common.errors import UserError
+from experiments.common.terminal import printable
 
 T = TypeVar("T")
 

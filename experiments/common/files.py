@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.common.errors import UserError
 
 # Bytes. Linux takes 4095; the rest is room for what we write below a directory.
 LONGEST = 3800

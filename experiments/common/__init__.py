@@ -1,0 +1,1 @@
+"""What every program needs: flags in, one-line errors out, files, processes."""
