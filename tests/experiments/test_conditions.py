@@ -17,12 +17,12 @@ from experiments import restore
 from experiments.build import build
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
-from experiments.conditions import Conditioned, HyperOptions
-from experiments.conditions import rotation as matrix
 from experiments.evaluation import evaluate_run, result_file
 from experiments.loop import train
 from experiments.optimizers import OptimizerConfig, make_optimizer
 from experiments.step import means
+from experiments.tasks.conditioned import Conditioned, HyperOptions
+from experiments.tasks.conditioned import rotation as matrix
 from seqboat import hyper
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
