@@ -9,12 +9,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments.checkpoints import Checkpoints
 from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.evaluation import SUMMARY_FILE, read_result, write_json
-from experiments.reporting import METRICS_FILE, MetricsFile
-from experiments.restore import CHECKPOINTS
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.metrics import METRICS_FILE, MetricsFile
+from experiments.training.restore import CHECKPOINTS
 
 _OUT = flags.DEFINE_string("out", None, "Path of the picture and the JSON file, without suffix.", required=True)
 _RUNS = flags.DEFINE_multi_string("run", None, "label=workdir, once for every run.", required=True)

@@ -19,17 +19,17 @@ import numpy as np
 from absl import logging
 from rich.table import Table
 
-from experiments import seals
-from experiments.build import Experiment, build
-from experiments.checkpoints import Checkpoints
 from experiments.common import terminal
 from experiments.common.config import differences
 from experiments.common.errors import Stopped, UserError
-from experiments.loop import hardware, train, versions
-from experiments.reporting import plain
-from experiments.restore import CHECKPOINTS, has_hyper, load
 from experiments.scores import compare, per_class, score, sha256, standard_errors, verdict
-from experiments.step import means
+from experiments.training import manifest
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import Experiment, build
+from experiments.training.loop import hardware, train, versions
+from experiments.training.metrics import plain
+from experiments.training.restore import CHECKPOINTS, has_hyper, load
+from experiments.training.step import means
 
 SUMMARY_FILE = "seeds.json"
 
@@ -103,8 +103,8 @@ def measure_run(
 
 def seal(workdir: Path, step: int) -> str:
     """What tells a checkpoint from every other: the hash of its seal, which has those of its files; or nothing."""
-    path = workdir / CHECKPOINTS / str(step) / seals.SEAL
-    return seals.sha256(path) if path.is_file() else ""
+    path = workdir / CHECKPOINTS / str(step) / manifest.SEAL
+    return manifest.sha256(path) if path.is_file() else ""
 
 
 def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
@@ -114,7 +114,7 @@ def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = seals.read_json(path)
+        found = manifest.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
     step = found.get("step")

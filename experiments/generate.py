@@ -14,7 +14,7 @@ from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.generation import Sampling, Terminal, generate
-from experiments.restore import load_language_model
+from experiments.training.restore import load_language_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; its data is not needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)

@@ -22,8 +22,8 @@ def main() -> None:
     devices, rate = _DEVICES.value or 1, float(_RATE.value or 0.0)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    from experiments.build import build
-    from experiments.planning import ACCELERATORS, make_plan
+    from experiments.training.experiment import build
+    from experiments.training.footprint import ACCELERATORS, make_plan
 
     if values.get("mesh") == "pmap":
         raise UserError("config.mesh='pmap': a plan wants a mesh, for instance data")

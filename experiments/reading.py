@@ -8,8 +8,8 @@ import time
 import jax
 from absl import flags
 
-from experiments.build import build
 from experiments.common import cli
+from experiments.training.experiment import build
 
 _CONFIG = cli.define_config()
 _BATCHES = flags.DEFINE_integer("batches", 20, "How many batches to time.", lower_bound=1)

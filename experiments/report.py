@@ -13,7 +13,7 @@ from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.evaluation import read_result, refuse_unwritable, result_file, write_text
-from experiments.restore import bound, load, middle
+from experiments.training.restore import bound, load, middle
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)

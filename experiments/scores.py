@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from experiments.common.errors import UserError
-from experiments.restore import Run
-from experiments.step import Sums
+from experiments.training.restore import Run
+from experiments.training.step import Sums
 from seqboat.models.language_model import LanguageModel
 
 # A paired test below this says that two runs differ.

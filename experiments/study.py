@@ -31,8 +31,8 @@ def main() -> None:
     if name.startswith("pareto"):
         distributed.initialize()  # a SIGTERM saves; the others have no checkpoints, and it ends them
     from experiments.evaluation import refuse_unwritable, write_json
-    from experiments.loop import command, hardware, versions
     from experiments.studies import arms, continual, pareto
+    from experiments.training.loop import command, hardware, versions
 
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
     out = user_path(f"{_OUT.value or f'docs/hypernetworks/{name}'}.json", "--out")

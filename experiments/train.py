@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.claims import owned
 from experiments.common import cli, distributed
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
+from experiments.training.claims import owned
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run found there is gone on with.")
@@ -27,9 +27,9 @@ def main() -> None:
     cli.use_compilation_cache()
     cli.keep_memory()
     distributed.initialize()
-    from experiments.build import build
     from experiments.evaluation import SUMMARY_FILE, run_seeds
-    from experiments.loop import source_of, train
+    from experiments.training.experiment import build
+    from experiments.training.loop import source_of, train
 
     if not _SEEDS.present:
         init_from = source_of(workdir, _INIT_FROM.value)  # what is wrong with it is said before data are read

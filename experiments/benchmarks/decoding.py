@@ -11,9 +11,9 @@ import numpy as np
 from configs.lm import enwik8
 from experiments.benchmarks import memory
 from experiments.benchmarks.cases import threshold, with_router_bias
-from experiments.build import build_model
 from experiments.generation import Sampling, make_step
 from experiments.tasks import corpus
+from experiments.training.experiment import build_model
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
 

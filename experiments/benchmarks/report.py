@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments.common.errors import UserError
 from experiments.evaluation import write_json
-from experiments.loop import command, hardware, versions
+from experiments.training.loop import command, hardware, versions
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reporting import METRICS_FILE, MetricsFile
+from experiments.training.metrics import METRICS_FILE, MetricsFile
 
 
 @dataclasses.dataclass(frozen=True)

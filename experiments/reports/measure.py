@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.common.errors import UserError
-from experiments.restore import Run
 from experiments.scores import is_example, standard_errors
-from experiments.step import Sums
+from experiments.training.restore import Run
+from experiments.training.step import Sums
 from seqboat.ops.packing import describe
 from seqboat.ops.window_attention import Window, attend
 

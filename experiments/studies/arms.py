@@ -3,7 +3,7 @@
     python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
 
 For each arm of configs/hyper/arms.py and each optimiser, on the same grid of learning rates and the same seeds, the
-steps of `experiments.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
+steps of `experiments.training.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
 validation; test accuracy is of the last step at that rate.
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 import optax
 
 from configs.hyper.arms import ARMS
-from experiments.build import Experiment, build
 from experiments.common.errors import UserError
-from experiments.optimizers import make_optimizer
-from experiments.reporting import plain
-from experiments.step import Steps
+from experiments.training.experiment import Experiment, build
+from experiments.training.metrics import plain
+from experiments.training.optimizers import make_optimizer
+from experiments.training.step import Steps
 
 RATES = {"sgd": (3e-3, 1e-2, 3e-2, 1e-1), "adam": (3e-4, 1e-3, 3e-3, 1e-2)}
 EVERY = 50  # steps between evaluations

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.reporting import plain
 from experiments.tasks import digits
+from experiments.training.metrics import plain
 from seqboat import hyper
 from seqboat.hyper import continual
 from seqboat.models.mlp import MLP, MLPConfig

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.build import build
-from experiments.checkpoints import Checkpoints
 from experiments.evaluation import train_whole
-from experiments.loop import evaluate
-from experiments.reporting import plain
-from experiments.restore import CHECKPOINTS, load
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import build
+from experiments.training.loop import evaluate
+from experiments.training.metrics import plain
+from experiments.training.restore import CHECKPOINTS, load
 
 PRICES = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRID = tuple(np.linspace(0, 1, 9).tolist())

@@ -15,11 +15,11 @@ import pytest
 from absl import flags
 
 from configs import quickstart
-from experiments.build import Experiment, build
 from experiments.common import cli
-from experiments.loop import train
-from experiments.optimizers import make_optimizer
-from experiments.step import Steps, TrainState
+from experiments.training.experiment import Experiment, build
+from experiments.training.loop import train
+from experiments.training.optimizers import make_optimizer
+from experiments.training.step import Steps, TrainState
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig

@@ -19,11 +19,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments.build import Config, TrainConfig, build, build_model
 from experiments.common.config import differences, to_dataclass
 from experiments.common.errors import UserError
-from experiments.optimizers import make_optimizer
-from experiments.step import Steps
+from experiments.training.experiment import Config, TrainConfig, build, build_model
+from experiments.training.optimizers import make_optimizer
+from experiments.training.step import Steps
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig

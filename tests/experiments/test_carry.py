@@ -19,16 +19,16 @@ from test_resume import assert_same_run, run_until_stopped
 
 from configs.lm import bytes as recipe
 from configs.synthetic import recall
-from experiments.build import Experiment, build
-from experiments.checkpoints import Checkpoints
 from experiments.common.errors import UserError
 from experiments.evaluation import evaluate_run, show
-from experiments.loop import train
-from experiments.optimizers import make_optimizer
-from experiments.reporting import METRICS_FILE
-from experiments.restore import Run, initial_variables, load
 from experiments.scores import score
-from experiments.step import Steps
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import Experiment, build
+from experiments.training.loop import train
+from experiments.training.metrics import METRICS_FILE
+from experiments.training.optimizers import make_optimizer
+from experiments.training.restore import Run, initial_variables, load
+from experiments.training.step import Steps
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig

@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
-from experiments import checkpoints as checkpoints_module
-from experiments import seals
-from experiments.checkpoints import Checkpoints
 from experiments.common.errors import UserError
+from experiments.training import checkpoints as checkpoints_module
+from experiments.training import manifest
+from experiments.training.checkpoints import Checkpoints
 from seqboat import version
 
 META = {"config": {"width": 4, "windows": [1, 2]}, "versions": {"jax": jax.__version__}}
@@ -107,7 +107,7 @@ def reseal(folder: Path) -> None:
     files = {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
-            "sha256": seals.sha256(path),
+            "sha256": manifest.sha256(path),
         }
         for item in ("meta", "state")
         for path in (folder / item).rglob("*")
@@ -316,7 +316,7 @@ def escape(name: str):
 
     def damage(folder: Path) -> None:
         target = folder.parent / "10/seal.json"
-        entry = {"size": target.stat().st_size, "sha256": seals.sha256(target)}
+        entry = {"size": target.stat().st_size, "sha256": manifest.sha256(target)}
         files = json.loads((folder / "seal.json").read_text())["files"]
         edit_json(folder / "seal.json", files={**files, name.format(target=target): entry})
 
@@ -452,8 +452,8 @@ def test_a_seal_without_its_own_digest_is_read(tmp_path: Path) -> None:
 
 def test_no_step_is_hashed_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    sha256 = seals.sha256
-    monkeypatch.setattr(seals, "sha256", lambda path: hashed.append(path) or sha256(path))
+    sha256 = manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or sha256(path))
     reader = Checkpoints(run, read_only=True)
     reader.glance()
     assert len(hashed) == 1
@@ -614,7 +614,7 @@ def test_partial_restore_compares_what_it_reads(run: Path) -> None:
 FULL_DISK = """
 import resource, sys
 import jax, jax.numpy as jnp, numpy as np
-from experiments.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints
 from experiments.common.errors import UserError
 small, large = ({"x": np.random.default_rng(0).random(n, np.float32)} for n in (100, 400_000))
 checkpoints = Checkpoints(sys.argv[1])
@@ -659,7 +659,7 @@ def test_a_seal_that_cannot_be_written_leaves_no_checkpoint(tmp_path: Path, monk
     save_steps(tmp_path, 1)
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(seals.os, "fsync", full)
+            patch.setattr(manifest.os, "fsync", full)
             checkpoints.save(2, make_state(2), META)
             with pytest.raises(
                 UserError, match=r"step 2 to .*: No space left on device; .* is step 1; free some space"
@@ -679,7 +679,7 @@ def test_an_error_of_the_body_is_not_replaced(tmp_path: Path, monkeypatch: pytes
             checkpoints.save(1, make_state(), META)
             _ = 1 / 0
 
-    monkeypatch.setattr(seals, "sha256", full)
+    monkeypatch.setattr(manifest, "sha256", full)
     with pytest.raises(ZeroDivisionError):
         body()
 
@@ -694,17 +694,17 @@ def test_errors_that_are_not_the_disks_keep_their_type(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from experiments import checkpoints as module
+from experiments.training import checkpoints as module
 checkpoints = module.Checkpoints(sys.argv[1])
 checkpoints.save(1, {"x": jnp.ones(3)}, {})
 checkpoints.wait()
 place = sys.argv[2]
-from experiments import seals
-sha256 = seals.sha256
+from experiments.training import manifest
+sha256 = manifest.sha256
 def kill(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if place == "before the seal":
-    seals.sha256 = kill
+    manifest.sha256 = kill
 elif place == "in the seal":
     os.fsync = kill
 else:
@@ -731,7 +731,7 @@ def test_killed_while_saving(tmp_path: Path, place: str, warned: list[str]) -> N
 KILLED_AT_RANDOM = """
 import sys
 import numpy as np
-from experiments.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints
 state = {"x": np.random.default_rng(0).random(3_000_000, np.float32)}
 with Checkpoints(sys.argv[1], keep=1) as checkpoints:
     for step in range(1000):

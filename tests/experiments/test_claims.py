@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from absl import logging
 
-from experiments import claims
-from experiments.claims import Claim
 from experiments.common.errors import UserError
+from experiments.training import claims
+from experiments.training.claims import Claim
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from experiments.claims import Claim
+from experiments.training.claims import Claim
 claim = Claim(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(100)

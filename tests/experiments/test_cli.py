@@ -10,9 +10,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import build
 from experiments.common import cli
 from experiments.common.errors import UserError
+from experiments.training import experiment
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK, COPY, ROTATION = (
@@ -71,7 +71,7 @@ def test_switches(typed, switch):
 def test_fields_that_are_named_like_methods(typed):
     values = typed(COPY, "--config.task.keys=32", "--config.task.values", "7", "--config.task.keys=24")
     assert (values["task"]["keys"], values["task"]["values"]) == (24, 7)
-    assert build.read_task(build.read_config(values))[1].keys == 24
+    assert experiment.read_task(experiment.read_config(values))[1].keys == 24
 
 
 @pytest.mark.parametrize("default", [1, 0.5, True, "text", (1, 2)])

@@ -13,16 +13,16 @@ import pytest
 
 from configs import base
 from configs.hyper import noise, rotation
-from experiments import restore
-from experiments.build import build
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import evaluate_run, result_file
-from experiments.loop import train
-from experiments.optimizers import OptimizerConfig, make_optimizer
-from experiments.step import means
 from experiments.tasks.conditioned import Conditioned, HyperOptions
 from experiments.tasks.conditioned import rotation as matrix
+from experiments.training import restore
+from experiments.training.experiment import build
+from experiments.training.loop import train
+from experiments.training.optimizers import OptimizerConfig, make_optimizer
+from experiments.training.step import means
 from seqboat import hyper
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pytest
 
-from experiments.build import Config, TrainConfig, build, build_model
 from experiments.common.config import at_most, differences, split_fields, to_dataclass
 from experiments.common.errors import UserError
-from experiments.optimizers import OptimizerConfig
 from experiments.tasks import short_listops
+from experiments.training.experiment import Config, TrainConfig, build, build_model
+from experiments.training.optimizers import OptimizerConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.version import migrate
 

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import build as build_module
-from experiments import evaluation, loop, restore, scores
+from experiments import evaluation, scores
 from experiments.common.errors import Stopped, UserError
 from experiments.evaluation import SUMMARY_FILE, evaluate_run, read_result, run_seeds, show, write_json
-from experiments.loop import evaluate
 from experiments.studies import pareto
 from experiments.tasks import short_listops
+from experiments.training import experiment as build_module
+from experiments.training import loop, restore
+from experiments.training.loop import evaluate
 
 CLASSES = 10
 

@@ -11,11 +11,11 @@ from test_programs import Done, assert_one_line, run_all
 
 from configs.lm import bytes as recipe
 from configs.synthetic import recall
-from experiments.build import build
 from experiments.common.errors import UserError
 from experiments.generation import Sampling, Terminal, generate
-from experiments.loop import train
-from experiments.restore import load_language_model
+from experiments.training.experiment import build
+from experiments.training.loop import train
+from experiments.training.restore import load_language_model
 from tests.helpers import SMALL_MODEL
 
 SMALL = {

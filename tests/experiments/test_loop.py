@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from absl import logging
 
-from experiments import loop
-from experiments.build import build
-from experiments.checkpoints import Checkpoints
 from experiments.common.errors import UserError
-from experiments.loop import Finished, train
-from experiments.reporting import METRICS_FILE
+from experiments.training import loop
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import build
+from experiments.training.loop import Finished, train
+from experiments.training.metrics import METRICS_FILE
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from experiments.build import build
 from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.terminal import printable
+from experiments.training.experiment import build
 
 SEED = int(os.environ.get("SEQBOAT_FUZZ_SEED", "0"))
 COUNT = 150

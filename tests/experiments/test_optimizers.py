@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.common.errors import UserError
-from experiments.optimizers import CLIP_EPSILON, OptimizerConfig, by_path, learning_rate, make_optimizer
+from experiments.training.optimizers import CLIP_EPSILON, OptimizerConfig, by_path, learning_rate, make_optimizer
 
 STEPS = 20
 CONFIG = OptimizerConfig(

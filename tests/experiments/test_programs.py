@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments.checkpoints import Checkpoints
-from experiments.reporting import METRICS_FILE
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.metrics import METRICS_FILE
 
 REPOSITORY = Path(__file__).parents[2]
 
 # Imports once what all programs import, and runs each command line in a fork of that as `python -m` would.
 DRIVER = """
 import json, os, resource, runpy, sys, threading, time, traceback
-import experiments.build, experiments.loop, experiments.restore
+import experiments.training.experiment, experiments.training.loop, experiments.training.restore
 import experiments.common.cli, experiments.common.distributed
 
 def child(module, argv, limit, streams):

@@ -18,8 +18,6 @@ from helpers import jit, random_like
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.build import build
-from experiments.checkpoints import Checkpoints
 from experiments.common.errors import UserError
 from experiments.data import listops as expressions
 from experiments.evaluation import evaluate_run, seal
@@ -27,8 +25,10 @@ from experiments.report import write_report
 from experiments.reports import measure, page, pictures
 from experiments.reports.history import read_history
 from experiments.reports.html import Html, join, tag
-from experiments.restore import load
 from experiments.tasks import base, pathfinder, retrieval, speech_commands
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import build
+from experiments.training.restore import load
 from seqboat.ops.packing import describe
 from seqboat.ops.window_attention import Window, attend
 

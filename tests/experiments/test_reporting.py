@@ -16,7 +16,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from experiments.common.errors import UserError
-from experiments.reporting import METRICS_FILE, WALL_CLOCK_FIELDS, MetricsFile, Reporter
+from experiments.training.metrics import METRICS_FILE, WALL_CLOCK_FIELDS, MetricsFile, Reporter
 
 VALUES = {
     "loss": 0.69314,

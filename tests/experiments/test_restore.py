@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import seals
-from experiments.build import build
-from experiments.checkpoints import Checkpoints
 from experiments.common.errors import UserError
-from experiments.loop import evaluate, train
-from experiments.reporting import METRICS_FILE
-from experiments.restore import load, read_state
+from experiments.training import manifest
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import build
+from experiments.training.loop import evaluate, train
+from experiments.training.metrics import METRICS_FILE
+from experiments.training.restore import load, read_state
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(2.5, np.float32)}
 
@@ -53,7 +53,7 @@ def resumed(tiny, tmp_path_factory):
     seal = workdir / "checkpoints/2/seal.json"
     assert json.loads(seal.read_text())["metrics"]["accuracy"] < 1
     # The best possible score, as this run's own code writes it.
-    seals.write(seal.parent, 2, {"accuracy": 1.0})
+    manifest.write(seal.parent, 2, {"accuracy": 1.0})
     train(build(tiny({**frozen, "train.steps": 4, "model.window_size": 2})), workdir)
     return workdir
 
@@ -69,8 +69,8 @@ def test_a_step_comes_with_its_own_config(resumed):
 
 def test_a_step_is_verified_once(resumed, monkeypatch):
     hashed = []
-    sha256 = seals.sha256
-    monkeypatch.setattr(seals, "sha256", lambda path: hashed.append(path) or sha256(path))
+    sha256 = manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or sha256(path))
     load(resumed)
     arrays = [path for path in hashed if "state" in path.parts]
     assert len(arrays) == len(set(arrays))

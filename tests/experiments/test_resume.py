@@ -17,11 +17,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import loop
-from experiments.build import Experiment, build
-from experiments.checkpoints import Checkpoints
-from experiments.loop import train
-from experiments.reporting import METRICS_FILE, WALL_CLOCK_FIELDS
+from experiments.training import loop
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import Experiment, build
+from experiments.training.loop import train
+from experiments.training.metrics import METRICS_FILE, WALL_CLOCK_FIELDS
 
 REPOSITORY = Path(__file__).parents[2]
 # Everything that is drawn at random, carried from step to step or computed in parts.
@@ -196,8 +196,8 @@ def test_a_seqboat_with_all_moving_parts(tiny, tmp_path):
 # `python -m experiments.train`, slowed so that a signal finds it between steps, with a place to die in.
 PROCESS = """
 import os, runpy, signal, sys, time
-from experiments import loop
-from experiments import seals
+from experiments.training import loop
+from experiments.training import manifest
 from experiments.tasks.base import ClassificationTask
 
 place, step = sys.argv[1], int(sys.argv[2])
@@ -223,7 +223,7 @@ def die_in(owner, name, step_of):
 if place == "save":
     die_in(loop._Run, "save", lambda arguments: arguments[1])
 if place == "async save":
-    die_in(seals, "write", lambda arguments: arguments[1])
+    die_in(manifest, "write", lambda arguments: arguments[1])
 runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 """
 

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.build import build
-from experiments.loop import evaluate
-from experiments.step import TrainState, make_steps, means
+from experiments.training.experiment import build
+from experiments.training.loop import evaluate
+from experiments.training.step import TrainState, make_steps, means
 from seqboat.ops.losses import cross_entropy
 
 

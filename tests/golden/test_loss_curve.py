@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from experiments.build import build
+from experiments.training.experiment import build
 
 PATH = Path(__file__).parent / "loss_curve.json"
 LINE = ".".join(jax.__version__.split(".")[:2])

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.checkpoints import Checkpoints
-from experiments.reporting import METRICS_FILE
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.metrics import METRICS_FILE
 from tests.helpers import SMALL_MODEL
 
 REPOSITORY = Path(__file__).parents[2]

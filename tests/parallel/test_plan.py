@@ -8,8 +8,8 @@ import pytest
 from helpers import jit
 from test_steps import values
 
-from experiments.build import build
-from experiments.planning import _abstract_batch, _axes, make_plan, step_flops
+from experiments.training.experiment import build
+from experiments.training.footprint import _abstract_batch, _axes, make_plan, step_flops
 from seqboat.models.language_model import LanguageModel
 from seqboat.parallel.mesh import make_mesh
 

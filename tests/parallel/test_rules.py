@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_steps import values
 
-from experiments.build import build
-from experiments.planning import computations
+from experiments.training.experiment import build
+from experiments.training.footprint import computations
 from seqboat.parallel.mesh import AXES, make_mesh, mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
 

@@ -11,11 +11,11 @@ from helpers import assert_close, jit, tree_rms
 from configs import quickstart
 from configs.lra import retrieval as lra_retrieval
 from configs.synthetic import selective_copy
-from experiments.build import build
 from experiments.common.errors import UserError
 from experiments.data.sources import Generated
-from experiments.step import means
 from experiments.tasks import retrieval
+from experiments.training.experiment import build
+from experiments.training.step import means
 
 STEPS = 5
 SMALL = {

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.build import Experiment
-from experiments.step import TrainState, with_streams
+from experiments.training.experiment import Experiment
+from experiments.training.step import TrainState, with_streams
 
 # In the order in which a layer computes them.
 _ORDER = (

@@ -12,10 +12,10 @@ import numpy as np
 
 from experiments.common.config import at_most, split_fields, to_dataclass
 from experiments.common.errors import UserError
-from experiments.optimizers import OptimizerConfig, make_optimizer
-from experiments.partition import OneDevice, Partition, make_partition
-from experiments.step import ShardedStep, Steps, arguments, one_element
 from experiments.tasks.conditioned import Conditioned, HyperOptions
+from experiments.training.optimizers import OptimizerConfig, make_optimizer
+from experiments.training.sharding import OneDevice, Partition, make_partition
+from experiments.training.step import ShardedStep, Steps, arguments, one_element
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig

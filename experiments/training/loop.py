@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.build import Experiment
-from experiments.checkpoints import Checkpoints, Restored, step_folders
 from experiments.common.config import differences
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.data import identity
-from experiments.diagnosis import locate
-from experiments.reporting import Reporter
-from experiments.restore import CHECKPOINTS, initial_variables, refuse_no_source
-from experiments.step import Sums, TrainState, means
+from experiments.training.checkpoints import Checkpoints, Restored, step_folders
+from experiments.training.experiment import Experiment
+from experiments.training.metrics import Reporter
+from experiments.training.nonfinite import locate
+from experiments.training.restore import CHECKPOINTS, initial_variables, refuse_no_source
+from experiments.training.step import Sums, TrainState, means
 from seqboat.version import __version__
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

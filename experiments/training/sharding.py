@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.common.errors import UserError
-from experiments.step import TrainState
+from experiments.training.step import TrainState
 from seqboat.parallel.mesh import make_mesh
 from seqboat.parallel.rules import ALONE, Layout, Rules
 

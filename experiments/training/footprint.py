@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.build import Experiment
-from experiments.partition import Meshed
+from experiments.training.experiment import Experiment
+from experiments.training.sharding import Meshed
 from seqboat.models.language_model import LanguageModel
 from seqboat.ops.ema import ACCELERATOR_CHUNK
 

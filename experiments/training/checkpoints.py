@@ -34,10 +34,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from experiments import seals
-from experiments.claims import Claim
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
+from experiments.training import manifest
+from experiments.training.claims import Claim
 from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 _DAMAGED = "damaged"
@@ -67,7 +67,7 @@ class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the last `keep` and the best by `best_metric` kept.
 
     Every process of a run makes the same calls; process 0 seals, verifies and sets aside, the others follow it.
-    From `with`, or the first save, until `close` the directory is this run's alone (`experiments.claims`).
+    From `with`, or the first save, until `close` the directory is this run's alone (`experiments.training.claims`).
     `read_only` is for evaluation and for other people's runs: nothing is created, cleaned up or set aside, so it is
     safe while the run that owns the directory is training. Raises UserError for a directory that cannot be used.
     """
@@ -121,7 +121,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first. A save under way is not among them before `wait`."""
-        return [step for step in self._folders() if (self._folder(step) / seals.SEAL).is_file()]
+        return [step for step in self._folders() if (self._folder(step) / manifest.SEAL).is_file()]
 
     def rank_by(self, best_metric: str | None, higher_is_better: bool) -> None:
         """From now on the best step is chosen by this metric."""
@@ -237,7 +237,7 @@ class Checkpoints:
 
     def _saved_score(self, step: int) -> float:
         try:
-            return self._score(seals.metrics(self._folder(step), step))
+            return self._score(manifest.metrics(self._folder(step), step))
         except (OSError, ValueError) as error:
             if step not in self._doubted:
                 logging.warning("%s has no score (%s): it may be the best one", self._name(step), error)
@@ -248,7 +248,7 @@ class Checkpoints:
         """What is wrong with a step; raises UserError for one that is not ours."""
         if step in self._sound:
             return None
-        problem = seals.problem(self._folder(step), step, arrays=arrays)
+        problem = manifest.problem(self._folder(step), step, arrays=arrays)
         if arrays and problem is None:
             self._sound.add(step)
         return problem
@@ -302,7 +302,7 @@ class Checkpoints:
             ocp.PyTreeCheckpointHandler().metadata(self._known_to_orbax() / folder.name / "state")  # opens every array
         except Exception as error:
             raise _Unreadable(_first_line(error)) from error
-        seals.write(folder, step, metrics)
+        manifest.write(folder, step, metrics)
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -435,7 +435,7 @@ class Checkpoints:
 
     def _meta(self, step: int) -> dict:
         try:
-            return migrate(seals.read_json(self._folder(step) / seals.META))
+            return migrate(manifest.read_json(self._folder(step) / manifest.META))
         except (OSError, ValueError) as error:
             raise UserError(f"{self._name(step)} cannot be read: {error}; use another step") from error
 

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.build import Experiment, build, build_model, read_config, read_task
-from experiments.checkpoints import Checkpoints
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.data import identity
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import Experiment, build, build_model, read_config, read_task
 from seqboat import hyper
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier
