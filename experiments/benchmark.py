@@ -17,7 +17,7 @@ from experiments.benchmarks.suites import SUITES, Settings
 from experiments.common import cli, terminal
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
-from experiments.evaluation import refuse_unwritable
+from experiments.evaluation.evaluator import refuse_unwritable
 
 _SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model, compilation or decode.")
 _CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")

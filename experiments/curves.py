@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.evaluation import SUMMARY_FILE, read_result, write_json
+from experiments.evaluation.evaluator import SUMMARY_FILE, read_result, write_json
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.metrics import METRICS_FILE, MetricsFile
 from experiments.training.restore import CHECKPOINTS

@@ -13,7 +13,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
-from experiments.generation import Sampling, Terminal, generate
+from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training.restore import load_language_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; its data is not needed.")

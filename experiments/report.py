@@ -12,7 +12,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
-from experiments.evaluation import read_result, refuse_unwritable, result_file, write_text
+from experiments.evaluation.evaluator import read_result, refuse_unwritable, result_file, write_text
 from experiments.training.restore import bound, load, middle
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")

@@ -30,7 +30,7 @@ def main() -> None:
         raise UserError(f"--workdir=DIR is missing: where the runs of {name} go")
     if name.startswith("pareto"):
         distributed.initialize()  # a SIGTERM saves; the others have no checkpoints, and it ends them
-    from experiments.evaluation import refuse_unwritable, write_json
+    from experiments.evaluation.evaluator import refuse_unwritable, write_json
     from experiments.studies import arms, continual, pareto
     from experiments.training.loop import command, hardware, versions
 

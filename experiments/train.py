@@ -27,7 +27,7 @@ def main() -> None:
     cli.use_compilation_cache()
     cli.keep_memory()
     distributed.initialize()
-    from experiments.evaluation import SUMMARY_FILE, run_seeds
+    from experiments.evaluation.evaluator import SUMMARY_FILE, run_seeds
     from experiments.training.experiment import build
     from experiments.training.loop import source_of, train
 

@@ -11,7 +11,7 @@ import numpy as np
 from configs.lm import enwik8
 from experiments.benchmarks import memory
 from experiments.benchmarks.cases import threshold, with_router_bias
-from experiments.generation import Sampling, make_step
+from experiments.evaluation.sampling import Sampling, make_step
 from experiments.tasks import corpus
 from experiments.training.experiment import build_model
 from seqboat.models.encoder import separate

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from experiments.common.errors import UserError
-from experiments.evaluation import write_json
+from experiments.evaluation.evaluator import write_json
 from experiments.training.loop import command, hardware, versions
 
 Row = dict[str, Any]

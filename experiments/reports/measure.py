@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from experiments.common.errors import UserError
-from experiments.scores import is_example, standard_errors
+from experiments.evaluation.examples import is_example, standard_errors
 from experiments.training.restore import Run
 from experiments.training.step import Sums
 from seqboat.ops.packing import describe

@@ -20,8 +20,8 @@ from test_resume import assert_same_run, run_until_stopped
 from configs.lm import bytes as recipe
 from configs.synthetic import recall
 from experiments.common.errors import UserError
-from experiments.evaluation import evaluate_run, show
-from experiments.scores import score
+from experiments.evaluation.evaluator import evaluate_run, show
+from experiments.evaluation.examples import score
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train

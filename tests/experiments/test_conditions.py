@@ -15,7 +15,7 @@ from configs import base
 from configs.hyper import noise, rotation
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
-from experiments.evaluation import evaluate_run, result_file
+from experiments.evaluation.evaluator import evaluate_run, result_file
 from experiments.tasks.conditioned import Conditioned, HyperOptions
 from experiments.tasks.conditioned import rotation as matrix
 from experiments.training import restore

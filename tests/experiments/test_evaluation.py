@@ -11,9 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluation, scores
 from experiments.common.errors import Stopped, UserError
-from experiments.evaluation import SUMMARY_FILE, evaluate_run, read_result, run_seeds, show, write_json
+from experiments.evaluation.evaluator import (
+    SUMMARY_FILE,
+    evaluate_run,
+    evaluator,
+    examples,
+    read_result,
+    run_seeds,
+    show,
+    write_json,
+)
 from experiments.studies import pareto
 from experiments.tasks import short_listops
 from experiments.training import experiment as build_module
@@ -157,12 +165,12 @@ def test_throughput_leaves_the_first_batch_out(experiment, tiny, tmp_path, monke
     run = restore.load(tmp_path)
     lengths = np.concatenate([batch["lengths"] for batch in run.experiment.task.evaluation_batches("test")])
     clock = iter((10.0, 12.0, 20.0, 23.0))
-    monkeypatch.setattr(scores, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    found = scores.score(run, "test").throughput
+    monkeypatch.setattr(examples, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    found = examples.score(run, "test").throughput
     assert found == {"examples_per_second": 32 / 2, "elements_per_second": pytest.approx(lengths[8:].sum() / 2)}
     whole = run.experiment.task.evaluation_batches
     monkeypatch.setattr(run.experiment.task, "evaluation_batches", lambda split: iter([next(whole(split))]))
-    assert scores.score(run, "test").throughput == dict.fromkeys(found)
+    assert examples.score(run, "test").throughput == dict.fromkeys(found)
 
 
 def check_spread(summary: dict, name: str, values: list[float]) -> None:
@@ -191,7 +199,7 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
         json.loads(path.read_text())["step"] for path in sorted(tmp_path.glob("*/evaluation_*"))
     ]
     assert summary["seals"] == [
-        evaluation.seal(tmp_path / f"seed_{seed}", step)
+        evaluator.seal(tmp_path / f"seed_{seed}", step)
         for seed, step in zip(summary["seeds"], summary["steps"], strict=True)
     ]
     assert not {"step", "seal"} & set(summary["metrics"])
@@ -209,20 +217,20 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
 @pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""
-    values, trained, train = tiny({"seed": 3}), [], evaluation.train
+    values, trained, train = tiny({"seed": 3}), [], evaluator.train
 
     def stopped(experiment, workdir):
         trained.append(experiment.config.seed)
         ended = train(experiment, workdir)
         return ended._replace(step=5, stopped=True) if experiment.config.seed == seed else ended
 
-    monkeypatch.setattr(evaluation, "train", stopped)
+    monkeypatch.setattr(evaluator, "train", stopped)
     with pytest.raises(Stopped, match=rf"^asked to stop: seed {seed} is at step 5 of 6; no summary is written"):
         run_seeds(values, tmp_path, 3)
     assert trained == list(range(3, seed + 1))
     assert not (tmp_path / SUMMARY_FILE).exists()
     assert not list((tmp_path / f"seed_{seed}").glob("evaluation_*"))
-    monkeypatch.setattr(evaluation, "train", train)
+    monkeypatch.setattr(evaluator, "train", train)
     assert run_seeds(values, tmp_path, 2)["seeds"] == [3, 4]
 
 
@@ -234,7 +242,7 @@ def test_a_study_that_is_asked_to_stop_trains_no_further(monkeypatch, tmp_path):
         trained.append(workdir.name)
         return loop.Finished(step=7, stopped=len(trained) == 3)
 
-    monkeypatch.setattr(evaluation, "train", train)
+    monkeypatch.setattr(evaluator, "train", train)
     monkeypatch.setattr(pareto, "build", lambda values: SimpleNamespace(config=build_module.read_config(values)))
     with pytest.raises(Stopped, match=r"^asked to stop: pareto_copy_separate_0\.25_0 is at step 7 of 2400;"):
         pareto.study("pareto_copy", range(2), tmp_path, saved.append)
@@ -267,7 +275,7 @@ def test_a_result_is_of_one_checkpoint(experiment, tiny, tmp_path, caplog):
         loop.train(experiment(tiny(changes)), tmp_path / name)
     result = evaluate_run(tmp_path / "a", step=6)
     file = tmp_path / "a" / "evaluation_test_6.json"
-    assert result["seal"] == scores.hashlib.sha256((tmp_path / "a/checkpoints/6/seal.json").read_bytes()).hexdigest()
+    assert result["seal"] == examples.hashlib.sha256((tmp_path / "a/checkpoints/6/seal.json").read_bytes()).hexdigest()
     assert read_result(file, tmp_path / "a") == json.loads(json.dumps(result))
     assert read_result(tmp_path / "a" / "evaluation_test_4.json", tmp_path / "a") is None
     assert not caplog.records
@@ -289,7 +297,7 @@ def test_whatever_is_not_finite_is_null(tmp_path):
 
 
 def test_a_result_that_cannot_be_kept_is_not_computed(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluator, "load", lambda *_: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"could not write in {tmp_path}/file: Not a directory"):
         evaluate_run(tmp_path / "file")

@@ -12,7 +12,7 @@ from test_programs import Done, assert_one_line, run_all
 from configs.lm import bytes as recipe
 from configs.synthetic import recall
 from experiments.common.errors import UserError
-from experiments.generation import Sampling, Terminal, generate
+from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.restore import load_language_model

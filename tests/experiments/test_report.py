@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from experiments.common.errors import UserError
 from experiments.data import listops as expressions
-from experiments.evaluation import evaluate_run, seal
+from experiments.evaluation.evaluator import evaluate_run, seal
 from experiments.report import write_report
 from experiments.reports import measure, page, pictures
 from experiments.reports.history import read_history

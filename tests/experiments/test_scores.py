@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.common.errors import UserError
-from experiments.scores import Scores, _digest, compare, is_example, per_class, standard_error, verdict
+from experiments.evaluation.examples import Scores, _digest, compare, is_example, per_class, standard_error, verdict
 
 
 def scores(values, weights=None, name="accuracy", digests=None) -> Scores:

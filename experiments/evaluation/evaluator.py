@@ -22,7 +22,7 @@ from rich.table import Table
 from experiments.common import terminal
 from experiments.common.config import differences
 from experiments.common.errors import Stopped, UserError
-from experiments.scores import compare, per_class, score, sha256, standard_errors, verdict
+from experiments.evaluation.examples import compare, per_class, score, sha256, standard_errors, verdict
 from experiments.training import manifest
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
