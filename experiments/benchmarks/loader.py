@@ -1,4 +1,4 @@
-"""Does reading keep ahead of the model?  python -m experiments.reading --config=configs/lra/image.py
+"""Does reading keep ahead of the model?  python -m experiments.benchmarks.loader --config=configs/lra/image.py
 
 Times the loader alone and the training step alone on the same batches, and prints examples per second of each.
 """
