@@ -1,7 +1,7 @@
 """Run an experiment of many runs:  python -m experiments.study --study=rotation [--out=docs/hypernetworks/rotation]
 
 rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual (continual.py). Writes
-OUT.json, again after every arm; `python -m experiments.results` makes a page of it.
+OUT.json, again after every arm; `python -m experiments.pages.results` makes a page of it.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """A benchmark's rows as text, as a JSON file that names everything they depend on, as a picture, and as a page.
 
 The page is docs/performance.md: docs/performance/intro.md, a section for every NAME.json there with the remarks of
-NAME.md, and tried.md. `python -m experiments.results` writes it.
+NAME.md, and tried.md. `python -m experiments.pages.results` writes it.
 """
 
 import importlib.metadata

@@ -101,7 +101,7 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
 def test_the_page_is_what_its_files_make():
     docs = ROOT / "docs"
     assert (docs / "performance.md").read_text() == report.page(docs / "performance"), (
-        "run python -m experiments.results"
+        "run python -m experiments.pages.results"
     )
 
 

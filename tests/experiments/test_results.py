@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import UserError
-from experiments.results import page, section
+from experiments.pages.results import page, section
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN = {
@@ -31,7 +31,7 @@ def write(path: Path, content: object) -> Path:
 
 
 def test_the_page_is_what_its_files_make():
-    assert (DOCS / "results.md").read_text() == page(DOCS / "results"), "run python -m experiments.results"
+    assert (DOCS / "results.md").read_text() == page(DOCS / "results"), "run python -m experiments.pages.results"
 
 
 def test_a_row_names_everything(tmp_path):

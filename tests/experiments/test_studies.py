@@ -17,7 +17,7 @@ def test_the_page_is_what_its_files_make(tmp_path):
     for path in (DOCS / "hypernetworks").iterdir():
         if path.suffix != ".png":
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert (DOCS / "hypernetworks.md").read_text() == page.page(tmp_path), "run python -m experiments.results"
+    assert (DOCS / "hypernetworks.md").read_text() == page.page(tmp_path), "run python -m experiments.pages.results"
     drawn, kept = ({path.name for path in folder.glob("*.png")} for folder in (tmp_path, DOCS / "hypernetworks"))
     assert drawn == kept
 

@@ -1,4 +1,4 @@
-"""Draw runs' learning curves:  python -m experiments.curves --out=docs/results/text --run=ours=runs/a --run=base=runs/b
+"""Draw runs' learning curves:  python -m experiments.pages.curves --out=docs/results/text --run=ours=runs/a --run=base=runs/b
 
 Writes OUT.png and OUT.json: of every run its config, hardware, versions, curve and test result.
 """

@@ -1,6 +1,6 @@
-"""Write the pages of results from the files beside them:  python -m experiments.results [--docs=docs]
+"""Write the pages of results from the files beside them:  python -m experiments.pages.results [--docs=docs]
 
-Every docs/results/NAME.json of `experiments.curves` is a section: a table of its runs, its picture NAME.png, and the
+Every docs/results/NAME.json of `experiments.pages.curves` is a section: a table of its runs, its picture NAME.png, and the
 remarks in NAME.md. docs/results/published.json has the field's numbers. Recipes without a section are "not run".
 """
 
@@ -20,7 +20,7 @@ _DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and res
 PUBLISHED = "published.json"
 HEAD = """# Results
 
-Written by `python -m experiments.results` from the files in `docs/results/`: each holds the configs, versions, hardware
+Written by `python -m experiments.pages.results` from the files in `docs/results/`: each holds the configs, versions, hardware
 and curves of its runs. A test metric is that of the best checkpoint by validation, tested once.
 
 """
@@ -59,7 +59,7 @@ def section(path: Path) -> str:
         versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
         lines += ["", f"{first['hardware']}; {versions}; [{path.name}](results/{path.name})."]
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise UserError(f"{path} is no file of experiments.curves: {error!r}") from error
+        raise UserError(f"{path} is no file of experiments.pages.curves: {error!r}") from error
     if (path.parent / f"{name}.png").exists():
         lines += ["", f"![curves of {name}](results/{name}.png)"]
     remarks = path.parent / f"{name}.md"

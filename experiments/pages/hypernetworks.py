@@ -1,4 +1,4 @@
-"""docs/hypernetworks.md and its pictures, from the files in docs/hypernetworks/ (python -m experiments.results).
+"""docs/hypernetworks.md and its pictures, from the files in docs/hypernetworks/ (python -m experiments.pages.results).
 
 intro.md, a section for every study whose NAME.json is there with the remarks of NAME.md, and end.md.
 """

@@ -1,0 +1,1 @@
+"""Makers of the pages and figures in docs/, from their JSON."""
