@@ -11,13 +11,12 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.benchmarks import report
+from experiments.benchmarks import output
 from experiments.benchmarks.cases import CASES
 from experiments.benchmarks.suites import SUITES, Settings
-from experiments.common import cli, terminal
+from experiments.common import cli, runtime, terminal
 from experiments.common.errors import UserError
-from experiments.common.files import user_path
-from experiments.evaluation.evaluator import refuse_unwritable
+from experiments.common.files import refuse_unwritable, user_path
 
 _SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model, compilation or decode.")
 _CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")
@@ -50,14 +49,14 @@ def main() -> None:
         refuse_unwritable(out.parent)
     keep_memory = bool(_KEEP_MEMORY.value) and suite != "memory"  # its children do not
     if keep_memory:
-        cli.keep_memory()
-    rows: list[report.Row] = []
+        runtime.keep_memory()
+    rows: list[output.Row] = []
     for row in SUITES[suite](settings):
-        print(report.line(row), flush=True)
+        print(output.line(row), flush=True)
         rows.append(row)
-    terminal.console(width=160).print(report.table(rows))
+    terminal.console(width=160).print(output.table(rows))
     if out:
-        for path in report.write(out, suite, rows, keep_memory=keep_memory):
+        for path in output.write(out, suite, rows, keep_memory=keep_memory):
             print(f"written {path}")
 
 

@@ -13,10 +13,10 @@ import sys
 
 from absl import flags, logging
 
-from experiments.common import cli
+from experiments.common import cli, runtime
 from experiments.common.errors import UserError
-from experiments.common.files import user_path
-from experiments.evaluation.evaluator import measure_run, refuse_unwritable, result_file, show, write_json
+from experiments.common.files import refuse_unwritable, user_path, write_json
+from experiments.evaluation.evaluator import measure_run, result_file, show
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
 _STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
@@ -31,8 +31,8 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not whe
 def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
-    cli.use_compilation_cache()
-    cli.keep_memory()
+    runtime.use_compilation_cache()
+    runtime.keep_memory()
     workdir, split = user_path(_WORKDIR.value, "--workdir"), _SPLIT.value or "test"
     against = None if _AGAINST.value is None else user_path(_AGAINST.value, "--against")
     out = None if _OUT.value is None else user_path(_OUT.value, "--out")

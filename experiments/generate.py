@@ -10,7 +10,7 @@ import time
 import numpy as np
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.evaluation.sampling import Sampling, Terminal, generate
@@ -30,7 +30,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.")
 def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
-    cli.use_compilation_cache()
+    runtime.use_compilation_cache()
     sampling = Sampling(_TEMPERATURE.value or 0.0, _TOP_K.value, _TOP_P.value or 0.0, _SEED.value or 0)
     prompt, batch, count = _PROMPT.value or b"", _BATCH.value or 1, _BYTES.value or 1
     model, variables, step = load_language_model(user_path(_WORKDIR.value, "--workdir"), _STEP.value)

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, runtime
 from experiments.common.errors import UserError
-from experiments.common.files import user_path
-from experiments.evaluation.evaluator import read_result, refuse_unwritable, result_file, write_text
+from experiments.common.files import refuse_unwritable, user_path, write_text
+from experiments.evaluation.evaluator import read_result, result_file
 from experiments.training.restore import bound, load, middle
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
@@ -28,7 +28,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not whe
 def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
-    cli.use_compilation_cache()
+    runtime.use_compilation_cache()
     path = write_report(
         user_path(_WORKDIR.value, "--workdir"),
         _SPLIT.value or "test",

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, distributed
+from experiments.common import cli, distributed, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 
@@ -23,16 +23,16 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs of pareto are; f
 
 
 def main() -> None:
-    cli.use_compilation_cache()
-    cli.keep_memory()
+    runtime.use_compilation_cache()
+    runtime.keep_memory()
     name = str(_STUDY.value)
     if name.startswith("pareto") and not _WORKDIR.value:
         raise UserError(f"--workdir=DIR is missing: where the runs of {name} go")
     if name.startswith("pareto"):
         distributed.initialize()  # a SIGTERM saves; the others have no checkpoints, and it ends them
-    from experiments.evaluation.evaluator import refuse_unwritable, write_json
+    from experiments.common.files import refuse_unwritable, write_json
+    from experiments.common.provenance import command, hardware, versions
     from experiments.studies import arms, continual, pareto
-    from experiments.training.loop import command, hardware, versions
 
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
     out = user_path(f"{_OUT.value or f'docs/hypernetworks/{name}'}.json", "--out")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common import cli, distributed
+from experiments.common import cli, distributed, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.training.claims import owned
@@ -24,10 +24,10 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: where checkpoints and metrics go, for instance --workdir=runs/x")
     workdir = user_path(_WORKDIR.value, "--workdir")
-    cli.use_compilation_cache()
-    cli.keep_memory()
+    runtime.use_compilation_cache()
+    runtime.keep_memory()
     distributed.initialize()
-    from experiments.evaluation.evaluator import SUMMARY_FILE, run_seeds
+    from experiments.evaluation.seeds import SUMMARY_FILE, run_seeds
     from experiments.training.experiment import build
     from experiments.training.loop import source_of, train
 

@@ -13,7 +13,7 @@ from experiments.benchmarks import memory
 from experiments.benchmarks.cases import threshold, with_router_bias
 from experiments.evaluation.sampling import Sampling, make_step
 from experiments.tasks import corpus
-from experiments.training.experiment import build_model
+from experiments.training.models import build_model
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
 

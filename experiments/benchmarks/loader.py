@@ -8,7 +8,7 @@ import time
 import jax
 from absl import flags
 
-from experiments.common import cli
+from experiments.common import cli, runtime
 from experiments.training.experiment import build
 
 _CONFIG = cli.define_config()
@@ -17,7 +17,7 @@ _BATCHES = flags.DEFINE_integer("batches", 20, "How many batches to time.", lowe
 
 def main() -> None:
     experiment = build(cli.read_config(_CONFIG), one_device=True)
-    cli.use_compilation_cache()
+    runtime.use_compilation_cache()
     count, size = _BATCHES.value or 1, experiment.config.train.batch_size
     batches = experiment.task.train_batches(0)
     next(batches)  # the readers' start

@@ -123,3 +123,13 @@ def differences(old: Any, new: Any, where: str = "config") -> list[str]:
         places = {name: f"{where}.{printable(name, but='')}" for name in sorted({*old, *new})}
         return [line for name in places for line in differences(old.get(name), new.get(name), places[name])]
     return [] if _as_read_back(old) == _as_read_back(new) else [f"{where}: {old!r} -> {new!r}"]
+
+
+def within(config: Any, low: int, high: int, *fields: str) -> None:
+    """Raises ValueError for a field of a config outside low..high."""
+    for field in fields:
+        value = getattr(config, field)
+        if value < low:
+            raise ValueError(f"{field}={value}: must be at least {low}")
+        if value > high:
+            raise ValueError(f"{field}={value}: must be at most {high}")

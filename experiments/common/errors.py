@@ -8,3 +8,9 @@ class UserError(Exception):
 class Stopped(Exception):
     """Several runs were asked to end before the last: which one stopped where, in one line. Programs print it on
     standard output and exit with 0, as they do where a single run is asked to stop."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)

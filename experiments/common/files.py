@@ -1,9 +1,17 @@
-"""Paths that a user gives, in flags, configs and notebooks: all are read here."""
+"""Paths that a user gives, which are all read here, and files that are written whole or not at all."""
 
 import contextlib
+import hashlib
+import json
+import math
 import os
 import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from experiments.common.errors import UserError
 
@@ -53,3 +61,57 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:  # bytes of a file name that are no UTF-8 arrive as lone surrogates
         return False
     return True
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; raises OSError or ValueError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"holds a {type(value).__name__}, not an object")
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomic, and valid JSON throughout: null for what is not finite. Raises UserError where it cannot be written."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    """What JSON can hold of nested mappings, sequences and numbers."""
+    if isinstance(content, Mapping):
+        return {str(name): _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def refuse_unwritable(directory: Path) -> None:
+    """Raises UserError where no file can be made in a directory: before the hours of computing what would be in it."""
+    if jax.process_index():
+        return
+    try:
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(f"could not write in {directory}: {error.strerror}; --out=FILE writes elsewhere") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomic; of several processes the first writes. Raises UserError where it cannot."""
+    if jax.process_index():
+        return
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two programs may write at once
+    try:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"could not write {path}: {error.strerror}") from error

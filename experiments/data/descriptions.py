@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any
 
 from experiments.common.errors import UserError
-from experiments.training.manifest import read_json
+from experiments.common.files import read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 MOST_BYTES = 2**26

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from experiments.data import parallel
+from experiments.data import workers
 
 # 0 is padding and 1 is out of vocabulary, as in LRA's TokenTextEncoder; neither is ever drawn.
 VOCABULARY = ("<pad>", "<oov>", "[MIN", "[MAX", "[MED", "[SM", "X", *"0123456789")
@@ -102,7 +102,7 @@ def generate_split(
     if size == 0:
         return
     written = 0
-    for chunk in parallel.chunks(partial(generate_chunk, parameters, seed, split), processes):
+    for chunk in workers.chunks(partial(generate_chunk, parameters, seed, split), processes):
         for tokens, value in chunk:
             digest = hashlib.blake2b(bytes(tokens), digest_size=16).digest()
             if digest in seen:

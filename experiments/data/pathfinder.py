@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from experiments.data import parallel
+from experiments.data import workers
 from experiments.data.pathfinder_board import (
     DEGREES,
     Board,
@@ -112,7 +112,7 @@ def generate_split(
     parameters: PathfinderParameters, seed: int, split: int, size: int, processes: int = 1
 ) -> Iterator[Example]:
     """The first `size` examples of a split, in order; they do not depend on `processes`."""
-    chunks = parallel.chunks(partial(generate_chunk, parameters, seed, split), processes)
+    chunks = workers.chunks(partial(generate_chunk, parameters, seed, split), processes)
     yield from islice((example for chunk in chunks for example in chunk), size)
 
 

@@ -7,7 +7,6 @@ removes it.
 
 import contextlib
 import fcntl
-import hashlib
 import importlib
 import io
 import os
@@ -26,7 +25,7 @@ from rich.progress import track
 from tensorflow_datasets.core import shuffle
 
 from experiments.common.errors import UserError
-from experiments.common.files import user_path
+from experiments.common.files import sha256, user_path
 from experiments.data.descriptions import INFO, read_description
 
 T = TypeVar("T")
@@ -110,15 +109,6 @@ def check_sha256(path: Path, file: SourceFile) -> str | None:
             f"download {file.url} again"
         )
     return found
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits. Raises UserError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def record_source(builder: ArrayRecordBuilder, path: Path, digest: str | None) -> None:

@@ -1,37 +1,26 @@
-"""What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file; and over seeds.
+"""What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file.
 
 A result names, by `seal`, the checkpoint that it is of, and is shown as no other's (`read_result`).
 """
 
-import contextlib
-import json
-import math
-import os
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from rich.table import Table
 
-from experiments.common import terminal
+from experiments.common import files, terminal
 from experiments.common.config import differences
-from experiments.common.errors import Stopped, UserError
+from experiments.common.errors import UserError
+from experiments.common.files import refuse_unwritable, write_json
+from experiments.common.provenance import hardware, versions
 from experiments.evaluation.examples import compare, per_class, score, sha256, standard_errors, verdict
 from experiments.training import manifest
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.experiment import Experiment, build
-from experiments.training.loop import hardware, train, versions
 from experiments.training.metrics import plain
 from experiments.training.restore import CHECKPOINTS, has_hyper, load
 from experiments.training.step import means
-
-SUMMARY_FILE = "seeds.json"
 
 
 def evaluate_run(workdir: Path, split: str = "test", *arguments: Any, **options: Any) -> dict:
@@ -104,7 +93,7 @@ def measure_run(
 def seal(workdir: Path, step: int) -> str:
     """What tells a checkpoint from every other: the hash of its seal, which has those of its files; or nothing."""
     path = workdir / CHECKPOINTS / str(step) / manifest.SEAL
-    return manifest.sha256(path) if path.is_file() else ""
+    return files.sha256(path) if path.is_file() else ""
 
 
 def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
@@ -114,7 +103,7 @@ def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = manifest.read_json(path)
+        found = files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
     step = found.get("step")
@@ -170,111 +159,6 @@ def show(result: dict[str, Any]) -> None:
         apart = "; ".join(result["against"]["differences"]) or "nothing but what training left to chance"
         for line in [*result["against"]["verdicts"], f"here -> there: {apart}"]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def run_seeds(
-    values: dict[str, Any],
-    workdir: Path,
-    count: int,
-    split: str = "test",
-    shown: Callable[[dict[str, Any]], None] = lambda summary: None,
-) -> dict[str, Any]:
-    """Trains and evaluates a config from `count` seeds, the config's own first, in workdir/seed_N; finished seeds are
-    not trained again. Writes mean, standard deviation and standard error of every metric to `workdir/seeds.json`, after
-    a call of `shown`. Raises Stopped, and writes no summary, where it is asked to stop.
-    """
-    results = []
-    for seed in range(values["seed"], values["seed"] + count):
-        directory = workdir / f"seed_{seed}"
-        _refuse_another_config(directory, {**values, "seed": seed})
-        train_whole(build({**values, "seed": seed}), directory, f"seed {seed}")
-        results.append(evaluate_run(directory, split))
-    summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
-    summary |= {f"{name}s": [result[name] for result in results] for name in ("step", "seal")}
-    summary["metrics"] = {
-        name: {"values": found, **_spread(found)}
-        for name in results[0]
-        if name not in ("seconds", "step", "seal", "at")
-        and isinstance((found := [result[name] for result in results])[0], float | None)
-    }
-    summary["activation_rate"] = [result.get("activation_rate") for result in results]
-    summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
-    summary["config"] = values
-    shown(summary)
-    write_json(workdir / SUMMARY_FILE, summary)
-    return summary
-
-
-def train_whole(experiment: Experiment, workdir: Path, what: str) -> None:
-    """One of several trainings. Raises Stopped where it was asked to stop before its last step: so are the others."""
-    ended = train(experiment, workdir)
-    if ended.stopped:
-        raise Stopped(
-            f"asked to stop: {what} is at step {ended.step} of {experiment.config.train.steps}; no summary is written, "
-            "the same command resumes"
-        )
-
-
-def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
-    """Seeds of one table have one config; where the data lie, and the mesh, are no part of it."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        return
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        if not checkpoints.steps():
-            return
-        before = checkpoints.read_meta().get("config")
-    same = {name: (before or {}).get(name) for name in ("data_dir", "mesh")}
-    if changed := differences(before, {**values, **same}):
-        raise UserError(f"{workdir} was trained with another config ({changed[0]}): take another work directory")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Atomic, and valid JSON throughout: null for what is not finite. Raises UserError where it cannot be written."""
-    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    """What JSON can hold of nested mappings, sequences and numbers."""
-    if isinstance(content, Mapping):
-        return {str(name): _finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def refuse_unwritable(directory: Path) -> None:
-    """Raises UserError where no file can be made in a directory: before the hours of computing what would be in it."""
-    if jax.process_index():
-        return
-    try:
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        raise UserError(f"could not write in {directory}: {error.strerror}; --out=FILE writes elsewhere") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomic; of several processes the first writes. Raises UserError where it cannot."""
-    if jax.process_index():
-        return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two programs may write at once
-    try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"could not write {path}: {error.strerror}") from error
-
-
-def _spread(values: list[float | None]) -> dict[str, float | None]:
-    """Mean, deviation of the sample and standard error of the mean: the last two None for one value, all of them if a
-    value is None (not finite)."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return dict.fromkeys(("mean", "standard_deviation", "standard_error"))
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    error = None if deviation is None else deviation / math.sqrt(len(known))
-    return {"mean": statistics.fmean(known), "standard_deviation": deviation, "standard_error": error}
 
 
 def _number(value: float | None) -> str:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from experiments.common.errors import UserError
-from experiments.tasks.base import BYTE_VOCABULARY, byte_ids, require
+from experiments.common.errors import UserError, require
+from experiments.tasks.features import BYTE_VOCABULARY, byte_ids
 from seqboat.layers.streaming import fork
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel

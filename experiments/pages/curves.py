@@ -1,4 +1,6 @@
-"""Draw runs' learning curves:  python -m experiments.pages.curves --out=docs/results/text --run=ours=runs/a --run=base=runs/b
+"""Draw runs' learning curves:
+
+python -m experiments.pages.curves --out=docs/results/text --run=ours=runs/a --run=base=runs/b
 
 Writes OUT.png and OUT.json: of every run its config, hardware, versions, curve and test result.
 """
@@ -11,7 +13,9 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.evaluation.evaluator import SUMMARY_FILE, read_result, write_json
+from experiments.common.files import write_json
+from experiments.evaluation.evaluator import read_result
+from experiments.evaluation.seeds import SUMMARY_FILE
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.metrics import METRICS_FILE, MetricsFile
 from experiments.training.restore import CHECKPOINTS

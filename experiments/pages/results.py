@@ -1,7 +1,8 @@
 """Write the pages of results from the files beside them:  python -m experiments.pages.results [--docs=docs]
 
-Every docs/results/NAME.json of `experiments.pages.curves` is a section: a table of its runs, its picture NAME.png, and the
-remarks in NAME.md. docs/results/published.json has the field's numbers. Recipes without a section are "not run".
+Every docs/results/NAME.json of `experiments.pages.curves` is a section: a table of its runs, its picture NAME.png, and
+the remarks in NAME.md. docs/results/published.json has the best published numbers. Recipes without a section are "not
+run".
 """
 
 import json
@@ -10,18 +11,17 @@ from typing import Any
 
 from absl import flags
 
-from experiments.benchmarks import report as performance
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.studies import page as hypernetworks
+from experiments.pages import hypernetworks, performance
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and results/.")
 
 PUBLISHED = "published.json"
 HEAD = """# Results
 
-Written by `python -m experiments.pages.results` from the files in `docs/results/`: each holds the configs, versions, hardware
-and curves of its runs. A test metric is that of the best checkpoint by validation, tested once.
+Written by `python -m experiments.pages.results` from the files in `docs/results/`: each holds the configs, versions,
+hardware and curves of its runs. A test metric is that of the best checkpoint by validation, tested once.
 
 """
 

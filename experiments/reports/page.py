@@ -12,7 +12,7 @@ from experiments.reports import pictures
 from experiments.reports.history import History
 from experiments.reports.html import Html, join, tag
 from experiments.reports.measure import QUERIES, Measured, sequences
-from experiments.tasks.base import PixelConfig
+from experiments.tasks.features import PixelConfig
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SHOWN_EXAMPLES = 4

@@ -3,7 +3,7 @@
     python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
 
 For each arm of configs/hyper/arms.py and each optimiser, on the same grid of learning rates and the same seeds, the
-steps of `experiments.training.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
+steps of `training.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
 validation; test accuracy is of the last step at that rate.
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.evaluation.evaluator import train_whole
+from experiments.evaluation.seeds import train_whole
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from experiments.training.loop import evaluate

@@ -3,22 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.common.config import at_most
-from experiments.common.errors import UserError
+from experiments.common.config import within
+from experiments.common.errors import UserError, require
 from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead, train_dataset
-from experiments.data.sources import Generated, Source
+from experiments.data.sources import Source
+from experiments.tasks.features import BYTE_VOCABULARY, byte_symbol, pad
 from seqboat.ops.losses import cross_entropy
 
 LONGEST = 2**31 - 1  # elements of a sequence or examples of a split: what the loader's 32-bit indices take
 MOST_DRAWN = 2**24  # elements of a sequence, or symbols, that are drawn for every example
-BYTE_VOCABULARY = 257  # every byte plus one, and padding, 0: LRA's ByteTextEncoder
 
 Scalar = Float[Array, ""]
 Sums = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
@@ -198,132 +198,3 @@ class TokenTask(Task):
     def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         loss_sum, weight_sum, metrics = super().loss(output, batch)
         return loss_sum, weight_sum, metrics | {"bits": (loss_sum / math.log(2), weight_sum)}
-
-
-@dataclasses.dataclass(frozen=True)
-class SlotConfig:
-    """Generated examples: how many, and from which seed; the order of training examples has the run's own seed."""
-
-    train_examples: int = 1_000_000
-    test_examples: int = 2048
-    data_seed: int = at_most(2**63 - 1, default=0)
-
-    def __post_init__(self):
-        within(self, 1, LONGEST, "train_examples", "test_examples")
-        if self.data_seed < 0:
-            raise ValueError(f"data_seed={self.data_seed}: must not be negative")
-
-
-class SlotTask(TokenTask):
-    """Generated sequences whose last elements are slots to be answered; the loss is on the slots alone."""
-
-    headline = "accuracy"
-    higher_is_better = True
-
-    def __init__(self, config: Any, chance: float, **batching: int):
-        """`chance` is the accuracy of the trivial answer; `batching` as in Task."""
-        self._chance = chance
-        sizes = {"train": config.train_examples, "validation": config.test_examples, "test": config.test_examples}
-        sources = {
-            split: Generated(self.draw, config.data_seed, number, size)
-            for number, (split, size) in enumerate(sizes.items())
-        }
-        super().__init__(config, sources, **batching)
-
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of one example, and the answers of its last elements."""
-        raise NotImplementedError
-
-    def row(self, example: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-        inputs, answers = example
-        before = len(inputs) - len(answers)
-        return {
-            "inputs": inputs.astype(np.int32),
-            "lengths": np.int32(len(inputs)),
-            "targets": np.concatenate([np.zeros(before), answers]).astype(np.int32),
-            "weights": np.concatenate([np.zeros(before), np.ones(len(answers))]).astype(np.float32),
-        }
-
-    def trivial(self, split: str) -> dict[str, float]:
-        self._evaluation_source(split)  # refuses an unknown one
-        return {"accuracy": self._chance}
-
-
-def pad(values: np.ndarray, length: int) -> tuple[np.ndarray, np.int32]:
-    """A sequence cut or filled with zeros to `length`, int32 or float32, and how much of it is real."""
-    kept = values[:length]
-    padded = np.zeros((length, *values.shape[1:]), np.float32 if values.dtype.kind == "f" else np.int32)
-    padded[: len(kept)] = kept
-    return padded, np.int32(len(kept))
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelConfig:
-    """Pictures as sequences of one number a pixel."""
-
-    vocabulary_size: ClassVar[None] = None
-    mean: float
-    deviation: float
-
-    def __post_init__(self):
-        if not 0 < self.deviation < math.inf:
-            raise ValueError(f"deviation={self.deviation}: must be above 0 and finite")
-        if not math.isfinite(self.mean):
-            raise ValueError(f"mean={self.mean}: must be finite")
-
-
-def pixels(image: np.ndarray, config: PixelConfig) -> Float[np.ndarray, "L 1"]:
-    """A picture of 0..255, row by row, as  (p / 255 - mean) / deviation."""
-    values = image.reshape(-1, 1).astype(np.float32) / np.float32(255)
-    return (values - np.float32(config.mean)) / np.float32(config.deviation)
-
-
-@dataclasses.dataclass(frozen=True)
-class Standard:
-    """Numbers brought to the mean 0 and deviation 1 of a whole source."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def of(cls, source: Source, field: str) -> "Standard":
-        """Exact, in float64, over every number of that field; reads the source once."""
-        count = total = squares = 0.0
-        for index in range(len(source)):
-            values = np.asarray(source[index][field], np.float64)
-            count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
-        require(count > 0, f"there is no number of {field!r} in the train split")
-        mean = total / count
-        deviation = math.sqrt(max(squares / count - mean**2, 0))
-        require(deviation > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
-        return cls(float(mean), deviation)
-
-    def __call__(self, values: np.ndarray) -> Float[np.ndarray, "L 1"]:
-        return ((values[:, None] - self.mean) / self.deviation).astype(np.float32)
-
-
-def byte_ids(data: bytes | np.ndarray) -> np.ndarray:
-    """Bytes as ids 1..256."""
-    return np.frombuffer(data, np.uint8).astype(np.int32) + 1
-
-
-def byte_symbol(number: int) -> str:
-    """The byte of an id: itself where ASCII prints it, else a dot; a newline is seen and kept."""
-    character = chr(number - 1) if number else "∅"
-    return "↵\n" if character == "\n" else character if number == 0 or " " <= character <= "~" else "·"
-
-
-def within(config: Any, low: int, high: int, *fields: str) -> None:
-    """Raises ValueError for a field of a config outside low..high."""
-    for field in fields:
-        value = getattr(config, field)
-        if value < low:
-            raise ValueError(f"{field}={value}: must be at least {low}")
-        if value > high:
-            raise ValueError(f"{field}={value}: must be at most {high}")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises UserError with the message unless the condition holds."""
-    if not condition:
-        raise UserError(message)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from experiments.common.config import at_most
-from experiments.common.errors import UserError
+from experiments.common.config import at_most, within
+from experiments.common.errors import UserError, require
 from experiments.common.files import user_path
 from experiments.data.loader import Batch, evaluation_dataset, read_ahead
 from experiments.data.packed import read_text
 from experiments.data.sources import open_split
-from experiments.tasks.base import BYTE_VOCABULARY, LONGEST, TokenTask, byte_ids, pad, require, within
+from experiments.tasks.base import LONGEST, TokenTask
+from experiments.tasks.features import BYTE_VOCABULARY, byte_ids, pad
 
 Bytes = UInt8[np.ndarray, " N"]
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.data.sources import Source, Subset, open_split
-from experiments.tasks.base import ClassificationTask, PixelConfig, pixels
+from experiments.tasks.base import ClassificationTask
+from experiments.tasks.features import PixelConfig, pixels
 
 SIZE = 32
 FEATURES = ("image", "label")

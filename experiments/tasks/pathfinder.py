@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.errors import require
 from experiments.data.sources import open_split
-from experiments.tasks.base import ClassificationTask, PixelConfig, pixels, require
+from experiments.tasks.base import ClassificationTask
+from experiments.tasks.features import PixelConfig, pixels
 
 FEATURES = ("image", "label")
 

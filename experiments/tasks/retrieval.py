@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.data.sources import open_split
-from experiments.tasks.base import BYTE_VOCABULARY, ClassificationConfig, ClassificationTask, byte_ids, pad
+from experiments.tasks.base import ClassificationConfig, ClassificationTask
+from experiments.tasks.features import BYTE_VOCABULARY, byte_ids, pad
 
 FEATURES = ("text1", "text2", "label")
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.tasks.base import MOST_DRAWN, SlotConfig, SlotTask, within
+from experiments.common.config import within
+from experiments.tasks.base import MOST_DRAWN
+from experiments.tasks.synthetic import SlotConfig, SlotTask
 
 BLANK, QUERY, FIRST_SYMBOL = 1, 2, 3  # 0 is padding
 

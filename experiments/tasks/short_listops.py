@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.common.config import at_most
+from experiments.common.config import at_most, within
 from experiments.data import listops
-from experiments.tasks.base import ClassificationTask, within
+from experiments.tasks.base import ClassificationTask
 
 LENGTH = 40
 # Lengths: 5 % below 9, median 18, 95 % below 34 tokens. Classes: 9 % to 12 % each. (20,000 expressions, seed 0.)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.data.sources import open_split
-from experiments.tasks.base import ClassificationConfig, ClassificationTask, Standard
+from experiments.tasks.base import ClassificationConfig, ClassificationTask
+from experiments.tasks.features import Standard
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.common.errors import UserError
 from experiments.data.sources import Subset, open_split
-from experiments.tasks.base import ClassificationConfig, ClassificationTask, Standard
+from experiments.tasks.base import ClassificationConfig, ClassificationTask
+from experiments.tasks.features import Standard
 
 VALIDATION, TEST = range(5, 10), range(5)
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.data.sources import Source, Subset, open_split
-from experiments.tasks.base import BYTE_VOCABULARY, ClassificationConfig, ClassificationTask, byte_ids
+from experiments.tasks.base import ClassificationConfig, ClassificationTask
+from experiments.tasks.features import BYTE_VOCABULARY, byte_ids
 
 DATASET, FEATURES = "imdb_reviews/plain_text", ("text", "label")
 

@@ -2,12 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
-import os
-import platform
-import re
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +13,7 @@ import jax.numpy as jnp
 from experiments.common.config import differences
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
+from experiments.common.provenance import command, hardware, versions
 from experiments.data import identity
 from experiments.training.checkpoints import Checkpoints, Restored, step_folders
 from experiments.training.experiment import Experiment
@@ -26,27 +21,6 @@ from experiments.training.metrics import Reporter
 from experiments.training.nonfinite import locate
 from experiments.training.restore import CHECKPOINTS, initial_variables, refuse_no_source
 from experiments.training.step import Sums, TrainState, means
-from seqboat.version import __version__
-
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides the config."""
-    found = {name: importlib.metadata.version(name) for name in VERSIONED}
-    return {"seqboat": __version__, "python": platform.python_version(), **found}
-
-
-def command() -> str:
-    """What was typed, without what says where things lie on this machine."""
-    words = re.sub(r"\0(--workdir|--config\.data_dir)[=\0][^\0]*", "", "\0" + "\0".join(sys.argv[1:]))
-    kept = words.split("\0")[1:]
-    return f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(kept)}"
-
-
-def hardware() -> str:
-    """What a time depends on besides."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}"
 
 
 class Finished(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import UserError
+from experiments.common.files import read_json, sha256
 
 SEAL = "seal.json"
 META = "meta/metadata"
@@ -27,22 +28,6 @@ def write(folder: Path, step: int, metrics: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / SEAL)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; raises OSError or ValueError."""
-    try:
-        value = json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"holds a {type(value).__name__}, not an object")
-    return value
 
 
 def metrics(folder: Path, step: int) -> Any:

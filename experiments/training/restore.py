@@ -13,7 +13,8 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.data import identity
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.experiment import Experiment, build, build_model, read_config, read_task
+from experiments.training.experiment import Experiment, build, read_config, read_task
+from experiments.training.models import build_model
 from seqboat import hyper
 from seqboat.interop import reference
 from seqboat.models.classifier import Classifier

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cases, contenders, decoding, memory, report, suites
+from experiments.benchmarks import cases, contenders, decoding, memory, suites
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
 from experiments.common.errors import UserError
@@ -91,7 +91,7 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
     forms = ["always active", "no attention", "transformer"]
     assert found == [("sparse", 0.25), ("sparse", 1.0), *((form, None) for form in forms)]
     assert all(row["median_ms"] >= row["best_ms"] > 0 for row in rows)
-    json_path, picture = report.write(tmp_path / "out", "layers", rows, keep_memory=False)
+    json_path, picture = output.write(tmp_path / "out", "layers", rows, keep_memory=False)
     stored = json.loads(json_path.read_text())
     assert stored["rows"] == rows
     assert {"suite", "command", "hardware", "versions", "keep_memory"} <= set(stored)
@@ -100,7 +100,7 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
 
 def test_the_page_is_what_its_files_make():
     docs = ROOT / "docs"
-    assert (docs / "performance.md").read_text() == report.page(docs / "performance"), (
+    assert (docs / "performance.md").read_text() == performance.page(docs / "performance"), (
         "run python -m experiments.pages.results"
     )
 
@@ -110,10 +110,10 @@ def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
     ours = {**row, "contender": "sparse", "median_ms": 10.0, "speedup": 4.25}
     rows = [ours, {**row, "contender": "published", "median_ms": 42.5}]
     rows += [{**row, "contender": "no attention", "rate": None, "median_ms": 5.0}]
-    report.write(tmp_path / "layers", "layers", rows, keep_memory=True)
-    report.write(tmp_path / "ema", "ema", [{"length": 4096, "median_ms": 1234.5}], keep_memory=True)
+    output.write(tmp_path / "layers", "layers", rows, keep_memory=True)
+    output.write(tmp_path / "ema", "ema", [{"length": 4096, "median_ms": 1234.5}], keep_memory=True)
     (tmp_path / "intro.md").write_text("# Title\n")
-    text = report.page(tmp_path)
+    text = performance.page(tmp_path)
     assert text.startswith("# Title\n")
     assert "| layer | rate 0.5 | no attention |" in text
     assert "| text | 42 → 10 (**4.2x**) | 5 |" in text
@@ -124,7 +124,7 @@ def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "layers.json").write_text('{"rows": []}')
     with pytest.raises(UserError, match=r"layers.json is no file of experiments.benchmark"):
-        report.page(tmp_path)
+        performance.page(tmp_path)
 
 
 def test_the_line_through_eleven_rates(small):

@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments.common.config import differences, to_dataclass
 from experiments.common.errors import UserError
-from experiments.training.experiment import Config, TrainConfig, build, build_model
+from experiments.training.experiment import Config, TrainConfig, build
+from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
 from experiments.training.step import Steps
 from seqboat.layers.router import RouterConfig

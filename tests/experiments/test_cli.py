@@ -225,7 +225,9 @@ def test_a_torn_entry_of_the_cache_is_replaced_and_said_once(tmp_path):
 
 
 def test_help_is_no_failure(tmp_path):
-    (tmp_path / "program.py").write_text('"""What it does."""\nfrom experiments import cli\n\ncli.run(lambda: None)\n')
+    (tmp_path / "program.py").write_text(
+        '"""What it does."""\nfrom experiments.common import cli\n\ncli.run(lambda: None)\n'
+    )
     for word in ("--help", "--helpshort", "-helpfull", "-?"):
         done = subprocess.run(
             [sys.executable, tmp_path / "program.py", word],

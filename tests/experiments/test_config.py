@@ -12,7 +12,8 @@ import pytest
 from experiments.common.config import at_most, differences, split_fields, to_dataclass
 from experiments.common.errors import UserError
 from experiments.tasks import short_listops
-from experiments.training.experiment import Config, TrainConfig, build, build_model
+from experiments.training.experiment import Config, TrainConfig, build
+from experiments.training.models import build_model
 from experiments.training.optimizers import OptimizerConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.version import migrate

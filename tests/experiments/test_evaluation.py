@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 
 from experiments.common.errors import Stopped, UserError
-from experiments.evaluation.evaluator import (
-    SUMMARY_FILE,
-    evaluate_run,
-    evaluator,
-    examples,
-    read_result,
-    run_seeds,
-    show,
-    write_json,
-)
+from experiments.common.files import write_json
+from experiments.evaluation.evaluator import evaluate_run, evaluator, examples, read_result, show
+from experiments.evaluation.seeds import SUMMARY_FILE, run_seeds
 from experiments.studies import pareto
 from experiments.tasks import short_listops
 from experiments.training import experiment as build_module

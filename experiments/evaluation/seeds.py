@@ -1,0 +1,85 @@
+"""One config from several seeds: trained, tested, and summed up."""
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.common.config import differences
+from experiments.common.errors import Stopped, UserError
+from experiments.common.files import write_json
+from experiments.evaluation.evaluator import evaluate_run
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import Experiment, build
+from experiments.training.loop import train
+from experiments.training.restore import CHECKPOINTS
+
+SUMMARY_FILE = "seeds.json"
+
+
+def run_seeds(
+    values: dict[str, Any],
+    workdir: Path,
+    count: int,
+    split: str = "test",
+    shown: Callable[[dict[str, Any]], None] = lambda summary: None,
+) -> dict[str, Any]:
+    """Trains and evaluates a config from `count` seeds, the config's own first, in workdir/seed_N; finished seeds are
+    not trained again. Writes mean, standard deviation and standard error of every metric to `workdir/seeds.json`, after
+    a call of `shown`. Raises Stopped, and writes no summary, where it is asked to stop.
+    """
+    results = []
+    for seed in range(values["seed"], values["seed"] + count):
+        directory = workdir / f"seed_{seed}"
+        _refuse_another_config(directory, {**values, "seed": seed})
+        train_whole(build({**values, "seed": seed}), directory, f"seed {seed}")
+        results.append(evaluate_run(directory, split))
+    summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
+    summary |= {f"{name}s": [result[name] for result in results] for name in ("step", "seal")}
+    summary["metrics"] = {
+        name: {"values": found, **_spread(found)}
+        for name in results[0]
+        if name not in ("seconds", "step", "seal", "at")
+        and isinstance((found := [result[name] for result in results])[0], float | None)
+    }
+    summary["activation_rate"] = [result.get("activation_rate") for result in results]
+    summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
+    summary["config"] = values
+    shown(summary)
+    write_json(workdir / SUMMARY_FILE, summary)
+    return summary
+
+
+def train_whole(experiment: Experiment, workdir: Path, what: str) -> None:
+    """One of several trainings. Raises Stopped where it was asked to stop before its last step: so are the others."""
+    ended = train(experiment, workdir)
+    if ended.stopped:
+        raise Stopped(
+            f"asked to stop: {what} is at step {ended.step} of {experiment.config.train.steps}; no summary is written, "
+            "the same command resumes"
+        )
+
+
+def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
+    """Seeds of one table have one config; where the data lie, and the mesh, are no part of it."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            return
+        before = checkpoints.read_meta().get("config")
+    same = {name: (before or {}).get(name) for name in ("data_dir", "mesh")}
+    if changed := differences(before, {**values, **same}):
+        raise UserError(f"{workdir} was trained with another config ({changed[0]}): take another work directory")
+
+
+def _spread(values: list[float | None]) -> dict[str, float | None]:
+    """Mean, deviation of the sample and standard error of the mean: the last two None for one value, all of them if a
+    value is None (not finite)."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return dict.fromkeys(("mean", "standard_deviation", "standard_error"))
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    error = None if deviation is None else deviation / math.sqrt(len(known))
+    return {"mean": statistics.fmean(known), "standard_deviation": deviation, "standard_error": error}

@@ -1,0 +1,77 @@
+"""Rows of numbers and ids, from examples of text, pictures and sound."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float
+
+from experiments.common.errors import require
+from experiments.data.sources import Source
+
+BYTE_VOCABULARY = 257  # every byte plus one, and padding, 0: LRA's ByteTextEncoder
+
+
+def pad(values: np.ndarray, length: int) -> tuple[np.ndarray, np.int32]:
+    """A sequence cut or filled with zeros to `length`, int32 or float32, and how much of it is real."""
+    kept = values[:length]
+    padded = np.zeros((length, *values.shape[1:]), np.float32 if values.dtype.kind == "f" else np.int32)
+    padded[: len(kept)] = kept
+    return padded, np.int32(len(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelConfig:
+    """Pictures as sequences of one number a pixel."""
+
+    vocabulary_size: ClassVar[None] = None
+    mean: float
+    deviation: float
+
+    def __post_init__(self):
+        if not 0 < self.deviation < math.inf:
+            raise ValueError(f"deviation={self.deviation}: must be above 0 and finite")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean={self.mean}: must be finite")
+
+
+def pixels(image: np.ndarray, config: PixelConfig) -> Float[np.ndarray, "L 1"]:
+    """A picture of 0..255, row by row, as  (p / 255 - mean) / deviation."""
+    values = image.reshape(-1, 1).astype(np.float32) / np.float32(255)
+    return (values - np.float32(config.mean)) / np.float32(config.deviation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standard:
+    """Numbers brought to the mean 0 and deviation 1 of a whole source."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, source: Source, field: str) -> "Standard":
+        """Exact, in float64, over every number of that field; reads the source once."""
+        count = total = squares = 0.0
+        for index in range(len(source)):
+            values = np.asarray(source[index][field], np.float64)
+            count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
+        require(count > 0, f"there is no number of {field!r} in the train split")
+        mean = total / count
+        deviation = math.sqrt(max(squares / count - mean**2, 0))
+        require(deviation > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
+        return cls(float(mean), deviation)
+
+    def __call__(self, values: np.ndarray) -> Float[np.ndarray, "L 1"]:
+        return ((values[:, None] - self.mean) / self.deviation).astype(np.float32)
+
+
+def byte_ids(data: bytes | np.ndarray) -> np.ndarray:
+    """Bytes as ids 1..256."""
+    return np.frombuffer(data, np.uint8).astype(np.int32) + 1
+
+
+def byte_symbol(number: int) -> str:
+    """The byte of an id: itself where ASCII prints it, else a dot; a newline is seen and kept."""
+    character = chr(number - 1) if number else "∅"
+    return "↵\n" if character == "\n" else character if number == 0 or " " <= character <= "~" else "·"

@@ -1,0 +1,83 @@
+"""From a config's values to a model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from experiments.common.config import split_fields, to_dataclass
+from experiments.common.errors import UserError
+from experiments.tasks.conditioned import HyperOptions
+from experiments.training.experiment import MODELS
+from experiments.training.step import arguments, one_element
+from seqboat.hyper import Hyper, HyperNetwork, spec
+from seqboat.layers.seqboat import LayerConfig
+from seqboat.models.encoder import EncoderConfig
+from seqboat.parallel.rules import ALONE, Layout
+
+
+def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, Any]) -> Hyper:
+    """The target with generated parameters. The layers of an encoder are stacked."""
+    try:
+        found = spec(
+            target,
+            *arguments(one_element({name: example[name] for name in ("inputs", "lengths")})),
+            select=options.select,
+            exclude=options.exclude,
+            stacked="encoder/layers/**" if hasattr(target, "config") and hasattr(target.config, "encoder") else (),
+            draws=0 if options.network.init in ("fan_out", "zero") else MEASURED,
+        )
+        model = Hyper(target, HyperNetwork(found, options.network))
+        model.network.groups()
+    except ValueError as error:
+        raise UserError(f"config.hyper: {error}") from error
+    return model
+
+
+# Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
+# microseconds, is little beside them. Argued from these numbers, not measured.
+ACCELERATOR_BLOCKS = 32
+
+GIVEN = ("classes", "vocabulary_size")
+
+# How often a target is initialised to measure what its initializers draw.
+MEASURED = 64
+
+
+def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -> nn.Module:
+    """The model of `config.model`: a flat group of the fields of its dataclasses, with a task's sizes; for one device's
+    part of a `layout`."""
+    where = "config.model"
+    name, fields = _named(values, where)
+    if name not in MODELS:
+        raise UserError(f"{where}.name={name!r}: must be one of {', '.join(MODELS)}")
+    config_class, model_class = MODELS[name]
+    known = {field.name for field in dataclasses.fields(config_class)}
+    wanted = [field for field in GIVEN if field in known]
+    given = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
+    if len(given) < len(wanted):
+        missing = " and no ".join(field for field in wanted if field not in given)
+        raise UserError(f"{where}.name={name!r}: this task is not for such a model, it has no {missing}")
+    for field in ("encoder", "layer", "layout", *GIVEN):
+        if field in fields:
+            raise UserError(
+                f"{where}.{field}: not set here, {'config.mesh' if field == 'layout' else 'the task'} decides it"
+            )
+    if "encoder" not in known:
+        return model_class(to_dataclass(config_class, {**fields, **given}, where))
+    own, encoder, layer = split_fields(fields, config_class, EncoderConfig, LayerConfig, where=where)
+    if layer.get("blocks_per_trip") is None:
+        layer["blocks_per_trip"] = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
+    layer_config = to_dataclass(LayerConfig, {**layer, "layout": layout}, where)
+    encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
+    return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))
+
+
+def _named(group: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    fields = dict(group)
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{where}.name: missing")
+    return name, fields
