@@ -6,6 +6,7 @@ removes it.
 """
 
 import contextlib
+import copy
 import fcntl
 import importlib
 import io
@@ -27,6 +28,7 @@ from tensorflow_datasets.core import shuffle
 from experiments.common.errors import UserError
 from experiments.common.files import sha256, user_path
 from experiments.data.descriptions import INFO, read_description
+from experiments.data.sources import OWN_DATASETS
 
 T = TypeVar("T")
 
@@ -224,3 +226,38 @@ def show_progress(items: Iterable[T], total: int | None, title: str) -> Iterator
         if number == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             print(f"{title}: {number:,}{whole}", file=sys.stderr, flush=True)
+
+
+def make_builder(dataset: str | None, scale: float = 1.0, **arguments: Any) -> Any:
+    """The builder of what --dataset and --scale name; `arguments` are its own. Raises UserError if there is none."""
+    name, _, config = (dataset or "").partition("/")
+    if name not in OWN_DATASETS:
+        given = "no --dataset" if dataset is None else f"unknown data set {dataset!r}"
+        raise UserError(f"{given}; --dataset can be: {', '.join(OWN_DATASETS)}")
+    builder = builder_class(name)
+    configs = [item.name for item in builder.BUILDER_CONFIGS]
+    known = ", ".join(f"{name}/{item}" for item in configs) or name
+    if config and config not in configs:
+        raise UserError(f"unknown data set {dataset!r}; there is {known} (a part of one is made with --scale)")
+    if not config and len(configs) > 1:
+        raise UserError(f"--dataset={name} is several data sets; name one of them: {known}")
+    return builder(**_part(builder, config or next(iter(configs), ""), scale), **arguments)
+
+
+def _part(builder: Any, config: str, scale: float) -> dict[str, Any]:
+    """The builder's arguments for a configuration, or for a part of it: a configuration with its own name and sizes."""
+    if not 0 < scale <= 1:  # NaN too
+        raise UserError(f"--scale={scale:g}: must be above 0 and at most 1")
+    if scale == 1:
+        return {"config": config or None}
+    whole = getattr(builder, "SIZES", None)
+    if whole is None:
+        raise UserError("--scale is for data sets that are generated; this one is made from files, all of them")
+    sizes = {split: round(scale * size) for split, size in whole.items()}
+    if not all(sizes.values()):
+        raise UserError(f"--scale={scale:g} leaves a split without examples: {sizes}")
+    configs = {item.name: item for item in builder.BUILDER_CONFIGS}
+    part = copy.copy(configs[config]) if configs else tfds.core.BuilderConfig(name="")
+    part.name = f"{part.name}_{scale:g}".lstrip("_")
+    part.description = f"A part, {scale:g} of every split: {sizes} of {dict(whole)} examples"
+    return {"config": part, "sizes": sizes}

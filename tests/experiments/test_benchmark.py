@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cases, contenders, decoding, memory, suites
+from experiments.benchmarks import cases, contenders, decoding, memory, output, suites
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.timing import interleave
 from experiments.common.errors import UserError
+from experiments.pages import performance
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 

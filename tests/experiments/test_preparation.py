@@ -25,8 +25,8 @@ from tensorflow_datasets.core import shuffle
 from experiments.common.errors import UserError
 from experiments.data import archives, packed, pathfinder, preparation
 from experiments.data.builders import _byte_blocks, aan, cifar10, imdb_reviews, speech_commands, spoken_digit
+from experiments.data.preparation import make_builder
 from experiments.data.sources import OWN_DATASETS, open_split
-from experiments.prepare import make_builder
 from experiments.training.experiment import build_task, read_config
 
 NAMES = ("aan", "cifar10", "enwik8", "imdb_reviews", "speech_commands", "spoken_digit", "text8", "wikitext103")

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from experiments.common.errors import UserError
 from experiments.data import listops as expressions
 from experiments.evaluation.evaluator import evaluate_run, seal
-from experiments.report import write_report
 from experiments.reports import measure, page, pictures
 from experiments.reports.history import read_history
 from experiments.reports.html import Html, join, tag
+from experiments.reports.writer import write_report
 from experiments.tasks import base, pathfinder, retrieval, speech_commands
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build

@@ -8,7 +8,8 @@ import pytest
 
 from configs.hyper import rotation
 from experiments.common.errors import UserError
-from experiments.studies import arms, continual, page
+from experiments.pages import hypernetworks as page
+from experiments.studies import arms, continual
 
 DOCS = Path(__file__).parents[2] / "docs"
 

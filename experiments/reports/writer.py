@@ -1,0 +1,60 @@
+"""One page on where a trained run's attention goes: measured, drawn, written."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from experiments.common.errors import UserError
+from experiments.common.files import refuse_unwritable, write_text
+from experiments.evaluation.evaluator import read_result, result_file
+from experiments.training.restore import bound, load, middle
+
+
+def write_report(
+    workdir: Path,
+    split: str = "test",
+    step: int | None = None,
+    examples: int = 128,
+    element: int | None = None,
+    data_dir: str | None = None,
+    at: tuple[float, ...] | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Looks at a step of a run, the best one by default, and writes `report.html` into its work directory, or `out`."""
+    from experiments.reports.history import read_history  # matplotlib takes a second to import
+    from experiments.reports.measure import measure
+    from experiments.reports.page import Content, page
+
+    path = out or workdir / "report.html"
+    loaded = load(workdir, step, data_dir, at)
+    refuse_unwritable(path.parent)
+    run = bound(loaded)
+    if not hasattr(run.model.config, "encoder"):
+        raise UserError(f"the run in {workdir} is of a {type(run.model).__name__}: it has no attention to report")
+    at = None if loaded.experiment.config.hyper is None else tuple(middle(loaded.task).tolist())
+    evaluated = workdir / result_file({"split": split, "step": run.step, "at": at})
+    evaluation = read_result(evaluated, workdir)
+    measured = measure(run, split, examples, element)
+    content = Content(
+        workdir=workdir.absolute(),
+        split=split,
+        at=at,
+        step=run.step,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
+        task=run.task,
+        layer=run.model.config.encoder.layer,
+        measured=measured,
+        history=read_history(workdir, measured.names),
+        evaluation=evaluation,
+        trivial=evaluation["trivial"] if evaluation and "trivial" in evaluation else run.task.trivial(split),
+        meta=dict(loaded.meta),
+    )
+    try:
+        text = page(content)
+    except Exception as error:
+        # What cannot be written without the evaluation either is not its fault.
+        page(dataclasses.replace(content, evaluation=None, trivial=run.task.trivial(split)))
+        raise UserError(f"{evaluated} is no evaluation ({error!r}): evaluate again, or remove it") from error
+    write_text(path, text)
+    return path
