@@ -23,7 +23,7 @@ _BATCHES_AHEAD = 8
 
 
 @dataclass(frozen=True)
-class Rows:
+class HostShard:
     """Which rows of every global batch this host reads: block `process_index` of `process_count` equal blocks.
 
     Raises UserError if the batch cannot be cut evenly.
@@ -49,7 +49,7 @@ class Rows:
 
 
 def train_dataset(
-    source: Source, transform: Transform, rows: Rows, seed: int, *, shuffled: bool = True
+    source: Source, transform: Transform, rows: HostShard, seed: int, *, shuffled: bool = True
 ) -> grain.MapDataset:
     """Endless batches; element `step` is a pure function of (seed, step).
 
@@ -64,7 +64,7 @@ def train_dataset(
     return indices.batch(rows.batch_size, drop_remainder=True).map(lambda batch: read(rows.cut(batch)))
 
 
-def evaluation_dataset(source: Source, transform: Transform, rows: Rows) -> grain.MapDataset:
+def evaluation_dataset(source: Source, transform: Transform, rows: HostShard) -> grain.MapDataset:
     """Every example once, in order. The last batch is filled with rows of weight 0: all hosts have as many batches."""
     size = _size(source)
     read = _Reader(source, transform)

@@ -13,7 +13,7 @@ from experiments.common.errors import UserError
 from experiments.evaluation.examples import is_example, standard_errors
 from experiments.training.restore import Run
 from experiments.training.step import Sums
-from seqboat.ops.packing import describe
+from seqboat.ops.packing import row_info
 from seqboat.ops.window_attention import Window, attend
 
 # Activated elements of a sequence whose attention weights are computed.
@@ -235,8 +235,8 @@ def mean_distance(
     Computed by `attend` itself, with distances in place of values; a is normalised where the function is not. NaN where
     there are fewer elements, and where one reads nothing.
     """
-    rows = describe(active[None])
-    q, k = window.place(q, rows), window.place(k, rows)
+    rows = row_info(active[None])
+    q, k = window.apply_rotary(q, rows), window.apply_rotary(k, rows)
     total, number = active.sum(), jnp.arange(QUERIES)
     rank = jnp.where(total <= QUERIES, number, ((number + 0.5) * total / QUERIES).astype(jnp.int32))
     index = jnp.searchsorted(jnp.cumsum(active), rank + 1)

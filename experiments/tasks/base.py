@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from experiments.common.config import within
 from experiments.common.errors import UserError, require
-from experiments.data.loader import Batch, Rows, evaluation_dataset, read_ahead, train_dataset
+from experiments.data.loader import Batch, HostShard, evaluation_dataset, read_ahead, train_dataset
 from experiments.data.sources import Source
 from experiments.tasks.features import BYTE_VOCABULARY, byte_symbol, pad
 from seqboat.ops.losses import cross_entropy
@@ -63,7 +63,7 @@ class Task:
         self._sources = sources
         for split in ("train", *self.splits):
             require(len(sources[split]) > 0, f"{self._sizes()}the {split} split{self.of_data} has no examples")
-        self._rows = Rows(batch_size, process_index, process_count)
+        self._rows = HostShard(batch_size, process_index, process_count)
         self._train = train_dataset(sources["train"], self.train_row, self._rows, seed, shuffled=self.shuffled)
 
     @property

@@ -46,7 +46,7 @@ ITEM_BYTES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepFootprint:
     """Bytes and FLOPs of one device and step. `wire` has the bytes it sends by mesh axes and kind of collective."""
 
     parameters: int
@@ -68,13 +68,13 @@ class Plan:
         }
 
 
-def make_plan(experiment: Experiment, rate: float) -> Plan:
+def make_plan(experiment: Experiment, rate: float) -> StepFootprint:
     """Compiles the training step without running anything."""
     partition = experiment.partition
     state = partition.abstract(functools.partial(experiment.steps.init, experiment.config.seed))
     batch = _abstract_batch(experiment)
     compiled = partition.compile(experiment.steps.train, state, batch)
-    return Plan(
+    return StepFootprint(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         parameter_bytes=_bytes_on_a_device(state.params),
         optimizer_bytes=_bytes_on_a_device(state.opt_state),

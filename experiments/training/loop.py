@@ -53,7 +53,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
             _refuse_other_streams(restored, experiment)
         state = restored.state if restored else experiment.partition.create(init)
         if restored is None and source is not None:
-            state = experiment.partition.place(dataclasses.replace(state, **variables))
+            state = experiment.partition.put_state(dataclasses.replace(state, **variables))
         start = int(state.step)
         with Reporter(
             workdir,

@@ -15,7 +15,7 @@ from experiments.training.step import arguments, one_element
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import EncoderConfig
-from seqboat.parallel.rules import ALONE, Layout
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 
 def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, Any]) -> Hyper:
@@ -27,7 +27,7 @@ def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, 
             select=options.select,
             exclude=options.exclude,
             stacked="encoder/layers/**" if hasattr(target, "config") and hasattr(target.config, "encoder") else (),
-            draws=0 if options.network.init in ("fan_out", "zero") else MEASURED,
+            draws=0 if options.network.init in ("fan_out", "zero") else INIT_DRAWS,
         )
         model = Hyper(target, HyperNetwork(found, options.network))
         model.network.groups()
@@ -40,13 +40,13 @@ def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, 
 # microseconds, is little beside them. Argued from these numbers, not measured.
 ACCELERATOR_BLOCKS = 32
 
-GIVEN = ("classes", "vocabulary_size")
+TASK_SIZES = ("classes", "vocabulary_size")
 
 # How often a target is initialised to measure what its initializers draw.
-MEASURED = 64
+INIT_DRAWS = 64
 
 
-def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -> nn.Module:
+def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_DEVICE) -> nn.Module:
     """The model of `config.model`: a flat group of the fields of its dataclasses, with a task's sizes; for one device's
     part of a `layout`."""
     where = "config.model"
@@ -55,12 +55,12 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = ALONE) -
         raise UserError(f"{where}.name={name!r}: must be one of {', '.join(MODELS)}")
     config_class, model_class = MODELS[name]
     known = {field.name for field in dataclasses.fields(config_class)}
-    wanted = [field for field in GIVEN if field in known]
+    wanted = [field for field in TASK_SIZES if field in known]
     given = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
     if len(given) < len(wanted):
         missing = " and no ".join(field for field in wanted if field not in given)
         raise UserError(f"{where}.name={name!r}: this task is not for such a model, it has no {missing}")
-    for field in ("encoder", "layer", "layout", *GIVEN):
+    for field in ("encoder", "layer", "layout", *TASK_SIZES):
         if field in fields:
             raise UserError(
                 f"{where}.{field}: not set here, {'config.mesh' if field == 'layout' else 'the task'} decides it"

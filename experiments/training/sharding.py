@@ -5,7 +5,7 @@ how many; and
 
     abstract(init)                  shapes, dtypes and places of a state
     create(init)                    a new state, where it belongs from the start
-    place(state)                    a state, put where it belongs
+    put_state(state)                a state, put where it belongs
     put(batch)                      a batch on the devices, from the rows that this process read
     compile(train, state, batch)    the training step; it consumes the state
     evaluate(evaluate)              the evaluation step, and the reading of streams
@@ -21,14 +21,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.common.errors import UserError
 from experiments.training.step import TrainState
 from seqboat.parallel.mesh import make_mesh
-from seqboat.parallel.rules import ALONE, Layout, Rules
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout, Rules
 
 
 @dataclasses.dataclass(frozen=True)
 class OneDevice:
     """The first device, and nothing split."""
 
-    layout: Layout = ALONE
+    layout: Layout = SINGLE_DEVICE
     mesh: None = None
     rows: tuple[int, int] = (0, 1)
 
@@ -38,7 +38,7 @@ class OneDevice:
     def create(self, init):
         return jax.jit(init)()
 
-    def place(self, state):
+    def put_state(self, state):
         return jax.device_put(state)
 
     def put(self, batch):
@@ -71,7 +71,7 @@ class Meshed:
     def create(self, init):
         return jax.jit(init, out_shardings=self._shardings(jax.eval_shape(init)))()
 
-    def place(self, state):
+    def put_state(self, state):
         # Not device_put: it knows this process's devices alone.
         whole = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda i: np.asarray(leaf)[i])
         return jax.tree.map(whole, state, self._shardings(state))

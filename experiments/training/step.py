@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from seqboat.layers.router import ActivationStats
 from seqboat.layers.streaming import reset
-from seqboat.parallel.rules import ALONE, Layout
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 
 class Batch(TypedDict, total=False):
@@ -104,7 +104,7 @@ class Steps:
     num_streams: int = 0
     evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {}
     sharded: ShardedStep | None = None
-    layout: Layout = ALONE
+    layout: Layout = SINGLE_DEVICE
 
     def train(self, state: TrainState, batch: Batch) -> TrainState:
         """One update of the parameters; the state as it was, and `bad_step`, if anything in it is not finite."""

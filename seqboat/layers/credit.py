@@ -11,7 +11,7 @@ from seqboat.layers.router import RouterConfig
 from seqboat.ops.neighbours import Stretch
 
 # How many times the module's halo credit looks over, where computed but inactive rows stand between the active ones.
-REACH = 2
+CREDIT_HALO_FACTOR = 2
 
 
 class Gate(NamedTuple):
@@ -39,8 +39,8 @@ def credit(
     elements, so that its mean is that of a share of 1.
 
     `run(stretch, reach=)` computes the module, with no gradient into its parameters. In the packed form credit is
-    local: it sees REACH times the window of *computed* rows, so where few are active it leaves out far neighbours that
-    the exact value, and the dense form, have.
+    local: it sees CREDIT_HALO_FACTOR times the window of *computed* rows. Where few are active it misses far neighbours
+    that the exact value, and the dense form, have.
     """
     sampled = valid & ~gate.active
     if not router.straight_through:
@@ -51,7 +51,7 @@ def credit(
     stretch = stretch._replace(m=jax.lax.stop_gradient(stretch.m), computed=gate.active | sampled)
     if router.key_credit:  # inactive keys have weight 0, and earn credit
         stretch = stretch._replace(read=stretch.computed, weight=_straight_through(gate.active, probability))
-    result, stop = run(stretch, reach=REACH)[0], jax.lax.stop_gradient
+    result, stop = run(stretch, reach=CREDIT_HALO_FACTOR)[0], jax.lax.stop_gradient
     paid = jnp.where(sampled, probability, 0)[..., None] * stop(result)
     worth = jnp.where(gate.active[..., None], stop(gate.chosen)[..., None] * result, paid)
     return (worth - stop(worth)).astype(stretch.m.dtype)

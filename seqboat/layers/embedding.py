@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from seqboat.layers.initializers import truncated_normal
 from seqboat.ops.positions import sinusoid
 from seqboat.ops.tables import look_up
-from seqboat.parallel.rules import ALONE, Layout
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 
 class TokenEmbedding(nn.Module):
@@ -60,7 +60,7 @@ class SinusoidalPosition(nn.Module):
     `layout`: how the sequences are split over devices.
     """
 
-    layout: Layout = ALONE
+    layout: Layout = SINGLE_DEVICE
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

@@ -21,14 +21,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers import streaming
-from seqboat.layers.streaming import Memory
+from seqboat.layers.streaming import WorkingMemory
 from seqboat.layers.windowed import WindowedModule
 from seqboat.modules import check_rows, describe_module, modes
 from seqboat.ops import neighbours
 from seqboat.ops.neighbours import Around, Stretch
-from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
+from seqboat.ops.packing import RowInfo, compress, extract, map_blocks, pack, row_info
 from seqboat.parallel import sequence
-from seqboat.parallel.rules import ALONE, Layout
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 Form = Literal["packed", "dense"]
 Tree = Any
@@ -51,7 +51,7 @@ class How:
     form: Form = "packed"
     block_size: int = 128
     blocks_per_trip: int = 1
-    layout: Layout = ALONE
+    layout: Layout = SINGLE_DEVICE
 
     def __post_init__(self):
         for field in ("block_size", "blocks_per_trip"):
@@ -93,8 +93,8 @@ class Result(NamedTuple):
 
 
 def run(
-    program: Program, stretch: Stretch, how: How, memory: Memory | None, reach: int = 1
-) -> tuple[Float[Array, "B L D"], dict[str, Array], Memory | None]:
+    program: Program, stretch: Stretch, how: How, memory: WorkingMemory | None, reach: int = 1
+) -> tuple[Float[Array, "B L D"], dict[str, Array], WorkingMemory | None]:
     """The module at the computed elements of the stretch and what it tapped, zero or anything elsewhere; and the memory
     of a stream with what it showed. In the packed form a row sees `reach` times the module's halo of computed rows."""
     around = _around(program, stretch, how, memory, reach)
@@ -105,7 +105,7 @@ def run(
     return back(result.y), jax.tree.map(back, result.taps), memory
 
 
-def _around(program: Program, stretch: Stretch, how: How, memory: Memory | None, reach: int) -> Around:
+def _around(program: Program, stretch: Stretch, how: How, memory: WorkingMemory | None, reach: int) -> Around:
     if memory is not None:
         return streaming.around(memory, stretch)
     if program.windowed and how.layout.length:
@@ -123,7 +123,7 @@ def _dense(program: Program, around: Around, how: How, reach: int) -> Result:
     if not program.windowed:
         y, taps = apply("__call__", x)
         return Result(y, taps, None, rows.position, place)
-    shown, taps = apply("project", x, rows)
+    shown, taps = apply("context", x, rows)
     shown = around.recall(shown, place)
     y, more = apply("mix", x, shown, rows, rows)
     return Result(y, {**taps, **more}, shown, rows.position, place)
@@ -170,7 +170,7 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
 def _packed_windowed(program: Program, own: dict, project: Callable, each: Callable, recall: Callable):
     """A windowed module over packed rows, projected in other blocks than mixed; also what its rows showed."""
     apply, rows = program.apply, own["rows"]
-    shown, taps = project(lambda p, own, _: apply(p, own["slot"], "project", own["x"], own["rows"]), own=own, halo=None)
+    shown, taps = project(lambda p, own, _: apply(p, own["slot"], "context", own["x"], own["rows"]), own=own, halo=None)
     shown = recall(shown)
     if program.module.has_kernel() and rows.weight is None:  # credit reads keys with weights, which kernels do not know
         y, more = _mix_by_kernel(program, own, shown, project, each)
@@ -186,7 +186,7 @@ def _packed_windowed(program: Program, own: dict, project: Callable, each: Calla
 def _mix_by_kernel(program: Program, own: dict, shown: Tree, project: Callable, each: Callable):
     """`mix` of a module whose middle part takes all packed rows at once."""
     apply = program.apply
-    q, asked = project(lambda p, own, _: apply(p, own["slot"], "ask", own["x"], own["rows"]), own=own, halo=None)
+    q, asked = project(lambda p, own, _: apply(p, own["slot"], "query", own["x"], own["rows"]), own=own, halo=None)
     where = [each.keywords[name] for name in ("count", "left", "right")]  # type: ignore[attr-defined]
     mixed, read = apply(program.params, own["slot"], "mix_packed", q, shown, own["rows"], *where)
     finish = lambda p, own, _: apply(p, own["slot"], "finish", own["x"], own["mixed"])
@@ -195,8 +195,8 @@ def _mix_by_kernel(program: Program, own: dict, shown: Tree, project: Callable, 
 
 
 def run_in_place(
-    program: Program, m: Float[Array, "B L D"], active: Bool[Array, "B L"], memory: Memory | None
-) -> tuple[Float[Array, "B L D"], dict[str, Array], Memory | None]:
+    program: Program, m: Float[Array, "B L D"], active: Bool[Array, "B L"], memory: WorkingMemory | None
+) -> tuple[Float[Array, "B L D"], dict[str, Array], WorkingMemory | None]:
     """`run` for short pieces of streams, every row in its place: new rows are first pushed to the memory, which has
     slots to spare, and then read it."""
 
@@ -212,7 +212,7 @@ def run_in_place(
         y, taps = where_needed("__call__", m)
     else:
         own, _, position = streaming.in_place(memory, active)
-        shown, taps = where_needed("project", m, own)
+        shown, taps = where_needed("context", m, own)
         memory = memory.push(shown, position, active)
         y, more = where_needed("mix", m, memory.rows, own, streaming.in_place(memory, active)[1])
         taps |= more
@@ -253,7 +253,7 @@ def create(module: nn.Module, m: Float[Array, "B L D"], active: Bool[Array, "B L
     if not m.size:
         m, active = jnp.zeros((1, 1, m.shape[-1]), m.dtype), jnp.zeros((1, 1), bool)
     count = min(m.shape[0] * m.shape[1], most)
-    rows: Rows = jax.tree.map(lambda leaf: leaf[:count], describe(active))
+    rows: RowInfo = jax.tree.map(lambda leaf: leaf[:count], row_info(active))
     x = m.reshape(-1, m.shape[-1])[:count]
 
     def call(method, *args):
@@ -261,7 +261,7 @@ def create(module: nn.Module, m: Float[Array, "B L D"], active: Bool[Array, "B L
         return _checked(module, method, x, getattr(module, method)(*args, **options))
 
     if isinstance(module, WindowedModule):
-        call("mix", x, call("project", x, rows), rows, rows)
+        call("mix", x, call("context", x, rows), rows, rows)
     else:
         call("__call__", x)
     other = set(module.variables) - {"params", "taps"}

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seqboat.layers.initializers import truncated_normal
-from seqboat.layers.streaming import SHORT
+from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
-from seqboat.ops.packing import Rows
+from seqboat.ops.packing import RowInfo
 from seqboat.ops.positions import T5_BUCKETS
 from seqboat.ops.window_attention import Window, attend, attend_packed
 
@@ -50,9 +50,9 @@ class GatedAttentionUnit(WindowedModule):
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
 
-    def project(self, x: Float[Array, "T D"], rows: Rows) -> dict:
+    def context(self, x: Float[Array, "T D"], rows: RowInfo) -> dict:
         """Keys and values."""
-        k = self._place(x, rows, 1)
+        k = self._rotated(x, rows, 1)
         v = nn.silu(self.projection(x, self.key_size + self.value_size, None))
         v = self.drop_value(v, deterministic=not self.has_rng("dropout"))
         # What may not be read may have come of anything, NaN too, and 0 * NaN is NaN.
@@ -60,20 +60,22 @@ class GatedAttentionUnit(WindowedModule):
         tap(self, "v", v)
         return {"k": k, "v": v}
 
-    def mix(self, x: Float[Array, "T D"], halo: dict, rows: Rows, halo_rows: Rows) -> Float[Array, "T D"]:
+    def mix(self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo) -> Float[Array, "T D"]:
         drop = None
         if self.attention_dropout and self.has_rng("dropout"):
             keep = 1 - self.attention_dropout
             shape = (rows.active.shape[0], halo_rows.active.shape[0])
             drop = jax.random.bernoulli(self.make_rng("dropout"), keep, shape) / keep
-        q = self.ask(x, rows)
+        q = self.query(x, rows)
         return self.finish(x, attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop))
 
-    def ask(self, x: Float[Array, "T D"], rows: Rows) -> Float[Array, "T Z"]:
+    def query(self, x: Float[Array, "T D"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries."""
-        return self._place(x, rows, 0)
+        return self._rotated(x, rows, 0)
 
-    def mix_packed(self, q: Float[Array, "T Z"], halo: dict, rows: Rows, count: Array, left: int, right: int) -> Array:
+    def mix_packed(
+        self, q: Float[Array, "T Z"], halo: dict, rows: RowInfo, count: Array, left: int, right: int
+    ) -> Array:
         return attend_packed(self.window, self.table, q, halo["k"], halo["v"], rows, count, left=left, right=right)
 
     def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T E"]) -> Float[Array, "T D"]:
@@ -83,12 +85,12 @@ class GatedAttentionUnit(WindowedModule):
             tap(self, name, value)
         return y
 
-    def _place(self, x: Float[Array, "T D"], rows: Rows, i: int) -> Float[Array, "T Z"]:
+    def _rotated(self, x: Float[Array, "T D"], rows: RowInfo, i: int) -> Float[Array, "T Z"]:
         """Queries (i = 0) or keys (1), where they stand."""
         z = nn.silu(self.projection(x, 0, self.key_size))
         placed = z * self.gamma[i].astype(z.dtype)[None] + self.beta[i].astype(z.dtype)[None]
         tap(self, "qk"[i], placed)
-        return self.window.place(placed, rows)
+        return self.window.apply_rotary(placed, rows)
 
 
 class Columns(nn.Module):
@@ -101,7 +103,7 @@ class Columns(nn.Module):
     def __call__(self, x: Float[Array, "T D"], first: int, last: int | None) -> Float[Array, "T C"]:
         kernel = self.param("kernel", truncated_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        few = x.shape[0] <= SHORT  # then to cut columns out of the kernel costs more than to compute all
+        few = x.shape[0] <= MAX_IN_PLACE_LENGTH  # then to cut columns out of the kernel costs more than to compute all
         if not few:
             kernel, bias = kernel[:, first:last], bias[first:last]
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)

@@ -22,15 +22,15 @@ from seqboat.layers.sparse_activation import Memories, SparseModularActivation
 from seqboat.layers.taps import tap
 from seqboat.modules import Modules, check_modules
 from seqboat.ops.ema import Method, choose
-from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_refusal
-from seqboat.parallel.rules import ALONE, Layout
+from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_unsupported_reason
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 # Sizes are 32-bit numbers in compiled programs, and positions differ by some of them.
 LARGEST = 2**30
 SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_trip")
 
 # What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
-KEPT = ("ssm", "sum", "result")
+SAVED_NAMES = ("ssm", "sum", "result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LayerConfig:
     norm_placement: Literal["pre", "post"] = "pre"
     norm_affine: bool = True
     norm_counts_padding: bool = False
-    layout: Layout = ALONE
+    layout: Layout = SINGLE_DEVICE
     activation: Literal["learned", "always", "never"] = "learned"
     router: RouterConfig = dataclasses.field(default_factory=RouterConfig)
     dropout: float = 0.0
@@ -110,7 +110,7 @@ class LayerConfig:
             raise ValueError(f"{where}: only form='packed' has a kernel")
         if self.attention_dropout:
             raise ValueError(f"{where}: the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'")
-        if reason := kernel_refusal(self.make_window()):
+        if reason := kernel_unsupported_reason(self.make_window()):
             raise ValueError(f"{where}: {reason}; use 'blocks'")
 
     def _check_split(self) -> None:

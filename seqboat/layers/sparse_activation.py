@@ -26,15 +26,15 @@ from seqboat.layers import execution, streaming
 from seqboat.layers.credit import Gate, credit
 from seqboat.layers.execution import Form, How, Program
 from seqboat.layers.router import ActivationStats, LatentConfigurator, RouterConfig, count, everywhere
-from seqboat.layers.streaming import SHORT, Memory
+from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
 from seqboat.modules import Modules, check_modules
 from seqboat.ops import neighbours
-from seqboat.parallel.rules import ALONE, Layout
+from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 # Of each of a list of modules, if it is windowed.
-Memories = tuple[Memory | None, ...]
+Memories = tuple[WorkingMemory | None, ...]
 
 
 class SparseModularActivation(nn.Module):
@@ -55,7 +55,7 @@ class SparseModularActivation(nn.Module):
     form: Form = "packed"
     block_size: int = 128
     blocks_per_trip: int = 1
-    layout: Layout = ALONE
+    layout: Layout = SINGLE_DEVICE
 
     def __post_init__(self):
         check_modules(self.modules)
@@ -78,7 +78,7 @@ class SparseModularActivation(nn.Module):
     ) -> tuple[Float[Array, "B L D"], ActivationStats, Memories | None]:
         """`__call__` for pieces of streams, valid elements first, and the memories after them; None: whole sequences.
 
-        Pieces of up to SHORT elements are computed in place, and a module not at all where no stream activates it.
+        Pieces of up to MAX_IN_PLACE_LENGTH elements are computed in place, modules that no stream activates not at all.
         """
         number, how = len(self.modules), How(self.form, self.block_size, self.blocks_per_trip, self.layout)
         if self.always or not number:
@@ -97,7 +97,7 @@ class SparseModularActivation(nn.Module):
                 after.append(memory)
                 continue
             stretch = neighbours.own(m, active, memory.now[:, None] if memory else self.layout.start(m.shape[1]))
-            if memories and self.form == "packed" and m.shape[1] <= SHORT and not train:
+            if memories and self.form == "packed" and m.shape[1] <= MAX_IN_PLACE_LENGTH and not train:
                 result, taps, new = execution.run_in_place(self._program(module, False), m, active, memory)
             else:
                 result, taps, new = execution.run(self._program(module, train), stretch, how, memory)

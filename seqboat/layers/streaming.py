@@ -16,13 +16,13 @@ from jaxtyping import Array, ArrayLike, Bool, Int
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops import neighbours
 from seqboat.ops.neighbours import Around, Stretch
-from seqboat.ops.packing import Rows, describe
+from seqboat.ops.packing import RowInfo, row_info
 
 Tree = Any
 
-# Longer pieces are packed; of shorter ones the rows are computed in their places. A memory has so many slots to spare.
-SHORT = 16
-# Rows that stand further back are remembered as if they stood here: two positions and their difference fit in 32 bits.
+# Longer pieces are packed; rows of shorter ones are computed in place. A memory has this many slots to spare.
+MAX_IN_PLACE_LENGTH = 16
+# Rows further back than this are remembered as if they were here: two positions and their difference fit in 32 bits.
 FARTHEST = 2**30
 # A length that no sequence has.
 LONGEST = 2**31 - 1
@@ -57,8 +57,8 @@ def _count(state: Tree) -> int:
     return len(jax.tree.leaves(state)[0])
 
 
-class Memory(NamedTuple):
-    """The last activated rows of B streams: rings of w + SHORT slots, of which rows read the last w before their own.
+class WorkingMemory(NamedTuple):
+    """The last activated rows of B streams: rings of w + MAX_IN_PLACE_LENGTH slots. A row reads the last w before it.
 
     `rows`: what a `WindowedModule` projected, leaves (B, slots, ...). `position` (B, slots): where each stood, and
     `now` (B,): where the next element will stand, both modulo 2^32, which wraps around: only differences count.
@@ -77,14 +77,14 @@ class Memory(NamedTuple):
 
     @property
     def window(self) -> int:
-        return self.slots - SHORT
+        return self.slots - MAX_IN_PLACE_LENGTH
 
     def known(self) -> tuple[Int[Array, "B slots"], Bool[Array, "B slots"]]:
         """How many rows came after each slot's, and whether it has one."""
         age = (self.pushed[:, None] - 1 - np.arange(self.slots)[None]) % self.slots
         return age, age < self.pushed[:, None]
 
-    def ordered(self) -> tuple["Memory", Bool[Array, "B w"]]:
+    def ordered(self) -> tuple["WorkingMemory", Bool[Array, "B w"]]:
         """The last w rows, the newest in the last slot; and which of them there are."""
         age = np.arange(self.window)[::-1][None]
         slot = (self.pushed[:, None] - 1 - age) % self.slots
@@ -92,7 +92,7 @@ class Memory(NamedTuple):
         there = self.pushed[:, None] > age
         return self._replace(rows=jax.tree.map(take, self.rows), position=take(self.position)), there
 
-    def push(self, rows: Tree, position: Int[Array, "B R"], active: Bool[Array, "B R"]) -> "Memory":
+    def push(self, rows: Tree, position: Int[Array, "B R"], active: Bool[Array, "B R"]) -> "WorkingMemory":
         """The memory with those of these rows that are active, in their order; `now` is left to the caller.
 
         In place, where the memory is not used again: R rows are written, not all slots.
@@ -103,14 +103,14 @@ class Memory(NamedTuple):
         stream = np.arange(len(active))[:, None]
         write = lambda leaf, new: leaf.at[stream, slot].set(new.astype(leaf.dtype), mode="drop")
         pushed = self.pushed + rank[:, -1]
-        return Memory(
+        return WorkingMemory(
             jax.tree.map(write, self.rows, rows),
             write(self.now[:, None] - jnp.minimum(self.now[:, None] - self.position, FARTHEST), position),
             self.now,
             jnp.where(pushed < self.slots, pushed, self.slots + pushed % self.slots),
         )
 
-    def remember(self, shown: Tree, position: Int[Array, "T"], place: Int[Array, "B L"]) -> "Memory":
+    def remember(self, shown: Tree, position: Int[Array, "T"], place: Int[Array, "B L"]) -> "WorkingMemory":
         """The memory with what rows of a piece showed: those of every stream's elements that have a `place`."""
         # The last rows of every stream: places grow with the position, and -1 comes first.
         place = jnp.sort(place, axis=1)[:, -self.window :]
@@ -118,7 +118,7 @@ class Memory(NamedTuple):
         return self.push(jax.tree.map(lambda leaf: leaf[last], shown), position[last], place >= 0)
 
 
-def empty(module: WindowedModule, batch: int, row: jax.ShapeDtypeStruct) -> Memory:
+def empty(module: WindowedModule, batch: int, row: jax.ShapeDtypeStruct) -> WorkingMemory:
     """The memory of a module that has seen nothing; `row` (1, D). Raises ValueError for one that reads ahead, or rows
     without limit."""
     module = module.clone(parent=None)
@@ -127,14 +127,14 @@ def empty(module: WindowedModule, batch: int, row: jax.ShapeDtypeStruct) -> Memo
         raise ValueError(f"{module.name} reads {right} rows ahead: only what reads earlier rows alone can be streamed")
     if left > LONGEST // 2:
         raise ValueError(f"{module.name} reads all earlier rows: to be streamed it needs a halo(length) with a bound")
-    init = functools.partial(module.init_with_output, method="project")
-    shown, _ = jax.eval_shape(init, jax.random.key(0), row, describe(jnp.ones((1, 1), bool)))
-    rows = jax.tree.map(lambda s: jnp.zeros((batch, left + SHORT, *s.shape[1:]), s.dtype), shown)
+    init = functools.partial(module.init_with_output, method="context")
+    shown, _ = jax.eval_shape(init, jax.random.key(0), row, row_info(jnp.ones((1, 1), bool)))
+    rows = jax.tree.map(lambda s: jnp.zeros((batch, left + MAX_IN_PLACE_LENGTH, *s.shape[1:]), s.dtype), shown)
     now, pushed = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32)  # two: who donates a state, donates both
-    return Memory(rows, jnp.zeros((batch, left + SHORT), jnp.int32), now, pushed)
+    return WorkingMemory(rows, jnp.zeros((batch, left + MAX_IN_PLACE_LENGTH), jnp.int32), now, pushed)
 
 
-def around(memory: Memory, stretch: Stretch) -> Around:
+def around(memory: WorkingMemory, stretch: Stretch) -> Around:
     """A piece of each stream behind the rows that it remembers, of which m is zero."""
     remembered, there = memory.ordered()
     before = Stretch(
@@ -147,13 +147,13 @@ def around(memory: Memory, stretch: Stretch) -> Around:
     return neighbours.join(before, stretch, None, remembered.rows)
 
 
-def in_place(memory: Memory, active: Bool[Array, "B L"]) -> tuple[Rows, Rows, Int[Array, "B L"]]:
+def in_place(memory: WorkingMemory, active: Bool[Array, "B L"]) -> tuple[RowInfo, RowInfo, Int[Array, "B L"]]:
     """What attention may know of a short piece, and of the memory that its rows have been pushed to, leaves with the
     streams in front; and where the piece's elements stand."""
     position = memory.now[:, None] + np.arange(active.shape[1], dtype=np.int32)[None]
     rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
     age, there = memory.known()
     total = rank[:, -1:]
-    own = Rows(jnp.zeros_like(rank), position, rank - active, jnp.broadcast_to(total, rank.shape), active)
-    every = Rows(jnp.zeros_like(age), memory.position, total - 1 - age, jnp.broadcast_to(total, age.shape), there)
+    own = RowInfo(jnp.zeros_like(rank), position, rank - active, jnp.broadcast_to(total, rank.shape), active)
+    every = RowInfo(jnp.zeros_like(age), memory.position, total - 1 - age, jnp.broadcast_to(total, age.shape), there)
     return own, every, position

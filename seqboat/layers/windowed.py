@@ -3,20 +3,20 @@
 import flax.linen as nn
 from jaxtyping import Array
 
-from seqboat.ops.packing import Rows
+from seqboat.ops.packing import RowInfo
 
 
 class WindowedModule(nn.Module):
     """A module whose rows see their neighbours among the activated rows. Subclasses define:
 
     `halo(length) -> (left, right)`: how many packed rows on each side a row may see, in sequences of this length;
-    `project(x, rows) -> halo`: row-wise, from (T, D) rows to a tree of rows: what a row's neighbours may see of it;
+    `context(x, rows) -> halo`: row-wise, from (T, D) rows to a tree of rows: what a row's neighbours may see of it;
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo holds other sequences'
-    rows too: `rows` and `halo_rows` (`ops.packing.Rows`) say which may be seen.
+    rows too: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
     One whose `has_kernel()` is True also defines mix in three parts, the middle one over all packed rows at once, of
     which `count` are filled (`ops.packing.map_blocks`):
-    `ask(x, rows) -> q`, row-wise;
+    `query(x, rows) -> q`, row-wise;
     `mix_packed(q, halo, rows, count, left, right) -> mixed`;
     `finish(x, mixed) -> y`, row-wise.
     """
@@ -27,8 +27,8 @@ class WindowedModule(nn.Module):
     def halo(self, length: int) -> tuple[int, int]:
         raise NotImplementedError
 
-    def project(self, x: Array, rows: Rows) -> dict:
+    def context(self, x: Array, rows: RowInfo) -> dict:
         raise NotImplementedError
 
-    def mix(self, x: Array, halo: dict, rows: Rows, halo_rows: Rows) -> Array:
+    def mix(self, x: Array, halo: dict, rows: RowInfo, halo_rows: RowInfo) -> Array:
         raise NotImplementedError

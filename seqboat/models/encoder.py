@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.router import ActivationStats
-from seqboat.layers.seqboat import KEPT, LayerConfig, LayerState, SeqBoatLayer
+from seqboat.layers.seqboat import SAVED_NAMES, LayerConfig, LayerState, SeqBoatLayer
 
 Remat = Literal["none", "selective", "layer"]
 Tree = Any
@@ -21,7 +21,7 @@ State = tuple[LayerState, ...]
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """`layers` SeqBoat layers of one `layer` config. `remat` says what the backward pass finds stored inside a layer:
-    "none" everything, "selective" what is dear to compute again (`layers.seqboat.KEPT`), "layer" nothing but the
+    "none" everything, "selective" what is dear to compute again (`layers.seqboat.SAVED_NAMES`), "layer" nothing but the
     layer's input.
     `final_norm_affine` False leaves scale and offset out of the norm that follows pre-norm layers."""
 
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         if config.layer.layout.axes:  # a layer's parameters are whole for as long as it runs
             layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather, methods=["advance"])
         if config.remat != "none":
-            keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
+            keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
             policy = keep if config.remat == "selective" else None
             layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=policy, methods=["advance"])
         scanned = nn.scan(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from seqboat.ops.packing import Rows, describe
+from seqboat.ops.packing import RowInfo, row_info
 
 Tree = Any
 
@@ -35,14 +35,14 @@ class Around(NamedTuple):
     own: slice
     shown: Tree = None
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowInfo:
         """What attention may know of every element; windows count those that are read with a weight above 1/2."""
         stretch = self.stretch
         read = stretch.computed & stretch.read
         if stretch.weight is None:
-            rows = describe(read)
+            rows = row_info(read)
         else:
-            rows = describe(read & (stretch.weight > 0.5))
+            rows = row_info(read & (stretch.weight > 0.5))
             rows = rows._replace(active=read.reshape(-1), weight=stretch.weight.reshape(-1))
         return rows._replace(position=stretch.position.reshape(-1))
 

@@ -27,7 +27,7 @@ class Packing(NamedTuple):
     filled: Array
 
 
-class Rows(NamedTuple):
+class RowInfo(NamedTuple):
     """What attention may know of each row, packed or not, each (T,).
 
     `segment`: its sequence in the batch. `position`: where it stood there. `rank`: how many active rows stand before it
@@ -56,13 +56,13 @@ def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: i
     return Packing(source, jnp.where(flat, slot, -1), filled)
 
 
-def describe(active: Bool[Array, "B L"]) -> Rows:
+def row_info(active: Bool[Array, "B L"]) -> RowInfo:
     """Every row of a flattened batch, in its place."""
     batch, length = active.shape
     rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
     total = jnp.broadcast_to(rank[:, -1:], active.shape)
     segment, position = np.divmod(np.arange(batch * length, dtype=np.int32), np.int32(max(length, 1)))
-    return Rows(
+    return RowInfo(
         jnp.asarray(segment), jnp.asarray(position), (rank - active).reshape(-1), total.reshape(-1), active.reshape(-1)
     )
 
@@ -160,7 +160,7 @@ def map_blocks(
     def apply(floats, rest):
         return fn(*merge(floats, rest))
 
-    def place(i, order):
+    def block_index(i, order):
         return i if order is None else order[i]
 
     @jax.custom_vjp
@@ -169,7 +169,7 @@ def map_blocks(
         out = jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
 
         def step(i, out):
-            i = place(i, order)
+            i = block_index(i, order)
             return write(out, left + i * block_size, apply(block_of(floats, i), block_of(rest, i)))
 
         return jax.lax.fori_loop(0, blocks, step, out)
@@ -182,7 +182,7 @@ def map_blocks(
         cotangent, _, _ = _split_floats(cotangent)
 
         def step(i, gradient):
-            i = place(i, order)
+            i = block_index(i, order)
             constants = block_of(rest, i)
             _, transpose = jax.vjp(lambda f: _split_floats(apply(f, constants))[0], block_of(floats, i))
             (d_params, d_own, d_halo) = transpose(read(cotangent, i))[0]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from seqboat.ops import positions
-from seqboat.ops.packing import Rows
+from seqboat.ops.packing import RowInfo
 
 AttentionFunction = Literal["softmax", "relu2", "laplace"]
 PositionKind = Literal["none", "relative", "slot", "rotary", "t5"]
@@ -26,7 +26,7 @@ PositionKind = Literal["none", "relative", "slot", "rotary", "t5"]
 LAPLACE_MEAN = math.sqrt(0.5)
 LAPLACE_DEVIATION = math.sqrt(0.25 / math.pi)
 # How far above the highest score that is read one that is not may stand.
-UNREAD = 30.0
+MAX_UNREAD_MARGIN = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Window:
         reach = length - 1 if self.size is None else min(self.size, length - 1)
         return reach, 0 if self.causal else reach
 
-    def visible(self, query: Rows, key: Rows) -> Bool[Array, "Q J"]:
+    def visible(self, query: RowInfo, key: RowInfo) -> Bool[Array, "Q J"]:
         """Which keys each query reads."""
         see = key.active[None, :] & (query.segment[:, None] == key.segment[None, :])
         if self.causal:
@@ -52,11 +52,11 @@ class Window:
             see &= jnp.abs(query.rank[:, None] - key.rank[None, :]) <= self.size
         return see
 
-    def place(self, x: Float[Array, "T Z"], rows: Rows) -> Float[Array, "T Z"]:
+    def apply_rotary(self, x: Float[Array, "T Z"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries or keys as `attend` wants them: turned by their positions, if those are rotary."""
         return positions.rotate(x, rows.position) if self.position == "rotary" else x
 
-    def scale(self, query: Rows, key_size: int) -> Array | float:
+    def scale(self, query: RowInfo, key_size: int) -> Array | float:
         """What queries are multiplied by: Z^-1/2 for softmax, else one over the number of keys in reach."""
         if self.function == "softmax":
             return key_size**-0.5
@@ -65,7 +65,7 @@ class Window:
         keys = query.rank + 1 if self.causal else jnp.maximum(query.total, 1)
         return 1.0 / keys[:, None].astype(jnp.float32)
 
-    def bias(self, table: Float[Array, "P"], query: Rows, key: Rows) -> Float[Array, "Q J"]:
+    def bias(self, table: Float[Array, "P"], query: RowInfo, key: RowInfo) -> Float[Array, "Q J"]:
         """The bias of every pair, for the kinds that have a table."""
         if self.position == "relative":
             return positions.relative_bias(table, query.position, key.position)
@@ -80,13 +80,13 @@ def attend(
     q: Float[Array, "Q Z"],
     k: Float[Array, "J Z"],
     v: Float[Array, "J E"],
-    query: Rows,
-    key: Rows,
+    query: RowInfo,
+    key: RowInfo,
     drop: Float[Array, "Q J"] | None = None,
 ) -> Float[Array, "Q E"]:
     """o_i = sum_j phi(s_i)_j v_j,  s_ij = scale q_i . k_j + bias_ij,  over the keys that row i sees, else 0.
 
-    q and k come from `window.place`.
+    q and k come from `window.apply_rotary`.
 
     phi is softmax, max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2))). A key with a `weight` w_j of
     0..1 enters with w_j times its exp(s) or phi(s). With softmax, e = exp(s), the gradient of a w_j that is 0 is what
@@ -106,7 +106,7 @@ def attend(
         highest = jax.lax.stop_gradient(jnp.where(read, scores, -jnp.inf).max(axis=1, keepdims=True))
         highest = jnp.where(jnp.isfinite(highest), highest, 0)
         # A key that is not read may score as high as it likes: its credit is bounded, and its exponential must be too.
-        weights = jnp.exp(jnp.where(read, scores - highest, jnp.minimum(scores - highest, UNREAD)))
+        weights = jnp.exp(jnp.where(read, scores - highest, jnp.minimum(scores - highest, MAX_UNREAD_MARGIN)))
     elif window.function == "relu2":
         weights = jnp.square(jax.nn.relu(scores))
     else:
@@ -124,7 +124,7 @@ def attend(
 
 
 def attend_packed(
-    window: Window, table, q: Array, k: Array, v: Array, rows: Rows, count: Array, *, left, right
+    window: Window, table, q: Array, k: Array, v: Array, rows: RowInfo, count: Array, *, left, right
 ) -> Array:
     """`attend` over packed rows by the Pallas kernel of this backend, interpreted and slow on a CPU
     (`ops.kernels.window_attention.attend_packed`)."""
@@ -133,11 +133,11 @@ def attend_packed(
     return run(window, table, q, k, v, rows, count, left=left, right=right, backend=_backend())
 
 
-def kernel_refusal(window: Window) -> str | None:
+def kernel_unsupported_reason(window: Window) -> str | None:
     """Why the kernel of this backend does not compute this window; None if it does."""
-    from seqboat.ops.kernels.window_attention import refusal
+    from seqboat.ops.kernels.window_attention import unsupported_reason
 
-    return refusal(window, _backend())
+    return unsupported_reason(window, _backend())
 
 
 def kernel_notice() -> str | None:

@@ -218,4 +218,4 @@ class Layout:
         return tuple(self._kept(getattr(self.rules, name)) if name else () for name in names)
 
 
-ALONE = Layout.alone()
+SINGLE_DEVICE = Layout.alone()

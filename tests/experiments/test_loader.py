@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.common.errors import UserError
-from experiments.data.loader import Rows, evaluation_dataset, read_ahead, train_dataset
+from experiments.data.loader import HostShard, evaluation_dataset, read_ahead, train_dataset
 from experiments.data.sources import Subset
 
 SOURCE = list(range(100, 123))  # 23 examples
@@ -17,7 +17,7 @@ def transform(example: int) -> dict[str, np.ndarray]:
 
 
 def train(batch_size: int = 4, seed: int = 0, host: int = 0, hosts: int = 1, source=SOURCE):
-    return train_dataset(source, transform, Rows(batch_size, host, hosts), seed)
+    return train_dataset(source, transform, HostShard(batch_size, host, hosts), seed)
 
 
 def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
@@ -55,7 +55,7 @@ def test_reading_ahead_gives_the_same_batches_from_anywhere(start: int):
 def test_the_rows_of_the_hosts_make_up_the_global_batch(hosts: int):
     for make in (
         lambda **host: train(8, **host),
-        lambda host=0, hosts=1: evaluation_dataset(SOURCE, transform, Rows(8, host, hosts)),
+        lambda host=0, hosts=1: evaluation_dataset(SOURCE, transform, HostShard(8, host, hosts)),
     ):
         whole = make()
         parts = [make(host=host, hosts=hosts) for host in range(hosts)]
@@ -78,7 +78,7 @@ def test_every_epoch_has_every_example_once_in_a_new_order(batch_size: int):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
 def test_evaluation_has_every_example_once_in_order_and_fills_up_with_weight_0(batch_size: int):
-    dataset = evaluation_dataset(SOURCE, transform, Rows(batch_size))
+    dataset = evaluation_dataset(SOURCE, transform, HostShard(batch_size))
     batches = list(read_ahead(dataset))
     assert {batch["pair"].shape for batch in batches} == {(batch_size, 2)}
     value, weights = (np.concatenate([batch[name] for batch in batches]) for name in ("value", "weights"))
@@ -113,7 +113,7 @@ def test_an_error_of_the_source_arrives_as_it_is():
         (lambda: train(seed=-1), "seed is -1"),
         (lambda: train(seed=2**32), "seed is 4294967296"),
         (lambda: train(source=[]), "no example"),
-        (lambda: evaluation_dataset([], transform, Rows(4)), "no example"),
+        (lambda: evaluation_dataset([], transform, HostShard(4)), "no example"),
     ],
 )
 def test_mistakes_are_named(make, message: str):

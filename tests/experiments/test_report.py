@@ -84,7 +84,7 @@ def test_mean_distance_is_weighted_by_attention(function, position, monkeypatch)
     table = jnp.asarray(rng.normal(size=sizes[position]), jnp.float32) if position in sizes else None
     distances = jit(lambda active: measure.mean_distance(window, table, q, k, active))
     weigh = jit(
-        lambda rows: attend(window, table, *(window.place(x, rows) for x in (q, k)), jnp.eye(length), rows, rows)
+        lambda rows: attend(window, table, *(window.apply_rotary(x, rows) for x in (q, k)), jnp.eye(length), rows, rows)
     )
     for share in (0.15, 0.9):
         active = rng.random(length) < share

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHORT, LONG = 16_384, 65_536
+MAX_IN_PLACE_LENGTH, LONG = 16_384, 65_536
 LIMIT = 4e9  # bytes
 GROWTH = 4.4  # for four times the length
 
@@ -52,8 +52,8 @@ def measure(length, direction):
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["causal", "both"])
 def test_memory_grows_with_the_length(direction):
-    short, long = measure(SHORT, direction), measure(LONG, direction)
-    for length, result in ((SHORT, short), (LONG, long)):
+    short, long = measure(MAX_IN_PLACE_LENGTH, direction), measure(LONG, direction)
+    for length, result in ((MAX_IN_PLACE_LENGTH, short), (LONG, long)):
         assert result["active"] == length
         assert result["finite"]
     assert long["peak"] < LIMIT, long

@@ -50,7 +50,7 @@ class Windowed(WindowedModule):
     def halo(self, length):
         return 1, 0
 
-    def project(self, x, rows):
+    def context(self, x, rows):
         return {"k": self.shown(x)}
 
     def mix(self, x, halo, rows, halo_rows):
@@ -116,7 +116,7 @@ class TrainWindowed(WindowedModule):
     def halo(self, length):
         return 0, 0
 
-    def project(self, x, rows, train):
+    def context(self, x, rows, train):
         return self.drop(self.dense(x), deterministic=not train)
 
     def mix(self, x, halo, rows, halo_rows):
@@ -192,7 +192,7 @@ class NoiseWindowed(Noise, WindowedModule):
     def halo(self, length):
         return 0, 0
 
-    def project(self, x, rows):
+    def context(self, x, rows):
         return self(x)
 
     def mix(self, x, halo, rows, halo_rows):

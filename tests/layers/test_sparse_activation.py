@@ -40,7 +40,7 @@ class NeighbourMean(WindowedModule):
     def halo(self, length):
         return 1, 0
 
-    def project(self, x, rows):
+    def context(self, x, rows):
         return {"y": self.dense(x)}
 
     def mix(self, x, halo, rows, halo_rows):
@@ -243,8 +243,8 @@ def logit_gradients(router, train=True, seed=0, form="packed", lean=0.0):
 class Narrow(GatedAttentionUnit):
     """Attention that does not see the last channel."""
 
-    def project(self, x, rows):
-        return super().project(x[:, :-1], rows)
+    def context(self, x, rows):
+        return super().context(x[:, :-1], rows)
 
     def mix(self, x, halo, rows, halo_rows):
         return jnp.pad(super().mix(x[:, :-1], halo, rows, halo_rows), ((0, 0), (0, 1)))
@@ -319,7 +319,7 @@ def test_shares_pay_as_the_whole_on_average():
 @pytest.mark.parametrize("lean", [-0.5, 0.0])
 def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean, monkeypatch):
     """The reach is what tells them apart: where few elements are active, the usual one leaves far neighbours out."""
-    monkeypatch.setattr(sparse_activation, "REACH", LENGTH)
+    monkeypatch.setattr(sparse_activation, "CREDIT_HALO_FACTOR", LENGTH)
     packed, dense = (logit_gradients(router, form=form, lean=lean)[0] for form in ("packed", "dense"))
     assert_close(packed, dense)
 

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.sparse_activation import SparseModularActivation
-from seqboat.layers.streaming import FARTHEST, SHORT, Memory
+from seqboat.layers.streaming import FARTHEST, MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.window_attention import Window
 
 D, BATCH, LENGTH = 8, 2, 38
 WINDOW = 3
-SLOTS = WINDOW + SHORT
-PUSH = jax.jit(Memory.push)
+SLOTS = WINDOW + MAX_IN_PLACE_LENGTH
+PUSH = jax.jit(WorkingMemory.push)
 
 
 def empty(batch):
     nothing = jnp.zeros(batch, jnp.int32)
-    return Memory({"k": jnp.zeros((batch, SLOTS, 1))}, jnp.zeros((batch, SLOTS), jnp.int32), nothing, nothing)
+    return WorkingMemory({"k": jnp.zeros((batch, SLOTS, 1))}, jnp.zeros((batch, SLOTS), jnp.int32), nothing, nothing)
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
@@ -71,7 +71,7 @@ class Difference(WindowedModule):
     def halo(self, length):
         return 2, 0
 
-    def project(self, x, rows):
+    def context(self, x, rows):
         return self.dense(x)
 
     def mix(self, x, halo, rows, halo_rows):

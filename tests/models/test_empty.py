@@ -16,7 +16,7 @@ from seqboat.models.mlp import MLP, MLPConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 from seqboat.ops import ema, s4d
 from seqboat.ops.convolution import fft_convolve, swap
-from seqboat.ops.packing import Rows, compress, describe, extract, map_blocks, pack
+from seqboat.ops.packing import RowInfo, compress, describe, extract, map_blocks, pack
 from seqboat.ops.window_attention import Window, attend
 
 LAYER = LayerConfig(
@@ -123,7 +123,7 @@ def test_packing_of_nothing(batch, length):
         window = Window(2, True, function, "none")
         assert attend(window, None, q[:0], k, v, rows, some).shape == (0, 5)
         np.testing.assert_array_equal(attend(window, None, q, k[:0], v[:0], some, rows), np.zeros((3, 5)))
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, RowInfo)
 
 
 def test_an_mlp_wants_numbers():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
-from seqboat.layers.streaming import SHORT, fork, reset
+from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, fork, reset
 from seqboat.models.encoder import EncoderConfig, separate
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 from seqboat.parallel.rules import Layout, Rules
@@ -127,7 +127,7 @@ EVERY = [
 
 @pytest.mark.parametrize(("name", "size"), EVERY)
 def test_streams_at_different_positions_equal_the_whole(name, size):
-    assert 7 <= SHORT < 23
+    assert 7 <= MAX_IN_PLACE_LENGTH < 23
     if case(name).learned:
         active = np.asarray(case(name).whole()[0].layers.active)
         assert (active > 20).all()
@@ -277,7 +277,7 @@ def test_taps_are_those_of_the_whole():
 @pytest.mark.parametrize("size", [pytest.param(13, marks=pytest.mark.slow), LENGTH])
 def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     """In evaluation a short one is computed in place; in training with what its router is paid."""
-    mine, train = case("relative"), size > SHORT
+    mine, train = case("relative"), size > MAX_IN_PLACE_LENGTH
     router = RouterConfig(straight_through=True, key_credit=True)
     model = LanguageModel(
         LanguageModelConfig(EncoderConfig(dataclasses.replace(LAYER, router=router), LAYERS), VOCABULARY)
@@ -349,7 +349,7 @@ def test_training_with_a_carried_state_is_truncated_backpropagation():
 
 def test_a_state_holds_what_is_promised_and_no_more():
     (first, *_), mine = case("relative").model.initial_state(4), case("relative")
-    width, slots = LAYER.features, 3 + SHORT
+    width, slots = LAYER.features, 3 + MAX_IN_PLACE_LENGTH
     numbers = 4 * (width * LAYER.state_size + slots * (LAYER.key_size + LAYER.value_size + 1) + 2)
     assert sum(leaf.size for leaf in jax.tree.leaves(first)) == numbers
     assert all(leaf.shape[0] == 4 and not np.asarray(leaf).any() for leaf in jax.tree.leaves(first))

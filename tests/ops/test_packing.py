@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, jit, normal, value_and_vjp
 
-from seqboat.ops.packing import compress, describe, extract, map_blocks, pack
+from seqboat.ops.packing import compress, extract, map_blocks, pack, row_info
 
 PATTERNS = {
     "none": np.zeros((3, 7), bool),
@@ -38,7 +38,7 @@ def test_active_rows_fill_the_slots_after_the_left_margin_in_order(active, block
 
 
 def test_every_row_is_described_as_loops_would(active):
-    rows = describe(active)
+    rows = row_info(active)
     index = 0
     for segment, row in enumerate(np.asarray(active)):
         for position, is_active in enumerate(row):

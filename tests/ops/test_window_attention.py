@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import BF16, assert_close, jit, normal, value_and_vjp
 
-from seqboat.ops.packing import describe
+from seqboat.ops.packing import row_info
 from seqboat.ops.window_attention import Window, attend
 
 FUNCTIONS, KINDS = ("softmax", "relu2", "laplace"), ("none", "relative", "slot", "rotary", "t5")
@@ -93,8 +93,8 @@ def inputs():
 
 def dense(window, table, q, k, v, active=ACTIVE, weight=None, drop=None):
     """`attend` over all rows at once; inactive queries, whose result nobody takes, are put to zero."""
-    rows = describe(jnp.asarray(active))._replace(weight=weight)
-    out = attend(window, table, window.place(q, rows), window.place(k, rows), v, rows, rows, drop)
+    rows = row_info(jnp.asarray(active))._replace(weight=weight)
+    out = attend(window, table, window.apply_rotary(q, rows), window.apply_rotary(k, rows), v, rows, rows, drop)
     return jnp.where(rows.active[:, None], out, 0)
 
 
@@ -164,7 +164,7 @@ def test_rows_that_see_nothing_give_zero_and_finite_gradients(function):
     nothing = np.zeros((2, 4), bool)
     table, cotangent = make_table(window), normal(5, 8, VALUE_SIZE)
     q, k, v = (x[:8] for x in inputs())
-    rows = describe(jnp.asarray(nothing))
+    rows = row_info(jnp.asarray(nothing))
     run = value_and_vjp(lambda *args: attend(window, *args, rows, rows))
     out, gradients = run(cotangent, table, q, k, v)
     assert not np.asarray(out).any()
@@ -229,7 +229,7 @@ def test_halo_reaches_no_further_than_the_sequence():
 def test_the_gradient_of_a_weight_of_zero_is_that_of_the_step_to_one(score):
     """One query, a key of weight 1 and one of weight 0 with a score so much higher; finite however high it is."""
     window = Window(None, False, "softmax", "none")
-    rows = describe(jnp.ones((1, 2), bool))
+    rows = row_info(jnp.ones((1, 2), bool))
     q, k = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [score]])
     v, cotangent = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
 

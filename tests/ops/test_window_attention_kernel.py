@@ -9,8 +9,8 @@ import pytest
 from helpers import BF16, F32, assert_close, jit, normal, value_and_vjp
 from jax.experimental.pallas import tpu
 
-from seqboat.ops.kernels.window_attention import Plan, _know, attend_packed, refusal
-from seqboat.ops.packing import Rows, compress, describe, extract, pack
+from seqboat.ops.kernels.window_attention import KernelConfig, attend_packed, tile_metadata, unsupported_reason
+from seqboat.ops.packing import RowInfo, compress, extract, pack, row_info
 from seqboat.ops.window_attention import Window, attend, kernel_notice
 
 # 48 rows are three tiles of 16, and 20 values two tiles of 16.
@@ -40,15 +40,15 @@ def arguments(window, dtype=jnp.float32):
 
 def poisoned(rows, filled, poison):
     """Rows whose empty slots claim to be readable rows of the first sequence."""
-    lies = Rows(*(jnp.zeros_like(leaf) for leaf in rows[:4]), jnp.full_like(rows.active, True))
+    lies = RowInfo(*(jnp.zeros_like(leaf) for leaf in rows[:4]), jnp.full_like(rows.active, True))
     return jax.tree.map(lambda lie, leaf: jnp.where(filled | (poison == 0), leaf, lie), lies, rows)
 
 
 def kernel(window, backend, active, poison, table, q, k, v):
     """From rows to rows by way of packed ones, whose empty slots hold `poison`."""
-    rows, (left, right) = describe(active), window.halo(LENGTH)
+    rows, (left, right) = row_info(active), window.halo(LENGTH)
     packing = pack(active, SIZES[0], left=left, right=right)
-    q, k = window.place(q, rows), window.place(k, rows)
+    q, k = window.apply_rotary(q, rows), window.apply_rotary(k, rows)
     rows, q, k, v = compress((rows, q, k, v), packing)
     filled = packing.source >= 0
     q, k, v = (jnp.where(filled[:, None], x, poison.astype(x.dtype)) for x in (q, k, v))
@@ -60,8 +60,8 @@ def kernel(window, backend, active, poison, table, q, k, v):
 
 
 def reference(window, active, table, q, k, v):
-    rows = describe(active)
-    o = attend(window, table, window.place(q, rows), window.place(k, rows), v, rows, rows)
+    rows = row_info(active)
+    o = attend(window, table, window.apply_rotary(q, rows), window.apply_rotary(k, rows), v, rows, rows)
     return jnp.where(rows.active[:, None], o, 0)
 
 
@@ -125,7 +125,7 @@ def test_filled_rows_that_may_not_be_read_and_keys_out_of_reach(size, left, righ
     readable = np.random.default_rng(1).random((BATCH, LENGTH)) < 0.7
     total = left + ROWS + right
     margins = lambda x: jnp.pad(x, [(left, right), *[(0, 0)] * (x.ndim - 1)])
-    rows = jax.tree.map(margins, describe(jnp.asarray(readable)))
+    rows = jax.tree.map(margins, row_info(jnp.asarray(readable)))
     table, *qkv = arguments(window)
     q, k, v = (margins(x) for x in qkv)
     options = {"left": left, "right": right, "backend": "interpret", "sizes": SIZES}
@@ -151,9 +151,9 @@ def test_tiles_met_follow_the_filled_rows_and_the_sequences():
     """Of 64 tiles of 16 rows, in sequences of 256 and of 16 rows."""
 
     def met(length, count, left, right):
-        plan = Plan(Window(left, not right, "softmax", "none"), left, right, 16, 16, "interpret")
-        rows = jax.tree.map(lambda x: jnp.pad(x, (left, right)), describe(jnp.ones((1024 // length, length), bool)))
-        known = _know(plan, rows, jnp.int32(count))
+        plan = KernelConfig(Window(left, not right, "softmax", "none"), left, right, 16, 16, "interpret")
+        rows = jax.tree.map(lambda x: jnp.pad(x, (left, right)), row_info(jnp.ones((1024 // length, length), bool)))
+        known = tile_metadata(plan, rows, jnp.int32(count))
         forth, back = (np.asarray(x[1] - x[0]) for x in (known.met_by_query, known.met_by_key))
         assert forth.sum() == back.sum()
         return forth
@@ -193,7 +193,7 @@ def test_lowers_for_the_hardware(backend, platform, call, case):
     total = left + batch * length + right
     shape = jax.ShapeDtypeStruct
     integers, table = shape((total,), jnp.int32), jax.eval_shape(lambda: make_table(window))
-    rows = Rows(integers, integers, integers, integers, shape((total,), bool))
+    rows = RowInfo(integers, integers, integers, integers, shape((total,), bool))
 
     def run(table, q, k, v, rows, count):
         options = {"left": left, "right": right, "backend": backend}
@@ -224,7 +224,7 @@ REFUSED = {
 def test_refuses(change, message):
     change = dict(change)
     zeros = jnp.zeros(change.pop("rows", 53), jnp.int32)
-    rows = Rows(zeros, zeros, zeros, zeros, zeros > 0, change.pop("weight", None))
+    rows = RowInfo(zeros, zeros, zeros, zeros, zeros > 0, change.pop("weight", None))
     shape = {"q": jnp.zeros((53, KEY_SIZE)), "k": jnp.zeros((53, KEY_SIZE)), "v": jnp.zeros((53, VALUE_SIZE))}
     given = {"window": NONE, "table": None, **shape, "left": 5, "right": 0, "backend": "interpret", "sizes": SIZES}
     with pytest.raises(ValueError, match=message):
@@ -235,7 +235,7 @@ def test_refuses_windows_that_do_not_fit_into_a_tpu():
     window, shape = Window(None, True, "softmax", "none"), jax.ShapeDtypeStruct
     total = 16383 + 2 * 16384
     integers = shape((total,), jnp.int32)
-    rows = Rows(integers, integers, integers, integers, shape((total,), bool))
+    rows = RowInfo(integers, integers, integers, integers, shape((total,), bool))
     q, v = (shape((total, size), jnp.float32) for size in (64, 256))
     run = functools.partial(attend_packed, window, None, left=16383, right=0, backend="tpu")
     with pytest.raises(ValueError, match="does not fit"):
@@ -243,9 +243,9 @@ def test_refuses_windows_that_do_not_fit_into_a_tpu():
 
 
 def test_says_what_it_refuses():
-    assert refusal(NONE, "tpu") is None
-    assert refusal(SLOT, "triton") is None
-    assert "table" in refusal(SLOT, "tpu")
+    assert unsupported_reason(NONE, "tpu") is None
+    assert unsupported_reason(SLOT, "triton") is None
+    assert "table" in unsupported_reason(SLOT, "tpu")
 
 
 @pytest.mark.parametrize(

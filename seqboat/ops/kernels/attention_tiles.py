@@ -29,7 +29,7 @@ ERFC = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class KernelConfig:
     """What is known before any data. `left` and `right`: how many rows before and after its own a query reads."""
 
     window: Window
@@ -74,7 +74,7 @@ def _rows(ref, *tile) -> tuple:
     return tuple(ref[(*tile, slice(c, c + 1), slice(None))] for c in range(3))
 
 
-def _pairs(plan: Plan, steps, q, k, query: tuple, key: tuple, table) -> tuple[Array, Array]:
+def _pairs(plan: KernelConfig, steps, q, k, query: tuple, key: tuple, table) -> tuple[Array, Array]:
     """The scores of a tile of queries with the tile of keys `steps` tiles after it, and which pairs are read."""
     window, shape = plan.window, (plan.tile, plan.tile)
     scores = dot(q, k, 1, 1)
@@ -89,7 +89,7 @@ def _pairs(plan: Plan, steps, q, k, query: tuple, key: tuple, table) -> tuple[Ar
     return scores, visible
 
 
-def _phi(plan: Plan, scores: Array) -> Array:
+def _phi(plan: KernelConfig, scores: Array) -> Array:
     """max(s, 0)^2 or Laplace, whose error function Triton has not."""
     if plan.window.function == "relu2":
         return jnp.square(jnp.maximum(scores, 0))
@@ -103,13 +103,13 @@ def _phi(plan: Plan, scores: Array) -> Array:
     return 0.5 * jnp.where(x < 0, tail, 2 - tail)
 
 
-def _weights(plan: Plan, scores: Array, visible: Array, log_total: Array) -> Array:
+def _weights(plan: KernelConfig, scores: Array, visible: Array, log_total: Array) -> Array:
     """The weights of a row whose log-sum-exp is known."""
     weights = jnp.exp(scores - log_total) if plan.window.function == "softmax" else _phi(plan, scores)
     return jnp.where(visible, weights, 0.0)
 
 
-def _score_gradient(plan: Plan, scores: Array, visible: Array, saved: tuple, d_weights: Array) -> Array:
+def _score_gradient(plan: KernelConfig, scores: Array, visible: Array, saved: tuple, d_weights: Array) -> Array:
     """dS from dW: softmax  w (dW - <dO, o>),  relu2  2 max(s, 0) dW,  Laplace  density(s) dW."""
     log_total, credit = saved
     if plan.window.function == "softmax":
@@ -122,7 +122,7 @@ def _score_gradient(plan: Plan, scores: Array, visible: Array, saved: tuple, d_w
     return jnp.where(visible, gradient, 0.0)
 
 
-def _weight_gradient(plan: Plan, width: int, d_o, v) -> Array:
+def _weight_gradient(plan: KernelConfig, width: int, d_o, v) -> Array:
     """dW = dO v^T, a tile of values at a time; d_o and v read the columns that they are given."""
 
     def step(e, total):
@@ -139,7 +139,7 @@ def _weight_gradient(plan: Plan, width: int, d_o, v) -> Array:
     return total
 
 
-def _loop(plan: Plan, bounds) -> tuple:
+def _loop(plan: KernelConfig, bounds) -> tuple:
     """The own tile, the first tile it meets, the one past the last, and where the window of those it can begins."""
     own = pl.program_id(0)
     return own, bounds[0, own], bounds[1, own], bounds[2, own] if plan.windowed else 0
@@ -150,7 +150,7 @@ def _saved(ref, *tile) -> tuple:
     return tuple(ref[(*tile, slice(None), slice(c, c + 1))] for c in range(2))
 
 
-def read(plan: Plan, bounds, q_ref, query_ref, k_ref, key_ref, v_ref, *rest):
+def read(plan: KernelConfig, bounds, q_ref, query_ref, k_ref, key_ref, v_ref, *rest):
     """o_i = sum_j w_ij v_j of one tile of values, and the log-sum-exp; softmax by a running maximum."""
     *table, o_ref, log_total_ref = rest
     own, first, end, base = _loop(plan, bounds)
@@ -180,7 +180,7 @@ def read(plan: Plan, bounds, q_ref, query_ref, k_ref, key_ref, v_ref, *rest):
     log_total_ref[...] = zero
 
 
-def query_gradient(plan: Plan, bounds, q_ref, query_ref, saved_ref, d_o_ref, k_ref, key_ref, v_ref, *rest):
+def query_gradient(plan: KernelConfig, bounds, q_ref, query_ref, saved_ref, d_o_ref, k_ref, key_ref, v_ref, *rest):
     """dq_i = sum_j dS_ij k_j;  with a table also dS, one tile of pairs after the other, 0 where none was met."""
     *table, d_q_ref = rest if len(rest) == 1 else rest[:-1]
     own, first, end, base = _loop(plan, bounds)
@@ -210,7 +210,7 @@ def query_gradient(plan: Plan, bounds, q_ref, query_ref, saved_ref, d_o_ref, k_r
     d_q_ref[...] = d_q.astype(d_q_ref.dtype)
 
 
-def key_gradient(plan: Plan, bounds, k_ref, key_ref, v_ref, q_ref, query_ref, saved_ref, d_o_ref, *rest):
+def key_gradient(plan: KernelConfig, bounds, k_ref, key_ref, v_ref, q_ref, query_ref, saved_ref, d_o_ref, *rest):
     """dk_j = sum_i dS_ij q_i"""
     *table, d_k_ref = rest
     own, first, end, base = _loop(plan, bounds)
@@ -229,7 +229,7 @@ def key_gradient(plan: Plan, bounds, k_ref, key_ref, v_ref, q_ref, query_ref, sa
     d_k_ref[...] = d_k.astype(d_k_ref.dtype)
 
 
-def value_gradient(plan: Plan, bounds, k_ref, key_ref, q_ref, query_ref, saved_ref, d_o_ref, *rest):
+def value_gradient(plan: KernelConfig, bounds, k_ref, key_ref, q_ref, query_ref, saved_ref, d_o_ref, *rest):
     """dv_j = sum_i w_ij dO_i  of one tile of values."""
     *table, d_v_ref = rest
     own, first, end, base = _loop(plan, bounds)

@@ -31,8 +31,8 @@ from jax.experimental.pallas import tpu, triton
 from jaxtyping import Array, Float, Int
 
 from seqboat.ops.kernels import attention_tiles as tiles
-from seqboat.ops.kernels.attention_tiles import Backend, Plan
-from seqboat.ops.packing import Rows
+from seqboat.ops.kernels.attention_tiles import Backend, KernelConfig
+from seqboat.ops.packing import RowInfo
 from seqboat.ops.window_attention import Window
 
 # Rows and values of a tile. Triton: an accumulator of 64 x 128 float32 is 64 registers a thread of four warps.
@@ -43,10 +43,10 @@ WARPS = 4
 # What the windows of a program may take of a TPU core's fast memory: 16 MiB is the least that one has.
 WINDOW_BYTES = 14 * 2**20
 # The segments of rows that are not filled, and of keys that may not be read.
-UNFILLED, UNREAD = 2**31 - 1, -1
+UNFILLED, UNREADABLE_SEGMENT = 2**31 - 1, -1
 
 
-class Known(NamedTuple):
+class TileMetadata(NamedTuple):
     """What the kernels know of n tiles of rows: `query` (n, tile, 4) and `key` (n, 4, tile) segment, rank, position and
     nothing; `met_by_query` and `met_by_key` (3, n) the first tile that a tile meets, the one past the last, and where
     the window of those that it could meet begins."""
@@ -57,7 +57,7 @@ class Known(NamedTuple):
     met_by_key: Array
 
 
-def refusal(window: Window, backend: Backend) -> str | None:
+def unsupported_reason(window: Window, backend: Backend) -> str | None:
     """Why these kernels do not compute this window on this backend; None if they do."""
     if window.position == "slot" and window.size is None:
         return "position 'slot' needs a window with a size"
@@ -72,7 +72,7 @@ def attend_packed(
     q: Float[Array, "T Z"],
     k: Float[Array, "T Z"],
     v: Float[Array, "T E"],
-    rows: Rows,
+    rows: RowInfo,
     count: Int[Array, ""],
     *,
     left: int,
@@ -84,15 +84,15 @@ def attend_packed(
 
     T is a margin of `left` rows, a whole number of tiles, and a margin of `right` rows (`packing.pack`). The first
     `count` rows after the left margin are filled, sorted by segment, then position; whatever finite numbers the others
-    hold does not matter. q and k come from `window.place`. `sizes`: the rows and the values of a tile, both a power of
-    two and at least 16, if not those of `TILES`.
+    hold does not matter. q and k come from `window.apply_rotary`. `sizes`: the rows and the values of a tile, both a
+    power of two and at least 16, if not those of `TILES`.
 
     All functions and position kinds, causal or not, with a size or without; float32 or bfloat16, any Z and E. On a TPU
     only the positions "none" and "rotary", and windows that fit into its fast memory. No dropout, no `rows.weight`.
     """
     tile, value_tile = sizes or TILES[backend]
     value_tile = min(value_tile, max(SMALLEST, pl.next_power_of_2(v.shape[1])))
-    plan = Plan(window, left, right, tile, value_tile, backend)
+    plan = KernelConfig(window, left, right, tile, value_tile, backend)
     _check(plan, table, q, k, v, rows)
     # The scale depends on the row, where the window has no size: so it is the caller's, as in the reference.
     q = (q.astype(jnp.float32) * window.scale(rows, q.shape[1])).astype(q.dtype)
@@ -104,15 +104,15 @@ def attend_packed(
         cut(q, key_width),
         cut(k, key_width),
         cut(v, pl.cdiv(v.shape[1], value_tile) * value_tile),
-        _know(plan, rows, count),
+        tile_metadata(plan, rows, count),
     )
     o = o.reshape(-1, o.shape[2])[:, : v.shape[1]]
     return jnp.pad(o, ((left, right), (0, 0)))
 
 
-def _check(plan: Plan, table, q: Array, k: Array, v: Array, rows: Rows) -> None:
+def _check(plan: KernelConfig, table, q: Array, k: Array, v: Array, rows: RowInfo) -> None:
     """Raise what the caller should know before anything is compiled."""
-    reason = refusal(plan.window, plan.backend)
+    reason = unsupported_reason(plan.window, plan.backend)
     if reason:
         raise ValueError(reason)
     has_table = plan.window.position not in ("none", "rotary")
@@ -143,22 +143,22 @@ def _check(plan: Plan, table, q: Array, k: Array, v: Array, rows: Rows) -> None:
             raise ValueError(f"a window of {held >> 20} MiB does not fit into {WINDOW_BYTES >> 20} MiB of a TPU core")
 
 
-def _cut(plan: Plan, x: Float[Array, "T W"], width: int) -> Float[Array, "n tile width"]:
+def _cut(plan: KernelConfig, x: Float[Array, "T W"], width: int) -> Float[Array, "n tile width"]:
     """The rows between the margins in tiles, their width filled up with zeros."""
     x = x[plan.left : x.shape[0] - plan.right]
     return jnp.pad(x, ((0, 0), (0, width - x.shape[1]))).reshape(-1, plan.tile, width)
 
 
-def _know(plan: Plan, rows: Rows, count: Int[Array, ""]) -> Known:
+def tile_metadata(plan: KernelConfig, rows: RowInfo, count: Int[Array, ""]) -> TileMetadata:
     segment, position, rank, _, active = (leaf[plan.left : leaf.shape[0] - plan.right] for leaf in rows[:5])
     slot = jnp.arange(segment.shape[0], dtype=jnp.int32)
     filled = slot < count
     blank = jnp.zeros_like(slot)
     rank, position = (jnp.where(filled, x, 0).astype(jnp.int32) for x in (rank, position))
     segment = jnp.where(filled, segment, UNFILLED).astype(jnp.int32)
-    readable = jnp.where(filled & active, segment, UNREAD)
+    readable = jnp.where(filled & active, segment, UNREADABLE_SEGMENT)
     tiled = lambda *x: jnp.stack(x, axis=-1).reshape(-1, plan.tile, len(x))
-    return Known(
+    return TileMetadata(
         tiled(segment, rank, position, blank),
         tiled(readable, rank, position, blank).swapaxes(1, 2),
         _met(plan, segment, count, plan.left, plan.right),
@@ -166,7 +166,9 @@ def _know(plan: Plan, rows: Rows, count: Int[Array, ""]) -> Known:
     )
 
 
-def _met(plan: Plan, segment: Int[Array, "S"], count: Int[Array, ""], before: int, after: int) -> Int[Array, "3 n"]:
+def _met(
+    plan: KernelConfig, segment: Int[Array, "S"], count: Int[Array, ""], before: int, after: int
+) -> Int[Array, "3 n"]:
     """What each tile meets, of rows that reach so far `before` and `after` themselves within their sequence."""
     n = segment.shape[0] // plan.tile
     tile = jnp.arange(n, dtype=jnp.int32)
@@ -190,7 +192,7 @@ def _own(x, split: int = 0) -> pl.BlockSpec:
     return pl.BlockSpec((None, *middle, split or x.shape[-1]), index)
 
 
-def _around(plan: Plan, x, split: int = 0) -> pl.BlockSpec:
+def _around(plan: KernelConfig, x, split: int = 0) -> pl.BlockSpec:
     """The tiles of an array (n, rows, width) that a program may meet, and `split` of its width."""
     n, rows, width = x.shape
     # One part is index 0: a TPU wants proof that others are a multiple of 128.
@@ -202,7 +204,7 @@ def _around(plan: Plan, x, split: int = 0) -> pl.BlockSpec:
     return pl.BlockSpec((n, rows, width), lambda i, e: (0, 0, e if split else 0))
 
 
-def _call(plan: Plan, kernel, met, inputs: list, table, outputs: list, value_tiles: int = 1) -> tuple:
+def _call(plan: KernelConfig, kernel, met, inputs: list, table, outputs: list, value_tiles: int = 1) -> tuple:
     """Run a kernel over n x `value_tiles` programs; inputs are (array, spec), outputs (shape, spec)."""
     n = met.shape[1]
     if table is not None:
@@ -240,11 +242,11 @@ def _out(shape: tuple, dtype, split: int = 0) -> tuple:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, table, q: Array, k: Array, v: Array, known: Known) -> Array:
+def _attend(plan: KernelConfig, table, q: Array, k: Array, v: Array, known: TileMetadata) -> Array:
     return _forward(plan, table, q, k, v, known)[0]
 
 
-def _forward(plan: Plan, table, q: Array, k: Array, v: Array, known: Known):
+def _forward(plan: KernelConfig, table, q: Array, k: Array, v: Array, known: TileMetadata):
     part = plan.value_tile
     inputs = [(q, _own(q)), (known.query, _own(known.query))]
     inputs += [(k, _around(plan, k)), (known.key, _around(plan, known.key)), (v, _around(plan, v, part))]
@@ -253,7 +255,7 @@ def _forward(plan: Plan, table, q: Array, k: Array, v: Array, known: Known):
     return o, (table, q, k, v, known, o, log_total)
 
 
-def _backward(plan: Plan, residuals, d_o: Array):
+def _backward(plan: KernelConfig, residuals, d_o: Array):
     table, q, k, v, known, o, log_total = residuals
     credit = (d_o.astype(jnp.float32) * o.astype(jnp.float32)).sum(axis=2, keepdims=True)
     saved, part = jnp.concatenate([log_total, credit], axis=2), plan.value_tile
@@ -275,7 +277,7 @@ def _backward(plan: Plan, residuals, d_o: Array):
     return d_table, d_q, d_k, d_v, None
 
 
-def _table_gradient(plan: Plan, table: Array, known: Known, d_scores: Array) -> Array:
+def _table_gradient(plan: KernelConfig, table: Array, known: TileMetadata, d_scores: Array) -> Array:
     """The sum of dS over the pairs of each entry."""
     met = known.met_by_query[2][:, None] + jnp.arange(d_scores.shape[1])[None]
     query = tuple(known.query[:, None, :, c, None] for c in range(3))
