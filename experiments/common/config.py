@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import types
 import typing
@@ -81,9 +82,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}={value!r}: expected a tuple")
-        if len(set(arguments) - {...}) == 1 and arguments[0] in (str, int, float):
-            return tuple(_value(arguments[0], item, where) for item in value)
-        return tuple(tuple(item) if isinstance(item, list | tuple) else item for item in value)
+        kinds = itertools.repeat(arguments[0], len(value)) if ... in arguments else arguments
+        if len(value) != len(kinds := tuple(kinds)):
+            raise UserError(f"{where}={value!r}: expected {len(kinds)} items")
+        return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):  # type: ignore[arg-type]
             return value

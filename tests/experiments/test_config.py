@@ -37,6 +37,7 @@ class Outer:
     bound: float | None = None
     count: int = at_most(2**40, default=0)
     pair: tuple[float, int] = (0.0, 0)
+    pairs: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         if self.size < 1:
@@ -57,7 +58,8 @@ def test_values_arrive():
         ({"size": 2, "limt": 3}, "config.limt: unknown field; did you mean 'limit'?"),
         (
             {"size": 2, "colour": 3},
-            "config.colour: unknown field; there are axis, bound, count, flag, inner, limit, name, pair, rules, size",
+            "config.colour: unknown field; there are axis, bound, count, flag, inner, limit, name, pair, pairs, rules, "
+            "size",
         ),
         ({"size": 2, "inner": {"rat": 3}}, "config.inner.rat: unknown field; did you mean 'rate'?"),
         ({}, "config.size: missing"),
@@ -90,6 +92,11 @@ def test_values_arrive():
         ({"size": 10**5000}, "config.size=a number of 16610 bits: must be at most 2147483647"),
         ({"size": 2, "limit": 2**31}, "config.limit=2147483648: must be at most 2147483647"),
         ({"size": 2, "rules": ((2**31,),)}, "config.rules=2147483648: must be at most 2147483647"),
+        ({"size": 2, "pair": (1.0,)}, "config.pair=(1.0,): expected 2 items"),
+        ({"size": 2, "pair": (1.0, 2.0)}, "config.pair=2.0: expected int, got float"),
+        ({"size": 2, "pairs": ("a", "b")}, "config.pairs='a': expected a tuple"),
+        ({"size": 2, "pairs": (("a", 1.0), ("b", "c"))}, "config.pairs='c': expected float, got str"),
+        ({"size": 2, "pairs": (("a", math.nan),)}, "config.pairs=nan: must be a finite number of 32 bits"),
         ({"size": 2, "count": 2**40 + 1}, "config.count=1099511627777: must be at most 1099511627776"),
         ({"size": 2, "name": "a\0b"}, r"config.name='a\x00b': must be text in UTF-8 without NUL"),
         ({"size": 2, "axis": ("x", "\udcff")}, r"config.axis='\udcff': must be text in UTF-8 without NUL"),
@@ -102,7 +109,7 @@ def test_mistakes(values, message):
 
 
 def test_the_largest_numbers_arrive():
-    values = {"size": 2**31 - 1, "count": 2**40, "bound": 3.4e38, "limit": -(2**31 - 1)}
+    values = {"size": 2**31 - 1, "count": 2**40, "bound": 3.4e38, "limit": -(2**31 - 1), "pairs": (("a", 1.0),)}
     found = to_dataclass(Outer, values, "config")
     assert {name: getattr(found, name) for name in values} == values
 
