@@ -8,7 +8,7 @@ def get_config(model: str = "classifier") -> ConfigDict:
     """`model` is config.model.name: classifier, retrieval, language_model or mlp."""
     config = ConfigDict()
     config.seed = 0
-    # Mesh axes that the devices make: "data", "fsdp=4,tensor=2", ..., or "pmap"; None is one device.
+    # Mesh axes that the devices make: "data", "fsdp=4,fsdp_hidden=2", ..., or "pmap"; None is one device.
     config.mesh = placeholder(str)
     # Prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
     config.data_dir = placeholder(str)
@@ -24,7 +24,7 @@ def get_config(model: str = "classifier") -> ConfigDict:
             "evaluate_every": 500,
             "checkpoint_every": 500,
             "keep_checkpoints": 2,
-            "activation_price": 0.0,
+            "activation_penalty": 0.0,
             "tensorboard": True,
         }
     )
@@ -81,7 +81,7 @@ def _model(name: str) -> ConfigDict:
     fields.window_size = 128
     fields.ssm_truncation = placeholder(int)
     # None is 1 on a CPU and 32 on an accelerator.
-    fields.blocks_per_trip = placeholder(int)
+    fields.blocks_per_iteration = placeholder(int)
     fields.router = ConfigDict(
         {
             "centered": False,
@@ -96,7 +96,7 @@ def _model(name: str) -> ConfigDict:
 
 
 def hyper(condition: str) -> ConfigDict:
-    """For `config.hyper`: a hypernetwork with magnitude-invariant parametrizations that generates every parameter."""
+    """For `config.hypernetwork`: magnitude-invariant parametrizations, every parameter generated."""
     fields = ConfigDict({"condition": condition, "select": ("**",), "exclude": (), "evaluations": 5})
     fields.at = placeholder(tuple)
     fields.network = ConfigDict(

@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], None]) -> None:
     """Change a recipe by one or several comma-separated names. Raises ValueError for another name.
 
-    paper: nothing. ours: a router that learns (docs/router.md), and the SSM's whole kernel. tiny: what the recipe says,
-    for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none. s4d: another SSM.
+    paper: nothing. credit_router: centred input and credit for the router (docs/router.md), the SSM's whole kernel.
+    tiny: what the recipe says, for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none.
+    s4d: another SSM.
     """
     changes = {
         "paper": lambda: None,
-        "ours": lambda: _ours(config),
+        "credit_router": lambda: _credit_router(config),
         "tiny": lambda: tiny(config),
         "full": lambda: config.model.update(window_size=None, position=_without_slots(config.model.position)),
         "always": lambda: config.model.update(activation="always"),
@@ -26,7 +27,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         changes[name]()
 
 
-def _ours(config: ConfigDict) -> None:
+def _credit_router(config: ConfigDict) -> None:
     config.model.ssm_truncation = None
     config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_share=0.25)
 

@@ -39,11 +39,11 @@ def main() -> None:
         raise UserError("--seeds trains from several initialisations: leave --init_from out")
 
     def show(summary: dict[str, Any]) -> None:
-        headline = summary["metrics"][summary["headline"]]
-        mean = "not finite" if headline["mean"] is None else f"{headline['mean']:.4f}"
-        error = "" if headline["standard_error"] is None else f" +- {headline['standard_error']:.4f}"
+        selection_metric = summary["metrics"][summary["selection_metric"]]
+        mean = "not finite" if selection_metric["mean"] is None else f"{selection_metric['mean']:.4f}"
+        error = "" if selection_metric["standard_error"] is None else f" +- {selection_metric['standard_error']:.4f}"
         if jax.process_index() == 0:
-            print(f"{summary['headline']} {mean}{error} over seeds {summary['seeds']}", flush=True)
+            print(f"{summary['selection_metric']} {mean}{error} over seeds {summary['seeds']}", flush=True)
 
     with owned(workdir):  # the summary; each seed's directory by its own training
         run_seeds(values, workdir, _SEEDS.value or 1, shown=show)

@@ -10,6 +10,6 @@ from configs.hyper import rotation
 
 def get_config(variant: str = "mip"):
     config = rotation.get_config(variant)
-    config.hyper.condition = "noise"
-    config.hyper.network.encoding.inputs = 8
+    config.hypernetwork.condition = "noise"
+    config.hypernetwork.network.encoding.inputs = 8
     return config

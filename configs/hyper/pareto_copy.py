@@ -8,6 +8,6 @@ from configs.synthetic import selective_copy
 
 
 def get_config(variant: str = "mip"):
-    config = selective_copy.get_config("ours")
+    config = selective_copy.get_config("credit_router")
     config.train.steps = 2400
     return conditioned(config, variant, price=0.5)

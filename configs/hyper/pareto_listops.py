@@ -4,7 +4,7 @@
 
 The loss is  cross-entropy + lambda P mean probability of activating,  lambda drawn anew for every batch. Variants:
 mip, default and so on (configs/hyper/arms.py); `separate` is the same model without hypernetwork, at lambda P =
---config.train.activation_price.
+--config.train.activation_penalty.
 """
 
 from configs import base, quickstart
@@ -16,12 +16,12 @@ def get_config(variant: str = "mip"):
 
 
 def conditioned(config, variant: str, price: float):
-    """A recipe whose layers are generated from the price, up to `price`; "separate" leaves it as it is."""
-    config.train.activation_price = price
+    """A recipe whose layers are generated from the price, up to `penalty`; "separate" leaves it as it is."""
+    config.train.activation_penalty = price
     config.train.tensorboard = False
     if variant != "separate":
-        config.hyper = base.hyper("price")
-        config.hyper.select = ("encoder/layers/**",)
-        config.hyper.network.hidden = (16, 32)
+        config.hypernetwork = base.hyper("penalty")
+        config.hypernetwork.select = ("encoder/layers/**",)
+        config.hypernetwork.network.hidden = (16, 32)
         apply_arm(config, variant)
     return config

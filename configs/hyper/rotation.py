@@ -13,9 +13,9 @@ def get_config(variant: str = "mip"):
     arm, optimizer = [*variant.split(","), "adam"][:2]
     config = base.get_config(model="mlp")
     config.task.name = "digits"
-    config.hyper = base.hyper("rotation")
-    config.hyper.evaluations = 17
-    config.hyper.network.hidden = (16, 32, 32)
+    config.hypernetwork = base.hyper("rotation")
+    config.hypernetwork.evaluations = 17
+    config.hypernetwork.network.hidden = (16, 32, 32)
     _optimizer(config, optimizer)
     config.train.update(steps=800, batch_size=64, log_every=100, evaluate_every=100, checkpoint_every=100)
     config.train.tensorboard = False

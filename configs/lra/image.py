@@ -15,7 +15,7 @@ from configs.variants import apply_variant
 
 def get_config(variant: str = "paper"):
     config = base.get_config()
-    config.task.update(name="image", mean=0.48, deviation=0.24)
+    config.task.update(name="image", mean=0.48, std=0.24)
     config.model.update(layers=8, features=160, key_size=96, value_size=320, window_size=128, max_positions=1024)
     config.model.update(norm="batch", norm_placement="pre", attention_function="relu2", ssm_truncation=1024)
     config.model.update(sinusoid=True, embedding_init="normal")

@@ -15,7 +15,7 @@ from configs.variants import apply_variant
 
 def get_config(variant: str = "paper"):
     config = base.get_config()
-    config.task.update(name="pathfinder", dataset="pathfinder/32_hard", resolution=32, mean=0.5, deviation=0.5)
+    config.task.update(name="pathfinder", dataset="pathfinder/32_hard", resolution=32, mean=0.5, std=0.5)
     config.model.update(layers=6, features=128, key_size=64, value_size=256, window_size=128, max_positions=1024)
     config.model.update(norm="batch", norm_placement="pre", attention_function="relu2", ssm_truncation=1024)
     config.model.update(sinusoid=True, embedding_init="normal")

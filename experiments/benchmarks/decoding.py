@@ -34,7 +34,7 @@ LARGEST_CACHE = 3.5e9
 
 def models() -> dict[str, LanguageModel]:
     """The enwik8 models whose kernels are whole."""
-    configs = {"tiny": enwik8.get_config("ours,tiny"), "full": enwik8.get_config("ours")}
+    configs = {"tiny": enwik8.get_config("credit_router,tiny"), "full": enwik8.get_config("credit_router")}
     return {name: build_model(config.model.to_dict(), corpus.Config("enwik8")) for name, config in configs.items()}  # type: ignore[misc]
 
 

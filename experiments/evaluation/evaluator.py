@@ -44,7 +44,7 @@ def measure_run(
     """Evaluates a step, the best one by default.
 
     `against` is the work directory of another run, whose best step is compared example by example. `at`: the
-    hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hyper`.
+    hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hypernetwork`.
     `streams`: a corpus is read in one pass with carried state, cut into so many; 1 gives every byte all before it.
     """
     run = load(workdir, step, data_dir, at)
@@ -67,12 +67,20 @@ def measure_run(
     result["standard_errors"] = {name: plain(value) for name, value in standard_errors(scores.examples).items()}
     if "confusion" in scores.total:
         result["per_class"] = per_class(scores.total["confusion"][0])
-    result |= {"headline": task.headline, "trivial": task.trivial(split), "trivial_answer": task.trivial_answer}
+    result |= {
+        "selection_metric": task.selection_metric,
+        "baseline": task.baseline(split),
+        "baseline_name": task.baseline_name,
+    }
     if other is not None and against is not None:
         found = compare(scores, score(other, split, streams))
         # Bits are the loss in another unit.
-        names = [task.headline] if task.headline == "bits" else dict.fromkeys((task.headline, "loss"))
-        better = {task.headline: task.higher_is_better}
+        names = (
+            [task.selection_metric]
+            if task.selection_metric == "bits_per_byte"
+            else dict.fromkeys((task.selection_metric, "loss"))
+        )
+        better = {task.selection_metric: task.higher_is_better}
         said = [verdict(name, found[name], better.get(name, False), len(scores.digests)) for name in names]
         metrics = {
             name: {field: value if isinstance(value, str) else plain(value) for field, value in fields.items()}
@@ -137,8 +145,8 @@ def show(result: dict[str, Any]) -> None:
         error = result["standard_errors"].get(name)
         numbers = " ".join(map(_number, value)) if isinstance(value, list) else _number(value)
         table.add_row(name, numbers, "" if error is None else _number(error))
-    for name, value in result["trivial"].items():
-        table.add_row(f"{name}: {result['trivial_answer']}", _number(value))
+    for name, value in result["baseline"].items():
+        table.add_row(f"{name}: {result['baseline_name']}", _number(value))
     for name, rate in result["throughput"].items():
         table.add_row(name.replace("_per_second", " a second"), "-" if rate is None else f"{rate:,.1f}")
     console.print(table)

@@ -73,7 +73,7 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
     rates = [float(count) / seconds if count else None for count in counts - before]
     throughput = dict(zip(("examples_per_second", "elements_per_second"), rates, strict=True))
     examples = jax.tree.map(lambda *a: np.concatenate(a), *parts)
-    copies = len(run.task.evaluated()) if run.experiment.config.hyper is not None else 1
+    copies = len(run.task.evaluated()) if run.experiment.config.hypernetwork is not None else 1
     if copies > 1:  # one after another at every hyper-input: an example is one, however often it is computed
         examples = jax.tree.map(lambda a: a.reshape(copies, -1).sum(0), examples)
         count = len(digests) // copies

@@ -44,7 +44,9 @@ def run_seeds(
         and isinstance((found := [result[name] for result in results])[0], float | None)
     }
     summary["activation_rate"] = [result.get("activation_rate") for result in results]
-    summary |= {name: results[0][name] for name in ("headline", "trivial", "trivial_answer", "versions", "hardware")}
+    summary |= {
+        name: results[0][name] for name in ("selection_metric", "baseline", "baseline_name", "versions", "hardware")
+    }
     summary["config"] = values
     shown(summary)
     write_json(workdir / SUMMARY_FILE, summary)

@@ -34,7 +34,7 @@ def main() -> None:
             runs[label] = read_run(Path(workdir))
         except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise UserError(f"a file of the run in {workdir} is damaged: {error!r}") from error
-    headlines = {test.get("headline", "accuracy") for run in runs.values() for test in run["test"]}
+    headlines = {test.get("selection_metric", "accuracy") for run in runs.values() for test in run["test"]}
     if len(headlines) > 1:
         raise UserError(f"these runs have no metric in common: {' and '.join(sorted(headlines))}")
     out = Path(_OUT.value)
@@ -61,7 +61,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
     tests = [test for test in found if test is not None]
     # Steps that somebody asked for are looks at the test split, not results: those are of the best step.
     tests = sorted((test for test in tests if test.get("best", True)), key=lambda test: test["step"])[-1:]
-    keep = ("step", "loss", "accuracy", "bits", "activation_rate", "confidence")
+    keep = ("step", "loss", "accuracy", "bits_per_byte", "activation_rate", "confidence")
     curve = {
         kind: [{name: record[name] for name in keep if name in record} for record in records if record["kind"] == kind]
         for kind in ("train", "evaluation")
@@ -79,21 +79,22 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    """The headline metric in training and validation, and the activation rate of every layer, over steps."""
+    """The selection_metric metric in training and validation, and the activation rate of every layer, over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    headline = next(
-        (test["headline"] for run in runs.values() for test in run["test"] if "headline" in test), "accuracy"
+    selection_metric = next(
+        (test["selection_metric"] for run in runs.values() for test in run["test"] if "selection_metric" in test),
+        "accuracy",
     )
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
     for number, (label, run) in enumerate(runs.items()):
         color = f"C{number}"
         train, evaluation = run["curve"]["train"], run["curve"]["evaluation"]
-        left.plot(*_xy(train, headline), color=color, alpha=0.4, linewidth=1)
-        left.plot(*_xy(evaluation, headline), color=color, marker="o", markersize=3, label=label)
+        left.plot(*_xy(train, selection_metric), color=color, alpha=0.4, linewidth=1)
+        left.plot(*_xy(evaluation, selection_metric), color=color, marker="o", markersize=3, label=label)
         rates = [record for record in train if record.get("activation_rate")]
         for layer in range(len(rates[0]["activation_rate"]) if rates else 0):
             steps = [record["step"] for record in rates]
@@ -102,7 +103,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
             right.plot(steps, values, style, color=color, linewidth=1, label=f"{label}, layer {layer}")
     left.set(
         xlabel="step",
-        ylabel="bits per byte" if headline == "bits" else headline,
+        ylabel="bits per byte" if selection_metric == "bits_per_byte" else selection_metric,
         title="training (thin) and validation",
     )
     right.set(

@@ -75,7 +75,7 @@ def arms(name: str, result: dict[str, Any], directory: Path) -> str:
 
 def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
     """Accuracy and activation rate at each price: of the hypernetworks, and of models of one price."""
-    price = result["config"]["mip"]["train"]["activation_price"]
+    price = result["config"]["mip"]["train"]["activation_penalty"]
     rows = []
     for arm in ("mip", "separate"):
         own = [run for run in result["runs"] if run["arm"] == arm]

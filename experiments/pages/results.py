@@ -68,20 +68,21 @@ def section(path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-COLUMNS = ("seeds", "updates", "examples an update", "minutes", "metric", "test", "trivial", "activation rate by layer")
+ARMS = ("paper", "credit_router", "always", "no_attention")
+COLUMNS = ("seeds", "steps", "batch size", "minutes", "metric", "test", "baseline", "activation rate by layer")
 
 
 def row(run: dict[str, Any]) -> list[str]:
     """The cells of an arm, in the order of COLUMNS."""
     config, tests = run["config"], run["test"]
     train, test = config["train"], tests[-1] if tests else {}
-    headline = test.get("headline", "accuracy")
+    selection_metric = test.get("selection_metric", "accuracy")
     seeds = run.get("seeds", [config["seed"]])
     score, rates = "not run", test.get("activation_rate") or []
-    if headline in test:
-        score = f"{test[headline]:.4f}"
+    if selection_metric in test:
+        score = f"{test[selection_metric]:.4f}"
     if "metrics" in run:
-        metric = run["metrics"][headline]
+        metric = run["metrics"][selection_metric]
         rates = [sum(layer) / len(layer) for layer in zip(*filter(None, run["activation_rate"]), strict=True)]
         if metric["standard_error"] is not None:
             least, most = min(metric["values"]), max(metric["values"])
@@ -91,15 +92,15 @@ def row(run: dict[str, Any]) -> list[str]:
         f"{train['steps']:,}",
         str(train["batch_size"]),
         f"{run['training_seconds'] / 60:.1f}",
-        {"bits": "bits per byte"}.get(headline, headline),
+        {"bits_per_byte": "bits per byte"}.get(selection_metric, selection_metric),
         score,
-        f"{test['trivial'][headline]:.4f}" if headline in test.get("trivial", {}) else "",
+        f"{test['baseline'][selection_metric]:.4f}" if selection_metric in test.get("baseline", {}) else "",
         " ".join(f"{rate:.2f}" for rate in rates) or "-",
     ]
 
 
 def recipes(published: dict[str, Any]) -> str:
-    """The recipes at their full length: the field's numbers, and ours where there are any."""
+    """The recipes at their full length: the best published numbers, and those measured here where there are any."""
     try:
         return _recipes(published)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -108,10 +109,12 @@ def recipes(published: dict[str, Any]) -> str:
 
 def _recipes(published: dict[str, Any]) -> str:
     lines = ["## The full recipes", "", published["note"], ""]
-    lines += ["| recipe | parameters | ours: SeqBoat | learned router | always active | no attention | the field |"]
+    lines += ["| recipe | parameters | here: SeqBoat | credit router | always active | no attention | best published |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for name, entry in published["recipes"].items():
-        ours = [entry.get("ours", {}).get(arm, "not run") for arm in ("paper", "ours", "always", "no_attention")]
+        ours = [
+            entry.get("ours", {}).get(arm, "not run") for arm in ("paper", "credit_router", "always", "no_attention")
+        ]
         lines += [f"| `{name}` | {entry['parameters']:,} | " + " | ".join(ours) + f" | {entry['field']} |"]
     return "\n".join(lines) + "\n"
 

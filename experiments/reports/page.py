@@ -65,7 +65,7 @@ class Content:
     measured: Measured
     history: History
     evaluation: Mapping[str, Any] | None
-    trivial: Mapping[str, float]
+    baseline: Mapping[str, float]
     meta: Mapping[str, Any]
 
     @property
@@ -75,7 +75,7 @@ class Content:
 
     @property
     def metric(self) -> str:
-        return _label(self.task.headline)
+        return _label(self.task.selection_metric)
 
 
 def page(content: Content) -> str:
@@ -213,7 +213,7 @@ def span(content: Content) -> Html:
         f"{QUERIES} activated elements a sequence). Thick: from the 10 % to the 90 % quantile; white: the median; dot: "
         "the mean; thin: up to the maximum."
     )
-    if getattr(content.task.config, "carry", False):
+    if getattr(content.task.config, "carry_state", False):
         text += (
             " Examples are looked at by themselves, each from an empty state: in a stream attention reaches further."
         )
@@ -275,7 +275,9 @@ def margin(content: Content) -> Html:
 
 def learning(content: Content) -> Html:
     metrics = [
-        name for name in dict.fromkeys(("loss", content.task.headline)) if len(content.history.curve("train", name)[0])
+        name
+        for name in dict.fromkeys(("loss", content.task.selection_metric))
+        if len(content.history.curve("train", name)[0])
     ]
     if not metrics:
         return _section("Learning curves", _none("The work directory has no record of its training."))
@@ -312,8 +314,8 @@ def _tells_what_attention_is_worth(against: Mapping[str, Any] | None) -> bool:
 
 
 def _scores(content: Content) -> Iterator[Html]:
-    """Cards of the headline metric, on the whole split where it was evaluated, and of the trivial answer."""
-    name = content.task.headline
+    """Cards of the selection metric, on the whole split where it was evaluated, and of the baseline."""
+    name = content.task.selection_metric
     value, error = content.measured.metrics[name]
     on = f"{len(content.measured.examples):,} of {content.measured.total:,} examples; experiments.evaluate scores all"
     if content.evaluation and content.evaluation.get(name) is not None:
@@ -321,10 +323,8 @@ def _scores(content: Content) -> Iterator[Html]:
         on = f"all {content.evaluation.get('examples', content.measured.total):,} examples"
     number = f"{value:.3f}" + (f" ±\u00a0{error:.3f}" if error is not None else "")
     yield _card(number, f"{content.split} {content.metric} ({on})")
-    if name in content.trivial:
-        yield _card(
-            f"{content.trivial[name]:.3f}", f"{content.metric} of the trivial answer: {content.task.trivial_answer}"
-        )
+    if name in content.baseline:
+        yield _card(f"{content.baseline[name]:.3f}", f"{content.metric} of the baseline: {content.task.baseline_name}")
 
 
 def _text(content: Content, ids: np.ndarray, active: np.ndarray, confidence: np.ndarray, chosen: list) -> Html:
@@ -425,7 +425,7 @@ def _percent(share: float) -> str:
 
 
 def _label(metric: str) -> str:
-    return {"bits": "bits per byte"}.get(metric, metric)
+    return {"bits_per_byte": "bits per byte"}.get(metric, metric)
 
 
 def _alpha(shade: int) -> str:

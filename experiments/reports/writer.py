@@ -32,7 +32,7 @@ def write_report(
     run = bound(loaded)
     if not hasattr(run.model.config, "encoder"):
         raise UserError(f"the run in {workdir} is of a {type(run.model).__name__}: it has no attention to report")
-    at = None if loaded.experiment.config.hyper is None else tuple(middle(loaded.task).tolist())
+    at = None if loaded.experiment.config.hypernetwork is None else tuple(middle(loaded.task).tolist())
     evaluated = workdir / result_file({"split": split, "step": run.step, "at": at})
     evaluation = read_result(evaluated, workdir)
     measured = measure(run, split, examples, element)
@@ -47,14 +47,14 @@ def write_report(
         measured=measured,
         history=read_history(workdir, measured.names),
         evaluation=evaluation,
-        trivial=evaluation["trivial"] if evaluation and "trivial" in evaluation else run.task.trivial(split),
+        baseline=evaluation["baseline"] if evaluation and "baseline" in evaluation else run.task.baseline(split),
         meta=dict(loaded.meta),
     )
     try:
         text = page(content)
     except Exception as error:
         # What cannot be written without the evaluation either is not its fault.
-        page(dataclasses.replace(content, evaluation=None, trivial=run.task.trivial(split)))
+        page(dataclasses.replace(content, evaluation=None, baseline=run.task.baseline(split)))
         raise UserError(f"{evaluated} is no evaluation ({error!r}): evaluate again, or remove it") from error
     write_text(path, text)
     return path

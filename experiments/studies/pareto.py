@@ -35,13 +35,13 @@ def study(name: str, seeds: range, directory: Path, save: Callable[[dict[str, An
         configs["mip"] = {**get_config("mip").to_dict(), "seed": seed}
         workdir = directory / f"{name}_mip_{seed}"
         train_whole(build(configs["mip"]), workdir, workdir.name)
-        runs += [{"arm": "mip", "seed": seed, "price": price, **test(workdir, price)} for price in GRID]
+        runs += [{"arm": "mip", "seed": seed, "penalty": price, **test(workdir, price)} for price in GRID]
         for price in PRICES:
             values = {**get_config("separate").to_dict(), "seed": seed}
-            values["train"]["activation_price"] *= price
+            values["train"]["activation_penalty"] *= price
             workdir = directory / f"{name}_separate_{price}_{seed}"
             train_whole(build(values), workdir, workdir.name)
-            runs.append({"arm": "separate", "seed": seed, "price": price, **test(workdir, None)})
+            runs.append({"arm": "separate", "seed": seed, "penalty": price, **test(workdir, None)})
             configs["separate"] = values
             save({"runs": runs, "config": configs})
 

@@ -1,4 +1,4 @@
-"""What tasks share: batches from sources, losses, metrics, and the trivial answer that a model must beat."""
+"""What tasks share: batches from sources, losses, metrics, and the baseline that a model must beat."""
 
 import dataclasses
 import math
@@ -39,10 +39,10 @@ class Task:
     """
 
     splits: tuple[str, ...] = ("validation", "test")  # evaluation; training is on "train"
-    headline: str  # the metric that picks the best checkpoint
+    selection_metric: str  # the metric that picks the best checkpoint
     higher_is_better: bool
     shuffled: bool = True  # the order of training examples; else the source's own
-    trivial_answer: str  # what `trivial` computes, in words
+    baseline_name: str  # what `baseline` computes, in words
     sized_by: tuple[str, ...] = ()  # the fields of its config that decide how many examples a split has
 
     def __init__(
@@ -116,8 +116,8 @@ class Task:
         """What evaluation reports besides the metrics of the loss."""
         return {}
 
-    def trivial(self, split: str) -> dict[str, float]:
-        """What `trivial_answer` gets on the split, computed from the data."""
+    def baseline(self, split: str) -> dict[str, float]:
+        """What `baseline_name` gets on the split, computed from the data."""
         raise NotImplementedError
 
     def symbol(self, number: int) -> str:
@@ -147,9 +147,9 @@ class ClassificationTask(Task):
     (B,) int32 in 0..Y-1; `weights` (B,) float32. A subclass says what is in its data by `encode` and `label`.
     """
 
-    headline = "accuracy"
+    selection_metric = "accuracy"
     higher_is_better = True
-    trivial_answer = "always the commonest class"
+    baseline_name = "always the commonest class"
 
     def encode(self, example: Any) -> np.ndarray:
         """The ids (1 and above), or the numbers (length, F), of one example; of any length."""
@@ -182,7 +182,7 @@ class ClassificationTask(Task):
         counts = truth.T @ answers
         return {"confusion": (counts, counts.sum(1, keepdims=True))}
 
-    def trivial(self, split: str) -> dict[str, float]:
+    def baseline(self, split: str) -> dict[str, float]:
         """That class's share of the split."""
         source = self._evaluation_source(split)
         counts = np.bincount([self.target(source[index]) for index in range(len(source))])
@@ -197,4 +197,4 @@ class TokenTask(Task):
 
     def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         loss_sum, weight_sum, metrics = super().loss(output, batch)
-        return loss_sum, weight_sum, metrics | {"bits": (loss_sum / math.log(2), weight_sum)}
+        return loss_sum, weight_sum, metrics | {"bits_per_byte": (loss_sum / math.log(2), weight_sum)}

@@ -1,6 +1,6 @@
 """What a hypernetwork is conditioned on: hyper-inputs drawn for batches of any task.
 
-    price       lambda in [0, 1]: multiplies `config.train.activation_price`, so that one model learns every trade-off
+    price       lambda in [0, 1]: multiplies `config.train.activation_penalty`, so that one model learns every trade-off
                 between accuracy and attention
     rotation    pictures turned by 90 z degrees: one network for all orientations
     noise       M numbers that mean nothing: a distribution over networks (Bayesian hypernetworks)
@@ -24,13 +24,13 @@ CONDITIONS = 1_000_003
 
 @dataclasses.dataclass(frozen=True)
 class HyperOptions:
-    """`config.hyper`: a hypernetwork generates the parameters that globs in `select` match and `exclude` do not.
+    """`config.hypernetwork`: a hypernetwork generates the parameters that globs in `select` match and `exclude` do not.
 
     `evaluations`: how many hyper-inputs an evaluation averages over, evenly over the range if there is one number, else
     fixed random ones. `at`: evaluate at this one instead.
     """
 
-    condition: Literal["price", "rotation", "noise"]
+    condition: Literal["penalty", "rotation", "noise"]
     select: tuple[str, ...] = ("**",)
     exclude: tuple[str, ...] = ()
     evaluations: int = 5
@@ -59,7 +59,7 @@ class Conditioned:
         self.task, self._options, self._seed = task, options, seed
         if options.condition == "rotation" and (picture := task.train_batch(0)["inputs"]).shape[1:] != (1, 64):
             raise UserError(
-                f"config.hyper.condition='rotation' turns pictures of 8 x 8; inputs here are {picture.shape[1:]}"
+                f"config.hypernetwork.condition='rotation' turns pictures of 8 x 8; inputs here are {picture.shape[1:]}"
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -99,8 +99,8 @@ class Conditioned:
         """A batch of the task, at a hyper-input."""
         count = len(batch["inputs"])
         batch = {**batch, "condition": np.broadcast_to(condition, (count, len(condition)))}
-        if self._options.condition == "price":
-            batch["price"] = batch["condition"][:, 0]
+        if self._options.condition == "penalty":
+            batch["penalty"] = batch["condition"][:, 0]
         if self._options.condition == "rotation":
             turned = batch["inputs"].reshape(count, 64) @ rotation(90 * float(condition[0]), 8).T
             batch["inputs"] = turned.reshape(count, 1, 64).astype(np.float32)

@@ -4,7 +4,7 @@ Training reads contiguous blocks, each predicting its every byte, the first from
 reads its split the same way. Testing scores every byte exactly once, with up to `context` bytes before the first that
 is scored (the published protocol for enwik8: 1192 new bytes after up to 7000).
 
-With `carry` row b of the batches is a stream: its block of a step goes on where that of the step before ended.
+With `carry_state` row b of the batches is a stream: its block of a step goes on where that of the step before ended.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ class Config:
     cut by `fractions` into train, validation and test. `length` is of a sequence, `context` what of it is not scored
     again in testing. `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is
     all.
-    `carry`: training hands the model's state from block to block, in a stream for each row of the batch, and validation
-    is one pass in as many.
+    `carry_state`: training hands the model's state from block to block, in a stream for each row of the batch, and
+    validation is one pass in as many.
     """
 
     dataset: str | None = None
@@ -45,7 +45,7 @@ class Config:
     length: int = 8192
     context: int = 7000
     evaluation_bytes: int | None = at_most(2**63 - 1, default=None)
-    carry: bool = False
+    carry_state: bool = False
 
     @property
     def vocabulary_size(self) -> int:
@@ -62,9 +62,9 @@ class Config:
 
 
 class Task(TokenTask):
-    headline = "bits"  # per byte
+    selection_metric = "bits_per_byte"  # per byte
     higher_is_better = False
-    trivial_answer = "the bytes' frequencies in training"
+    baseline_name = "the bytes' frequencies in training"
 
     def __init__(self, config: Config, *, data_dir: str | None, batch_size: int, **batching: int):
         """`batching` is seed, process_index and process_count, as in Task."""
@@ -79,17 +79,17 @@ class Task(TokenTask):
             self.bytes[split] = self.bytes[split][: config.evaluation_bytes]
         for split, data in self.bytes.items():
             require(
-                not config.carry or not 0 < len(data) < batch_size,
-                f"config.task.carry=True: the {split} split has {len(data)} bytes for {batch_size} streams, one for "
-                "every row of config.train.batch_size",
+                not config.carry_state or not 0 < len(data) < batch_size,
+                f"config.task.carry_state=True: the {split} split has {len(data)} bytes for {batch_size} streams, "
+                "one for every row of config.train.batch_size",
             )
         train = self.bytes["train"]
         sources = {
-            "train": Streams(train, config.length, batch_size) if config.carry else Windows(train, config.length),
+            "train": Streams(train, config.length, batch_size) if config.carry_state else Windows(train, config.length),
             "validation": Windows(self.bytes["validation"], config.length),
             "test": Windows(self.bytes["test"], config.length, config.context),
         }
-        self.shuffled = not config.carry
+        self.shuffled = not config.carry_state
         self.sized_by = ("dataset",) if config.dataset else ("files", "fractions")
         super().__init__(config, sources, batch_size=batch_size, **batching)
 
@@ -111,8 +111,8 @@ class Task(TokenTask):
         return read_ahead(evaluation_dataset(source, self.row, dataclasses.replace(self._rows, batch_size=count)))
 
     def train_row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
-        """`row`, and with `carry` whether its stream `begins` here."""
-        return self.row(example) | ({"begins": example[0][0] == 0} if self.config.carry else {})
+        """`row`, and with `carry_state` whether its stream `begins` here."""
+        return self.row(example) | ({"begins": example[0][0] == 0} if self.config.carry_state else {})
 
     def row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
         """A window's bytes, the first of them 0 where the stream begins; how many of its targets were scored before."""
@@ -123,12 +123,12 @@ class Task(TokenTask):
         weights = ((np.arange(length) >= scored) & (np.arange(length) < count)).astype(np.float32)
         return {"inputs": inputs, "lengths": count, "targets": targets, "weights": weights}
 
-    def trivial(self, split: str) -> dict[str, float]:
+    def baseline(self, split: str) -> dict[str, float]:
         """Cross-entropy of the split under the training frequencies, every byte counted once more than it occurs."""
         self._evaluation_source(split)  # refuses an unknown one
         train = np.bincount(self.bytes["train"], minlength=256) + 1
         found = np.bincount(self.bytes[split], minlength=256)
-        return {"bits": float(-(found * np.log2(train / train.sum())).sum() / found.sum())}
+        return {"bits_per_byte": float(-(found * np.log2(train / train.sum())).sum() / found.sum())}
 
 
 class Windows:

@@ -27,19 +27,19 @@ class PixelConfig:
 
     vocabulary_size: ClassVar[None] = None
     mean: float
-    deviation: float
+    std: float
 
     def __post_init__(self):
-        if not 0 < self.deviation < math.inf:
-            raise ValueError(f"deviation={self.deviation}: must be above 0 and finite")
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"std={self.std}: must be above 0 and finite")
         if not math.isfinite(self.mean):
             raise ValueError(f"mean={self.mean}: must be finite")
 
 
 def pixels(image: np.ndarray, config: PixelConfig) -> Float[np.ndarray, "L 1"]:
-    """A picture of 0..255, row by row, as  (p / 255 - mean) / deviation."""
+    """A picture of 0..255, row by row, as  (p / 255 - mean) / std."""
     values = image.reshape(-1, 1).astype(np.float32) / np.float32(255)
-    return (values - np.float32(config.mean)) / np.float32(config.deviation)
+    return (values - np.float32(config.mean)) / np.float32(config.std)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,12 @@ TRAIN_SHARE = 0.9  # of the training pictures in their prepared order, as LRA cu
 
 @dataclass(frozen=True)
 class Config(PixelConfig):
-    """Inputs are (gray / 255 - mean) / deviation."""
+    """Inputs are (gray / 255 - mean) / std."""
 
     classes = 10
     length = SIZE * SIZE
     mean: float = 0.48
-    deviation: float = 0.24
+    std: float = 0.24
 
 
 class Task(ClassificationTask):

@@ -19,13 +19,13 @@ FEATURES = ("image", "label")
 @dataclass(frozen=True)
 class Config(PixelConfig):
     """`dataset` is a prepared one, of pictures of `resolution` x `resolution`. Inputs are (gray / 255 - mean) /
-    deviation."""
+    std."""
 
     classes = 2
     dataset: str = "pathfinder/32_hard"
     resolution: int = 32
     mean: float = 0.5
-    deviation: float = 0.5
+    std: float = 0.5
 
     @property
     def length(self) -> int:

@@ -38,7 +38,7 @@ class Config(SlotConfig):
 
 
 class Task(SlotTask):
-    trivial_answer = "any one value"
+    baseline_name = "any one value"
 
     def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
         super().__init__(config, chance=1 / config.values, **batching)

@@ -35,7 +35,7 @@ class Config(SlotConfig):
 
 
 class Task(SlotTask):
-    trivial_answer = "any one symbol"
+    baseline_name = "any one symbol"
 
     def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
         super().__init__(config, chance=1 / config.alphabet, **batching)

@@ -27,7 +27,7 @@ class SlotConfig:
 class SlotTask(TokenTask):
     """Generated sequences whose last elements are slots to be answered; the loss is on the slots alone."""
 
-    headline = "accuracy"
+    selection_metric = "accuracy"
     higher_is_better = True
 
     def __init__(self, config: Any, chance: float, **batching: int):
@@ -54,6 +54,6 @@ class SlotTask(TokenTask):
             "weights": np.concatenate([np.zeros(before), np.ones(len(answers))]).astype(np.float32),
         }
 
-    def trivial(self, split: str) -> dict[str, float]:
+    def baseline(self, split: str) -> dict[str, float]:
         self._evaluation_source(split)  # refuses an unknown one
         return {"accuracy": self._chance}

@@ -449,8 +449,8 @@ class Checkpoints:
             differences = _differences(handler.metadata(saved).tree, target, partial=partial)
             if differences and all(line.startswith("streams/") for line in differences):
                 raise UserError(
-                    f"{self._name(step)} is of another config.task.carry or config.train.batch_size: go on with those "
-                    "of then, or take the parameters alone by --init_from"
+                    f"{self._name(step)} was saved with a different config.task.carry_state or config.train.batch_size: "
+                    "resume with the original values, or take only the parameters with --init_from"
                 )
             if differences:
                 more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""

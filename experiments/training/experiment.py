@@ -29,7 +29,7 @@ from seqboat.ops.window_attention import kernel_notice
 class TrainConfig:
     """How long and how often. Steps count updates; `batch_size` is of one update over all processes.
 
-    `accumulate` computes a batch in that many parts. `activation_price` is the loss's weight of the mean probability
+    `accumulate` computes a batch in that many parts. `activation_penalty` is the loss's weight of the mean probability
     of activating. The newest `keep_checkpoints` and the best are kept.
     """
 
@@ -40,7 +40,7 @@ class TrainConfig:
     evaluate_every: int = 500
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
-    activation_price: float = 0.0
+    activation_penalty: float = 0.0
     tensorboard: bool = True
 
     def __post_init__(self):
@@ -58,24 +58,24 @@ class TrainConfig:
             raise ValueError(f"steps={self.steps}: must not be negative")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate}: must divide batch_size={self.batch_size}")
-        if not self.activation_price >= 0:
-            raise ValueError(f"activation_price={self.activation_price}: must not be negative")
+        if not self.activation_penalty >= 0:
+            raise ValueError(f"activation_penalty={self.activation_penalty}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment. `model` and `task` are groups whose fields depend on their `name`.
 
-    `hyper`: a hypernetwork generates parameters of the model; None is none.
-    `mesh` names the axes of the mesh of all devices, data, fsdp, tensor and sequence, with sizes ("fsdp=4,tensor=2") or
-    without ("data"); or is "pmap"; None is one device.
+    `hypernetwork` generates parameters of the model; None is no hypernetwork.
+    `mesh` names the axes of the mesh of all devices, data, fsdp, fsdp_hidden and sequence, with sizes ("data=4,fsdp=2")
+    or without ("data"); or is "pmap"; None is one device.
     """
 
     task: dict
     model: dict
     optimizer: OptimizerConfig
     train: TrainConfig
-    hyper: HyperOptions | None = None
+    hypernetwork: HyperOptions | None = None
     mesh: str | None = None
     seed: int = at_most(2**63 - 1, default=0)
     data_dir: str | None = None
@@ -104,9 +104,11 @@ class Experiment:
     def describe(self) -> str:
         encoder = getattr(self.network.config, "encoder", None)
         start = f"{self.values['task']['name']}: "
-        if self.config.hyper is not None:
+        if self.config.hypernetwork is not None:
             leaves = self.model.network.spec
-            start += f"{leaves.size:,} parameters in {len(leaves.leaves)} arrays from {self.config.hyper.condition}, "
+            start += (
+                f"{leaves.size:,} parameters in {len(leaves.leaves)} arrays from {self.config.hypernetwork.condition}, "
+            )
         if encoder is None:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
@@ -114,7 +116,7 @@ class Experiment:
         return (
             f"{start}{encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
-            f"{layer.form} form of {layer.blocks_per_trip} x {layer.block_size} rows, attention by "
+            f"{layer.form} form of {layer.blocks_per_iteration} x {layer.block_size} rows, attention by "
             f"{layer.attention_method}{f' ({notice})' if notice else ''}, "
             f"{layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
         )
@@ -131,17 +133,17 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     task = build_task(config, partition.rows)
     model: Any = build_model(config.model, task.config)
     example = task.train_batch(0)
-    if config.hyper is not None:
+    if config.hypernetwork is not None:
         if partition.layout.sizes:
-            raise UserError(f"config.mesh={config.mesh!r}: with config.hyper a run takes one device")
-        if config.hyper.condition == "price" and not (
-            config.train.activation_price and hasattr(model.config, "encoder")
+            raise UserError(f"config.mesh={config.mesh!r}: with config.hypernetwork a run takes one device")
+        if config.hypernetwork.condition == "penalty" and not (
+            config.train.activation_penalty and hasattr(model.config, "encoder")
         ):
             raise UserError(
-                "config.hyper.condition='price' wants a model with attention, and in config.train.activation_price the "
-                "price at hyper-input 1, above 0"
+                "config.hypernetwork.condition='penalty' wants a model with attention, and in "
+                "config.train.activation_penalty the penalty at hyper-input 1, above 0"
             )
-        model = build_hyper(model, config.hyper, example)
+        model = build_hyper(model, config.hypernetwork, example)
     carry = _carries(config, task, model, partition)
     sharded = _sharded(config, task, model, partition, example)
     steps = Steps(
@@ -151,7 +153,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         {name: np.asarray(array) for name, array in example.items()},
         seed=config.seed,
         accumulate=config.train.accumulate,
-        activation_price=config.train.activation_price,
+        activation_penalty=config.train.activation_penalty,
         num_streams=config.train.batch_size if carry else 0,
         evaluation_metrics=task.evaluation_metrics,
         sharded=sharded,
@@ -161,18 +163,18 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
 
 def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) -> bool:
     """Whether training hands a state on; raises UserError for a model that has none, or a mesh that cannot split it."""
-    where = "config.task.carry=True"
-    if not getattr(task.config, "carry", False):
+    where = "config.task.carry_state=True"
+    if not getattr(task.config, "carry_state", False):
         return False
     if not isinstance(model, LanguageModel):
         raise UserError(
-            f"{where}: {'config.hyper' if config.hyper is not None else type(model).__name__} has no state to carry; "
-            "train a language model with parameters of its own"
+            f"{where}: {type(model).__name__ if config.hypernetwork is None else 'config.hypernetwork'} has no state "
+            "to carry; train a language model with parameters of its own"
         )
     if config.mesh == "pmap" or partition.layout.length:
         raise UserError(
             f"{where}: a mesh may split the streams, not their pieces, and not by pmap; config.mesh={config.mesh!r} is "
-            "none of data, fsdp, tensor and mixtures"
+            "none of data, fsdp, fsdp_hidden and mixtures"
         )
     try:
         model.initial_state(1)
@@ -216,7 +218,7 @@ def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:
         process_index=rows[0],
         process_count=rows[1],
     )
-    return task if config.hyper is None else Conditioned(task, config.hyper, config.seed)
+    return task if config.hypernetwork is None else Conditioned(task, config.hypernetwork, config.seed)
 
 
 def read_config(values: Mapping[str, Any]) -> Config:

@@ -45,7 +45,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=settings.keep_checkpoints,
-        best_metric=task.headline,
+        best_metric=task.selection_metric,
         higher_is_better=task.higher_is_better,
     ) as checkpoints:
         restored = checkpoints.restore_latest(abstract)
@@ -227,8 +227,10 @@ class _Run:
             self.stop()
         meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware(), "command": command()}
         meta["data"] = identity.remember(self.task)
-        headline = self.task.headline
-        self.checkpoints.save(step, self.state, meta, None if metrics is None else {headline: metrics[headline]})
+        selection_metric = self.task.selection_metric
+        self.checkpoints.save(
+            step, self.state, meta, None if metrics is None else {selection_metric: metrics[selection_metric]}
+        )
 
 
 def evaluate(evaluate_batch: Any, variables: Any, batches: Iterator[Any]) -> dict[str, Any]:

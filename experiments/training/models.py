@@ -32,7 +32,7 @@ def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, 
         model = Hyper(target, HyperNetwork(found, options.network))
         model.network.groups()
     except ValueError as error:
-        raise UserError(f"config.hyper: {error}") from error
+        raise UserError(f"config.hypernetwork: {error}") from error
     return model
 
 
@@ -68,8 +68,8 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     if "encoder" not in known:
         return model_class(to_dataclass(config_class, {**fields, **given}, where))
     own, encoder, layer = split_fields(fields, config_class, EncoderConfig, LayerConfig, where=where)
-    if layer.get("blocks_per_trip") is None:
-        layer["blocks_per_trip"] = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
+    if layer.get("blocks_per_iteration") is None:
+        layer["blocks_per_iteration"] = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
     layer_config = to_dataclass(LayerConfig, {**layer, "layout": layout}, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
     return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))

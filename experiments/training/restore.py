@@ -67,9 +67,9 @@ def load(
     saved.verify()  # before its data are read
     values = identity.relocated(saved.values, saved.meta.get("data"), data_dir)
     if at is not None:
-        if not values.get("hyper"):
+        if not values.get("hypernetwork"):
             raise UserError(f"--at: no hypernetwork generates the parameters of the run in {workdir}")
-        values["hyper"] = {**values["hyper"], "at": at}
+        values["hypernetwork"] = {**values["hypernetwork"], "at": at}
     experiment = build(values, one_device=True)
     run = Run(experiment, saved.restore(*_abstract(experiment)), saved.step, saved.best, saved.meta)
     if changed := run.data_changes:
@@ -79,7 +79,7 @@ def load(
 
 def has_hyper(workdir: str | Path) -> bool:
     """Whether a hypernetwork generates the parameters of a run's best step."""
-    return bool(_Saved(workdir).values.get("hyper"))
+    return bool(_Saved(workdir).values.get("hypernetwork"))
 
 
 class _Saved:
@@ -111,7 +111,7 @@ class _Saved:
     def _best_step(self, step: int | None) -> int | None:
         """By the metric of the task of the step that was asked for, or of the newest."""
         task, _ = read_task(read_config(self._config(self._checkpoints.glance(step))))
-        self._checkpoints.rank_by(task.Task.headline, task.Task.higher_is_better)
+        self._checkpoints.rank_by(task.Task.selection_metric, task.Task.higher_is_better)
         return self._checkpoints.best_step()
 
     def _config(self, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,10 +122,10 @@ class _Saved:
 
 def bound(run: Run) -> Run:
     """A plain run: the parameters that a hypernetwork generates at the middle one of its evaluation's inputs."""
-    if run.experiment.config.hyper is None:
+    if run.experiment.config.hypernetwork is None:
         return run
     condition = jax.numpy.asarray(middle(run.task))
-    plain = build({**run.experiment.values, "hyper": None}, one_device=True)
+    plain = build({**run.experiment.values, "hypernetwork": None}, one_device=True)
     bound_variables = hyper.bind(run.model, run.variables, condition)
     return dataclasses.replace(run, experiment=plain, variables=bound_variables)
 
@@ -144,7 +144,7 @@ def load_language_model(workdir: str | Path, step: int | None = None) -> tuple[L
     model = build_model(config.model, sizes)
     if not isinstance(model, LanguageModel):
         raise UserError(f"{workdir} holds a {type(model).__name__}: this needs a language model (configs/lm)")
-    if config.hyper is not None:
+    if config.hypernetwork is not None:
         raise UserError(f"{workdir} holds a hypernetwork: this needs a language model with parameters of its own")
     symbols, one = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, 1), (1,)))
     variables = jax.eval_shape(model.init, jax.random.key(0), symbols, one)
@@ -169,7 +169,7 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
     params, stats = _abstract(experiment)
     refuse_no_source(source)
     if source.is_dir():
-        if experiment.config.hyper is not None and not has_hyper(source):
+        if experiment.config.hypernetwork is not None and not has_hyper(source):
             return _around(experiment, load(source))
         return _Saved(source, what="init_from").restore(params, stats)
     model = experiment.model

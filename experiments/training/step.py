@@ -27,7 +27,7 @@ class Batch(TypedDict, total=False):
     begins: Any  # (B,) bool: where the row's stream starts anew
     streams: Any  # what the model remembers of each row's stream: a tree of (B, ...)
     condition: Any  # (B, M) float32: the hyper-input, the same in all rows
-    price: Any  # (B,) float32: what `activation_price` is multiplied by
+    penalty: Any  # (B,) float32: what `activation_penalty` is multiplied by
 
 
 # Folded into the seed for initial parameters; steps fold in their own, smaller numbers.
@@ -80,7 +80,7 @@ class PerExample(NamedTuple):
 class Steps:
     """Steps of a model under a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions to be jitted.
 
-    The gradient is of  sum of losses / sum of weights + activation_price * mean probability of activating,  the same
+    The gradient is of  sum of losses / sum of weights + activation_penalty * mean probability of activating,  the same
     for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
     `loss(output, batch)` returns the sum of losses, the sum of weights and metrics; `make_optimizer(params)` an optax
     transformation. `example` is a process's batch, for shapes. `evaluation_metrics` are those that evaluation reports
@@ -100,7 +100,7 @@ class Steps:
     _: dataclasses.KW_ONLY
     seed: int
     accumulate: int = 1
-    activation_price: float = 0.0
+    activation_penalty: float = 0.0
     num_streams: int = 0
     evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {}
     sharded: ShardedStep | None = None
@@ -132,14 +132,14 @@ class Steps:
 
     def gradients(self, params, batch_stats, batch: Batch, key):
         """Gradient of the mean, new batch statistics, metrics, and streams, over `accumulate` parts of the batch."""
-        price, key = self._price(batch), self.layout.fold(key)
+        penalty, key = self._penalty(batch), self.layout.fold(key)
         split = lambda a: a.reshape(self.accumulate, a.shape[0] // self.accumulate, *a.shape[1:])
 
         def one(before, part_and_index):
             summed, stats = before
             part, index = part_and_index
             gradient, (metrics, weight, changed) = jax.grad(self.objective, has_aux=True)(
-                params, stats, part, jax.random.fold_in(key, index), price
+                params, stats, part, jax.random.fold_in(key, index), penalty
             )
             summed, stats = jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})
             return (summed, stats), (metrics, weight, changed["streams"])
@@ -152,15 +152,15 @@ class Steps:
         scale = 1 / jnp.maximum(weight, 1e-9)
         return jax.tree.map(lambda g: g * scale, self.layout.sum_gradients(summed)), stats, metrics, streams
 
-    def objective(self, params, batch_stats, batch: Batch, key, price=0.0, mutable=("batch_stats",)):
-        """What is differentiated: the sum of losses, plus `price` times the mean probability that a token is active."""
+    def objective(self, params, batch_stats, batch: Batch, key, penalty=0.0, mutable=("batch_stats",)):
+        """What is differentiated: the sum of losses, plus `penalty` times the probability of activating, summed."""
         variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out, changed = apply(self.model, variables, batch, True, mutable, rngs={"dropout": key})
         total, weight, metrics = self.layout.share(self.loss(out, batch), out.logits.ndim > 2)
         metrics = metrics | self.layout.share(activation_metrics(out.layers), True)
         probability = self.layout.share(out.layers.probability.sum(), True)
         choices = max(out.layers.probability.size, 1)  # layers x modules
-        return total + price * probability / choices, (metrics, weight, changed)
+        return total + penalty * probability / choices, (metrics, weight, changed)
 
     def init(self, seed: int) -> TrainState:
         # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
@@ -209,13 +209,13 @@ class Steps:
         metrics, _, found = self.forward(params, batch_stats, batch)
         return metrics, found["streams"]
 
-    def _price(self, batch: Batch):
+    def _penalty(self, batch: Batch):
         """The price of one token's probability, so that the sum over the batch is the mean over its tokens."""
-        price = self.activation_price * (batch["price"].mean() if "price" in batch else 1.0)
+        penalty = self.activation_penalty * (batch["penalty"].mean() if "penalty" in batch else 1.0)
         weight = self.layout.share(batch["weights"].sum(), batch["weights"].ndim > 1)
         elements = self.layout.share(batch["lengths"].sum().astype(jnp.float32), False)
         weight, count = self.layout.sum((weight, elements))
-        return price * weight / jnp.maximum(count, 1)
+        return penalty * weight / jnp.maximum(count, 1)
 
     def _on_devices(self, method: str, params, batch: Batch, gradient: bool = True) -> Callable:
         """A method of (params, batch_stats, batch, key), on every device's part where the step is sharded. Its result

@@ -50,11 +50,11 @@ class How:
 
     form: Form = "packed"
     block_size: int = 128
-    blocks_per_trip: int = 1
+    blocks_per_iteration: int = 1
     layout: Layout = SINGLE_DEVICE
 
     def __post_init__(self):
-        for field in ("block_size", "blocks_per_trip"):
+        for field in ("block_size", "blocks_per_iteration"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
 
@@ -137,7 +137,7 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
         how.block_size, -(-stretch.computed.size // TILE) * TILE
     )  # no larger than all rows, in whole tiles
     blocks = -(-stretch.computed.size // block_size)
-    trip = min(how.blocks_per_trip, blocks)
+    trip = min(how.blocks_per_iteration, blocks)
     # One by one they are projected by more; else by as many as a trip has, so that no capacity is wasted.
     projected = min(PROJECTED_BLOCKS, blocks) if program.windowed and trip == 1 else trip
     packing = pack(stretch.computed, projected * block_size, left=left, right=right)
@@ -153,7 +153,7 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
         block_size=block_size,
         left=left,
         right=right,
-        blocks_per_trip=trip,
+        blocks_per_iteration=trip,
         wanted=wanted,
     )
     own = {"x": x, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
@@ -161,7 +161,7 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
         call = lambda params, own, _: program.apply(params, own["slot"], "__call__", own["x"])
         y, taps = extract(each(call, own=own, halo=None), packing)
         return Result(y, taps, None, rows.position, place)
-    project = functools.partial(each, block_size=projected * block_size, blocks_per_trip=1)
+    project = functools.partial(each, block_size=projected * block_size, blocks_per_iteration=1)
     y, taps, shown = _packed_windowed(program, {**own, "rows": rows}, project, each, lambda s: around.recall(s, place))
     y, taps = extract((y, taps), packing)
     return Result(y, taps, shown, rows.position, place)

@@ -27,7 +27,7 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 # Sizes are 32-bit numbers in compiled programs, and positions differ by some of them.
 LARGEST = 2**30
-SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_trip")
+SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
 
 # What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
 SAVED_NAMES = ("ssm", "sum", "result")
@@ -40,7 +40,7 @@ class LayerConfig:
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
     sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
-    The packed form computes blocks of `block_size` rows, `blocks_per_trip` at once, and attends within them
+    The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once, and attends within them
     (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `layout`
     says over which axes of a mesh batches and sequences are split, where a step runs under shard_map or pmap.
     """
@@ -71,7 +71,7 @@ class LayerConfig:
     attention_dropout: float = 0.0
     form: Form = "packed"
     block_size: int = 128
-    blocks_per_trip: int = 1
+    blocks_per_iteration: int = 1
     attention_method: Literal["blocks", "pallas"] = "blocks"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -132,7 +132,7 @@ class LayerConfig:
             "norm": (self.norm != "batch", "statistics of whole batches; use layer, scale or rms"),
             "ssm_truncation": (
                 self.ssm_truncation is None,
-                "a cut kernel has no state to go on from; train with None, as the variant :ours of a recipe does",
+                "a truncated kernel has no state to resume from; train with None, as the variant :credit_router does",
             ),
             "window_size": (
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
@@ -268,7 +268,7 @@ class SeqBoatLayer(nn.Module):
             always=config.activation == "always",
             form=config.form,
             block_size=config.block_size,
-            blocks_per_trip=config.blocks_per_trip,
+            blocks_per_iteration=config.blocks_per_iteration,
             layout=config.layout,
             name="sparse",
         )

@@ -40,8 +40,8 @@ Memories = tuple[WorkingMemory | None, ...]
 class SparseModularActivation(nn.Module):
     """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and what was decided.
 
-    `form`, `block_size`, `blocks_per_trip`, `layout`: `execution.How`. `always` activates every module everywhere, with
-    confidence 1 and no configurator. Of no element the result is empty. `advance` resumes from earlier elements.
+    `form`, `block_size`, `blocks_per_iteration`, `layout`: `execution.How`. `always` activates every module everywhere,
+    with confidence 1 and no configurator. Of no element the result is empty. `advance` resumes from earlier elements.
     Raises ValueError for a module that is not a Flax linen module, cannot be called with rows alone, returns anything
     but rows (T, D) of floating point numbers, or holds other collections than parameters.
     """
@@ -54,12 +54,12 @@ class SparseModularActivation(nn.Module):
     always: bool = False
     form: Form = "packed"
     block_size: int = 128
-    blocks_per_trip: int = 1
+    blocks_per_iteration: int = 1
     layout: Layout = SINGLE_DEVICE
 
     def __post_init__(self):
         check_modules(self.modules)
-        How(self.form, self.block_size, self.blocks_per_trip)
+        How(self.form, self.block_size, self.blocks_per_iteration)
         super().__post_init__()
 
     def __call__(
@@ -80,7 +80,7 @@ class SparseModularActivation(nn.Module):
 
         Pieces of up to MAX_IN_PLACE_LENGTH elements are computed in place, modules that no stream activates not at all.
         """
-        number, how = len(self.modules), How(self.form, self.block_size, self.blocks_per_trip, self.layout)
+        number, how = len(self.modules), How(self.form, self.block_size, self.blocks_per_iteration, self.layout)
         if self.always or not number:
             decision = everywhere(valid, number)
         else:

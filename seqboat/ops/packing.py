@@ -108,7 +108,7 @@ def map_blocks(
     block_size: int,
     left: int = 0,
     right: int = 0,
-    blocks_per_trip: int = 1,
+    blocks_per_iteration: int = 1,
     wanted: Bool[Array, "T"] | None = None,
 ) -> Tree:
     """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 everywhere else.
@@ -117,16 +117,16 @@ def map_blocks(
     A block sees its own `block_size` rows of `own`, and of `halo` also `left` rows before and `right` rows after them.
     `fn` returns a tree of `block_size` rows a leaf; the result has margins too, of zeros. The number of blocks is data,
     so the cost follows `count`, and `fn` must not mix a row with empty ones (give it a leaf that says which are which).
-    A trip of the loop computes `blocks_per_trip` blocks at once, batched: more for an accelerator to do between two
-    looks at the count, at the price of up to so many empty blocks. The rows are then a whole number of trips.
-    `wanted` says for which rows a result is of use: a trip without one is left out.
+    An iteration of the loop computes `blocks_per_iteration` blocks at once, batched: more for an accelerator to do
+    between two looks at the count, at the cost of up to that many empty blocks. The rows are then a whole number of
+    iterations. `wanted` says for which rows a result is of use: an iteration without one is left out.
 
     The gradient runs over the same blocks, recomputes `fn` on each and transposes it: nothing is stored but the
     arguments. Integer and boolean leaves get no gradient. `fn` may close over no traced array.
     """
-    if blocks_per_trip > 1:
-        fn = functools.partial(_batched, fn, blocks_per_trip, block_size, left + right)
-        block_size *= blocks_per_trip
+    if blocks_per_iteration > 1:
+        fn = functools.partial(_batched, fn, blocks_per_iteration, block_size, left + right)
+        block_size *= blocks_per_iteration
     leaves = jax.tree.leaves((own, halo))
     total = leaves[0].shape[0]
     if (total - left - right) % block_size or any(leaf.shape[0] != total for leaf in leaves):

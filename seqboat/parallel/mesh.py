@@ -1,4 +1,4 @@
-"""Meshes of devices, from words like "data", "fsdp=4,tensor=2" or "data,sequence=8"."""
+"""Meshes of devices, from words like "data", "fsdp=4,fsdp_hidden=2" or "data,sequence=8"."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 # data: every device has the parameters and other examples. fsdp: other examples too, and a part of the parameters.
-# tensor: a part of the parameters. sequence: a part of every sequence.
-AXES = ("data", "fsdp", "tensor", "sequence")
+# fsdp_hidden: a part of the parameters. sequence: a part of every sequence.
+AXES = ("data", "fsdp", "fsdp_hidden", "sequence")
 ALIASES = {"ddp": "data"}
 
 

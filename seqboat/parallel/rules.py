@@ -46,7 +46,7 @@ class Rules:
     batch: tuple[str, ...] = ("data", "fsdp")
     length: tuple[str, ...] = ("sequence",)
     embed: tuple[str, ...] = ("fsdp",)
-    hidden: tuple[str, ...] = ("tensor",)
+    hidden: tuple[str, ...] = ("fsdp_hidden",)
     parameters: tuple[tuple[str, Names], ...] = PARAMETERS
 
     def __post_init__(self):

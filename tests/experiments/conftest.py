@@ -129,7 +129,7 @@ def light(tiny) -> Callable[..., Experiment]:
             task.train_batch(0),
             seed=config.seed,
             accumulate=config.train.accumulate,
-            activation_price=config.train.activation_price,
+            activation_penalty=config.train.activation_penalty,
             evaluation_metrics=task.evaluation_metrics,
         )
         return dataclasses.replace(built, model=model, steps=steps)

@@ -35,7 +35,7 @@ from seqboat.models.retrieval import DualEncoder
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
-VARIANTS = ("paper", "ours", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
+VARIANTS = ("paper", "credit_router", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
 HYPER_VARIANTS = ("mip", "default", "encoding", "residual", "hyperfan", "encoding_hyperfan", "zero_head")
 SHARED = {"base.py", "variants.py", "arms.py", "__init__.py"}
 RECIPES = sorted(
@@ -180,7 +180,7 @@ def test_variants_change_what_they_say():
 
 
 def test_an_unknown_variant_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown variant 'small': there are paper, ours, tiny, full, always"):
+    with pytest.raises(ValueError, match="unknown variant 'small': there are paper, credit_router, tiny, full, always"):
         get_config("configs/lra/text")("tiny,small")
 
 
@@ -226,7 +226,7 @@ MODEL_KNOBS = {
     "form": "dense",
     "attention_method": "pallas",
     "block_size": 8,
-    "blocks_per_trip": 2,
+    "blocks_per_iteration": 2,
     "remat": "none",
     "dtype": "bfloat16",
     "sinusoid": True,
@@ -271,7 +271,7 @@ OPTIMIZER_KNOBS = {
     "learning_rate_scales": (("kernel", 0.5),),
     "clip_norm": 0.5,
 }
-TRAIN_KNOBS = {"steps": 7, "batch_size": 10, "accumulate": 2, "activation_price": 0.1}
+TRAIN_KNOBS = {"steps": 7, "batch_size": 10, "accumulate": 2, "activation_penalty": 0.1}
 LOOP_KNOBS = {
     "log_every": "test_loop.py: test_every_knob_of_the_loop",
     "evaluate_every": "test_loop.py: test_every_knob_of_the_loop",
@@ -327,7 +327,7 @@ def step_text(values: dict[str, Any]) -> str:
         batch,
         seed=config.seed,
         accumulate=config.train.accumulate,
-        activation_price=config.train.activation_price,
+        activation_penalty=config.train.activation_penalty,
     )
     init, state = jax.make_jaxpr(lambda: steps.init(config.seed), return_shape=True)()
     return f"{init}\n{jax.make_jaxpr(steps.train)(state, batch)}"

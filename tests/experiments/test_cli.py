@@ -34,13 +34,13 @@ def field(values, path):
         ("model.window_size", "8", 8),
         ("optimizer.clip_norm", "0.5", 0.5),
         ("data_dir", "folder", "folder"),
-        ("hyper.at", "(0.5,)", (0.5,)),
+        ("hypernetwork.at", "(0.5,)", (0.5,)),
         ("task.name", "digits", "digits"),
         ("train.tensorboard", "True", True),  # is refused later, as a name of None is
     ],
 )
 def test_none_holds_where_it_stands(typed, path, word, value):
-    config = f"--config={ROTATION}" if path.startswith(("hyper", "task")) else QUICK
+    config = f"--config={ROTATION}" if path.startswith(("hypernetwork", "task")) else QUICK
     nothing, something = f"--config.{path}=None", f"--config.{path}={word}"
     assert field(typed(config, nothing), path) is None
     assert field(typed(config, nothing, something), path) == value
@@ -52,7 +52,7 @@ def test_none_holds_where_it_stands(typed, path, word, value):
 
 
 def test_a_group_may_be_none(typed):
-    assert typed(f"--config={ROTATION}", "--config.hyper=None")["hyper"] is None
+    assert typed(f"--config={ROTATION}", "--config.hypernetwork=None")["hypernetwork"] is None
     assert typed(QUICK, "--config.train={'steps': 3}", "--config.train.steps=4")["train"] == {"steps": 4}
 
 

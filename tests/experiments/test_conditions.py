@@ -31,8 +31,8 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 def small(arm: str = "mip", **changes):
     config = rotation.get_config(arm)
     config.model.hidden = (8,)
-    config.hyper.network.hidden = (4, 8)
-    config.hyper.evaluations = 3
+    config.hypernetwork.network.hidden = (4, 8)
+    config.hypernetwork.evaluations = 3
     config.train.update(steps=6, batch_size=8, log_every=2, evaluate_every=4, checkpoint_every=2)
     config.update_from_flattened_dict(changes)
     return config.to_dict()
@@ -78,16 +78,16 @@ def test_an_evaluation_goes_through_its_hyper_inputs():
         batches[50]["inputs"][0].reshape(8, 8), np.rot90(batches[0]["inputs"][0].reshape(8, 8), -1), atol=1e-6
     )
     assert [z.shape for z in build(noise.get_config().to_dict()).task.evaluated()] == [(8,)] * 17
-    only = build(small(**{"hyper.at": (0.25,)})).task
+    only = build(small(**{"hypernetwork.at": (0.25,)})).task
     assert {float(batch["condition"][0, 0]) for batch in only.evaluation_batches("test")} == {0.25}
 
 
 def test_the_price_is_multiplied_by_the_hyper_input(light, initial):
-    experiment = light({"train.activation_price": 2.0})
+    experiment = light({"train.activation_penalty": 2.0})
     state = initial(experiment)
     batch = experiment.task.train_batch(0)
     step = jax.jit(experiment.steps.train)
-    first = lambda price: step(state, {**batch, "price": np.full(8, price, np.float32)}).opt_state.first["gate"]
+    first = lambda price: step(state, {**batch, "penalty": np.full(8, price, np.float32)}).opt_state.first["gate"]
     np.testing.assert_array_equal(step(state, batch).opt_state.first["gate"], first(1.0))
     np.testing.assert_allclose(first(0.5), (first(0.0) + first(1.0)) / 2, rtol=1e-3, atol=1e-6)
     assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
@@ -107,18 +107,18 @@ def test_a_run_goes_on_bit_for_bit_and_is_evaluated(tmp_path):
     assert 0.5 < result["standard_errors"]["loss"] / alone["standard_errors"]["loss"] < 1.5
     assert result_file(alone) == f"evaluation_test_{alone['step']}_at_0.5.json"
     assert (tmp_path / result_file(alone)).is_file()
-    assert result["config"]["hyper"]["condition"] == "rotation"
+    assert result["config"]["hypernetwork"]["condition"] == "rotation"
     assert 0 <= result["accuracy"] <= 1
 
 
 @pytest.mark.slow
 def test_a_seqboat_whose_layers_are_generated_from_the_price_trains(tiny, tmp_path):
-    values = tiny({"train.activation_price": 0.1, "train.steps": 2})
-    group = base.hyper("price")
+    values = tiny({"train.activation_penalty": 0.1, "train.steps": 2})
+    group = base.hyper("penalty")
     group.select = ("encoder/layers/**",)
     group.network.hidden = (4,)
     group.network.heads = (("**/gau/*/kernel", "scale"),)
-    values["hyper"] = group.to_dict()
+    values["hypernetwork"] = group.to_dict()
     experiment = build(values)
     assert "arrays from price, 2 layers" in experiment.describe()
     train(experiment, tmp_path)
@@ -134,7 +134,7 @@ def test_a_seqboat_whose_layers_are_generated_from_the_price_trains(tiny, tmp_pa
 
 def test_a_hypernetwork_starts_from_a_run_of_its_target(tmp_path):
     plain = small(**{"train.steps": 2})
-    plain["hyper"] = None
+    plain["hypernetwork"] = None
     train(build(plain), tmp_path / "plain")
     experiment = build(small("zero_head"))
     start = restore.initial_variables(experiment, tmp_path / "plain")
@@ -168,19 +168,25 @@ def test_sgd_is_optax_sgd_with_momentum():
     ("changes", "message"),
     [
         (
-            {"hyper.select": ("hidden_9/*",)},
-            r"config\.hyper: select='hidden_9/\*' matches no parameter; there are head",
+            {"hypernetwork.select": ("hidden_9/*",)},
+            r"config\.hypernetwork: select='hidden_9/\*' matches no parameter; there are head",
         ),
-        ({"hyper.network.heads": (("x", "full"),)}, r"config\.hyper: heads='x' matches no parameter"),
-        ({"hyper.network.head": "fool"}, r"config\.hyper\.network\.head='fool': must be one of full"),
-        ({"hyper.condition": "angle"}, r"config\.hyper\.condition='angle': must be one of price, rotation, noise"),
-        ({"hyper.network.encoding.inputs": 2}, "condition='rotation' is one number"),
-        ({"hyper.network.encoding.high": 2.0}, r"is in 0\.\.1"),
-        ({"hyper.at": (1.5,)}, r"at=\(1\.5,\): must be 1 numbers in 0\.0\.\.1\.0"),
-        ({"hyper.evaluations": 0}, "evaluations=0: must be at least 1"),
-        ({"hyper.network.residual": False, "hyper.network.head": "scale"}, "needs residual=True"),
-        ({"hyper.condition": "price"}, r"wants a model with attention, and in config\.train\.activation_price"),
-        ({"mesh": "data"}, r"config\.mesh='data': with config\.hyper a run takes one device"),
+        ({"hypernetwork.network.heads": (("x", "full"),)}, r"config\.hypernetwork: heads='x' matches no parameter"),
+        ({"hypernetwork.network.head": "fool"}, r"config\.hypernetwork\.network\.head='fool': must be one of full"),
+        (
+            {"hypernetwork.condition": "angle"},
+            r"config\.hypernetwork\.condition='angle': must be one of price, rotation, noise",
+        ),
+        ({"hypernetwork.network.encoding.inputs": 2}, "condition='rotation' is one number"),
+        ({"hypernetwork.network.encoding.high": 2.0}, r"is in 0\.\.1"),
+        ({"hypernetwork.at": (1.5,)}, r"at=\(1\.5,\): must be 1 numbers in 0\.0\.\.1\.0"),
+        ({"hypernetwork.evaluations": 0}, "evaluations=0: must be at least 1"),
+        ({"hypernetwork.network.residual": False, "hypernetwork.network.head": "scale"}, "needs residual=True"),
+        (
+            {"hypernetwork.condition": "penalty"},
+            r"wants a model with attention, and in config\.train\.activation_penalty",
+        ),
+        ({"mesh": "data"}, r"config\.mesh='data': with config\.hypernetwork a run takes one device"),
     ],
 )
 def test_bad_values_name_the_field(changes, message):
@@ -192,7 +198,7 @@ def test_bad_values_name_the_field(changes, message):
 
 def test_rotation_wants_pictures(tiny):
     values = tiny()
-    values["hyper"] = base.hyper("rotation").to_dict()
+    values["hypernetwork"] = base.hyper("rotation").to_dict()
     with pytest.raises(UserError, match="turns pictures of 8 x 8"):
         build(values)
 
@@ -216,7 +222,7 @@ ENCODING_KNOBS = {"kind": "none", "inputs": 2, "low": -1.0, "high": 2.0, "unit_n
 
 
 def text(changes) -> str:
-    values = small(**{"hyper.condition": "noise", **changes})
+    values = small(**{"hypernetwork.condition": "noise", **changes})
     experiment = build(values)
     init, state = jax.make_jaxpr(lambda: experiment.steps.init(0), return_shape=True)()
     return (
@@ -226,7 +232,7 @@ def text(changes) -> str:
 
 @pytest.fixture(scope="module")
 def original() -> str:
-    return text({"hyper.network.encoding.inputs": 3})
+    return text({"hypernetwork.network.encoding.inputs": 3})
 
 
 def test_every_knob_of_a_hypernetwork_does_something(original):
@@ -234,7 +240,7 @@ def test_every_knob_of_a_hypernetwork_does_something(original):
     known = {*NETWORK_KNOBS, *MORE_KNOBS, "encoding"}
     assert set(group.network) == known
     assert set(group.network.encoding) == {*ENCODING_KNOBS, "size", "tasks"}
-    three = {"hyper.network.encoding.inputs": 3}
+    three = {"hypernetwork.network.encoding.inputs": 3}
     for name, value in NETWORK_KNOBS.items():
         assert text({**three, f"hyper.network.{name}": value}) != original, name
     for name, value in ENCODING_KNOBS.items():
@@ -245,7 +251,7 @@ def test_every_knob_of_a_hypernetwork_does_something(original):
 
 
 def test_options_are_read_from_a_config():
-    group = base.hyper("price").to_dict()
-    found = to_dataclass(HyperOptions, group, "config.hyper")
-    assert found == options("price", network=hyper.HyperConfig())
+    group = base.hyper("penalty").to_dict()
+    found = to_dataclass(HyperOptions, group, "config.hypernetwork")
+    assert found == options("penalty", network=hyper.HyperConfig())
     assert isinstance(build(small()).task, Conditioned)

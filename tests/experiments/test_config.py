@@ -137,7 +137,7 @@ MODEL_MISTAKES = [
     *(({name: 0}, f"{name}=0: must be at least 1") for name in ("features", "key_size", "value_size", "state_size")),
     *(
         ({name: 0}, f"{name}=0: must be at least 1")
-        for name in ("max_positions", "block_size", "blocks_per_trip", "layers")
+        for name in ("max_positions", "block_size", "blocks_per_iteration", "layers")
     ),
     ({"window_size": 0}, "window_size=0: must be at least 1, or None for no limit"),
     ({"ssm_truncation": 0}, "ssm_truncation=0: must be at least 1, or None for no limit"),
@@ -212,7 +212,7 @@ def test_a_missing_width():
         ({"steps": -1}, "steps=-1: must not be negative"),
         ({"steps": "abc"}, "steps='abc': expected int, got str"),
         ({"accumulate": 3}, "accumulate=3: must divide batch_size=8"),
-        ({"activation_price": -0.5}, "activation_price=-0.5: must not be negative"),
+        ({"activation_penalty": -0.5}, "activation_penalty=-0.5: must not be negative"),
         ({"stesp": 3}, "stesp: unknown field; did you mean 'steps'?"),
     ],
 )

@@ -86,7 +86,7 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
             assert math.isclose(sum(row), 1, rel_tol=1e-6)
             np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-6)
     assert result["accuracy"] == pytest.approx(right / 40)
-    assert result["trivial"] == {"accuracy": counts.sum(1).max() / 40}
+    assert result["baseline"] == {"accuracy": counts.sum(1).max() / 40}
     assert result["per_class"]["support"] == counts.sum(1).tolist()
     for number, (precision, recall) in enumerate(
         zip(result["per_class"]["precision"], result["per_class"]["recall"], strict=True)
@@ -102,7 +102,7 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
     lines = capsys.readouterr().out.splitlines()
     assert f"short_listops, validation split, step {result['step']}" in lines[0]
     (line,) = [line for line in lines if "always the commonest class" in line]
-    assert f"{result['trivial']['accuracy']:.4f}" in line
+    assert f"{result['baseline']['accuracy']:.4f}" in line
     matrix = lines[next(i for i, line in enumerate(lines) if "answers to each class" in line) :]
     cells = [line.replace("│", " ").split() for line in matrix]
     for number, row in enumerate(result["confusion"]):
@@ -198,7 +198,7 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
     assert not {"step", "seal"} & set(summary["metrics"])
     assert summary["split"] == "test"
     assert summary["config"] == values
-    assert summary["headline"] == "accuracy"
+    assert summary["selection_metric"] == "accuracy"
     runs = [json.loads(next((tmp_path / f"seed_{n}").glob("evaluation_test_*.json")).read_text()) for n in (3, 4)]
     for name in ("loss", "accuracy"):
         check_spread(summary, name, [run[name] for run in runs])

@@ -37,11 +37,11 @@ def folder(tmp_path_factory, trained) -> Path:
     text = tmp / "text.txt"
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
     for name, changes in {
-        "ours": {},
+        "credit_router": {},
         "paper": {"model.ssm_truncation": 5},
         "full": {"model.window_size": None},
     }.items():
-        config = recipe.get_config("ours,tiny")
+        config = recipe.get_config("credit_router,tiny")
         config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **changes})
         train(build(config.to_dict()), tmp / name)
     text.unlink()
@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "cut kernel": (
         ["--workdir={tmp}/paper", "--prompt=a"],
         "this model cannot generate: ssm_truncation=5 cannot be streamed: a cut kernel has no state to go on from; "
-        "train with None, as the variant :ours of a recipe does",
+        "train with None, as the variant :credit_router of a recipe does",
     ),
     "no window": (["--workdir={tmp}/full", "--prompt=a"], "window_size=None cannot be streamed"),
     "temperature": ([*ASKED, "--temperature=-1"], "--temperature=-1.0: must be 0, or in 1e-30..1e+30"),

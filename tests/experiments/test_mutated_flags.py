@@ -27,11 +27,11 @@ SLOTS = [f"--config.task.{split}_examples=20" for split in ("train", "test")]
 BYTES = ["--config.task.files=('{folder}/text',)", "--config.task.length=16", "--config.task.context=4"]
 RECIPES = {
     "configs/quickstart.py": [*LISTOPS, *MODEL],
-    "configs/quickstart.py:ours,full": [*LISTOPS, *MODEL],
+    "configs/quickstart.py:credit_router,full": [*LISTOPS, *MODEL],
     "configs/synthetic/recall.py": [*SLOTS, *MODEL],
-    "configs/synthetic/selective_copy.py:ours": [*SLOTS, *MODEL],
-    "configs/hyper/pareto_copy.py": [*SLOTS, *MODEL, "--config.hyper.network.hidden=(4,)"],
-    "configs/lm/bytes.py:ours,tiny": [*BYTES, *MODEL],
+    "configs/synthetic/selective_copy.py:credit_router": [*SLOTS, *MODEL],
+    "configs/hyper/pareto_copy.py": [*SLOTS, *MODEL, "--config.hypernetwork.network.hidden=(4,)"],
+    "configs/lm/bytes.py:credit_router,tiny": [*BYTES, *MODEL],
 }
 # No number that is a size, and too large to be made here, is accepted by mistake: all of them are refused as such.
 NUMBERS = [
@@ -77,7 +77,7 @@ WORDS += [
     "{0}",
     "data",
     "pmap",
-    "fsdp=4,tensor=2",
+    "fsdp=4,fsdp_hidden=2",
     "softmax",
     "mlp",
     "=",

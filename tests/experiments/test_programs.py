@@ -174,7 +174,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
     "mesh": (
         ["--config=configs/quickstart.py", "--workdir={tmp}/new", "--config.mesh=rows"],
-        "config.mesh='rows': there is no mesh axis 'rows'; there are data, fsdp, tensor, sequence",
+        "config.mesh='rows': there is no mesh axis 'rows'; there are data, fsdp, fsdp_hidden, sequence",
     ),
     "one of many processes": (
         ["--config=configs/quickstart.py", "--workdir={tmp}/new", "--num_processes=2"],
@@ -398,7 +398,7 @@ def test_train_then_evaluate(tiny, tmp_path):
     assert {name: result[name] for name in ("loss", "accuracy", "activation_rate")} == {
         name: expected[name] for name in ("loss", "accuracy", "activation_rate")
     }
-    assert 0 < result["trivial"]["accuracy"] < 1
+    assert 0 < result["baseline"]["accuracy"] < 1
     assert result["split"] == "validation"
     assert not list(workdir.glob("*.partial"))
     assert time.monotonic() - began < 300

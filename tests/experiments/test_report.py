@@ -257,7 +257,7 @@ def test_the_page_of_a_trained_run(run, looked):
     text = " ".join("".join(reader.text).split())
     accuracy, error = looked.metrics["accuracy"]
     assert f"{accuracy:.3f} ± {error:.3f}" in text
-    assert f"{load(run).task.trivial('test')['accuracy']:.3f}" in text
+    assert f"{load(run).task.baseline('test')['accuracy']:.3f}" in text
     assert "always the commonest class" in text
     assert "12 of 40 examples" in text
     # The marked symbols of four examples, of each layer.
@@ -292,7 +292,7 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
     step = load(workdir).step
     file = workdir / f"evaluation_test_{step}.json"
-    result = {"accuracy": 0.625, "examples": 40, "activation_rate": [0.875, 0.125], "trivial": {"accuracy": 0.4375}}
+    result = {"accuracy": 0.625, "examples": 40, "activation_rate": [0.875, 0.125], "baseline": {"accuracy": 0.4375}}
     result |= {"step": step, "seal": seal(workdir, step)}
     file.write_text(json.dumps(result))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
@@ -456,7 +456,7 @@ def test_everything_is_escaped(run, looked, tmp_path, monkeypatch, as_looked):
     """Labels, text of examples, config, command, and the work directory's name are other people's."""
     workdir = Path(shutil.copytree(run, tmp_path / HOSTILE.replace("/", "_")))
     monkeypatch.setattr("experiments.tasks.short_listops.Task.symbol", lambda task, number: HOSTILE)
-    monkeypatch.setattr("experiments.tasks.short_listops.Task.trivial_answer", HOSTILE)
+    monkeypatch.setattr("experiments.tasks.short_listops.Task.baseline_name", HOSTILE)
     names = ("<i>a&amp;", "b")
     renamed = dataclasses.replace(looked, names=names, spans=dict(zip(names, looked.spans.values(), strict=True)))
     monkeypatch.setattr(measure, "measure", lambda *_: renamed)

@@ -15,12 +15,19 @@ RUN = {
     "hardware": "1 x cpu",
     "command": "python -m experiments.train --config=configs/a.py",
     "training_seconds": 90.0,
-    "test": [{"headline": "bits", "bits": 2.5, "trivial": {"bits": 4.75}, "activation_rate": [0.25, 0.5]}],
+    "test": [
+        {
+            "selection_metric": "bits_per_byte",
+            "bits_per_byte": 2.5,
+            "baseline": {"bits_per_byte": 4.75},
+            "activation_rate": [0.25, 0.5],
+        }
+    ],
 }
 SEEDS = {
     **RUN,
     "seeds": [3, 4],
-    "metrics": {"bits": {"values": [2.0, 3.0], "mean": 2.5, "standard_error": 0.5}},
+    "metrics": {"bits_per_byte": {"values": [2.0, 3.0], "mean": 2.5, "standard_error": 0.5}},
     "activation_rate": [[0.0, 1.0], [0.5, 0.5]],
 }
 

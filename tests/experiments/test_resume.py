@@ -32,7 +32,7 @@ MOVING_PARTS = {
     "model.norm": "batch",
     "model.router.centered": True,
     "train.accumulate": 2,
-    "train.activation_price": 1e-3,
+    "train.activation_penalty": 1e-3,
 }
 PLAN = {"train.steps": 8, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
 

@@ -60,15 +60,17 @@ def test_losses_are_compared_by_a_paired_t_test():
     rng = np.random.default_rng(1)
     common = rng.normal(size=40)
     a, b = common + 0.1 * rng.normal(size=40), common + 0.1 + 0.1 * rng.normal(size=40)
-    found = compare(scores(5 * a, np.full(40, 5), "bits"), scores(5 * b, np.full(40, 5), "bits"))["bits"]
+    found = compare(scores(5 * a, np.full(40, 5), "bits_per_byte"), scores(5 * b, np.full(40, 5), "bits_per_byte"))[
+        "bits_per_byte"
+    ]
     assert found["p_value"] == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert found["p_value"] < 0.01 < stats.ttest_ind(a, b).pvalue, "pairs see what two samples do not"
     assert found["standard_error"] == pytest.approx(stats.sem(a - b))
-    assert verdict("bits", found, False, 40).startswith("this run is better in bits")
-    assert verdict("bits", found, True, 40).startswith("this run is worse in ")
-    single = compare(scores(a[:1], name="bits"), scores(b[:1], name="bits"))["bits"]
+    assert verdict("bits_per_byte", found, False, 40).startswith("this run is better in bits")
+    assert verdict("bits_per_byte", found, True, 40).startswith("this run is worse in ")
+    single = compare(scores(a[:1], name="bits_per_byte"), scores(b[:1], name="bits_per_byte"))["bits_per_byte"]
     assert single["p_value"] is None
-    assert verdict("bits", single, False, 1).startswith("no test of bits is possible")
+    assert verdict("bits_per_byte", single, False, 1).startswith("no test of bits is possible")
 
 
 def test_a_loss_that_is_not_finite_is_said():

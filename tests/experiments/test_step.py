@@ -71,13 +71,13 @@ def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboa
     assert not np.array_equal(after.params["head"]["kernel"], state.params["head"]["kernel"])
 
 
-@pytest.mark.parametrize("price", [0.0, 0.3])
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
 def test_accumulating_changes_nothing(light, initial, price):
     batch = weighted(light().task.train_batch(0))
-    experiment = light({"train.activation_price": price})
+    experiment = light({"train.activation_penalty": price})
     state = initial(experiment)
     whole = step_of(experiment, batch, state)
-    parts = step_of(light({"train.activation_price": price, "train.accumulate": 4}), batch, state)
+    parts = step_of(light({"train.activation_penalty": price, "train.accumulate": 4}), batch, state)
     assert_close(parts.opt_state, whole.opt_state)
     assert_close(parts.params, whole.params)
     parts, whole = means(parts.metrics), means(whole.metrics)
@@ -94,8 +94,8 @@ def test_the_elements_of_accumulated_parts_are_all_counted(light, initial):
 
 
 def test_the_price_of_activation_moves_the_probability_alone(light, initial):
-    """Its gradient is price * d(mean probability); the parameter that only the router reads gets nothing else."""
-    free, dear, dearer = (light({"train.activation_price": price, "optimizer.clip_norm": 1e9}) for price in (0, 1, 2))
+    """Its gradient is penalty * d(mean probability); the parameter that only the router reads gets nothing else."""
+    free, dear, dearer = (light({"train.activation_penalty": price, "optimizer.clip_norm": 1e9}) for price in (0, 1, 2))
     batch = weighted(free.task.train_batch(0))
     state = initial(free)
     first = [step_of(experiment, batch, state).opt_state.first for experiment in (free, dear, dearer)]
@@ -114,7 +114,7 @@ def test_the_price_of_activation_moves_the_probability_alone(light, initial):
 @pytest.mark.slow
 def test_the_price_of_activation_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
     batch, state, gradient = seqboat
-    experiment = build(tiny({"train.activation_price": 0.5, "optimizer.clip_norm": 1e9}))
+    experiment = build(tiny({"train.activation_penalty": 0.5, "optimizer.clip_norm": 1e9}))
     first = step_of(experiment, batch, state).opt_state.first
     priced = jax.tree.map(lambda m: m / (1 - experiment.config.optimizer.b1), first)
     layers, free = (g["encoder"]["layers"] for g in (priced, gradient))

@@ -235,11 +235,11 @@ def test_the_trivial_baseline_is_the_share_of_the_commonest_class(name, data_dir
     for split in task.splits:
         batches = list(task.evaluation_batches(split))
         targets = np.concatenate([batch["targets"][batch["weights"] == 1] for batch in batches])
-        assert task.trivial(split) == {"accuracy": pytest.approx(np.bincount(targets).max() / len(targets))}
+        assert task.baseline(split) == {"accuracy": pytest.approx(np.bincount(targets).max() / len(targets))}
 
 
 def test_an_unknown_split_is_an_error(task):
-    for ask in (task.trivial, task.evaluation_batches):
+    for ask in (task.baseline, task.evaluation_batches):
         with pytest.raises(UserError, match="no evaluation split 'dev'; this task has: validation, test"):
             ask("dev")
 
@@ -270,10 +270,10 @@ def test_bits_are_nats_over_the_logarithm_of_two(data_dir):
     chosen = np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
     bits = (np.log2(np.exp(logits.astype(np.float64)).sum(-1)) - chosen / math.log(2)) * batch["weights"]
     assert 0 < weight_sum == batch["weights"].sum() < batch["weights"].size
-    np.testing.assert_allclose(metrics["bits"][0], bits.sum(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["bits"][0] * math.log(2), loss_sum, rtol=1e-6)
-    assert metrics["bits"][1] == weight_sum
-    assert task.headline == "bits"
+    np.testing.assert_allclose(metrics["bits_per_byte"][0], bits.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["bits_per_byte"][0] * math.log(2), loss_sum, rtol=1e-6)
+    assert metrics["bits_per_byte"][1] == weight_sum
+    assert task.selection_metric == "bits_per_byte"
     assert not task.higher_is_better
 
 
@@ -382,7 +382,7 @@ def test_image_trains_on_the_first_nine_tenths(data_dir):
     order = lambda rows: sorted(np.round(row, 4).tolist() for row in rows)
     np.testing.assert_allclose(order(epoch), order(expected[:18]), atol=2e-4)
     assert [len(list(task.evaluation_batches(split))) for split in task.splits] == [2, 5]
-    bright = image.Task(image.Config(mean=0.0, deviation=1.0), batch_size=1, seed=0, data_dir=data_dir)
+    bright = image.Task(image.Config(mean=0.0, std=1.0), batch_size=1, seed=0, data_dir=data_dir)
     (first, *_) = bright.evaluation_batches("validation")
     np.testing.assert_allclose(first["inputs"][0, :, 0] * 255, image.gray(pictures[18]["image"]).ravel(), rtol=1e-5)
 
@@ -560,7 +560,9 @@ def test_carried_streams_read_every_byte_once_an_epoch_and_go_on_where_they_ende
     data = random_bytes(size + 2 * count)
     (tmp_path / "text").write_bytes(data.tobytes())
     shares = (size / len(data), count / len(data), count / len(data))
-    config = corpus.Config(files=(str(tmp_path / "text"),), fractions=shares, length=length, context=0, carry=True)
+    config = corpus.Config(
+        files=(str(tmp_path / "text"),), fractions=shares, length=length, context=0, carry_state=True
+    )
     make = lambda **batching: corpus.Task(config, batch_size=count, data_dir=None, **{"seed": 0, **batching})
     steps = -(-math.ceil(size / count) // length)
     task = make()
@@ -644,7 +646,7 @@ def test_the_trivial_answer_to_a_corpus_is_the_frequency_of_bytes(data_dir):
     for split in task.splits:
         data = contents(data_dir, split)
         probabilities = [(seen[byte] + 1) / (seen.total() + 256) for byte in data]
-        assert task.trivial(split) == {"bits": pytest.approx(-sum(map(math.log2, probabilities)) / len(data))}
+        assert task.baseline(split) == {"bits_per_byte": pytest.approx(-sum(map(math.log2, probabilities)) / len(data))}
 
 
 # Generated sequences with slots.
@@ -680,7 +682,7 @@ def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
                     assert weights.tolist() == [0] * (len(inputs) - len(answers)) + [1] * len(answers)
                     assert targets[weights == 1].tolist() == answers
                     examples[split].add(tuple(inputs.tolist()))
-        assert task.trivial(split if split != "train" else "test") == {"accuracy": 1 / chance}
+        assert task.baseline(split if split != "train" else "test") == {"accuracy": 1 / chance}
     found = list(examples.values())
     assert all(len(each) >= 9 for each in found)
     assert not found[0] & found[1]
@@ -713,7 +715,7 @@ def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
         (short_listops, "validation_examples", 2_000_000),
         (short_listops, "test_examples", -1),
         (short_listops, "data_seed", -1),
-        (image, "deviation", 0.0),
+        (image, "std", 0.0),
         (speech_commands, "words", 12),
         (selective_copy, "symbols", 0),
         (selective_copy, "length", 7),
@@ -724,7 +726,7 @@ def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
         *((selective_copy, field, 2**31) for field in ("length", "symbols", "alphabet", "train_examples")),
         *((recall, field, value) for field in ("pairs", "keys", "values", "length") for value in (0, -1, 2**31)),
         *((module, "mean", value) for module in (image, pathfinder) for value in (math.nan, math.inf)),
-        *((module, "deviation", value) for module in (image, pathfinder) for value in (math.nan, math.inf, -1.0)),
+        *((module, "std", value) for module in (image, pathfinder) for value in (math.nan, math.inf, -1.0)),
         (text, "validation_fraction", math.nan),
         (corpus, "fractions", (math.nan, 0.5, 0.5)),
         (corpus, "length", 0),
@@ -866,5 +868,5 @@ def test_text_on_imdb():
     assert sums["test"][:2].tolist() == [25000, 12500]
     assert [sums["validation"][3], sums["test"][3]] == [50, 500]
     assert 1100 < sums["test"][2] / 25000 < 1325  # bytes; the whole reviews have 1325 in train
-    assert task.trivial("validation") == {"accuracy": 0.5}
+    assert task.baseline("validation") == {"accuracy": 0.5}
     assert task.train_batch(0)["inputs"].shape == (50, 4000)

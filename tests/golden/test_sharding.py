@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).with_name("sharding.txt")
 # With a hypernetwork a run takes one device.
 TREES = [(recipe, get_config(recipe)) for recipe in RECIPES if not recipe.startswith("configs/hyper")]
 TREES.append(("configs/lra/listops:s4d", lambda: get_config("configs/lra/listops")("s4d")))
-PRESETS = ("ddp", "sequence", "fsdp", "tensor", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2")
+PRESETS = ("ddp", "sequence", "fsdp", "fsdp_hidden", "fsdp=4,fsdp_hidden=2", "data=2,fsdp=2,fsdp_hidden=2")
 
 
 def layout(preset: str) -> Layout:

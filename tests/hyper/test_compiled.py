@@ -49,7 +49,7 @@ def test_generation_is_outside_the_loop_over_time(steps):
 
 def test_a_split_head_is_not_gathered():
     """Kernels split by columns, heads likewise: theta is generated in its place, and nothing makes a head whole."""
-    mesh = Mesh(np.array(jax.devices()).reshape(8), ("tensor",))
+    mesh = Mesh(np.array(jax.devices()).reshape(8), ("fsdp_hidden",))
     net = MLP((64, 64), 32, use_bias=False)
     spec = hyper.spec(net, X)
     model = hyper.Hyper(net, hyper.mip(spec))
@@ -57,7 +57,7 @@ def test_a_split_head_is_not_gathered():
 
     def place(path, leaf):
         columns = path[-1].key == "kernel" and ("target" in str(path) or "full" in str(path))
-        axes = (None,) * (leaf.ndim - 1) + ("tensor",) if columns else ()
+        axes = (None,) * (leaf.ndim - 1) + ("fsdp_hidden",) if columns else ()
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
 
     split = jax.tree_util.tree_map_with_path(place, variables)

@@ -41,4 +41,4 @@ def test_the_small_lstm_changes_the_large_one_as_soon_as_its_scales_move():
     gradient = jax.grad(loss)(params)["cell"]
     assert np.any(gradient["hidden_narrow"])
     assert np.any(gradient["input_narrow"])
-    assert not np.any(gradient["hyper"]["input"]["kernel"])  # behind A = 0
+    assert not np.any(gradient["hypernetwork"]["input"]["kernel"])  # behind A = 0

@@ -77,7 +77,7 @@ def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
 
     def run(form, blocks=1):
         def scalar(params, m):
-            y, stats = make(modules, form=form, blocks_per_trip=blocks).apply({"params": params}, m, VALID)
+            y, stats = make(modules, form=form, blocks_per_iteration=blocks).apply({"params": params}, m, VALID)
             return jnp.vdot(y, cotangent), (y[VALID], stats)
 
         return jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(variables["params"], m)
@@ -418,11 +418,11 @@ def test_blocks_are_no_larger_than_all_rows(size):
     modules = (gau(), FeedForward(5, dtype=F32, name="feed_forward"))
     m = normal(0, BATCH, LENGTH, D)
     variables = initial(make(modules))
-    large = SparseModularActivation(modules, block_size=size, blocks_per_trip=10**9)
+    large = SparseModularActivation(modules, block_size=size, blocks_per_iteration=10**9)
     assert_close(jit(large.apply)(variables, m, VALID), jit(make(modules).apply)(variables, m, VALID))
 
 
-@pytest.mark.parametrize("field", ["block_size", "blocks_per_trip"])
+@pytest.mark.parametrize("field", ["block_size", "blocks_per_iteration"])
 def test_blocks_have_a_size(field):
     with pytest.raises(ValueError, match=f"{field}=0: must be at least 1"):
         SparseModularActivation((), **{field: 0})
@@ -435,6 +435,6 @@ def test_capacity_is_rounded_to_no_more_than_a_trip(blocks, rows, monkeypatch):
     monkeypatch.setattr(
         sparse_activation, "pack", lambda *args, **sides: packed.append(args[1]) or pack(*args, **sides)
     )
-    layer = make((NeighbourMean(name="near"),), blocks_per_trip=blocks)
+    layer = make((NeighbourMean(name="near"),), blocks_per_iteration=blocks)
     jax.eval_shape(layer.apply, initial(layer), normal(0, BATCH, LENGTH, D), VALID)
     assert packed == [rows]

@@ -30,7 +30,7 @@ CONFIGS = {
         LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post"
     ),
     "t5, laplace, always": dataclasses.replace(
-        LAYER, position="t5", attention_function="laplace", activation="always", blocks_per_trip=2
+        LAYER, position="t5", attention_function="laplace", activation="always", blocks_per_iteration=2
     ),
     "no position, s4d, dense": dataclasses.replace(LAYER, position="none", ssm="s4d", form="dense"),
     "kernel": dataclasses.replace(LAYER, attention_method="pallas", block_size=16, position="rotary"),
@@ -361,7 +361,7 @@ def test_a_state_holds_what_is_promised_and_no_more():
 
 MESH = Layout(Rules(), (("sequence", 2),))
 REFUSED = {
-    "ssm_truncation=5 cannot be streamed: a cut kernel.*:ours": {"ssm_truncation": 5},
+    "ssm_truncation=5 cannot be streamed: a cut kernel.*:credit_router": {"ssm_truncation": 5},
     "window_size=None cannot be streamed": {"window_size": None},
     "layout=.* cannot be streamed: a piece is whole; split batches over the mesh, not sequences": {"layout": MESH},
 }

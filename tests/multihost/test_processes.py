@@ -103,8 +103,8 @@ def test_two_processes_read_streams_as_one(tmp_path):
     """Each reads its rows of the text, which begin again in step 9, and keeps what the model remembers of them."""
     text = tmp_path / "text.txt"
     text.write_bytes(np.random.default_rng(0).integers(97, 105, 2000).astype(np.uint8).tobytes())
-    task = {"task.files": f'("{text}",)', "task.length": 32, "task.context": 16, "task.carry": True}
-    plan: Any = {"config": "configs/lm/bytes.py:ours,tiny", "task": task, "steps": 12, "evaluate_every": 4}
+    task = {"task.files": f'("{text}",)', "task.length": 32, "task.context": 16, "task.carry_state": True}
+    plan: Any = {"config": "configs/lm/bytes.py:credit_router,tiny", "task": task, "steps": 12, "evaluate_every": 4}
     two = Run(tmp_path / "two", 2, 2, "data=2,fsdp=2", **plan)
     assert two.wait() == [0, 0], two.outputs
     one = Run(tmp_path / "one", 1, 1, "data", **plan)

@@ -126,11 +126,11 @@ def plain(params, own, halo, count, *, block_size, left, right):
     return jax.tree.map(lambda leaf: jnp.where(computed.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), out)
 
 
-def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_trip=1, wanted=None):
+def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_iteration=1, wanted=None):
     """With margins of zeros around all rows."""
     fn = functools.partial(neighbours, left=left, right=right)
     own, halo = jax.tree.map(lambda leaf: jnp.pad(leaf, [(left, right)] + [(0, 0)] * (leaf.ndim - 1)), (own, halo))
-    sizes = {"block_size": block_size, "left": left, "right": right, "blocks_per_trip": blocks_per_trip}
+    sizes = {"block_size": block_size, "left": left, "right": right, "blocks_per_iteration": blocks_per_iteration}
     out = map_blocks(fn, params, own, halo, count, **sizes, wanted=wanted)
     return jax.tree.map(lambda leaf: leaf[left : left + ROWS], out)
 
@@ -152,7 +152,7 @@ def test_several_blocks_at_once_are_as_one(block_size, left, right):
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
     sizes = {"left": left, "right": right}
     reference = functools.partial(plain, block_size=2 * block_size, **sizes)
-    fast = functools.partial(blocked, block_size=block_size, blocks_per_trip=2, **sizes)
+    fast = functools.partial(blocked, block_size=block_size, blocks_per_iteration=2, **sizes)
     reference, fast = (jit(functools.partial(evaluate, f)) for f in (reference, fast))
     for count in (0, 1, 5, ROWS):
         assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))

@@ -59,7 +59,7 @@ def test_products_follow_the_rate_and_are_shared_among_devices():
     assert flops(0.0) < flops(0.5) < flops(1.0)
     assert flops(1.0) - flops(0.5) == pytest.approx(flops(0.5) - flops(0.0))
     assert flops(0.5, "data=2,sequence=4") == pytest.approx(flops(0.5) / 8)
-    assert flops(0.5, "tensor") == flops(0.5)
+    assert flops(0.5, "fsdp_hidden") == flops(0.5)
 
 
 def make_flops(config, rate):

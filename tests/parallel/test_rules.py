@@ -19,10 +19,10 @@ from seqboat.parallel.rules import Layout, Rules
     [
         ("data", (8, 1, 1, 1)),
         ("ddp", (8, 1, 1, 1)),
-        ("ddp=4,tensor", (4, 1, 2, 1)),
+        ("ddp=4,fsdp_hidden", (4, 1, 2, 1)),
         ("fsdp", (1, 8, 1, 1)),
         ("data=2,sequence", (2, 1, 1, 4)),
-        (" tensor = 2 , fsdp = 4 ", (1, 4, 2, 1)),
+        (" fsdp_hidden = 2 , fsdp = 4 ", (1, 4, 2, 1)),
     ],
 )
 def test_words_make_sizes(words, sizes):
@@ -56,11 +56,11 @@ def layout(words, **rules):
 
 
 def test_a_parameter_is_split_by_the_names_of_its_axes():
-    both = layout("fsdp=4,tensor=2")
+    both = layout("fsdp=4,fsdp_hidden=2")
     assert both.of_parameter("encoder/layers/gau/projection/kernel", (2, 8, 40)) == PartitionSpec(
-        None, "fsdp", "tensor"
+        None, "fsdp", "fsdp_hidden"
     )
-    assert both.of_parameter("opt_state/0/mu/skip_projection/kernel", (8, 8)) == PartitionSpec("fsdp", "tensor")
+    assert both.of_parameter("opt_state/0/mu/skip_projection/kernel", (8, 8)) == PartitionSpec("fsdp", "fsdp_hidden")
     assert both.of_parameter("norm/scale", (8,)) == PartitionSpec(None)
 
 
@@ -86,7 +86,7 @@ RULE_MISTAKES = [
 @pytest.mark.parametrize(("rules", "path", "shape", "message"), RULE_MISTAKES)
 def test_mistakes_name_the_parameter(rules, path, shape, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        layout("fsdp=4,tensor=2", **rules).of_parameter(path, shape)
+        layout("fsdp=4,fsdp_hidden=2", **rules).of_parameter(path, shape)
 
 
 # The kinds of collectives in the compiled step of each mesh.

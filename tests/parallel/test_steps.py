@@ -28,7 +28,7 @@ SMALL = {
     "model.block_size": 16,
     "train.batch_size": 8,
     "train.steps": STEPS,
-    "train.activation_price": 0.1,
+    "train.activation_penalty": 0.1,
     "train.tensorboard": False,
 }
 LANGUAGE = {**SMALL, "task.train_examples": 64, "task.test_examples": 16}
@@ -102,13 +102,13 @@ def alone(name):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("classifier", "fsdp=2,tensor=2,sequence=2"),
+        ("classifier", "fsdp=2,fsdp_hidden=2,sequence=2"),
         ("classifier", "pmap"),
         ("language model", "data=2,sequence=4"),
         *(
             pytest.param(name, mesh, marks=pytest.mark.slow)
             for name in CONFIGS
-            for mesh in ("ddp", "fsdp", "tensor", "sequence", "fsdp=4,sequence=2")
+            for mesh in ("ddp", "fsdp", "fsdp_hidden", "sequence", "fsdp=4,sequence=2")
         ),
     ],
 )
@@ -126,7 +126,7 @@ OTHERS = [
     (
         "language model",
         "data=2,sequence=4",
-        {"model.position": "t5", "model.attention_function": "relu2", "model.blocks_per_trip": 4},
+        {"model.position": "t5", "model.attention_function": "relu2", "model.blocks_per_iteration": 4},
     ),
     (
         "language model",
@@ -137,7 +137,7 @@ OTHERS = [
     (
         "classifier",
         "data=2,sequence=4",
-        {"model.position": "t5", "model.attention_function": "relu2", "model.blocks_per_trip": 3},
+        {"model.position": "t5", "model.attention_function": "relu2", "model.blocks_per_iteration": 3},
     ),
 ]
 
@@ -166,7 +166,7 @@ def test_a_batch_in_parts_on_a_mesh():
 
 
 MISTAKES = {
-    "rows": ("there is no mesh axis 'rows'; there are data, fsdp, tensor, sequence", {}),
+    "rows": ("there is no mesh axis 'rows'; there are data, fsdp, fsdp_hidden, sequence", {}),
     "data=3": ("'data=3' wants 3 devices, there are 8", {}),
     "data,data=2": ("mesh axis 'data' is named twice", {}),
     "data,fsdp": ("data and fsdp have no size: only one axis can take the devices left over", {}),
