@@ -1,16 +1,56 @@
 """The version, and the format of checkpoints and what this code does with older ones."""
 
 import math
+import re
 from collections.abc import Callable
 
 __version__ = "0.1.0"
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 """The number in every checkpoint. It goes up by one when older checkpoints need a change to be read by new code: a
 renamed config field, another layout of the state."""
 
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {}
+# Format 2 gave these their standard names. Config fields by path:
+_RENAMED_FIELDS = {
+    ("task", "carry"): "carry_state",
+    ("task", "deviation"): "std",
+    ("model", "blocks_per_trip"): "blocks_per_iteration",
+    ("train", "activation_price"): "activation_penalty",
+    ("hyper",): "hypernetwork",
+}
+_RENAMED_METRICS = {"bits": "bits_per_byte"}
+
+
+def _to_format_2(meta: dict) -> dict:
+    config = meta.get("config")
+    if not isinstance(config, dict):
+        return meta
+    for path, new in _RENAMED_FIELDS.items():
+        config = _rename(config, path, new)
+    if isinstance(config.get("mesh"), str):
+        config["mesh"] = re.sub(r"\btensor\b", "fsdp_hidden", config["mesh"])
+    generated = config.get("hypernetwork")
+    if isinstance(generated, dict) and generated.get("condition") == "price":
+        config["hypernetwork"] = {**generated, "condition": "penalty"}
+    return {**meta, "config": config}
+
+
+def _rename(group: dict, path: tuple[str, ...], new: str) -> dict:
+    """A nested dictionary with the field at `path` under another name, in its place."""
+    first, rest = path[0], path[1:]
+    if not rest:
+        return {new if name == first else name: value for name, value in group.items()}
+    inner = group.get(first)
+    return {**group, first: _rename(inner, rest, new)} if isinstance(inner, dict) else dict(group)
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _to_format_2}
 """`MIGRATIONS[n]` turns the meta dictionary (config, versions) of a checkpoint of format n into one of format n + 1."""
+
+
+def metric_today(name: str) -> str:
+    """Today's name of a metric that some checkpoint or file of metrics calls `name`."""
+    return _RENAMED_METRICS.get(name, name)
 
 
 def migrate(meta: dict) -> dict:

@@ -38,7 +38,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.training import manifest
 from experiments.training.claims import Claim
-from seqboat.version import CHECKPOINT_FORMAT, migrate
+from seqboat.version import CHECKPOINT_FORMAT, metric_today, migrate
 
 _DAMAGED = "damaged"
 _NOTHING, _REFUSED = -1, -2  # what process 0 tells the others instead of a step
@@ -442,15 +442,17 @@ class Checkpoints:
     def _restore(self, step: int, wanted: Any, *, partial: bool) -> Restored:
         """Reads the arrays of a verified step onto today's devices, once its tree is known to be the one `wanted`."""
         meta = self._meta(step)
-        target = jax.tree.map(_with_sharding, wanted)
         handler = ocp.PyTreeCheckpointHandler()
         try:
             saved = self._known_to_orbax() / str(step) / "state"
-            differences = _differences(handler.metadata(saved).tree, target, partial=partial)
+            tree = handler.metadata(saved).tree
+            older = {metric_today(name): name for name in tree.get("metrics", {})}
+            target = _with_metrics(jax.tree.map(_with_sharding, wanted), older)
+            differences = _differences(tree, target, partial=partial)
             if differences and all(line.startswith("streams/") for line in differences):
                 raise UserError(
-                    f"{self._name(step)} was saved with a different config.task.carry_state or config.train.batch_size: "
-                    "resume with the original values, or take only the parameters with --init_from"
+                    f"{self._name(step)} was saved with a different config.task.carry_state or batch_size: resume with "
+                    "the original values, or take only the parameters with --init_from"
                 )
             if differences:
                 more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -461,7 +463,8 @@ class Checkpoints:
             arguments = ocp.checkpoint_utils.construct_restore_args(target)
             args = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
             with ocp.Checkpointer(handler) as reader:
-                return Restored(step, reader.restore(saved, args=args), meta)
+                state = reader.restore(saved, args=args)
+                return Restored(step, _with_metrics(state, {name: today for today, name in older.items()}), meta)
         except UserError:
             raise
         except Exception as error:  # a forged or foreign file may raise anything in orbax
@@ -487,6 +490,13 @@ def _first_best(scores: dict[int, float]) -> int | None:
     """The lowest step with the greatest score; NaN is no score."""
     ranked = [(score, -step) for step, score in scores.items() if not math.isnan(score)]
     return -max(ranked)[1] if ranked else None
+
+
+def _with_metrics(state: Any, names: Mapping[str, str]) -> Any:
+    """The state, if it has metrics, with them under other names."""
+    if not hasattr(state, "metrics"):
+        return state
+    return dataclasses.replace(state, metrics={names.get(name, name): sums for name, sums in state.metrics.items()})
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -13,15 +13,12 @@ import numpy as np
 from experiments.common.config import at_most, to_dataclass
 from experiments.common.errors import UserError
 from experiments.tasks.conditioned import Conditioned, HyperOptions
-from experiments.training.models import _named, build_hyper, build_model
+from experiments.training.models import build_hyper, build_model, named
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.sharding import OneDevice, Partition, make_partition
 from experiments.training.step import ShardedStep, Steps
 from seqboat.hyper import Hyper
-from seqboat.models.classifier import Classifier, ClassifierConfig
-from seqboat.models.language_model import LanguageModel, LanguageModelConfig
-from seqboat.models.mlp import MLP, MLPConfig
-from seqboat.models.retrieval import DualEncoder, RetrievalConfig
+from seqboat.models.language_model import LanguageModel
 from seqboat.ops.window_attention import kernel_notice
 
 
@@ -228,7 +225,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
 
 def read_task(config: Config) -> tuple[Any, Any]:
     """The task's module and its config, without its data."""
-    name, fields = _named(config.task, "config.task")
+    name, fields = named(config.task, "config.task")
     module_name = f"experiments.tasks.{name}"
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
         raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
@@ -236,15 +233,6 @@ def read_task(config: Config) -> tuple[Any, Any]:
     if not hasattr(module, "Config"):
         raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
     return module, to_dataclass(module.Config, fields, "config.task")
-
-
-# The models of config.model.name, and the fields that a task decides.
-MODELS: dict[str, tuple[type, type[nn.Module]]] = {
-    "mlp": (MLPConfig, MLP),
-    "classifier": (ClassifierConfig, Classifier),
-    "retrieval": (RetrievalConfig, DualEncoder),
-    "language_model": (LanguageModelConfig, LanguageModel),
-}
 
 
 def _plain(values: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.common.errors import UserError
 from experiments.common.files import read_json, sha256
+from seqboat.version import metric_today
 
 SEAL = "seal.json"
 META = "meta/metadata"
@@ -37,7 +38,7 @@ def metrics(folder: Path, step: int) -> Any:
     seal = read_json(folder / SEAL)
     if not _is_of(seal, step) or not _is_whole(seal):
         raise ValueError(f"{SEAL} has changed")
-    return seal.get("metrics")
+    return {metric_today(name): value for name, value in (seal.get("metrics") or {}).items()}
 
 
 def problem(folder: Path, step: int, *, arrays: bool = True) -> str | None:

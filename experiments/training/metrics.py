@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.common import terminal
 from experiments.common.errors import UserError
 from experiments.common.terminal import printable
+from seqboat.version import metric_today
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -67,7 +68,7 @@ class MetricsFile:
                 if record is None:
                     logging.warning("%s: line %d is torn or not a record, left out", self.path, number)
                 else:
-                    yield record
+                    yield {metric_today(name): value for name, value in record.items()}
 
     def truncate_after(self, step: int) -> set[int]:
         """Cuts the file back to the records up to and with `step`, when a run resumes there, and returns their steps.

@@ -10,38 +10,27 @@ import jax
 from experiments.common.config import split_fields, to_dataclass
 from experiments.common.errors import UserError
 from experiments.tasks.conditioned import HyperOptions
-from experiments.training.experiment import MODELS
 from experiments.training.step import arguments, one_element
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.seqboat import LayerConfig
+from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
+from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+from seqboat.models.mlp import MLP, MLPConfig
+from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-
-def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, Any]) -> Hyper:
-    """The target with generated parameters. The layers of an encoder are stacked."""
-    try:
-        found = spec(
-            target,
-            *arguments(one_element({name: example[name] for name in ("inputs", "lengths")})),
-            select=options.select,
-            exclude=options.exclude,
-            stacked="encoder/layers/**" if hasattr(target, "config") and hasattr(target.config, "encoder") else (),
-            draws=0 if options.network.init in ("fan_out", "zero") else INIT_DRAWS,
-        )
-        model = Hyper(target, HyperNetwork(found, options.network))
-        model.network.groups()
-    except ValueError as error:
-        raise UserError(f"config.hypernetwork: {error}") from error
-    return model
-
-
+# The models of config.model.name, and the fields that a task decides.
+MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+    "mlp": (MLPConfig, MLP),
+    "classifier": (ClassifierConfig, Classifier),
+    "retrieval": (RetrievalConfig, DualEncoder),
+    "language_model": (LanguageModelConfig, LanguageModel),
+}
 # Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
 # microseconds, is little beside them. Argued from these numbers, not measured.
 ACCELERATOR_BLOCKS = 32
-
 TASK_SIZES = ("classes", "vocabulary_size")
-
 # How often a target is initialised to measure what its initializers draw.
 INIT_DRAWS = 64
 
@@ -50,7 +39,7 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     """The model of `config.model`: a flat group of the fields of its dataclasses, with a task's sizes; for one device's
     part of a `layout`."""
     where = "config.model"
-    name, fields = _named(values, where)
+    name, fields = named(values, where)
     if name not in MODELS:
         raise UserError(f"{where}.name={name!r}: must be one of {', '.join(MODELS)}")
     config_class, model_class = MODELS[name]
@@ -75,7 +64,25 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))
 
 
-def _named(group: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, Any]) -> Hyper:
+    """The target with generated parameters. The layers of an encoder are stacked."""
+    try:
+        found = spec(
+            target,
+            *arguments(one_element({name: example[name] for name in ("inputs", "lengths")})),
+            select=options.select,
+            exclude=options.exclude,
+            stacked="encoder/layers/**" if hasattr(target, "config") and hasattr(target.config, "encoder") else (),
+            draws=0 if options.network.init in ("fan_out", "zero") else INIT_DRAWS,
+        )
+        model = Hyper(target, HyperNetwork(found, options.network))
+        model.network.groups()
+    except ValueError as error:
+        raise UserError(f"config.hypernetwork: {error}") from error
+    return model
+
+
+def named(group: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     fields = dict(group)
     name = fields.pop("name", None)
     if not isinstance(name, str):

@@ -395,9 +395,7 @@ def test_other_tasks_have_no_streams(tiny):
 
 def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, untrained):
     carried = build(values(CARRIED))
-    with pytest.raises(
-        UserError, match=r"different config.task.carry_state or config.train.batch_size: .* with --init_from"
-    ):
+    with pytest.raises(UserError, match=r"different config.task.carry_state or batch_size: .* with --init_from"):
         train(carried, untrained)
     taken = initial_variables(carried, untrained)
     jax.tree.map(np.testing.assert_array_equal, taken["params"], load(untrained).variables["params"])
