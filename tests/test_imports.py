@@ -1,6 +1,7 @@
 """Who may know whom: the imports of every file, read from its syntax tree.
 
 ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values; nobody unpickles.
+common <- data <- tasks <- training <- evaluation <- reports, benchmarks, studies <- pages <- programs; no circles.
 """
 
 import ast
@@ -18,15 +19,25 @@ ALLOWED = {
     "seqboat": ARRAYS | {"flax", "optax", "seqboat"},
     "seqboat/__init__.py": {"seqboat.version"},
     "seqboat/version.py": set(),
+    "seqboat/paths.py": {"jax"},
+    "seqboat/modules.py": ARRAYS | {"flax"},
     "seqboat/ops": ARRAYS,
     "seqboat/ops/kernels": ARRAYS | {"seqboat.ops"},
-    "seqboat/parallel": ARRAYS | {"seqboat.ops"},
-    "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel"},
+    "seqboat/parallel": ARRAYS | {"seqboat.ops", "seqboat.paths"},
+    "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.modules"},
     "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers"},
-    "seqboat/hyper": ARRAYS | {"flax", "optax"},
+    "seqboat/hyper": ARRAYS | {"flax", "optax", "seqboat.modules", "seqboat.paths"},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models"},
     "configs": {"configs", "ml_collections"},
 }
+# The rooms of experiments, each with those that it may import; programs are the files beside them.
+ROOMS = {"common": set[str]()}
+for room in ("data", "tasks", "training", "evaluation"):
+    ROOMS[room] = set(ROOMS)
+for room in ("reports", "benchmarks", "studies"):
+    ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}
+ROOMS["pages"] = set(ROOMS)
+PROGRAMS = {"train", "evaluate", "generate", "report", "plan", "benchmark", "prepare", "study"}
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 
@@ -63,6 +74,36 @@ def strangers(source: str, path: str) -> set[str]:
     return {module for module in imports(source, own) if not within(module, known)}
 
 
+def climbs(source: str, path: str) -> set[str]:
+    """What a file of experiments imports from a room above its own, beside it, or from a program."""
+    parts = Path(path).with_suffix("").parts
+    room = parts[1] if len(parts) > 2 else ""
+    allowed = ROOMS[room] | {room} if room else set(ROOMS)
+    own = ".".join(parts[:-1])
+    inside = [module.split(".") for module in imports(source, own) if within(module, {"experiments"})]
+    return {".".join(names) for names in inside if len(names) > 1 and names[1] not in allowed}
+
+
+def circles(packages: str) -> list[list[str]]:
+    """Modules that import one another at their head, in groups."""
+    graph = {}
+    for path in files(packages):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        head = ast.Module([node for node in ast.parse(path.read_text()).body if "Import" in type(node).__name__], [])
+        graph[name] = imports(ast.unparse(head), name.rpartition(".")[0])
+    reached = {name: {name} for name in graph}
+    edges = {name: {other for other in graph if within_any(other, found)} for name, found in graph.items()}
+    for _ in graph:
+        for name in graph:
+            reached[name] |= {far for near in edges[name] for far in reached[near] | {near}}
+    return [sorted(edges[name]) for name in graph if any(name in reached[near] for near in edges[name] - {name})]
+
+
+def within_any(module: str, found: set[str]) -> bool:
+    """Whether an import of `found` is of this module, or of a name in it."""
+    return any(imported == module or imported.rpartition(".")[0] == module for imported in found)
+
+
 def touches_files(source: str) -> set[str]:
     """Calls that open a file: by name, as a method of a path, or through numpy."""
     readers = {
@@ -88,6 +129,42 @@ VALUES = [str(path.relative_to(ROOT)) for path in files("configs")]
 @pytest.mark.parametrize("path", [*LIBRARY, *VALUES])
 def test_every_file_imports_only_whom_it_may_know(path):
     assert strangers((ROOT / path).read_text(), path) == set()
+
+
+@pytest.mark.parametrize("path", files("experiments"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_downward(path):
+    assert climbs(path.read_text(), str(path.relative_to(ROOT))) == set()
+
+
+def test_there_are_no_circles():
+    assert circles("seqboat") == []
+    assert circles("experiments") == []
+
+
+def test_outside_of_the_rooms_are_the_programs_alone():
+    folder = ROOT / "experiments"
+    assert {path.stem for path in folder.glob("*.py")} == PROGRAMS | {"__init__"}
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("experiments/data/planted.py", "from experiments.tasks import base", {"experiments.tasks.base"}),
+        ("experiments/training/planted.py", "import experiments.evaluation.seeds", {"experiments.evaluation.seeds"}),
+        (
+            "experiments/studies/planted.py",
+            "from experiments.reports.page import page",
+            {"experiments.reports.page.page"},
+        ),
+        ("experiments/pages/planted.py", "from experiments.train import main", {"experiments.train.main"}),
+        ("experiments/pages/planted.py", "from experiments.reports import page", set()),
+        ("experiments/planted.py", "from experiments.common import cli\nimport experiments.pages.curves", set()),
+        ("experiments/planted.py", "from experiments.evaluate import main", {"experiments.evaluate.main"}),
+    ],
+)
+def test_the_check_finds_a_planted_climb(path, source, found):
+    assert climbs(source, path) == found
 
 
 @pytest.mark.parametrize("path", LIBRARY)
