@@ -13,7 +13,8 @@ import pytest
 
 from experiments.common.errors import Stopped, UserError
 from experiments.common.files import write_json
-from experiments.evaluation.evaluator import evaluate_run, evaluator, examples, read_result, show
+from experiments.evaluation import evaluator, examples, seeds
+from experiments.evaluation.evaluator import evaluate_run, read_result, show
 from experiments.evaluation.seeds import SUMMARY_FILE, run_seeds
 from experiments.studies import pareto
 from experiments.tasks import short_listops
@@ -217,13 +218,13 @@ def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path
         ended = train(experiment, workdir)
         return ended._replace(step=5, stopped=True) if experiment.config.seed == seed else ended
 
-    monkeypatch.setattr(evaluator, "train", stopped)
+    monkeypatch.setattr(seeds, "train", stopped)
     with pytest.raises(Stopped, match=rf"^asked to stop: seed {seed} is at step 5 of 6; no summary is written"):
         run_seeds(values, tmp_path, 3)
     assert trained == list(range(3, seed + 1))
     assert not (tmp_path / SUMMARY_FILE).exists()
     assert not list((tmp_path / f"seed_{seed}").glob("evaluation_*"))
-    monkeypatch.setattr(evaluator, "train", train)
+    monkeypatch.setattr(seeds, "train", train)
     assert run_seeds(values, tmp_path, 2)["seeds"] == [3, 4]
 
 
@@ -235,7 +236,7 @@ def test_a_study_that_is_asked_to_stop_trains_no_further(monkeypatch, tmp_path):
         trained.append(workdir.name)
         return loop.Finished(step=7, stopped=len(trained) == 3)
 
-    monkeypatch.setattr(evaluator, "train", train)
+    monkeypatch.setattr(seeds, "train", train)
     monkeypatch.setattr(pareto, "build", lambda values: SimpleNamespace(config=build_module.read_config(values)))
     with pytest.raises(Stopped, match=r"^asked to stop: pareto_copy_separate_0\.25_0 is at step 7 of 2400;"):
         pareto.study("pareto_copy", range(2), tmp_path, saved.append)

@@ -29,7 +29,7 @@ from experiments.tasks import base, pathfinder, retrieval, speech_commands
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from experiments.training.restore import load
-from seqboat.ops.packing import describe
+from seqboat.ops.packing import row_info
 from seqboat.ops.window_attention import Window, attend
 
 # What it measures
@@ -63,7 +63,7 @@ def test_reach_is_the_farthest_element_that_attention_sees(window):
     active = np.random.default_rng(0).random((4, 20)) < np.array([[0.1], [0.4], [0.9], [0]])
     expected = []
     for row in active:
-        rows = describe(jnp.asarray(row)[None])
+        rows = row_info(jnp.asarray(row)[None])
         visible = np.asarray(window.visible(rows, rows))
         place = np.arange(20)
         distance = np.where(visible, np.abs(place[:, None] - place[None]), 0).max(1)
@@ -89,7 +89,7 @@ def test_mean_distance_is_weighted_by_attention(function, position, monkeypatch)
     for share in (0.15, 0.9):
         active = rng.random(length) < share
         found = np.asarray(distances(jnp.asarray(active)))
-        weights = np.asarray(weigh(describe(jnp.asarray(active)[None])), np.float64)
+        weights = np.asarray(weigh(row_info(jnp.asarray(active)[None])), np.float64)
         place = np.flatnonzero(active)
         if len(place) > 8:
             place = place[((np.arange(8) + 0.5) * len(place) / 8).astype(int)]

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.training.experiment import build
 from experiments.training.loop import evaluate
-from experiments.training.step import TrainState, make_steps, means
+from experiments.training.step import Steps, TrainState, means
 from seqboat.ops.losses import cross_entropy
 
 
@@ -72,12 +72,12 @@ def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboa
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
-def test_accumulating_changes_nothing(light, initial, price):
+def test_accumulating_changes_nothing(light, initial, penalty):
     batch = weighted(light().task.train_batch(0))
-    experiment = light({"train.activation_penalty": price})
+    experiment = light({"train.activation_penalty": penalty})
     state = initial(experiment)
     whole = step_of(experiment, batch, state)
-    parts = step_of(light({"train.activation_penalty": price, "train.accumulate": 4}), batch, state)
+    parts = step_of(light({"train.activation_penalty": penalty, "train.accumulate": 4}), batch, state)
     assert_close(parts.opt_state, whole.opt_state)
     assert_close(parts.params, whole.params)
     parts, whole = means(parts.metrics), means(whole.metrics)
@@ -93,9 +93,11 @@ def test_the_elements_of_accumulated_parts_are_all_counted(light, initial):
     assert float(parts.metrics["elements"][0]) == batch["lengths"].sum()
 
 
-def test_the_price_of_activation_moves_the_probability_alone(light, initial):
+def test_the_penalty_on_activation_moves_the_probability_alone(light, initial):
     """Its gradient is penalty * d(mean probability); the parameter that only the router reads gets nothing else."""
-    free, dear, dearer = (light({"train.activation_penalty": price, "optimizer.clip_norm": 1e9}) for price in (0, 1, 2))
+    free, dear, dearer = (
+        light({"train.activation_penalty": penalty, "optimizer.clip_norm": 1e9}) for penalty in (0, 1, 2)
+    )
     batch = weighted(free.task.train_batch(0))
     state = initial(free)
     first = [step_of(experiment, batch, state).opt_state.first for experiment in (free, dear, dearer)]
@@ -112,7 +114,7 @@ def test_the_price_of_activation_moves_the_probability_alone(light, initial):
 
 
 @pytest.mark.slow
-def test_the_price_of_activation_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
+def test_the_penalty_on_activation_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
     batch, state, gradient = seqboat
     experiment = build(tiny({"train.activation_penalty": 0.5, "optimizer.clip_norm": 1e9}))
     first = step_of(experiment, batch, state).opt_state.first
@@ -121,7 +123,7 @@ def test_the_price_of_activation_reaches_the_router_of_seqboat_and_not_its_modul
     router, free_router = layers["sparse"]["configurator"], free["sparse"]["configurator"]
     change = float(optax.tree.norm(jax.tree.map(jnp.subtract, router, free_router)))
     assert change > 1e-2 * float(optax.tree.norm(free_router))
-    # The last layer's module and head come after every decision: their gradients are those without a price.
+    # The last layer's module and head come after every decision: their gradients are those without a penalty.
     last = lambda tree: jax.tree.map(lambda leaf: leaf[-1], tree)
     assert_close(last(layers["gau"]), last(free["gau"]), 1e-4)
     assert_close(priced["head"], gradient["head"], 1e-4)
@@ -265,7 +267,7 @@ def test_an_update_that_is_not_finite_changes_nothing(light, value):
     """Of a finite loss and a finite gradient."""
     experiment = light()
     batch = experiment.task.train_batch(0)
-    steps = make_steps(
+    steps = Steps(
         experiment.model,
         experiment.task.loss,
         lambda params: optax.chain(optax.clip_by_global_norm(1e-30), optax.add_decayed_weights(value), optax.sgd(-10)),

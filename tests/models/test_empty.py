@@ -16,7 +16,7 @@ from seqboat.models.mlp import MLP, MLPConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 from seqboat.ops import ema, s4d
 from seqboat.ops.convolution import fft_convolve, swap
-from seqboat.ops.packing import RowInfo, compress, describe, extract, map_blocks, pack
+from seqboat.ops.packing import RowInfo, compress, extract, map_blocks, pack, row_info
 from seqboat.ops.window_attention import Window, attend
 
 LAYER = LayerConfig(
@@ -100,7 +100,7 @@ def test_operations_on_nothing(batch, length):
 @pytest.mark.parametrize(("batch", "length"), EMPTY)
 def test_packing_of_nothing(batch, length):
     active = jnp.zeros((batch, length), bool)
-    packing, rows = pack(active, 4, left=2, right=1), describe(active)
+    packing, rows = pack(active, 4, left=2, right=1), row_info(active)
     assert packing.source.tolist() == [-1] * 3
     assert packing.filled == 0
     packed = compress({"x": jnp.zeros((0, 5))}, packing)
@@ -117,7 +117,7 @@ def test_packing_of_nothing(batch, length):
     )
     assert y.shape == (3, 6)
     assert extract(y, packing).shape == (0, 6)
-    some = describe(jnp.ones((1, 3), bool))
+    some = row_info(jnp.ones((1, 3), bool))
     q, k, v = normal(0, 3, 2), normal(1, 3, 2), normal(2, 3, 5)
     for function in ("softmax", "relu2"):
         window = Window(2, True, function, "none")
