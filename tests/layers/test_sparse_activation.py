@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, jit, normal, random_like, tree_rms
 
-from seqboat.layers import sparse_activation
+from seqboat.layers import credit, execution
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.router import LatentConfigurator, RouterConfig
@@ -319,7 +319,7 @@ def test_shares_pay_as_the_whole_on_average():
 @pytest.mark.parametrize("lean", [-0.5, 0.0])
 def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean, monkeypatch):
     """The reach is what tells them apart: where few elements are active, the usual one leaves far neighbours out."""
-    monkeypatch.setattr(sparse_activation, "CREDIT_HALO_FACTOR", LENGTH)
+    monkeypatch.setattr(credit, "CREDIT_HALO_FACTOR", LENGTH)
     packed, dense = (logit_gradients(router, form=form, lean=lean)[0] for form in ("packed", "dense"))
     assert_close(packed, dense)
 
@@ -431,10 +431,8 @@ def test_blocks_have_a_size(field):
 @pytest.mark.parametrize(("blocks", "rows"), [(1, 16), (3, 12), (32, 20)])
 def test_capacity_is_rounded_to_no_more_than_a_trip(blocks, rows, monkeypatch):
     """18 elements are five blocks of four: projected four at once if mixed one by one, else as many as a trip has."""
-    packed, pack = [], sparse_activation.pack
-    monkeypatch.setattr(
-        sparse_activation, "pack", lambda *args, **sides: packed.append(args[1]) or pack(*args, **sides)
-    )
+    packed, pack = [], execution.pack
+    monkeypatch.setattr(execution, "pack", lambda *args, **sides: packed.append(args[1]) or pack(*args, **sides))
     layer = make((NeighbourMean(name="near"),), blocks_per_iteration=blocks)
     jax.eval_shape(layer.apply, initial(layer), normal(0, BATCH, LENGTH, D), VALID)
     assert packed == [rows]
