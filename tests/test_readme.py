@@ -31,3 +31,14 @@ def test_commands_and_links_name_what_exists():
     assert targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_layout_names_every_folder():
+    section = TEXT.split("## Repository layout\n")[1].split("\n\n")[1]
+    named = {folder.rstrip("/") for folder in re.findall(r"^ {4}([\w/]+)", section, re.MULTILINE)}
+    assert {"configs", "docs", "experiments", "launch", "tests"} <= named
+    for folder in named:
+        assert (ROOT / folder).is_dir(), folder
+    for package in ("seqboat", "experiments"):
+        for path in (ROOT / package).glob("*/__init__.py"):
+            assert path.parent.relative_to(ROOT).as_posix() in named
