@@ -77,7 +77,12 @@ def test_the_recipes_of_extending_run(monkeypatch):
     assert jax.eval_shape(experiment.steps.train, state, batch).step.shape == ()
 
 
-def test_links_of_the_guides_exist():
+def test_the_guides_name_what_exists():
     for page in (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        text = page.read_text()
+        for link in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for path in re.findall(r"`((?:seqboat|experiments|configs|tests|launch)/[\w/]+(?:\.\w+)?)`", text):
+            assert (ROOT / path).exists() or "NAME" in path, f"{page.name}: {path}"
+        for module in re.findall(r"python -m ((?:experiments|tests)\.[\w.]+\w)", text):
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{page.name}: {module}"
