@@ -34,7 +34,7 @@ END
 say() { printf '%s\n' "$1" >&2; }
 fail() { say "error: $1" && exit "${2:-2}"; }
 
-# Words for a POSIX shell that come out of it as they are; printf %q writes $'..', which sh need not know.
+# Words quoted so that a POSIX shell returns them unchanged; printf %q writes $'..', which sh need not know.
 quote() {
   local LC_ALL=C word line=
   for word; do
@@ -82,7 +82,7 @@ tar -xzf seqboat.tar.gz -C seqboat/new && rm seqboat.tar.gz && exec bash seqboat
 push() {
   [[ $dry_run || $folder ]] || folder=$(mktemp -d)
   local archive=${folder:+$folder/}seqboat.tar.gz
-  [[ $dry_run || -z $(git -C "$root" status --porcelain) ]] || say "what is not committed is not pushed"
+  [[ $dry_run || -z $(git -C "$root" status --porcelain) ]] || say "uncommitted changes are not pushed"
   act git -C "$root" archive --format=tar.gz --output="$archive" HEAD &&
     tpus tpu-vm scp "$archive" "$name:seqboat.tar.gz" --worker=all &&
     on_workers all bash -c "$unpack" &&
@@ -106,17 +106,17 @@ training_state() {
 
 watch() {
   local left=$retries before='' now
-  say "watching $name; after Ctrl-C the training goes on, but nobody brings it back"
+  say "watching $name; after Ctrl-C training continues, but is not restarted after a preemption"
   while sleep "$poll"; do
     now=$(pod_state)
     [[ $now != READY ]] || now=$(training_state)
     [[ $now == "$before" ]] || say "$name: $now"
-    # A pod that is being taken away ends its processes first: what a worker says is believed when it says it twice.
+    # A preempted pod ends its processes first: a worker's state counts when it is reported twice.
     case $now/$before in
       ended/ended) return ;;
       failed/failed) fail "the training failed: launch/tpu_pod.sh logs shows why" 1 ;;
       lost/lost | PREEMPTED/* | TERMINATED/* | SUSPENDED/* | FAILED/* | */again)
-        ((left > 0)) || fail "$name is gone and no retry is left; the same work directory goes on from its checkpoint" 1
+        ((left > 0)) || fail "$name is gone and no retry is left; the same work directory resumes from its checkpoint" 1
         left=$((left - 1))
         say "making $name again; $left retries left"
         if again; then now=''; else now=again; fi ;;
@@ -147,7 +147,7 @@ done
 train=("${@:2}")
 
 [[ $command != --help ]] || fail "no command: see launch/tpu_pod.sh --help"
-[[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || fail "--name=NAME is missing or no pod's name: a-z, 0-9 and -"
+[[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || fail "--name=NAME is missing or not a pod name: a-z, 0-9 and -"
 [[ $zone ]] || fail "--zone=ZONE is missing: for instance --zone=us-west4-a"
 [[ $retries =~ ^[0-9]+$ && $worker =~ ^([0-9]+|all)$ ]] || fail "--retries=N and --worker=N take a number"
 if [[ $command == create || $retries != 0 ]]; then

@@ -13,7 +13,7 @@ running() { # after a reboot the process id may be another program's, so the com
 
 refuse_if_running() {
   if running; then
-    say "training runs already: stop it first" >&2
+    say "training is already running: stop it first" >&2
     exit 3
   fi
 }

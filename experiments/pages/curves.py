@@ -79,7 +79,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    """The selection_metric metric in training and validation, and the activation rate of every layer, over steps."""
+    """The selection metric in training and validation, and the activation rate of every layer, over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,7 +107,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
         title="training (thin) and validation",
     )
     right.set(
-        xlabel="step", ylabel="activation rate", ylim=(-0.02, 1.02), title="share of elements that wake attention"
+        xlabel="step", ylabel="activation rate", ylim=(-0.02, 1.02), title="share of tokens that activate attention"
     )
     for axis in (left, right):
         axis.grid(alpha=0.3)

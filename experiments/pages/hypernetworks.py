@@ -74,17 +74,17 @@ def arms(name: str, result: dict[str, Any], directory: Path) -> str:
 
 
 def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
-    """Accuracy and activation rate at each price: of the hypernetworks, and of models of one price."""
-    price = result["config"]["mip"]["train"]["activation_penalty"]
+    """Accuracy and activation rate at each penalty: of the hypernetworks, and of models of one penalty."""
+    largest = result["config"]["mip"]["train"]["activation_penalty"]
     rows = []
     for arm in ("mip", "separate"):
         own = [run for run in result["runs"] if run["arm"] == arm]
-        for at in sorted({run["price"] for run in own}):
-            here = [run for run in own if run["price"] == at]
+        for at in sorted({run["penalty"] for run in own}):
+            here = [run for run in own if run["penalty"] == at]
             rates = [fmean(run["activation_rate"]) for run in here]
             rows.append(
                 [
-                    {"mip": "one hypernetwork", "separate": "a model for each price"}[arm],
+                    {"mip": "one hypernetwork", "separate": "one model per penalty"}[arm],
                     f"{at:g}",
                     _values([run["accuracy"] for run in here]),
                     _values(rates),
@@ -94,7 +94,7 @@ def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
     _draw_pareto(result, directory / f"{name}.png")
     title = {"pareto_copy": "selective copying", "pareto_listops": "short ListOps"}[name]
     return (
-        f"## One run, every price of attention: {title}\n\nP = {price:g}; seeds "
+        f"## One run, every activation penalty: {title}\n\nPenalty: lambda x {largest:g}. Seeds "
         f"{', '.join(map(str, sorted({run['seed'] for run in result['runs']})))}. Test split, last step.\n\n"
         + _table(["", "lambda", "accuracy", "activation rate, mean of layers", "loss"], rows)
         + f"\n![accuracy against activation rate](hypernetworks/{name}.png)\n"
@@ -108,7 +108,7 @@ def continual(name: str, result: dict[str, Any], directory: Path) -> str:
         columns = [_values(arm[column]) for column in ("learned", "last", "forgetting")]
         benchmark, generator, regulariser = label.split()
         rows.append([benchmark, {"chunked": "MLP", "recurrent": "LSTM"}[generator], regulariser, *columns])
-    head = ["tasks", "generator", "price on drift", "accuracy when learned", "after the last task", "forgetting"]
+    head = ["tasks", "generator", "regulariser", "accuracy when learned", "after the last task", "forgetting"]
     return f"## Five tasks, one after another\n\n{_table(head, rows)}\n"
 
 
@@ -147,7 +147,7 @@ def _draw_arms(result: dict[str, Any], path: Path) -> None:
         own = [arm for arm in result["arms"].values() if arm["optimizer"] == optimizer]
         for color, arm in enumerate(own):
             panel.plot(arm["steps"], arm["curve"], label=arm["arm"].replace("_", " "), color=f"C{color}")
-        panel.set(title=optimizer, xlabel="updates", yscale="log")
+        panel.set(title=optimizer, xlabel="steps", yscale="log")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("validation loss, median of seeds")
     axes[0][-1].legend(fontsize=7)
@@ -158,7 +158,7 @@ def _draw_arms(result: dict[str, Any], path: Path) -> None:
 def _draw_pareto(result: dict[str, Any], path: Path) -> None:
     pyplot = _pyplot()
     figure, panel = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained")
-    for arm, marker, label in (("mip", "o-", "one hypernetwork"), ("separate", "s", "a model for each price")):
+    for arm, marker, label in (("mip", "o-", "one hypernetwork"), ("separate", "s", "one model per penalty")):
         own = [run for run in result["runs"] if run["arm"] == arm]
         for color, seed in enumerate(sorted({run["seed"] for run in own})):
             points = sorted((fmean(run["activation_rate"]), run["accuracy"]) for run in own if run["seed"] == seed)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The container's first process: the training, whose exit status tells Kubernetes whether it is done.
+# The container's main process: training, whose exit status tells Kubernetes whether it is done.
 #
 # After a SIGTERM the program saves and exits 0, and a pod that exits 0 counts as completed, so a drained node would end
-# an unfinished run. Here that is 143, a failure that the restart policy answers. (A run that just ended on its own
-# starts once more, finds nothing left to train, and exits 0.)
+# an unfinished run. Here that is 143, a failure that the restart policy answers. (A run that has just finished on its
+# own starts once more, finds nothing left to train, and exits 0.)
 set -euo pipefail
 
 training='' asked='' interrupted=''

@@ -67,5 +67,5 @@ def test_pictures_and_remarks_are_found(tmp_path):
 
 @pytest.mark.parametrize("content", [{}, [], {"ours": {}}, {"ours": {**RUN, "config": 3}}])
 def test_a_file_of_something_else_is_named(tmp_path, content):
-    with pytest.raises(UserError, match=r"a\.json is no file of experiments\.curves"):
+    with pytest.raises(UserError, match=r"a\.json is .* experiments\.pages\.curves"):
         section(write(tmp_path / "a.json", content))

@@ -121,7 +121,7 @@ def test_push_says_what_it_leaves_out(pod, tmp_path):
     pod.clone = make_clone(tmp_path / "another")
     assert pod.run(SCRIPT, "push", *WHERE) == (0, "")
     (pod.clone / "pyproject.toml").write_text("changed\n")
-    assert pod.run(SCRIPT, "push", *WHERE) == (0, "what is not committed is not pushed\n")
+    assert pod.run(SCRIPT, "push", *WHERE) == (0, "uncommitted changes are not pushed\n")
     assert "changed" not in worker(pod, 0, "code/pyproject.toml").read_text()
 
 
@@ -149,7 +149,7 @@ def test_status_logs_and_stop(pod):
     until(lambda: all(worker(pod, index, "train.log").read_text() == "ready\n" for index in (0, 1)))
     again = pod.run(SCRIPT, "run", *WHERE, *RUN, *TRAIN)
     assert again[0] == 3
-    assert "training runs already" in again[1]
+    assert "training is already running" in again[1]
     assert pod.run(SCRIPT, "push", *WHERE)[0] == 3
     assert pod.run(SCRIPT, "stop", *WHERE)[1].count(": exited 0") == 2
     assert pod.run(SCRIPT, "logs", *WHERE, "--worker=1") == (0, "ready\nsaved\n")
@@ -232,7 +232,7 @@ def test_a_training_that_fails_is_not_tried_again(pod):
         (["--zone=z"], "unknown command --zone=z"),
         (["train"], "unknown command train"),
         (["push", "--zone=z"], "--name=NAME is missing"),
-        (["push", "--name=-o", "--zone=z"], "no pod's name"),
+        (["push", "--name=-o", "--zone=z"], "not a pod name"),
         (["push", "--name=pod"], "--zone=ZONE is missing"),
         (["push", *WHERE, "--branch=x"], "unknown option --branch=x"),
         (["push", *WHERE, "--project", "mine"], "unknown option --project"),
