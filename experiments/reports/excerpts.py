@@ -1,4 +1,4 @@
-"""A few examples of a report with their active tokens marked: text, pixels, or a waveform."""
+"""A few examples with their active tokens marked: text, pixels, or a waveform."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ SHADES = 4  # of confidence in text
 
 
 def excerpts(task: Any, measured: Measured) -> dict[str, Any]:
-    """EXAMPLES examples at even distances. `shown` of the `of` series are marked; `kind` is how they are drawn."""
+    """EXAMPLES evenly spaced examples. `kind` is how they are drawn, with `shown` of the `of` series."""
     series = evenly(list(enumerate(measured.names)))
     kind = _kind(task)
     return {
@@ -39,7 +39,7 @@ def _kind(task: Any) -> str:
 
 
 def _example(task: Any, kind: str, measured: Measured, number: int, series: list[tuple[int, str]]) -> dict[str, Any]:
-    """An example's place in the split, its answer if it has one target, and its sequences, as passages or pictures."""
+    """One example: its number in the split, its answer if it has a single target, and its passages or pictures."""
     example = measured.examples[number]
     one_target = not example["targets"].ndim
     found: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _passages(
 
 
 def around(task: Any, values: np.ndarray, position: int) -> tuple[str, str, str]:
-    """The symbols before a position, at it and after it, in one line; all are empty if the inputs are no symbols."""
+    """The symbols before a position, at it and after it, on one line; empty if the inputs are not symbols."""
     if task.config.vocabulary_size is None:
         return "", "", ""
     text = lambda part: "".join(map(task.symbol, part.tolist()))
@@ -101,7 +101,7 @@ def around(task: Any, values: np.ndarray, position: int) -> tuple[str, str, str]
 
 
 def evenly(items: Sequence[Any], count: int = SERIES) -> list[Any]:
-    """At most `count` of the items, at even distances."""
+    """At most `count` of the items, evenly spaced."""
     if len(items) <= count:
         return list(items)
     return [items[place] for place in sorted({round(place) for place in np.linspace(0, len(items) - 1, count)})]

@@ -1,4 +1,4 @@
-"""What the page of a report shows. `report.html.j2` says how: all of the page's HTML and prose is there."""
+"""What the page of a report shows. All of its HTML and prose is in `report.html.j2`."""
 
 import dataclasses
 import functools
@@ -24,8 +24,8 @@ WITHOUT_ATTENTION = "config.model.activation: 'learned' -> 'never'"
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """Everything that the page shows: of a step of a run, what was measured, the run's history, its evaluation file if
-    there is one, and what its checkpoint carries. `at`: the hyper-input, where a hypernetwork generates the parameters.
+    """Everything the page shows about one step of a run: measurements, training history, its evaluation if there is
+    one, and the checkpoint's metadata. `at`: the hyper-input, if a hypernetwork generates the parameters.
     """
 
     workdir: Path
@@ -52,12 +52,12 @@ class Content:
 
     @property
     def decides(self) -> bool:
-        """Whether a router decides on each token."""
+        """Whether a router activates tokens; without one nothing changes in training and there is no confidence."""
         return self.layer.activation == "learned" and bool(self.measured.names)
 
 
 def page(content: Content) -> str:
-    """The whole file. Any exception is one of the evaluation's values, which nothing else has checked."""
+    """The whole file. Raises whatever an evaluation with values of the wrong kind leads to: nothing checked them."""
     measured = content.measured
     return _template().render(
         run=content.workdir.name,
@@ -89,7 +89,7 @@ def page(content: Content) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    """Every value is escaped, and a name that is not given is an error."""
+    """The template: it escapes every value, and fails on a name that it is not given."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_visible, trim_blocks=True, lstrip_blocks=True
     )
@@ -99,7 +99,7 @@ def _template() -> jinja2.Template:
 
 
 def _visible(value: Any) -> str:
-    """A value as text without control characters, which HTML has no escapes for. Markup was made from such text."""
+    """A value as text without control characters, which HTML cannot escape. Markup was made of such text already."""
     return value if isinstance(value, Markup) else printable(str(value))
 
 
@@ -108,20 +108,20 @@ def percent(share: float) -> str:
 
 
 def shades(count: int) -> list[tuple[int, int, str]]:
-    """(series, shade, colour) of marked text: the more confident, the more opaque."""
+    """(series, shade, colour) of marked text: more opaque for more confidence."""
     alpha = lambda shade: f"{round(255 * (0.2 + 0.5 * shade / (SHADES - 1))):02x}"
     pairs = itertools.product(range(count), range(SHADES))
     return [(series, shade, pictures.color(series, count) + alpha(shade)) for series, shade in pairs]
 
 
 def unfinished(content: Content) -> dict[str, int] | None:
-    """The last step on record and the number of steps of the config, if training is between the two."""
+    """The last recorded step and the number of steps to train, if training has begun and is not finished."""
     step, steps = content.history.last_step(), content.meta["config"].get("train", {}).get("steps")
     return {"step": step, "steps": steps} if steps and 0 < step < steps else None
 
 
 def attention(content: Content) -> dict[str, Any]:
-    """The mean activation rate, and the rate of each series, on the whole split where it was evaluated."""
+    """The mean activation rate and that of each series, on the whole split if it was evaluated."""
     names, rates = content.measured.names, content.measured.rates()
     evaluated = np.ravel((content.evaluation or {}).get("activation_rate") or ())
     whole_split = bool(names) and len(evaluated) == len(names)
@@ -132,7 +132,7 @@ def attention(content: Content) -> dict[str, Any]:
 
 
 def score(content: Content) -> dict[str, Any]:
-    """The selection metric, on the whole split where it was evaluated, and the baseline's if it has one."""
+    """The selection metric, on the whole split if it was evaluated, and that of the baseline."""
     name, found = content.task.selection_metric, content.evaluation or {}
     value, error = content.measured.metrics[name]
     if whole_split := found.get(name) is not None:
@@ -147,7 +147,7 @@ def score(content: Content) -> dict[str, Any]:
 
 
 def against(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The run that this one was compared with, if any. `without_attention`: that is how it differs from this one."""
+    """The run that this one was compared with, if any; `without_attention`: it has attention off."""
     other = evaluation.get("against")
     if not other:
         return None
@@ -161,7 +161,7 @@ def against(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def training(content: Content) -> dict[str, str] | None:
-    """Pictures over training, if the run has records of it."""
+    """Activation rate and temperature over training, if there is a router and a record."""
     if not content.decides or not len(content.history.curve("train", "activation_rate")[0]):
         return None
     return {
@@ -177,7 +177,7 @@ def position(measured: Measured) -> dict[str, Any] | None:
 
 
 def span(content: Content) -> dict[str, Any] | None:
-    """Distances of each series that attends, and what the window lets it read; None if nothing is attended."""
+    """Attention distances of each series, and what its window is; None if no token is attended."""
     spans, rows = content.measured.spans, []
     for (name, found), kind in itertools.product(spans.items(), ("may read", "attends")):
         values = pictures.summary(found, kind)
@@ -213,14 +213,14 @@ def margins(content: Content) -> Iterator[dict[str, Any]]:
 
 
 def learning(content: Content) -> Iterator[str]:
-    """Pictures of the loss and of the selection metric, of those on record."""
+    """Curves of the loss and of the selection metric, if they were recorded."""
     for name in dict.fromkeys(("loss", content.task.selection_metric)):
         if len(content.history.curve("train", name)[0]):
             yield pictures.learning(content.history, name, "loss, nats" if name == "loss" else _label(name))
 
 
 def facts(content: Content) -> list[tuple[str, Any]]:
-    """What else a number depends on."""
+    """What the numbers depend on besides the config."""
     versions = content.meta.get("versions")
     rows = [
         *((name, content.meta.get(name)) for name in ("command", "hardware")),

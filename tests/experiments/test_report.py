@@ -2,11 +2,14 @@
 
 import base64
 import dataclasses
+import fnmatch
 import json
 import os
 import re
 import shutil
 import subprocess
+import tomllib
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -221,7 +224,7 @@ SECTIONS = (
     "Activation over position",
     "Confidence",
     "How far attention reaches",
-    "What wakes it",
+    "Which tokens activate attention",
     "One decision taken apart",
     "Learning curves",
     "The run",
@@ -302,23 +305,23 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
     file.write_text(json.dumps(result))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
     assert "0.625test accuracy (all 40 examples)0.438accuracy of the baseline" in text
-    assert "50 %of the elements wake attention" in text
+    assert "50 %of tokens activate attention" in text
     assert "layer 188 %layer 212 %" in text
     against = {"workdir": "runs/other/never", "verdicts": ["this run is better: so and so", "b"]}
     file.write_text(json.dumps({**result, "standard_errors": {"accuracy": 0.077}, "against": against}))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
     assert "0.625 ± 0.077" in text
-    assert "Against other/never, example by example:this run is better: so and sobWhat the model uses is not" in text
+    assert "Against other/never, example by example:this run is better: so and sobActivation rate alone" in text
     for change, told in (("train.steps: 1 -> 2", False), ("model.activation: 'learned' -> 'never'", True)):
         against["differences"] = [f"config.{change}"]
         file.write_text(json.dumps({**result, "against": against}))
         text = " ".join("".join(assert_page(write_report(workdir)).text).split())
         assert f"config, here → there: config.{change}" in text
-        assert ("What the model uses is not yet what the task needs" in text) == (not told)
+        assert ("Activation rate alone does not show that attention helps" in text) == (not told)
     wrong = {"accuracy": "high"}, {"activation_rate": [None, "a"]}, {"standard_errors": None}, {"against": [1]}
     for broken in ("{", "[]", "[" * 100_000, *(json.dumps({**result, **fields}) for fields in wrong)):
         file.write_text(broken)
-        with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|no evaluation)"):
+        with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|not an evaluation)"):
             write_report(workdir)
 
 
@@ -352,14 +355,14 @@ def test_a_run_without_records_and_one_that_is_still_training(run, tmp_path, as_
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 4))
     text = " ".join("".join(assert_page(write_report(workdir, examples=2)).text).split())
-    assert "training stands at 4 of 6" in text
+    assert "training is at step 4 of 6" in text
     foreign = '{"step": 5, "kind": "train", "loss": null, "activation_rate": "much"}\n{"step": 6, "kind": "train"}\n'
     (workdir / "metrics.jsonl").write_text(foreign + '{"step": 7, "loss"')
     text = "".join(assert_page(write_report(workdir, examples=2)).text)
-    assert text.count("The work directory has no record of its training.") == 2
+    assert text.count("The work directory has no training records.") == 2
     (workdir / "metrics.jsonl").unlink()
     text = "".join(assert_page(write_report(workdir, examples=2)).text)
-    assert text.count("The work directory has no record of its training.") == 2
+    assert text.count("The work directory has no training records.") == 2
 
 
 def other(tiny, task, model=None, **changes):
@@ -377,7 +380,7 @@ def test_a_model_without_attention(tiny, tmp_path):
     text = "".join(assert_page(write_report(never, examples=4)).text)
     assert "0 %" in text
     assert "this model has none" in text
-    for said in ("There is no module to wake.", "No element is attended in this model."):
+    for said in ("This model has no module to activate.", "No token is attended in this model."):
         assert said in text
 
 
@@ -436,8 +439,8 @@ def test_a_waveform_with_attention_always(tiny, tmp_path, monkeypatch, measured)
     reader, found, text = reports_on(speech_commands, source, values, tmp_path, monkeypatch, measured)
     assert found.rates().tolist() == [1, 1]
     assert found.active[:, 3].sum(1).tolist() == [23, 23], "no padding"
-    assert "100 %of the elements are attended: the config says so" in text
-    for said in ("Nothing is decided in this model: there is no confidence.", "Nothing is decided in this model."):
+    assert '100 %attention is always on (activation="always")' in text
+    for said in ("so nothing changes.", "so there is no confidence.", "no activation decisions."):
         assert said in text
     # Position, spans, four examples.
     assert images(reader) == 1 + 1 + 4
@@ -455,25 +458,50 @@ def test_pairs_of_documents(tiny, tmp_path, monkeypatch, measured):
 
 
 HOSTILE = "<script>alert(1)</script><img src=http://x.example/a onerror=alert(2)>\"'&"
+# Of a terminal, of direction, a lone surrogate, and Jinja's own.
+CONTROL = "\0\x08\x1b[31m\x7f\x9b\u202e\ud800{{ 7 * 7 }}{% raw %}"
+VISIBLE = r"\x00\x08\x1b[31m\x7f\x9b\u202e\ud800{{ 7 * 7 }}{% raw %}"
 
 
 def test_everything_is_escaped(run, looked, tmp_path, monkeypatch, as_looked):
-    """Labels, text of examples, config, command, and the work directory's name are other people's."""
+    """Labels, text of examples, metrics, config, command, and the work directory's name are other people's."""
     workdir = Path(shutil.copytree(run, tmp_path / HOSTILE.replace("/", "_")))
     monkeypatch.setattr("experiments.tasks.short_listops.Task.symbol", lambda task, number: HOSTILE)
     monkeypatch.setattr("experiments.tasks.short_listops.Task.baseline_name", HOSTILE)
+    metric = HOSTILE + CONTROL
     names = ("<i>a&amp;", "b")
-    renamed = dataclasses.replace(looked, names=names, spans=dict(zip(names, looked.spans.values(), strict=True)))
+    renamed = dataclasses.replace(
+        looked,
+        names=names,
+        spans=dict(zip(names, looked.spans.values(), strict=True)),
+        metrics={metric: looked.metrics["accuracy"]},
+    )
     monkeypatch.setattr(measure, "measure", lambda *_: renamed)
-    meta = {"config": {"task": {"name": HOSTILE}, HOSTILE: HOSTILE}, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    config = {"task": {"name": HOSTILE}, HOSTILE: HOSTILE, CONTROL: CONTROL}
+    meta = {"config": config, "command": HOSTILE + CONTROL, "versions": {HOSTILE: HOSTILE}}
     whole = page.Content
-    monkeypatch.setattr(page, "Content", lambda **fields: whole(**{**fields, "meta": meta}))
+
+    def content(**fields):
+        fields["task"].selection_metric = metric
+        return whole(**{**fields, "meta": meta, "baseline": {metric: 0.5}})
+
+    monkeypatch.setattr(page, "Content", content)
     path = write_report(workdir, examples=2)
     reader = assert_page(path)
     assert "".join(reader.text).count(HOSTILE) > 100
+    assert f"{HOSTILE}{VISIBLE} of the baseline: {HOSTILE}" in reader.text
+    for shown in (VISIBLE, repr(CONTROL), HOSTILE + VISIBLE):  # the field, its value, and the command
+        assert shown in reader.text
     source = path.read_text()
     assert "<script" not in source
     assert "<img src=http" not in source
+    assert not [c for c in source if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
+
+
+def test_the_template_is_installed_too():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    (pattern,) = settings["package-data"][page.__package__]
+    assert fnmatch.fnmatch(page.TEMPLATE, pattern)
 
 
 def test_curves_leave_out_what_is_not_theirs(tmp_path):
