@@ -1,1 +1,1 @@
-"""The page of `experiments.report`: what is measured, its pictures, the page."""
+"""The page of `experiments.report`: its measurements, pictures and HTML."""

@@ -1,4 +1,4 @@
-"""What a run wrote while it trained."""
+"""The metrics that a run wrote during training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from experiments.training.metrics import METRICS_FILE, MetricsFile
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """The records of a metrics file, which may be none, and the names of a value for each layer and module."""
+    """The records of a metrics file, which may be empty, and the names of the S series, one per layer and module."""
 
     records: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
 
     def curve(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps (R,), and values (R, 1) or (R, S), NaN where they were not finite; records without it are left out."""
+        """Steps (R,), and values (R, 1) or (R, S), NaN where not finite; records without the metric are skipped."""
         rows: list[tuple[int, list[float]]] = []
         for record in self.records:
             if record.get("kind") == kind and record.get(name) is not None:
                 try:
                     values = np.array(record[name], float).reshape(-1)
-                except (TypeError, ValueError, OverflowError):  # somebody else's line
+                except (TypeError, ValueError, OverflowError):  # not a line that we wrote
                     continue
                 if len(values) in (1, len(self.names)) and (not rows or len(values) == len(rows[0][1])):
                     rows.append((record["step"], values.tolist()))

@@ -16,7 +16,7 @@ from experiments.training.step import Sums
 from seqboat.ops.packing import row_info
 from seqboat.ops.window_attention import Window, attend
 
-# Activated elements of a sequence whose attention weights are computed.
+# Activated elements per sequence whose attention weights are computed.
 QUERIES = 64
 # Elements of a batch: the taps of a layer are a few hundred numbers for each.
 ELEMENTS = 32_768
@@ -25,12 +25,12 @@ Example = dict[str, np.ndarray]
 
 
 class Margin(NamedTuple):
-    """How one element's decision came about, exactly, for the router is linear in what the SSM made of the element:
+    """How one element's decision came about. It is exact, as the router is linear in m = silu(SSM):
 
         u_1 - u_0 = sum_d (m - mean)_d (W_1 - W_0)_d + (b_1 - b_0)
 
-    `channels` (D,) are the terms of the sum, `bias` the last one, `logits` the difference as the model computed it, in
-    its own precision. `mean` is that of a centred router, else 0.
+    `channels` (D,) are the terms of the sum, `bias` is the last term, `logits` the difference as the model computed it,
+    in its own precision. `mean` is that of a centred router, else 0.
     """
 
     series: int
@@ -41,11 +41,11 @@ class Margin(NamedTuple):
 
 
 class Span(NamedTuple):
-    """How far activated elements look, in original positions.
+    """How far attention reaches from activated elements, in original positions.
 
-    `reach` (A,) of every one: the distance to the farthest activated element that its window holds, the oldest one
-    where the model is causal. `attended` (Q,) of up to QUERIES a sequence: the distance to what it reads, averaged
-    with attention's weights; each stands for `weights` (Q,) elements of its sequence.
+    `reach` (A,) of every activated element: the distance to the farthest one that its window holds, the oldest if the
+    model is causal. `attended` (Q,) of up to QUERIES per sequence: the distance to what it reads, averaged with the
+    attention weights; each represents `weights` (Q,) elements of its sequence.
     """
 
     reach: np.ndarray
@@ -55,12 +55,12 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """S series, one for each layer and module that can be woken, layer by layer; n sequences of L elements.
+    """S series, one for each layer and sparse module, layer by layer; n sequences of L elements.
 
-    `valid` (n, L) elements are no padding; `active` and `confidence` (S, n, L); `spans` of the series that attend.
-    `examples` are rows of batches, `numbers` their places among the `total` of the split; a pair of documents is two
-    consecutive sequences.
-    `answers` are the most likely classes or symbols; `metrics` name -> (mean, standard error) over them.
+    `valid` (n, L) elements are not padding; `active` and `confidence` (S, n, L); `spans` of the series that attend.
+    `examples` are rows of batches, `numbers` their indices among the `total` of the split; a pair of documents is two
+    consecutive sequences. `answers` are the most likely classes or symbols; `metrics` name ->
+    (mean, standard error) over the examples.
     """
 
     names: tuple[str, ...]
@@ -76,7 +76,7 @@ class Measured:
     margins: tuple[Margin, ...]
 
     def rates(self) -> Float[np.ndarray, " S"]:
-        """The share of elements that are active, of every series."""
+        """The activation rate of every series."""
         return self.active.sum((1, 2)) / max(self.valid.sum(), 1)
 
 
@@ -137,8 +137,10 @@ def _attends(module: Any) -> bool:
 
 
 def spread(batches: Iterator[Mapping[str, np.ndarray]], count: int) -> tuple[dict[int, Example], int]:
-    """So many examples at even distances over a split by their places in it, or all of fewer, and how many there are;
-    never holds more than twice as many."""
+    """`count` evenly spaced examples of a split by index, or all if there are fewer, and the size of the split.
+
+    Never holds more than twice `count` examples.
+    """
     kept: list[tuple[int, Example]] = []
     stride, total = 1, 0
     for batch in batches:
@@ -154,7 +156,7 @@ def spread(batches: Iterator[Mapping[str, np.ndarray]], count: int) -> tuple[dic
 
 def reach(window: Window, active: Bool[np.ndarray, "n L"]) -> Int[np.ndarray, " A"]:
     """Of every activated element the distance in original positions to the farthest that it may read: the w-th
-    activated element before it, or after it where the model is not causal, or the last there is."""
+    activated element before it, or after it if the model is not causal, or the last one."""
     found = [np.zeros(0, int)]
     for row in active:
         place = np.flatnonzero(row)
@@ -203,7 +205,7 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
 
 def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array, Sums, dict[str, Array]]:
     """`active` and `confidence` (layers, B, L, M), and `distance` (layers, B, QUERIES) if anything attends; the
-    answers; the metrics of every example; what `margins` wants of the first sequence, if anything was decided."""
+    answers; the metrics of every example; what `margins` needs of the first sequence if there is a router."""
     layer = run.model.config.encoder.layer
     examined = run.experiment.steps.evaluate_examples(variables, batch, tapped=True)
     layers = examined.taps["encoder"]["layers"]
@@ -216,7 +218,7 @@ def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array
             layer_table, *rows = of
             return jax.lax.map(lambda row: mean_distance(layer.make_window(), layer_table, *row), tuple(rows))
 
-        # The GAU is the first module that can be woken.
+        # The GAU is the first sparse module.
         found["distance"] = jax.lax.map(one_layer, (table, taps["q"], taps["k"], taps["active"][..., 0]))
     decided = ("ssm_out", "router_logits") if "router_logits" in taps else ()
     first = {name: taps[name][:, 0] for name in decided}
@@ -230,10 +232,10 @@ def mean_distance(
     k: Float[Array, "L Z"],
     active: Bool[Array, " L"],
 ) -> Float[Array, " queries"]:
-    """sum_j a_ij |i - j| of QUERIES activated elements i at even distances, a_ij their attention over the positions j.
+    """sum_j a_ij |i - j| of QUERIES activated elements i, evenly spaced, a_ij their attention over positions j.
 
-    Computed by `attend` itself, with distances in place of values; a is normalised where the function is not. NaN where
-    there are fewer elements, and where one reads nothing.
+    Computed by `attend` itself, with distances in place of values; a is normalised if the function is not. NaN where
+    there are fewer elements, and where an element reads nothing.
     """
     rows = row_info(active[None])
     q, k = window.apply_rotary(q, rows), window.apply_rotary(k, rows)
@@ -252,7 +254,7 @@ def mean_distance(
 
 
 def sequences(example: Example) -> list[tuple[np.ndarray, int]]:
-    """What the layers read of an example: one sequence, or the two documents of a pair, and their lengths."""
+    """The sequences of an example and their lengths: one, or the two documents of a pair."""
     inputs, lengths = _sequences(example["inputs"][None], example["lengths"][None])
     return list(zip(inputs, lengths.tolist(), strict=True))
 

@@ -36,10 +36,10 @@ STYLE: dict[str, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-SIZE = (5.2, 2.9)  # inches; a telephone shows one at two thirds of it
+SIZE = (5.2, 2.9)  # inches; a phone shows it at two thirds
 BINS = 64  # of positions
 SHOWN_CHANNELS = 12
-MOST_LABELS = 6  # of a legend: of more series the first and the last are named
+MOST_LABELS = 6  # of a legend: with more series only the first and the last are named
 
 
 def color(number: int, count: int) -> str:
@@ -71,7 +71,7 @@ def learning(history: History, metric: str, label: str) -> str:
 
 
 def rates_over_position(measured: Measured) -> str:
-    """The share of active elements among those at a position, in bins; grey, the share of sequences as long as that."""
+    """Activation rate by position, in bins; grey: the share of sequences that reach it."""
     length = max(int(measured.valid.sum(1).max()), 1)
     edges = np.unique(np.linspace(0, length, min(BINS, length) + 1).round().astype(int))
     add = lambda a: np.add.reduceat(a[..., :length].sum(-2), edges[:-1], axis=-1)
@@ -91,7 +91,7 @@ def rates_over_position(measured: Measured) -> str:
 
 
 def confidence(measured: Measured) -> str:
-    """Histograms of the confidence in the decision taken, of active and of inactive elements."""
+    """Histograms of the confidence in the decision taken, for active and inactive tokens."""
     edges = np.linspace(0.5, 1, 41)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=SIZE, constrained_layout=True, sharey=True)
@@ -102,14 +102,14 @@ def confidence(measured: Measured) -> str:
                 counts, _ = np.histogram(measured.confidence[number][chosen[number]], edges)
                 share = counts / max(measured.valid.sum(), 1)
                 axis.stairs(share, edges, color=color(number, len(measured.names)), linewidth=1.4, label=name)
-            axis.set(title=f"{title} elements", xlabel="confidence")
-        axes[0].set(ylabel="share of all elements")
+            axis.set(title=f"{title} tokens", xlabel="confidence")
+        axes[0].set(ylabel="share of all tokens")
         _legend(axes[1], measured.names)
         return _uri(figure)
 
 
 def spans(found: dict[str, Span], names: Sequence[str]) -> str:
-    """A row for what a series may read and one for what it reads: the middle 80 %, median, mean and maximum."""
+    """Two rows per series, what it may read and what it attends to: the middle 80 %, median, mean and maximum."""
     rows = [(name, kind) for name in found for kind in ("may read", "attends")]
     height = 0.9 + 0.34 * len(rows)
     with plt.style.context(STYLE):
@@ -140,7 +140,7 @@ def spans(found: dict[str, Span], names: Sequence[str]) -> str:
 
 
 def summary(span: Span, kind: str) -> tuple[float, ...] | None:
-    """Mean, 10 % and 50 % and 90 % quantile and maximum over activated elements; None without any."""
+    """Mean, 10 %, 50 % and 90 % quantile, and maximum over activated elements; None if there are none."""
     values, weights = (span.reach, None) if kind == "may read" else (span.attended, span.weights)
     if not len(values):
         return None
@@ -165,7 +165,7 @@ def margin(found: Margin, names: Sequence[str]) -> str:
         axis.barh(len(terms), sum(value for _, value in terms), color=INK, height=0.72)
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_yticks(range(len(terms) + 1), [*labels, "sum = margin"], fontsize=8)
-        axis.set(xlabel="contribution to the margin (above 0 the element is active)", ylim=(len(terms) + 0.6, -0.6))
+        axis.set(xlabel="contribution to the margin (above 0 the token is active)", ylim=(len(terms) + 0.6, -0.6))
         axis.grid(axis="y", visible=False)
         return _uri(figure)
 
@@ -173,7 +173,7 @@ def margin(found: Margin, names: Sequence[str]) -> str:
 def picture(
     values: np.ndarray, active: np.ndarray, confidence: np.ndarray, chosen: Sequence[tuple[int, str]], count: int
 ) -> str:
-    """A square picture beside its map of active pixels, as dark as they are sure, for the chosen series."""
+    """A square picture beside the active pixels of each chosen series, darker where the decision is more confident."""
     side = round(len(values) ** 0.5)
     with plt.style.context({**STYLE, "axes.grid": False}):
         panels = 1 + len(chosen)
@@ -194,7 +194,7 @@ def picture(
 
 
 def waveform(values: np.ndarray, active: np.ndarray, chosen: Sequence[tuple[int, str]], count: int) -> str:
-    """A trace, and below it for the chosen series where its elements are active."""
+    """A trace, and below it where each chosen series is active."""
     length = len(values)
     with plt.style.context({**STYLE, "axes.grid": False}):
         height = 1.5 + 0.3 * len(chosen)
@@ -209,7 +209,7 @@ def waveform(values: np.ndarray, active: np.ndarray, chosen: Sequence[tuple[int,
         top.plot(values, color=INK, linewidth=0.5)
         top.set(ylabel="input", xlim=(0, length))
         for place, (number, _) in enumerate(chosen):
-            # Whole columns of the picture: what is active in one of a thousandth of the trace is seen.
+            # Columns of the picture, so that even a single active element of a long trace is visible.
             edges = np.unique(np.linspace(0, length, min(length, 800) + 1).astype(int))
             share = np.add.reduceat(active[number].astype(float), edges[:-1]) / np.diff(edges)
             shades = matplotlib.colors.LinearSegmentedColormap.from_list("", ["#ffffff", color(number, count)])
@@ -240,7 +240,7 @@ def _axis() -> tuple[Any, Any]:
 
 
 def _legend(axis: Any, names: Sequence[str]) -> None:
-    """Names of the series, of more than MOST_LABELS the first and the last; none for one."""
+    """Names of the series: the first and the last of more than MOST_LABELS, none for a single series."""
     handles, labels = axis.get_legend_handles_labels()
     if len(names) > MOST_LABELS:
         handles, labels = [handles[0], handles[-1]], [labels[0], labels[-1]]

@@ -1,4 +1,4 @@
-"""One page on where a trained run's attention goes: measured, drawn, written."""
+"""One page on where a trained run's attention goes: load the run, measure it, write the page."""
 
 import dataclasses
 from pathlib import Path
@@ -21,8 +21,13 @@ def write_report(
     at: tuple[float, ...] | None = None,
     out: Path | None = None,
 ) -> Path:
-    """Looks at a step of a run, the best one by default, and writes `report.html` into its work directory, or `out`."""
-    from experiments.reports.history import read_history  # matplotlib takes a second to import
+    """Measures `examples` of a split at a step of a run, the best one by default, and writes the page to `out`.
+
+    `out` is `report.html` in the work directory by default, and returned. `element`: whose decision to show;
+    `data_dir`, `at`: as in `load`. Raises UserError for a run without attention, and for a damaged evaluation file.
+    """
+    # Imported here: matplotlib takes a second, which --help does without.
+    from experiments.reports.history import read_history
     from experiments.reports.measure import measure
     from experiments.reports.page import Content, page
 
@@ -31,7 +36,7 @@ def write_report(
     refuse_unwritable(path.parent)
     run = bound(loaded)
     if not hasattr(run.model.config, "encoder"):
-        raise UserError(f"the run in {workdir} is of a {type(run.model).__name__}: it has no attention to report")
+        raise UserError(f"the run in {workdir} holds a {type(run.model).__name__}, which has no attention to report")
     at = None if loaded.experiment.config.hypernetwork is None else tuple(middle(loaded.task).tolist())
     evaluated = workdir / result_file({"split": split, "step": run.step, "at": at})
     evaluation = read_result(evaluated, workdir)
@@ -53,8 +58,8 @@ def write_report(
     try:
         text = page(content)
     except Exception as error:
-        # What cannot be written without the evaluation either is not its fault.
+        # Raises if the evaluation is not to blame.
         page(dataclasses.replace(content, evaluation=None, baseline=run.task.baseline(split)))
-        raise UserError(f"{evaluated} is no evaluation ({error!r}): evaluate again, or remove it") from error
+        raise UserError(f"{evaluated} is not an evaluation ({error!r}): evaluate again, or remove it") from error
     write_text(path, text)
     return path

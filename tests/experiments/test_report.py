@@ -2,11 +2,14 @@
 
 import base64
 import dataclasses
+import fnmatch
 import json
 import os
 import re
 import shutil
 import subprocess
+import tomllib
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +26,6 @@ from experiments.data import listops as expressions
 from experiments.evaluation.evaluator import evaluate_run, seal
 from experiments.reports import measure, page, pictures
 from experiments.reports.history import read_history
-from experiments.reports.html import Html, join, tag
 from experiments.reports.writer import write_report
 from experiments.tasks import base, pathfinder, retrieval, speech_commands
 from experiments.training.checkpoints import Checkpoints
@@ -181,7 +183,8 @@ def test_a_margin_is_the_sum_over_channels(run, looked):
 
 
 class Reader(HTMLParser):
-    """Tags with attributes, the text between them, and that they are closed in order."""
+    """Tags with attributes, the text between them, and that they are closed in order; white space that only lays out
+    the source is left out."""
 
     VOID = ("meta", "img", "br", "!doctype")
 
@@ -190,6 +193,7 @@ class Reader(HTMLParser):
         self.tags: list[tuple[str, dict]] = []
         self.text: list[str] = []
         self.marked: dict[str, str] = {}
+        self.style = ""
         self.open: list[str] = []
         self.feed(source)
         self.close()
@@ -205,6 +209,8 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         if "style" in self.open:
+            self.style += data
+        if "style" in self.open or ("\n" in data and not data.strip()):
             return
         self.text.append(data)
         if self.open and self.open[-1] == "mark":
@@ -212,12 +218,13 @@ class Reader(HTMLParser):
             self.marked[series] = self.marked.get(series, "") + data
 
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SECTIONS = (
     "Activation over training",
     "Activation over position",
     "Confidence",
     "How far attention reaches",
-    "What wakes it",
+    "Which tokens activate attention",
     "One decision taken apart",
     "Learning curves",
     "The run",
@@ -242,13 +249,14 @@ def assert_page(path: Path, found: measure.Measured | None = None) -> Reader:
             assert not re.findall(r'(?:href|src)="(?!#|data:)', drawn)
             assert attributes["alt"]
     policies = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == [page.POLICY]
-    assert "url(" not in page.STYLE
+    assert policies == [POLICY]
+    assert ".card" in reader.style
+    assert "url(" not in reader.style
     assert "nan" not in joined.lower().split()
     if found is not None:
         for name, rate in zip(found.names, found.rates(), strict=True):
             assert name in reader.text
-            assert page._percent(rate) in reader.text
+            assert page.percent(rate) in reader.text
     return reader
 
 
@@ -296,30 +304,30 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
     result |= {"step": step, "seal": seal(workdir, step)}
     file.write_text(json.dumps(result))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
-    assert "0.625test accuracy (all 40 examples)0.438accuracy of the trivial answer" in text
-    assert "50 %of the elements wake attention" in text
+    assert "0.625test accuracy (all 40 examples)0.438accuracy of the baseline" in text
+    assert "50 %of tokens activate attention" in text
     assert "layer 188 %layer 212 %" in text
     against = {"workdir": "runs/other/never", "verdicts": ["this run is better: so and so", "b"]}
     file.write_text(json.dumps({**result, "standard_errors": {"accuracy": 0.077}, "against": against}))
     text = " ".join("".join(assert_page(write_report(workdir)).text).split())
     assert "0.625 ± 0.077" in text
-    assert "Against other/never, example by example:this run is better: so and sobWhat the model uses is not" in text
+    assert "Against other/never, example by example:this run is better: so and sobActivation rate alone" in text
     for change, told in (("train.steps: 1 -> 2", False), ("model.activation: 'learned' -> 'never'", True)):
         against["differences"] = [f"config.{change}"]
         file.write_text(json.dumps({**result, "against": against}))
         text = " ".join("".join(assert_page(write_report(workdir)).text).split())
         assert f"config, here → there: config.{change}" in text
-        assert ("What the model uses is not yet what the task needs" in text) == (not told)
+        assert ("Activation rate alone does not show that attention helps" in text) == (not told)
     wrong = {"accuracy": "high"}, {"activation_rate": [None, "a"]}, {"standard_errors": None}, {"against": [1]}
     for broken in ("{", "[]", "[" * 100_000, *(json.dumps({**result, **fields}) for fields in wrong)):
         file.write_text(broken)
-        with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|no evaluation)"):
+        with pytest.raises(UserError, match=rf"evaluation_test_{step}.json is (damaged|not an evaluation)"):
             write_report(workdir)
 
 
 def test_another_checkpoints_evaluation_is_not_shown(run, tmp_path, as_looked, caplog):
     """Of another step, of other parameters, and one that does not say."""
-    workdir = Path(shutil.copytree(run, tmp_path / "run"))
+    workdir = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html")))
     step = load(workdir).step
     other = next(n for n in (2, 4, 6) if n != step)
     ours = {"step": step, "accuracy": 0.625, "examples": 40, "seal": seal(workdir, step)}
@@ -347,14 +355,14 @@ def test_a_run_without_records_and_one_that_is_still_training(run, tmp_path, as_
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 4))
     text = " ".join("".join(assert_page(write_report(workdir, examples=2)).text).split())
-    assert "training stands at 4 of 6" in text
+    assert "training is at step 4 of 6" in text
     foreign = '{"step": 5, "kind": "train", "loss": null, "activation_rate": "much"}\n{"step": 6, "kind": "train"}\n'
     (workdir / "metrics.jsonl").write_text(foreign + '{"step": 7, "loss"')
     text = "".join(assert_page(write_report(workdir, examples=2)).text)
-    assert text.count("The work directory has no record of its training.") == 2
+    assert text.count("The work directory has no training records.") == 2
     (workdir / "metrics.jsonl").unlink()
     text = "".join(assert_page(write_report(workdir, examples=2)).text)
-    assert text.count("The work directory has no record of its training.") == 2
+    assert text.count("The work directory has no training records.") == 2
 
 
 def other(tiny, task, model=None, **changes):
@@ -372,7 +380,7 @@ def test_a_model_without_attention(tiny, tmp_path):
     text = "".join(assert_page(write_report(never, examples=4)).text)
     assert "0 %" in text
     assert "this model has none" in text
-    for said in ("There is no module to wake.", "No element is attended in this model."):
+    for said in ("This model has no module to activate.", "No token is attended in this model."):
         assert said in text
 
 
@@ -431,8 +439,8 @@ def test_a_waveform_with_attention_always(tiny, tmp_path, monkeypatch, measured)
     reader, found, text = reports_on(speech_commands, source, values, tmp_path, monkeypatch, measured)
     assert found.rates().tolist() == [1, 1]
     assert found.active[:, 3].sum(1).tolist() == [23, 23], "no padding"
-    assert "100 %of the elements are attended: the config says so" in text
-    for said in ("Nothing is decided in this model: there is no confidence.", "Nothing is decided in this model."):
+    assert '100 %attention is always on (activation="always")' in text
+    for said in ("so nothing changes.", "so there is no confidence.", "no activation decisions."):
         assert said in text
     # Position, spans, four examples.
     assert images(reader) == 1 + 1 + 4
@@ -450,31 +458,50 @@ def test_pairs_of_documents(tiny, tmp_path, monkeypatch, measured):
 
 
 HOSTILE = "<script>alert(1)</script><img src=http://x.example/a onerror=alert(2)>\"'&"
+# Of a terminal, of direction, a lone surrogate, and Jinja's own.
+CONTROL = "\0\x08\x1b[31m\x7f\x9b\u202e\ud800{{ 7 * 7 }}{% raw %}"
+VISIBLE = r"\x00\x08\x1b[31m\x7f\x9b\u202e\ud800{{ 7 * 7 }}{% raw %}"
 
 
 def test_everything_is_escaped(run, looked, tmp_path, monkeypatch, as_looked):
-    """Labels, text of examples, config, command, and the work directory's name are other people's."""
+    """Labels, text of examples, metrics, config, command, and the work directory's name are other people's."""
     workdir = Path(shutil.copytree(run, tmp_path / HOSTILE.replace("/", "_")))
     monkeypatch.setattr("experiments.tasks.short_listops.Task.symbol", lambda task, number: HOSTILE)
     monkeypatch.setattr("experiments.tasks.short_listops.Task.baseline_name", HOSTILE)
+    metric = HOSTILE + CONTROL
     names = ("<i>a&amp;", "b")
-    renamed = dataclasses.replace(looked, names=names, spans=dict(zip(names, looked.spans.values(), strict=True)))
+    renamed = dataclasses.replace(
+        looked,
+        names=names,
+        spans=dict(zip(names, looked.spans.values(), strict=True)),
+        metrics={metric: looked.metrics["accuracy"]},
+    )
     monkeypatch.setattr(measure, "measure", lambda *_: renamed)
-    meta = {"config": {"task": {"name": HOSTILE}, HOSTILE: HOSTILE}, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    config = {"task": {"name": HOSTILE}, HOSTILE: HOSTILE, CONTROL: CONTROL}
+    meta = {"config": config, "command": HOSTILE + CONTROL, "versions": {HOSTILE: HOSTILE}}
     whole = page.Content
-    monkeypatch.setattr(page, "Content", lambda **fields: whole(**{**fields, "meta": meta}))
+
+    def content(**fields):
+        fields["task"].selection_metric = metric
+        return whole(**{**fields, "meta": meta, "baseline": {metric: 0.5}})
+
+    monkeypatch.setattr(page, "Content", content)
     path = write_report(workdir, examples=2)
     reader = assert_page(path)
     assert "".join(reader.text).count(HOSTILE) > 100
+    assert f"{HOSTILE}{VISIBLE} of the baseline: {HOSTILE}" in reader.text
+    for shown in (VISIBLE, repr(CONTROL), HOSTILE + VISIBLE):  # the field, its value, and the command
+        assert shown in reader.text
     source = path.read_text()
     assert "<script" not in source
     assert "<img src=http" not in source
+    assert not [c for c in source if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
 
 
-def test_html_is_escaped_unless_it_was_made_here():
-    assert tag("p", "<", tag("b", "&"), class_='"') == '<p class="&quot;">&lt;<b>&amp;</b></p>'
-    assert isinstance(join("a"), Html)
-    assert tag("td", "x", class_=None) == "<td>x</td>"
+def test_the_template_is_installed_too():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    (pattern,) = settings["package-data"][page.__package__]
+    assert fnmatch.fnmatch(page.TEMPLATE, pattern)
 
 
 def test_curves_leave_out_what_is_not_theirs(tmp_path):
@@ -523,9 +550,7 @@ def test_a_browser_shows_the_page_at_two_widths(run, tmp_path):
       const broken = [...document.images].filter(image => !(image.complete && image.naturalWidth > 0)).length;
       const wide = document.documentElement.scrollWidth > innerWidth;
       document.title = `broken ${broken} wide ${wide} images ${document.images.length} at ${innerWidth}`; })</script>"""
-    loosened = source.replace(
-        page.POLICY.replace("'", "&#x27;"), f"{page.POLICY.replace(chr(39), '&#x27;')}; script-src 'unsafe-inline'"
-    )
+    loosened = source.replace(POLICY, f"{POLICY}; script-src 'unsafe-inline'")
     assert loosened != source
     copy = tmp_path / "page.html"
     copy.write_text(loosened.replace("</body>", probe + "</body>"))
