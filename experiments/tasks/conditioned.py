@@ -1,6 +1,6 @@
 """Conditions of hypernetworks: hyper-inputs drawn for batches of any task.
 
-    price       lambda in [0, 1]: multiplies `config.train.activation_penalty`, so that one model learns every trade-off
+    penalty     lambda in [0, 1]: multiplies `config.train.activation_penalty`, so that one model learns every trade-off
                 between accuracy and attention
     rotation    pictures rotated by 90 z degrees: one network for all orientations
     noise       M uninformative random numbers: a distribution over networks (Bayesian hypernetworks)

@@ -282,7 +282,7 @@ class Checkpoints:
             raise ValueError(f"the checkpoints in {self.directory} were opened read_only")
         self._own()
         if self._manager is None:
-            self._ask_process_0(self._set_aside_misleading)
+            self._ask_process_0(self._quarantine_misleading)
             self._scores = {step: self._saved_score(step) for step in self.steps()}
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(self._keep), _KeepBest(self._scores)]),
@@ -385,7 +385,7 @@ class Checkpoints:
                 break
             damaged.append(f"step {step} ({problem})")
             if not self._read_only:
-                self._set_aside(step)
+                self._quarantine(step)
         if damaged:
             text = f"damaged checkpoints in {self.directory}: {', '.join(damaged)}"
             text += "" if self._read_only else f", moved to its folder {_DAMAGED}/"
@@ -396,23 +396,23 @@ class Checkpoints:
             self._refuse_other_content()
         return usable
 
-    def _set_aside_misleading(self) -> int:
+    def _quarantine_misleading(self) -> int:
         """Damage must not decide which steps are deleted: quarantines steps without a readable score, and a best step
         that cannot be read."""
         for step in self._folders():
-            self._set_aside_if(step, self._problem(step, arrays=False))
-        while (best := self.best_step()) is not None and self._set_aside_if(best, self._problem(best)):
+            self._quarantine_if(step, self._problem(step, arrays=False))
+        while (best := self.best_step()) is not None and self._quarantine_if(best, self._problem(best)):
             pass
         return _NOTHING
 
-    def _set_aside_if(self, step: int, problem: str | None) -> bool:
+    def _quarantine_if(self, step: int, problem: str | None) -> bool:
         if problem is not None:
-            self._set_aside(step)
+            self._quarantine(step)
             text = "%s is damaged (%s) and was moved to the folder %s/: it may be the best one"
             logging.warning(text, self._name(step), problem, _DAMAGED)
         return problem is not None
 
-    def _set_aside(self, step: int) -> None:
+    def _quarantine(self, step: int) -> None:
         (self.directory / _DAMAGED).mkdir(exist_ok=True)
         names = (self.directory / _DAMAGED / f"{step}-{n}" for n in itertools.count())
         with nullcontext() if self._claimed else Claim(self.directory):

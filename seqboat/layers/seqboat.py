@@ -252,7 +252,7 @@ class SeqBoatLayer(nn.Module):
     ) -> tuple[Float[Array, "B L D"], tuple[ActivationStats, LayerState | None]]:
         """The layer over pieces of streams, valid elements first, and the state after each piece's last valid element.
 
-        No gradient flows into the state. State None stands for full sequences, for which no state is kept.
+        No gradient flows into the state. With state None the sequences are complete, and no state is kept.
         """
         config, state = self.config, jax.lax.stop_gradient(state)
         drop = lambda y: nn.Dropout(config.dropout)(y, deterministic=not train)

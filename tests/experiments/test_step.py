@@ -72,12 +72,12 @@ def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboa
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
-def test_accumulating_changes_nothing(light, initial, price):
+def test_accumulating_changes_nothing(light, initial, penalty):
     batch = weighted(light().task.train_batch(0))
-    experiment = light({"train.activation_penalty": price})
+    experiment = light({"train.activation_penalty": penalty})
     state = initial(experiment)
     whole = step_of(experiment, batch, state)
-    parts = step_of(light({"train.activation_penalty": price, "train.accumulate": 4}), batch, state)
+    parts = step_of(light({"train.activation_penalty": penalty, "train.accumulate": 4}), batch, state)
     assert_close(parts.opt_state, whole.opt_state)
     assert_close(parts.params, whole.params)
     parts, whole = means(parts.metrics), means(whole.metrics)
@@ -93,9 +93,11 @@ def test_the_elements_of_accumulated_parts_are_all_counted(light, initial):
     assert float(parts.metrics["elements"][0]) == batch["lengths"].sum()
 
 
-def test_the_price_of_activation_moves_the_probability_alone(light, initial):
+def test_the_activation_penalty_moves_the_probability_alone(light, initial):
     """Its gradient is penalty * d(mean probability); the parameter that only the router reads gets nothing else."""
-    free, dear, dearer = (light({"train.activation_penalty": price, "optimizer.clip_norm": 1e9}) for price in (0, 1, 2))
+    free, dear, dearer = (
+        light({"train.activation_penalty": penalty, "optimizer.clip_norm": 1e9}) for penalty in (0, 1, 2)
+    )
     batch = weighted(free.task.train_batch(0))
     state = initial(free)
     first = [step_of(experiment, batch, state).opt_state.first for experiment in (free, dear, dearer)]
@@ -112,19 +114,19 @@ def test_the_price_of_activation_moves_the_probability_alone(light, initial):
 
 
 @pytest.mark.slow
-def test_the_price_of_activation_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
+def test_the_activation_penalty_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
     batch, state, gradient = seqboat
     experiment = build(tiny({"train.activation_penalty": 0.5, "optimizer.clip_norm": 1e9}))
     first = step_of(experiment, batch, state).opt_state.first
-    priced = jax.tree.map(lambda m: m / (1 - experiment.config.optimizer.b1), first)
-    layers, free = (g["encoder"]["layers"] for g in (priced, gradient))
+    penalised = jax.tree.map(lambda m: m / (1 - experiment.config.optimizer.b1), first)
+    layers, free = (g["encoder"]["layers"] for g in (penalised, gradient))
     router, free_router = layers["sparse"]["configurator"], free["sparse"]["configurator"]
     change = float(optax.tree.norm(jax.tree.map(jnp.subtract, router, free_router)))
     assert change > 1e-2 * float(optax.tree.norm(free_router))
-    # The last layer's module and head come after every decision: their gradients are those without a price.
+    # The last layer's module and head come after every decision: their gradients do not depend on the penalty.
     last = lambda tree: jax.tree.map(lambda leaf: leaf[-1], tree)
     assert_close(last(layers["gau"]), last(free["gau"]), 1e-4)
-    assert_close(priced["head"], gradient["head"], 1e-4)
+    assert_close(penalised["head"], gradient["head"], 1e-4)
 
 
 def with_loss(task, spoil):
