@@ -1,9 +1,9 @@
 """Measure speed:  python -m experiments.benchmark --suite=layers [--published=FILE] [--cases=text,lm] [--rates=0.5,1]
 
-Times forward and backward of our layers at given activation rates beside their always-active and no-attention forms, a
-transformer layer of equal width, and the published PyTorch layer, whose authors' standalone file you name
-(renll/SeqBoat; it is run as a program, and needs torch and einops). All in turn, in one process, float32.
-docs/performance.md explains the suites.
+Times forward and backward passes of our layers at given activation rates, against their always-active and no-attention
+forms, a transformer layer of equal width, and the published PyTorch layer if --published gives its authors' standalone
+file (renll/SeqBoat; it is executed, and needs torch and einops). All are timed in turn, in one process, in float32.
+docs/performance.md describes the suites.
 """
 
 from collections.abc import Iterable
@@ -18,15 +18,17 @@ from experiments.common import cli, runtime, terminal
 from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, user_path
 
-_SUITE = flags.DEFINE_string("suite", "layers", "layers, memory, sparsity, ema, lengths, model, compilation or decode.")
-_CASES = flags.DEFINE_list("cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Which layers.")
-_RATES = flags.DEFINE_list("rates", ["0.12", "0.5", "1.0"], "Shares of active elements.")
-_PUBLISHED = flags.DEFINE_string("published", None, "The published standalone PyTorch file, to compare with.")
-_TRANSFORMER = flags.DEFINE_bool("transformer", True, "Time a transformer layer too, where the suite has layers.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "At least so many rounds of a comparison ...", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 10.0, "... and at least so many seconds.", lower_bound=0.0)
-_KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "Keep freed memory for the next step, as the programs do.")
-_OUT = flags.DEFINE_string("out", None, "Write OUT.json, and OUT.png for the suite of layers.")
+_SUITE = flags.DEFINE_string("suite", "layers", "Suite to run: " + ", ".join(SUITES) + ".")
+_CASES = flags.DEFINE_list(
+    "cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Benchmark cases (layers) to time."
+)
+_RATES = flags.DEFINE_list("rates", ["0.12", "0.5", "1.0"], "Activation rates to time at, each in 0..1.")
+_PUBLISHED = flags.DEFINE_string("published", None, "Path of the published standalone PyTorch file to compare with.")
+_TRANSFORMER = flags.DEFINE_bool("transformer", True, "Also time a transformer layer, in suites of layers.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Minimum number of rounds per comparison.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Minimum duration of a comparison in seconds.", lower_bound=0.0)
+_KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "Keep freed memory for the next step, as training does.")
+_OUT = flags.DEFINE_string("out", None, "Write the results to OUT.json, and a figure of the layers suite to OUT.png.")
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         refuse_unwritable(out.parent)
-    keep_memory = bool(_KEEP_MEMORY.value) and suite != "memory"  # its children do not
+    keep_memory = bool(_KEEP_MEMORY.value) and suite != "memory"  # its child processes do not
     if keep_memory:
         runtime.keep_memory()
     rows: list[output.Row] = []
@@ -57,7 +59,7 @@ def main() -> None:
     terminal.console(width=160).print(output.table(rows))
     if out:
         for path in output.write(out, suite, rows, keep_memory=keep_memory):
-            print(f"written {path}")
+            print(f"wrote {path}")
 
 
 def _rates(texts: Iterable[str]) -> tuple[float, ...]:

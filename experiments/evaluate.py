@@ -2,11 +2,11 @@
 
     python -m experiments.evaluate --workdir=runs/lm --streams=1      a corpus in one pass with carried state
 
-Prints, and writes to evaluation_SPLIT_STEP.json or --out, metrics with standard errors over examples, each class's
-precision and recall, examples and elements a second; against another run on the same examples, a paired test and what
-it says.
-One pass is written to one_pass_STREAMS_SPLIT_STEP.json. One stream is exact: every byte is scored after all before it;
-of several each begins empty, `config.task.context` bytes before its part.
+Prints metrics with standard errors over examples, per-class precision and recall, and examples and elements per second,
+and writes them to evaluation_SPLIT_STEP.json or --out. With --against, adds a paired test against another run on the
+same examples.
+A one-pass evaluation is written to one_pass_STREAMS_SPLIT_STEP.json. With one stream it is exact: every byte is scored
+given all bytes before it. With several, each stream starts empty, `config.task.context` bytes before its part.
 """
 
 import sys
@@ -18,14 +18,16 @@ from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, user_path, write_json
 from experiments.evaluation.evaluator import measure_run, result_file, show
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
-_SPLIT = flags.DEFINE_string("split", "test", "The split of the task to evaluate on.")
-_OUT = flags.DEFINE_string("out", None, "The JSON file to write, instead of one in the work directory.")
-_AGAINST = flags.DEFINE_string("against", None, "Work directory of another run, to compare its best step with this.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to evaluate.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the task to evaluate on.")
+_OUT = flags.DEFINE_string("out", None, "Path of the JSON file; by default a file in the work directory.")
+_AGAINST = flags.DEFINE_string("against", None, "Work directory of another run to compare with, at its best step.")
 _AT = cli.define_hyper_input()
-_STREAMS = flags.DEFINE_integer("streams", None, "A corpus in one pass, as so many streams; 1 is exact.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
+_STREAMS = flags.DEFINE_integer(
+    "streams", None, "Evaluate a corpus in one pass, as N streams; 1 is exact.", lower_bound=1
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Data directory, if it has moved since training.")
 
 
 def main() -> None:
@@ -41,15 +43,15 @@ def main() -> None:
     elif workdir.is_dir():
         try:
             refuse_unwritable(workdir)
-        except UserError as error:  # other people's run: the numbers are worth seeing
-            logging.warning("%s, else the result is shown and not kept", error)
+        except UserError as error:  # somebody else's run: show the numbers all the same
+            logging.warning("%s; without it the result is printed and not saved", error)
     at, streams = cli.hyper_input(_AT), _STREAMS.value
     result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, at=at, streams=streams)
     show(result)
     sys.stdout.flush()
     out = out or workdir / result_file(result)
     write_json(out, result)
-    print(f"written to {out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

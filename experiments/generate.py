@@ -1,7 +1,7 @@
 """Generate from a trained language model:  python -m experiments.generate --workdir=runs/x --prompt="The " --bytes=500
 
-One sample appears as it is drawn, several (--batch) one after the other when they are done. The same seed, prompt and
-settings give the same bytes.
+A single sample is printed as it is drawn; several (--batch) are printed one after another at the end. The same seed,
+prompt and settings give the same bytes.
 """
 
 import sys
@@ -16,15 +16,15 @@ from experiments.common.files import user_path
 from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training.restore import load_language_model
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; its data is not needed.")
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
-_PROMPT = cli.define_bytes("prompt", "", "What the samples go on from.")
-_BYTES = flags.DEFINE_integer("bytes", 500, "How many bytes to generate.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 1, "How many samples.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 likelier bytes; 0 always the likeliest.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from so many of the likeliest bytes alone.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest bytes that have this probability together.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the drawing.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run; its data is not needed.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
+_PROMPT = cli.define_bytes("prompt", "", "Text that every sample continues.")
+_BYTES = flags.DEFINE_integer("bytes", 500, "Number of bytes to generate per sample.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 1, "Number of samples to generate.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Sampling temperature; 0 always takes the likeliest byte.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Sample from the K likeliest bytes only.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the smallest set of bytes with at least this total probability.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     for sample in np.stack(samples, axis=1) if samples else ():
         print(f"{'-' * 80}\n{Terminal().text(prompt + sample.tobytes(), final=True)}")
     seconds = time.monotonic() - (first or 0)
-    rate = f", {batch * (count - 1) / seconds:,.0f} bytes a second" if count > 1 else ""
+    rate = f", {batch * (count - 1) / seconds:,.0f} bytes/s" if count > 1 else ""
     print(f"step {step}{rate}", file=sys.stderr)
 
 

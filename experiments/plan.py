@@ -1,4 +1,4 @@
-"""What a training step would need on other machines, from a program that is compiled and not run.
+"""Estimate what a training step needs on other machines, by compiling it without running it.
 
 python -m experiments.plan --config=FILE --devices=64 --config.mesh=fsdp=8,sequence=8 [--rate=0.25]
 """
@@ -12,9 +12,9 @@ from experiments.common.errors import UserError
 
 _CONFIG = cli.define_config()
 _DEVICES = flags.DEFINE_integer(
-    "devices", 8, "How many devices to simulate: at most 2048.", lower_bound=1, upper_bound=2048
+    "devices", 8, "Number of devices to simulate, at most 2048.", lower_bound=1, upper_bound=2048
 )
-_RATE = flags.DEFINE_float("rate", 0.5, "Share of active elements, for the FLOPs.", lower_bound=0.0, upper_bound=1.0)
+_RATE = flags.DEFINE_float("rate", 0.5, "Activation rate to count FLOPs at.", lower_bound=0.0, upper_bound=1.0)
 
 
 def main() -> None:
@@ -26,22 +26,22 @@ def main() -> None:
     from experiments.training.footprint import ACCELERATORS, make_plan
 
     if values.get("mesh") == "pmap":
-        raise UserError("config.mesh='pmap': a plan wants a mesh, for instance data")
+        raise UserError("config.mesh='pmap': a plan needs a mesh, for instance data")
     experiment = build(values)
     plan = make_plan(experiment, rate)
     console = terminal.console(width=120)
-    table = Table("of one device and step", title=f"{experiment.describe()}\n{experiment.partition.describe()}")
+    table = Table("per device and step", title=f"{experiment.describe()}\n{experiment.partition.describe()}")
     table.add_column("", justify="right")
-    table.add_row(f"parameters ({plan.parameters:,} in all)", _bytes(plan.parameter_bytes))
-    table.add_row("the optimiser's state", _bytes(plan.optimizer_bytes))
-    table.add_row("all else, as compiled for a CPU", _bytes(plan.temporary_bytes))
+    table.add_row(f"parameters ({plan.parameters:,} in total)", _bytes(plan.parameter_bytes))
+    table.add_row("optimiser state", _bytes(plan.optimizer_bytes))
+    table.add_row("everything else, as compiled for a CPU", _bytes(plan.temporary_bytes))
     for (axes, kind), sent in plan.wire.items():
         table.add_row(f"sent along {axes} by {kind}", _bytes(sent))
-    table.add_row(f"TFLOP of products at a rate of {rate:g}", f"{plan.flops / 1e12:,.3g}")
+    table.add_row(f"TFLOP in matrix products at an activation rate of {rate:g}", f"{plan.flops / 1e12:,.3g}")
     for name in ACCELERATORS:
         parts = plan.seconds(name)
         shares = ", ".join(f"{what} {1e3 * seconds:.3g}" for what, seconds in parts.items())
-        table.add_row(f"{name}, milliseconds no less than ({shares})", f"{1e3 * max(parts.values()):.3g}")
+        table.add_row(f"{name}, lower bound in milliseconds ({shares})", f"{1e3 * max(parts.values()):.3g}")
     console.print(table)
 
 

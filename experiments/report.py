@@ -1,6 +1,6 @@
 """Show where a trained run's attention goes:  python -m experiments.report --workdir=runs/x [--examples=128]
 
-Writes WORKDIR/report.html, or --out, one file that opens in any browser and loads nothing else.
+Writes WORKDIR/report.html, or --out: one self-contained file that opens in any browser.
 """
 
 from absl import flags
@@ -10,14 +10,14 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.reports.writer import write_report
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's work directory; nothing else is needed.")
-_STEP = flags.DEFINE_integer("step", None, "The checkpoint: the best one by default.", lower_bound=0)
-_SPLIT = flags.DEFINE_string("split", "test", "The split of the task to look at.")
-_EXAMPLES = flags.DEFINE_integer("examples", 128, "How many examples of the split to look at.", lower_bound=1)
-_ELEMENT = flags.DEFINE_integer("element", None, "The element of the first example whose decision is taken apart.")
-_OUT = flags.DEFINE_string("out", None, "The page to write, instead of report.html in the work directory.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to report on.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the task to report on.")
+_EXAMPLES = flags.DEFINE_integer("examples", 128, "Number of examples of the split to use.", lower_bound=1)
+_ELEMENT = flags.DEFINE_integer("element", None, "Element of the first example whose decision is explained.")
+_OUT = flags.DEFINE_string("out", None, "Path of the page; by default report.html in the work directory.")
 _AT = cli.define_hyper_input()
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is, if not where it was in training.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Data directory, if it has moved since training.")
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         cli.hyper_input(_AT),
         None if _OUT.value is None else user_path(_OUT.value, "--out"),
     )
-    print(f"written {path}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Run an experiment of many runs:  python -m experiments.study --study=rotation [--out=docs/hypernetworks/rotation]
+"""Run a study made of many runs:  python -m experiments.study --study=rotation [--out=docs/hypernetworks/rotation]
 
-rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual (continual.py). Writes
-OUT.json, again after every arm; `python -m experiments.pages.results` makes a page of it.
+Studies: rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual
+(continual.py). Rewrites OUT.json after every arm; `python -m experiments.pages.results` renders it as a page.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from experiments.common.files import user_path
 
 NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
 
-_STUDY = flags.DEFINE_enum("study", None, NAMES, "Which.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Path of the JSON file, without suffix; by default docs/hypernetworks/STUDY.")
-_SEEDS = flags.DEFINE_integer("seeds", None, "How many seeds, from 0; by default 5, and 3 of pareto.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", None, "Updates of a run, or of a task; not of pareto.", lower_bound=1)
-_ARMS = flags.DEFINE_list("arms", None, "Some of the arms of rotation or noise; all by default.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs of pareto are; finished ones are not trained again.")
+_STUDY = flags.DEFINE_enum("study", None, NAMES, "Study to run.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Path of the JSON file without suffix; by default docs/hypernetworks/STUDY.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds, from 0; by default 5, or 3 for pareto.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", None, "Training steps per run or per task; pareto ignores it.", lower_bound=1)
+_ARMS = flags.DEFINE_list("arms", None, "Arms of rotation or noise to run; by default all.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the runs of pareto; finished runs are reused.")
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def main() -> None:
     runtime.keep_memory()
     name = str(_STUDY.value)
     if name.startswith("pareto") and not _WORKDIR.value:
-        raise UserError(f"--workdir=DIR is missing: where the runs of {name} go")
+        raise UserError(f"--workdir=DIR is missing: the directory for the runs of {name}")
     if name.startswith("pareto"):
-        distributed.initialize()  # a SIGTERM saves; the others have no checkpoints, and it ends them
+        distributed.initialize()  # SIGTERM saves a checkpoint; the other studies have none and just end
     from experiments.common.files import refuse_unwritable, write_json
     from experiments.common.provenance import command, hardware, versions
     from experiments.studies import arms, continual, pareto
@@ -48,7 +48,7 @@ def main() -> None:
         continual.study(range(_SEEDS.value or 5), _STEPS.value or 500, save)
     else:
         arms.study(name, _ARMS.value, range(_SEEDS.value or 5), _STEPS.value or 800, save)
-    print(f"written {out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from experiments.common.files import user_path
 from experiments.training.claims import owned
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run found there is gone on with.")
-_INIT_FROM = flags.DEFINE_string("init_from", None, "Start from the parameters of this work directory or state dict.")
-_SEEDS = flags.DEFINE_integer("seeds", None, "Train and test from so many seeds, in WORKDIR/seed_N.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics; an existing run is resumed.")
+_INIT_FROM = flags.DEFINE_string("init_from", None, "Work directory or state dict to initialise parameters from.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds to train and test, in WORKDIR/seed_N.", lower_bound=1)
 
 
 def main() -> None:
@@ -32,11 +32,11 @@ def main() -> None:
     from experiments.training.loop import source_of, train
 
     if not _SEEDS.present:
-        init_from = source_of(workdir, _INIT_FROM.value)  # what is wrong with it is said before data are read
+        init_from = source_of(workdir, _INIT_FROM.value)  # reject a bad source before data are read
         train(build(values), workdir, init_from)
         return
     if _INIT_FROM.present:
-        raise UserError("--seeds trains from several initialisations: leave --init_from out")
+        raise UserError("--seeds trains from several random initialisations: remove --init_from")
 
     def show(summary: dict[str, Any]) -> None:
         selection_metric = summary["metrics"][summary["selection_metric"]]
@@ -45,10 +45,10 @@ def main() -> None:
         if jax.process_index() == 0:
             print(f"{summary['selection_metric']} {mean}{error} over seeds {summary['seeds']}", flush=True)
 
-    with owned(workdir):  # the summary; each seed's directory by its own training
+    with owned(workdir):  # for the summary; each training owns its seed's directory
         run_seeds(values, workdir, _SEEDS.value or 1, shown=show)
     if jax.process_index() == 0:
-        print(f"written to {workdir / SUMMARY_FILE}")
+        print(f"wrote {workdir / SUMMARY_FILE}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Dimension letters, in annotations, einsum strings and docstrings:
     W window       T packed rows    V vocabulary      Y classes            H heads             C EMA chunk
     K EMA kernel length             M hypernetwork conditioning width
 
-Booleans are named for what they select, and True means "use": `active` (B, L) marks the elements that a module is
-computed for, `valid` (B, L) the elements that are not padding. A packed array never shares a name with its full-length
+Boolean arrays are named for what they select, and True means "use": `active` (B, L) selects the elements that a module
+is computed for, `valid` (B, L) those that are not padding. A packed array never shares a name with its full-length
 form: `v` and `v_packed`.
 """
 

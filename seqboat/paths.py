@@ -1,4 +1,4 @@
-"""Names of the leaves of trees, as checkpoints, rules and patterns have them: keys joined by '/'."""
+"""Names of tree leaves, as used by checkpoints, rules and patterns: keys joined by '/'."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import jax
 
 
 class Path(str):
-    """The name of a leaf. `keys` are its parts as they were joined: one may contain '/' itself, as a key of Flax's
-    WeightNorm, "Dense_0/kernel/scale", does."""
+    """The name of a leaf. `keys` are its parts before joining: a key may itself contain '/', as in Flax's WeightNorm,
+    "Dense_0/kernel/scale"."""
 
     keys: tuple[str, ...]
 
@@ -26,23 +26,23 @@ def path_name(path: Any) -> Path:
 
 
 def path_keys(name: str) -> tuple[str, ...]:
-    """The keys of a name; of a plain string, what stands between '/'."""
+    """The keys of a name; a plain string is split at '/'."""
     return name.keys if isinstance(name, Path) else tuple(name.split("/"))
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by name, a `Path`. Raises ValueError for two of one name."""
+    """The leaves of a tree by name, a `Path`. Raises ValueError for duplicate names."""
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = path_name(path)
         if name in leaves:
-            raise ValueError(f"{name}: two leaves have this name, once with '/' as a part of a key; rename one")
+            raise ValueError(f"{name}: two leaves have this name, one with '/' inside a key; rename one")
         leaves[name] = leaf
     return leaves
 
 
 def unflatten(leaves: Any) -> dict[str, Any]:
-    """Leaves by name as nested dicts: `flatten` of trees of other containers too, which become dicts."""
+    """Nested dicts from leaves by name; other containers of a flattened tree become dicts."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = path_keys(name)

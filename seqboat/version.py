@@ -1,4 +1,4 @@
-"""The version, and the format of checkpoints and what this code does with older ones."""
+"""The version, the checkpoint format, and migrations of older checkpoints."""
 
 import math
 import re
@@ -7,8 +7,8 @@ from collections.abc import Callable
 __version__ = "0.1.0"
 
 CHECKPOINT_FORMAT = 2
-"""The number in every checkpoint. It goes up by one when older checkpoints need a change to be read by new code: a
-renamed config field, another layout of the state."""
+"""The number in every checkpoint, incremented when older checkpoints need a migration: for a renamed config field or
+another layout of the state."""
 
 # Format 2 gave these their standard names. Config fields by path:
 _RENAMED_FIELDS = {
@@ -36,7 +36,7 @@ def _to_format_2(meta: dict) -> dict:
 
 
 def _rename(group: dict, path: tuple[str, ...], new: str) -> dict:
-    """A nested dictionary with the field at `path` under another name, in its place."""
+    """A nested dictionary with the field at `path` renamed, in the same position."""
     first, rest = path[0], path[1:]
     if not rest:
         return {new if name == first else name: value for name, value in group.items()}
@@ -49,14 +49,15 @@ MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _to_format_2}
 
 
 def metric_today(name: str) -> str:
-    """Today's name of a metric that some checkpoint or file of metrics calls `name`."""
+    """The current name of a metric called `name` in a checkpoint or metrics file of any format."""
     return _RENAMED_METRICS.get(name, name)
 
 
 def migrate(meta: dict) -> dict:
-    """The meta dictionary of a checkpoint in today's format, by one migration after another.
+    """The meta dictionary of a checkpoint, migrated to the current format step by step.
 
-    Raises ValueError, in words that follow "the checkpoint", for one that is not ours, newer, or too old to be read.
+    Raises ValueError, with a message that continues "the checkpoint", for a checkpoint that was not written by seqboat,
+    is newer, or is too old.
     """
     number = meta.get("format_version")
     if meta.get("format") != "seqboat" or type(number) is not int:
@@ -71,7 +72,7 @@ def migrate(meta: dict) -> dict:
 
 
 def _without_infinity(meta: dict) -> dict:
-    """Clipping was once turned off by infinity, which no JSON file of a result can hold; it is None."""
+    """Clipping used to be disabled by infinity, which JSON cannot hold; now by None."""
     config = meta.get("config")
     optimizer = config.get("optimizer") if isinstance(config, dict) else None
     if not isinstance(optimizer, dict) or optimizer.get("clip_norm") != math.inf:

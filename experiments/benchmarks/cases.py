@@ -1,6 +1,6 @@
-"""The layers that are measured: those of the published recipes, at their own lengths.
+"""The benchmarked layers: those of the published recipes, at the recipes' lengths.
 
-`lm` keeps the whole kernel; `enwik8` is the same layer with the recipe's kernel of 2048 lags.
+`lm` uses the full kernel; `enwik8` is the same layer with the recipe's kernel of 2048 lags.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, and the batch it is measured on."""
+    """A layer and the batch it is timed on."""
 
     layer: LayerConfig
     batch: int
@@ -37,7 +37,7 @@ CASES = {
 
 
 def active_flops(case: Case) -> int:
-    """Of the products that one active element needs, forward and backward: nothing recomputed, no key out of reach."""
+    """FLOPs of the matrix products per active element, forward and backward, without recomputation or masked keys."""
     layer = case.layer
     keys = (layer.window_size or case.length) * (1 if layer.causal else 2) + 1
     projections = layer.features * (layer.key_size + 3 * layer.value_size)
@@ -61,13 +61,13 @@ def make_data(case: Case, seed: int = 0) -> Data:
 
 
 def init_layer(case: Case, seed: int = 0) -> Any:
-    """Variables of the case's layer, of learned activation."""
+    """Variables of the case's layer with learned activation."""
     short = jnp.zeros((1, 8, case.layer.features), case.layer.dtype)
     return jax.jit(SeqBoatLayer(case.layer).init)(jax.random.key(seed), short, jnp.ones((1, 8), bool))
 
 
 def router_bias(case: Case, variables: Any, data: Data, rate: float) -> float:
-    """What to add to the logit of activating so that this share of the batch's elements is active."""
+    """The bias on the activation logit at which this fraction of the batch's elements is active."""
     layer = SeqBoatLayer(replace(case.layer, activation="learned"))
 
     @jax.jit
@@ -79,8 +79,8 @@ def router_bias(case: Case, variables: Any, data: Data, rate: float) -> float:
 
 
 def threshold(u: np.ndarray, rate: float) -> float:
-    """The bias for router logits u (..., 2). It lies in the widest gap near that quantile of the margins, so that no
-    rounding moves an element over it."""
+    """The bias for router logits u (..., 2), in the widest gap near that quantile of the margins, so that rounding
+    flips no decision."""
     if rate in (0, 1):
         return 1e3 if rate else -1e3
     margins = np.sort((u[..., 1].astype(np.float64) - u[..., 0]).reshape(-1))
@@ -92,7 +92,7 @@ def threshold(u: np.ndarray, rate: float) -> float:
 
 
 def with_router_bias(variables: Any, bias: float | np.ndarray) -> Any:
-    """The variables, with that added to the logit of activating; an array has one for every layer of a stack."""
+    """The variables with `bias` added to the activation logit; an array gives one bias per layer of a stack."""
 
     def change(path, leaf):
         keys = tuple(key.key for key in path)

@@ -1,6 +1,6 @@
-"""Who is measured: our layer in its forms, the published PyTorch layer, a transformer layer of equal width.
+"""What is benchmarked: our layer in its forms, the published PyTorch layer, a transformer layer of equal width.
 
-Each becomes a `Runner`: forward and backward, with gradients of the parameters and of x.
+Each is wrapped as a `Runner`: a forward and backward pass, with gradients for the parameters and x.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Any] = {"sparse": "learned", "always active": "always", "
 
 @dataclass(frozen=True)
 class Runner:
-    """`run()` computes output and gradients once and returns when they are there; `results()` does so too, and gives
+    """`run()` computes output and gradients once and blocks until they are ready; `results()` also returns them, as
     (y, d parameters, d x)."""
 
     run: Callable[[], object]
@@ -39,7 +39,7 @@ class Runner:
 
 
 def jax_runner(apply: Callable[[Tree, Any], Any], variables: Tree, data: Data) -> Runner:
-    """Of a function (variables, x) -> y, compiled before it returns."""
+    """A runner of a function (variables, x) -> y, already compiled."""
 
     def loss(params, x):
         y = apply({**variables, "params": params}, x)
@@ -59,7 +59,7 @@ def jax_runner(apply: Callable[[Tree, Any], Any], variables: Tree, data: Data) -
 
 
 def ours(case: Case, variables: Tree, data: Data, form: str = "sparse") -> Runner:
-    """Our layer in one of the forms of ACTIVATIONS; `variables` are those of the sparse one."""
+    """Our layer in one of the forms of ACTIVATIONS; `variables` are those of the sparse form."""
     layer = SeqBoatLayer(replace(case.layer, activation=ACTIVATIONS[form]))
 
     def apply(variables, x):
@@ -85,14 +85,15 @@ class TransformerLayer(nn.Module):
 
 
 def transformer(case: Case, data: Data) -> Runner:
-    """The layer people would use instead; its scores are L x L."""
+    """The usual alternative: a transformer layer with L x L scores."""
     layer = TransformerLayer(case.layer.features, case.layer.causal)
     variables = jax.jit(layer.init)(jax.random.key(0), data.x[:1, :8])
     return jax_runner(layer.apply, variables, data)
 
 
 class Published:
-    """The published PyTorch layer, from its authors' standalone file, which the user names; it runs as a program."""
+    """The published PyTorch layer, imported from its authors' standalone file at the user's path; the file is
+    executed."""
 
     def __init__(self, path: Path):
         if not path.is_file():
@@ -103,7 +104,7 @@ class Published:
             raise UserError("--published needs PyTorch and einops: pip install torch einops") from error
         spec = importlib.util.spec_from_file_location("published", path)
         if spec is None or spec.loader is None:
-            raise UserError(f"--published: {path} is no Python file")
+            raise UserError(f"--published: {path} is not a Python file")
         self.torch = torch
         self.module = importlib.util.module_from_spec(spec)
         try:
@@ -134,16 +135,16 @@ class Published:
         )
 
     def variables(self, case: Case, layer: Any) -> Tree:
-        """Its parameters, as our layer's variables."""
+        """Its parameters converted to our layer's variables."""
         return jax.tree.map(jnp.array, convert_layer(self.state(layer), case.layer))
 
     def runner(self, case: Case, layer: Any, data: Data, bias: float) -> Runner:
-        """Of a layer; `bias` is added to the logit of activating."""
+        """A runner of a layer; `bias` is added to the activation logit."""
         convert = lambda state: convert_layer(state, case.layer)["params"]
         return self._runner(layer, data, convert, [(layer.hx_proj.bias, bias)])
 
     def ema(self, params: EMAParams, data: Data) -> Runner:
-        """Of the bidirectional average with these parameters."""
+        """A runner of the bidirectional EMA with these parameters."""
         width, states = data.x.shape[2], params.gamma.shape[1]
         module = self.module.MultiHeadEMA(width, ndim=states, bidirectional=True)
         with self.torch.no_grad():
@@ -154,7 +155,7 @@ class Published:
         return self._runner(module, data, convert, [])
 
     def stack(self, case: Case, depth: int, classes: int, seed: int = 0) -> Any:
-        """A freshly initialised model of that many layers of the case on numbers (B, L, 1)."""
+        """A freshly initialised model of `depth` layers of the case on numbers (B, L, 1)."""
         config = case.layer
         self.torch.manual_seed(seed)
         return self.module.SeqBoatModel(
@@ -181,8 +182,9 @@ class Published:
         return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
 
     def _runner(self, module, data: Data, convert, biases, time_first: bool = True) -> Runner:
-        """Of a module that wants time first and batch second, or the batch first; `biases` are pairs of a bias of two
-        logits and what is added to the second of them while it runs. `convert` makes a state dict our parameters."""
+        """A runner of a module that takes time-major or batch-major inputs. `biases` are pairs of a bias over two
+        logits and the amount added to its second entry during the run. `convert` maps a state dict to our
+        parameters."""
         torch = self.torch
         last: dict[str, Any] = {}
         turn = (lambda a: a.swapaxes(0, 1)) if time_first else (lambda a: a)
@@ -216,7 +218,7 @@ class Published:
 
 
 class Stack:
-    """A classifier of `depth` layers of a case on numbers, ours and, where it is given, the published one."""
+    """A classifier of `depth` layers of a case on numbers: ours and, if given, the published one."""
 
     CLASSES = 10
 
@@ -237,7 +239,7 @@ class Stack:
             self.variables = init(jax.random.key(0), self.data.x[:1, :8], jnp.full(1, 8))
 
     def router_biases(self, rate: float) -> np.ndarray:
-        """One for each layer; a layer's depends on those before it."""
+        """One bias per layer; each depends on the biases of the previous layers."""
         biases = np.zeros(self.depth)
 
         @jax.jit
@@ -263,8 +265,8 @@ class Stack:
 
 
 def disagreement(found: tuple[Any, Tree, Any], expected: tuple[Any, Tree, Any]) -> float:
-    """The largest relative RMS difference of the output, of all parameters' gradients together, and of x's."""
+    """The largest relative RMS difference among the output, all parameter gradients together, and the gradient of x."""
     flat = lambda tree: np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)])
     pairs = [(flat(a), flat(b)) for a, b in zip(found, expected, strict=True)]
-    # np.max, because the built-in one drops a NaN that is not first.
+    # np.max, because the built-in max ignores a NaN that is not first.
     return float(np.max([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]))

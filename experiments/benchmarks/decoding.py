@@ -1,4 +1,4 @@
-"""Steps of decoding: our language models, and a transformer of equal width that keeps all keys and values."""
+"""Decoding steps of our language models, and of a transformer of equal width with a full key-value cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,23 +17,23 @@ from experiments.training.models import build_model
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
 
-# Positions of a stream, and how many streams are decoded together.
+# Positions in a stream, and numbers of streams decoded together.
 EARLY, LATE, MANY = 1000, 1_000_000, 16
-# A call is so many steps, so that its time is a mean over elements that activate more and fewer layers; of several
-# streams it is a mean already.
+# Steps per call, so that its time averages over elements that activate more and fewer layers; with several streams one
+# step averages already.
 STEPS, FEWER_STEPS = 32, 8
-# Elements of a stream between two looks at the process's memory.
+# Elements decoded between two measurements of the process's memory.
 STREAMED = 20_000
-# Rows of a transformer's cache, and steps of a call.
+# Rows of a transformer's cache: steps per call.
 LENGTHS = {16: 32, 64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
-# What a router's biases are chosen on.
+# Length of the random sequence on which the router's biases are chosen.
 SAMPLE = 512
-# Of more bytes of cache as many layers are timed as fit; a step also copies each to another order.
+# Bytes of cache; beyond it only the layers that fit are timed. A step also makes a transposed copy of each.
 LARGEST_CACHE = 3.5e9
 
 
 def models() -> dict[str, LanguageModel]:
-    """The enwik8 models whose kernels are whole."""
+    """The enwik8 models with full kernels."""
     configs = {"tiny": enwik8.get_config("credit_router,tiny"), "full": enwik8.get_config("credit_router")}
     return {name: build_model(config.model.to_dict(), corpus.Config("enwik8")) for name, config in configs.items()}  # type: ignore[misc]
 
@@ -43,7 +43,7 @@ def steps_of(batch: int) -> int:
 
 
 class Decoder:
-    """A model with initial parameters and a router's biases, one a layer; decoders that share `step` compile once."""
+    """A model with initial parameters and router biases, one per layer; decoders that share `step` compile once."""
 
     def __init__(self, model: LanguageModel, variables: Any = None, step: Any = None):
         self.model, one = model, jnp.ones(1, jnp.int32)
@@ -51,7 +51,7 @@ class Decoder:
         self.step = step or make_step(model, Sampling())
 
     def at_rate(self, rate: float) -> "Decoder":
-        """Of random symbols so many are active in every layer; a layer's bias depends on those before it."""
+        """A decoder with this activation rate in every layer on random symbols; biases are set layer by layer."""
         symbols, biases = _symbols(1, SAMPLE).T, np.zeros(self.model.config.encoder.layers)
 
         @jax.jit
@@ -64,13 +64,14 @@ class Decoder:
         return Decoder(self.model, with_router_bias(self.variables, biases), self.step)
 
     def read(self) -> Callable[[], object]:
-        """The sum of all parameters, as often as a call decodes."""
+        """Reads and sums all parameters, once per decoding step of a call."""
         total = jax.jit(lambda leaves: sum(leaf.sum() for leaf in leaves))
         leaves = jax.tree.leaves(jax.jit(separate)(self.variables))
         return lambda: [total(leaves).block_until_ready() for _ in range(STEPS)]
 
     def runner(self, batch: int, position: int) -> Callable[[], object]:
-        """`steps_of` random symbols for each of so many streams, whose memories are full, at this position."""
+        """A runner that decodes `steps_of` random symbols of `streams` streams with full memories, from this
+        position."""
         symbols, variables = _symbols(batch, steps_of(batch)), jax.jit(separate)(self.variables)
         full = lambda memory: memory._replace(now=memory.now + position, pushed=memory.pushed + memory.slots)
         held = tuple(
@@ -87,7 +88,7 @@ class Decoder:
         return run
 
     def grown(self) -> int | None:
-        """Bytes by which the process grew over `STREAMED` elements of one stream, after the first `EARLY`."""
+        """Growth of the process in bytes over `STREAMED` elements of one stream, after the first `EARLY`."""
         variables, state, last = jax.jit(separate)(self.variables), self.model.initial_state(1), _symbols(1, 1)[0]
         before = None
         for number in range(EARLY + STREAMED):
@@ -99,24 +100,24 @@ class Decoder:
         return None if before is None or after is None else after - before
 
     def state_bytes(self) -> int:
-        """Of what is kept of one stream."""
+        """Bytes of the state of one stream."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.model.initial_state(1)))
 
 
 def cache_bytes(model: LanguageModel, length: int) -> int:
-    """Of the keys and values of all layers."""
+    """Bytes of the keys and values of all layers."""
     return 2 * 4 * length * model.config.encoder.layers * model.config.encoder.layer.features
 
 
 def layers_timed(model: LanguageModel, length: int) -> int:
-    """All layers, or as many as have no more than `LARGEST_CACHE` bytes of keys and values."""
+    """All layers, or as many as fit in `LARGEST_CACHE` bytes of keys and values."""
     depth = model.config.encoder.layers
     return max(1, min(depth, int(LARGEST_CACHE * depth / cache_bytes(model, length))))
 
 
 def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
-    """Several times an element through `layers_timed` layers of as many channels, each attending to a cache of `length`
-    rows, which is not written to."""
+    """A runner that decodes several elements through `layers_timed` layers of equal width, each attending to a cache of
+    `length` rows that is not written to."""
     width, depth = model.config.encoder.layer.features, layers_timed(model, length)
     layer = CachedTransformerLayer(width)
     shape = (1, length, *layer.heads())
@@ -136,13 +137,13 @@ def transformer(model: LanguageModel, length: int) -> Callable[[], object]:
 
 
 class CachedTransformerLayer(nn.Module):
-    """`contenders.TransformerLayer` for one new element and the keys and values of those before it."""
+    """`contenders.TransformerLayer` for one new element, given the keys and values of the previous ones."""
 
     features: int
 
     @nn.nowrap
     def heads(self) -> tuple[int, int]:
-        """As many as have 64 channels or more and share the width."""
+        """The most heads of at least 64 channels that divide the width."""
         count = max(n for n in range(1, max(2, self.features // 64 + 1)) if self.features % n == 0)
         return count, self.features // count
 
@@ -150,12 +151,12 @@ class CachedTransformerLayer(nn.Module):
     def __call__(self, x, keys, values):
         normed = nn.LayerNorm()(x)
         q, k, v = (nn.Dense(self.features)(normed).reshape(*x.shape[:2], *self.heads()) for _ in range(3))
-        # Its own key and value stand for the last of the cache, so that both are computed and nothing is copied.
+        # Its own key and value are used in place of the cache's last, so that both are computed and nothing is copied.
         attended = jax.nn.dot_product_attention(q, keys, values) + 0 * (k + v)
         x = x + nn.Dense(self.features)(attended.reshape(x.shape))
         return x + nn.Dense(self.features)(nn.gelu(nn.Dense(4 * self.features)(nn.LayerNorm()(x))))
 
 
 def _symbols(batch: int, count: int) -> jax.Array:
-    """(count, batch) bytes at random."""
+    """Random bytes (count, batch)."""
     return jnp.asarray(np.random.default_rng(1).integers(1, 257, (count, batch)), jnp.int32)

@@ -1,4 +1,4 @@
-"""Does reading keep ahead of the model?  python -m experiments.benchmarks.loader --config=configs/lra/image.py
+"""Does data loading keep up with the model?  python -m experiments.benchmarks.loader --config=configs/lra/image.py
 
 Times the loader alone and the training step alone on the same batches, and prints examples per second of each.
 """
@@ -12,7 +12,7 @@ from experiments.common import cli, runtime
 from experiments.training.experiment import build
 
 _CONFIG = cli.define_config()
-_BATCHES = flags.DEFINE_integer("batches", 20, "How many batches to time.", lower_bound=1)
+_BATCHES = flags.DEFINE_integer("batches", 20, "Number of batches to time.", lower_bound=1)
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     runtime.use_compilation_cache()
     count, size = _BATCHES.value or 1, experiment.config.train.batch_size
     batches = experiment.task.train_batches(0)
-    next(batches)  # the readers' start
+    next(batches)  # starts the readers
     began = time.monotonic()
     kept = [next(batches) for _ in range(count)]
     reading = count * size / (time.monotonic() - began)

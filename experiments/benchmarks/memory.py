@@ -1,6 +1,6 @@
-"""Peak memory of one contender, in a process of its own, so that a peak belongs to it alone.
+"""Peak memory of one contender, measured in its own process.
 
-Freed memory is not kept here: what is left of the preparation would hide what a step needs.
+Freed memory is not kept here: left-overs of the setup would hide what a step needs.
 
 python -m experiments.benchmarks.memory CASE CONTENDER RATE [PUBLISHED]
 """
@@ -18,7 +18,7 @@ PROCESS = Path("/proc/self")
 
 
 def main(name: str, contender: str, rate: str, published: str | None = None) -> None:
-    """Print by how many bytes the process grew at most while it computed gradients twice."""
+    """Print the peak growth of the process in bytes while it computes gradients twice."""
     case = cases.CASES[name]
     data, theirs = cases.make_data(case), contenders.Published(Path(published)) if published else None
     layer = theirs.layer(case) if theirs else None
@@ -31,7 +31,7 @@ def main(name: str, contender: str, rate: str, published: str | None = None) -> 
         runner = contenders.transformer(case, data)
     else:
         runner = contenders.ours(case, cases.with_router_bias(variables, bias), data, contender)
-    PROCESS.joinpath("clear_refs").write_text("5")  # forget the peak so far
+    PROCESS.joinpath("clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     runner.run()
     runner.run()
@@ -39,7 +39,7 @@ def main(name: str, contender: str, rate: str, published: str | None = None) -> 
 
 
 def measure(name: str, contender: str, rate: float, published: Path | None) -> int:
-    """`main` in another process. Raises UserError with its last words if it fails."""
+    """`main` in another process. Raises UserError with its last line of output if it fails."""
     if not PROCESS.is_dir():
         raise UserError("--suite=memory reads /proc, which only Linux has")
     command = [sys.executable, "-m", "experiments.benchmarks.memory", name, contender, str(rate)]
@@ -51,12 +51,12 @@ def measure(name: str, contender: str, rate: float, published: Path | None) -> i
 
 
 def resident() -> int | None:
-    """Bytes of memory that the process holds now; None where the system has no /proc."""
+    """Resident memory of the process in bytes; None on systems without /proc."""
     return _status("VmRSS") if PROCESS.is_dir() else None
 
 
 def _status(field: str) -> int:
-    """A size from the process's own status, in bytes."""
+    """A size from /proc/self/status, in bytes."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", PROCESS.joinpath("status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""A benchmark's rows as text, as a JSON file that names everything they depend on, and as a picture."""
+"""Benchmark rows as text, as a JSON file with full provenance, and as a figure."""
 
 import importlib.metadata
 import re
@@ -32,7 +32,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:
-    """OUT.json, and OUT.png if there is something to draw."""
+    """Writes OUT.json, and OUT.png if there is anything to plot."""
     out.parent.mkdir(parents=True, exist_ok=True)
     typed = re.sub(r"(--published=)\S*/", r"\1", command())
     found = {"suite": suite, "command": typed, "hardware": hardware(), "keep_memory": keep_memory}
@@ -46,7 +46,7 @@ def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Milliseconds against the activation rate, one panel a case; what has no rate is a level line."""
+    """Milliseconds over the activation rate, one panel per case; contenders without a rate are horizontal lines."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What is measured: each suite yields rows of plain values, which the program prints and stores."""
+"""Benchmark suites: each yields rows of plain values, which the program prints and stores."""
 
 import functools
 import time
@@ -20,7 +20,7 @@ from seqboat.models.encoder import EncoderConfig
 from seqboat.ops import ema
 
 Row = dict[str, Any]
-# Two implementations whose results differ by more than this, relative RMS, are not compared.
+# Largest relative RMS difference between two implementations whose times may be compared.
 AGREEMENT = 1e-4
 LENGTHS = (4096, 8192, 16_384, 32_768, 65_536)
 EMA_LENGTHS = (4096, 16_384, 65_536)
@@ -28,8 +28,8 @@ EMA_LENGTHS = (4096, 16_384, 65_536)
 
 @dataclass(frozen=True)
 class Settings:
-    """Which cases and rates; how many rounds and seconds each comparison is given; the published file; whether a
-    transformer layer runs too."""
+    """Cases and rates; minimum rounds and seconds per comparison; the published file; whether to time a transformer
+    layer."""
 
     cases: tuple[str, ...]
     rates: tuple[float, ...]
@@ -42,7 +42,7 @@ class Settings:
         return contenders.Published(self.published) if self.published else None
 
     def race(self, runners: dict[str, Callable[[], object]]) -> dict[str, Row]:
-        """Milliseconds of each, all in turn."""
+        """Median milliseconds of each runner, timed in turn."""
         found = interleave(runners, rounds=self.rounds, seconds=self.seconds)
         return {
             name: {"median_ms": 1e3 * times.median, "best_ms": 1e3 * times.best, "rounds": len(times.seconds)}
@@ -51,15 +51,17 @@ class Settings:
 
 
 def agree(what: str, ours: contenders.Runner, published: contenders.Runner) -> float:
-    """How far the results are apart (`contenders.disagreement`). Raises UserError if they are not the same."""
+    """The difference of the results (`contenders.disagreement`). Raises UserError above AGREEMENT."""
     difference = contenders.disagreement(ours.results(), published.results())
-    if not difference <= AGREEMENT:  # NaN is no agreement
-        raise UserError(f"{what}: our results and the published file's differ by {difference:.1e}, so no comparison")
+    if not difference <= AGREEMENT:  # also true for NaN
+        raise UserError(
+            f"{what}: our results and the published file's differ by {difference:.1e}, so they are not compared"
+        )
     return difference
 
 
 def layers(settings: Settings) -> Iterator[Row]:
-    """One layer, forward and backward, at given activation rates; our results agree with the published ones first."""
+    """One layer, forward and backward, at given activation rates, after checking our results against the published."""
     theirs = settings.theirs()
     for name in settings.cases:
         case = CASES[name]
@@ -92,7 +94,7 @@ def layers(settings: Settings) -> Iterator[Row]:
 
 
 def peak_memory(settings: Settings) -> Iterator[Row]:
-    """How much each contender's process grows, one process each."""
+    """Peak memory growth of each contender, each in its own process."""
     for name in settings.cases:
         for rate in settings.rates:
             for who in ("sparse", *(["published"] if settings.published else [])):
@@ -101,8 +103,8 @@ def peak_memory(settings: Settings) -> Iterator[Row]:
 
 
 def sparsity(settings: Settings) -> Iterator[Row]:
-    """Eleven rates: the least-squares line t0 + s n, how far from it, rate 0 against no attention, and the share of the
-    machine's matrix-product peak at which the active part runs."""
+    """Eleven rates: the least-squares fit t0 + s n, its residual, rate 0 against no attention, and the fraction of the
+    machine's matrix-product peak that the active part reaches."""
     for name in settings.cases:
         case = CASES[name]
         data, variables = cases.make_data(case), cases.init_layer(case)
@@ -130,7 +132,7 @@ def sparsity(settings: Settings) -> Iterator[Row]:
 
 
 def ema_alone(settings: Settings) -> Iterator[Row]:
-    """The bidirectional average of whole kernels: D 64, B 2, N 16, forward and backward."""
+    """The bidirectional EMA with full kernels: D 64, B 2, N 16, forward and backward."""
     theirs = settings.theirs()
     rng, width, states = np.random.default_rng(0), 64, 16
 
@@ -163,7 +165,7 @@ def ema_alone(settings: Settings) -> Iterator[Row]:
 
 
 def lengths(settings: Settings) -> Iterator[Row]:
-    """One layer as long as LENGTHS, beside a copy of as many bytes: growth over the shortest, as ratios."""
+    """One layer at each of LENGTHS, and a copy of as many bytes: times relative to the shortest length."""
     for name in settings.cases:
         runners = {}
         for length in LENGTHS:
@@ -182,8 +184,8 @@ def lengths(settings: Settings) -> Iterator[Row]:
 
 
 def model(settings: Settings) -> Iterator[Row]:
-    """A classifier of four layers of the text case, on numbers (B, L, 1), every layer at the rate; kernels are whole,
-    as the published model's are."""
+    """A classifier of four layers of the text case on numbers (B, L, 1), with every layer at the given rate and full
+    kernels, as in the published model."""
     theirs = settings.theirs()
     case = replace(CASES["text"], layer=replace(CASES["text"].layer, ssm_truncation=None))
     stack = contenders.Stack(case, 4, theirs)
@@ -202,7 +204,7 @@ def model(settings: Settings) -> Iterator[Row]:
 
 
 def compilation(settings: Settings) -> Iterator[Row]:
-    """Seconds to compile the gradient of a classifier of 4 and of 12 layers; the program has no compilation cache."""
+    """Seconds to compile the gradient of classifiers of 4 and 12 layers, without a compilation cache."""
     for name in settings.cases:
         case = CASES[name]
         if case.layer.causal:
@@ -226,17 +228,17 @@ def _loss(model: Any, variables: Any, inputs: jax.Array, lengths: jax.Array, par
 
 
 def decode(settings: Settings) -> Iterator[Row]:
-    """A generated element of the enwik8 models, tiny and full, at each rate: early and late in a stream, several
-    streams at once; beside one reading of all parameters, and a transformer that attends to a cache of so many rows.
+    """Time per generated element of the enwik8 models, tiny and full, at each rate: early and late in a stream, and
+    with several streams at once; against one read of all parameters, and a transformer with a cache of N rows.
 
-    `crossing` says from how many rows of cache on a step of ours is the shorter, between the lengths measured;
-    `over_ours` is the transformer's time over ours at the highest rate.
+    `crossing` is the cache size above which our step is faster, interpolated between measured lengths; `over_ours` is
+    the transformer's time over ours at the highest rate.
     """
     early, late, many = (1, decoding.EARLY), (1, decoding.LATE), (decoding.MANY, decoding.LATE)
     for name, model in decoding.models().items():
         decoder = decoding.Decoder(model)
         biased = {rate: decoder.at_rate(rate) for rate in settings.rates}
-        grown = biased[min(settings.rates)].grown()  # before others leave memory that is free
+        grown = biased[min(settings.rates)].grown()  # first, while there is no freed memory to reuse
         caches = {length: _cached(settings, model, length) for length in decoding.LENGTHS}
         runners: dict[Any, Callable[[], object]] = {
             (rate, *stream): found.runner(*stream) for rate, found in biased.items() for stream in (early, late, many)
@@ -276,10 +278,10 @@ def decode(settings: Settings) -> Iterator[Row]:
 
 
 def _cached(settings: Settings, model: Any, length: int) -> float:
-    """Milliseconds of the transformer, alone and first, since a cache takes the memory; of the whole depth, from the
-    layers that fit."""
+    """Milliseconds of the transformer at full depth, extrapolated from the layers that fit. Runs alone and first, since
+    its cache takes most of the memory."""
     steps = decoding.LENGTHS[length]
-    few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest is a minute
+    few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest takes a minute
     found = few.race({"cache": decoding.transformer(model, length)})["cache"]["median_ms"] / steps
     return found * model.config.encoder.layers / decoding.layers_timed(model, length)
 
@@ -313,7 +315,7 @@ def _run(program: Callable[..., Any], *arguments: Any) -> object:
 
 
 def _product() -> Callable[[], object]:
-    """A square matrix product: what this machine can do at best."""
+    """A square matrix product: the machine's peak."""
     a = jnp.ones((_SIZE, _SIZE))
     program = jax.jit(lambda a: a @ a).lower(a).compile()
     return functools.partial(_run, program, a)

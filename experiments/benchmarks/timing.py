@@ -1,4 +1,4 @@
-"""Times of several functions in turn, so that a noisy machine is as noisy for each of them."""
+"""Timing of several functions in turn, so that noise of the machine affects all of them alike."""
 
 import random
 import statistics
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every call, in the order in which they were made."""
+    """Seconds of every call, in call order."""
 
     seconds: tuple[float, ...]
 
@@ -23,9 +23,10 @@ class Times:
 
 
 def interleave(functions: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float) -> dict[str, Times]:
-    """Call every function once a round, each round in another order, until `rounds` rounds and `seconds` have passed.
+    """Call every function once per round, in a new order each round, for at least `rounds` rounds and `seconds`
+    seconds.
 
-    A function returns when its work is done. Each is called once before, untimed.
+    Functions must block until their work is done. Each is called once before, untimed.
     """
     for function in functions.values():
         function()

@@ -1,1 +1,1 @@
-"""What every program needs: flags in, one-line errors out, files, processes."""
+"""Shared by all programs: flags, one-line errors, files, processes."""

@@ -1,4 +1,4 @@
-"""What every program does around its own work: flags in, one-line errors out."""
+"""The command line of every program: flags in, one-line errors out."""
 
 import ast
 import logging
@@ -20,27 +20,27 @@ from ml_collections import ConfigDict, config_flags
 from experiments.common import terminal
 from experiments.common.errors import Stopped, UserError
 
-# What a flag's whole number may be at most: seeds take as much.
-LARGEST = 2**32 - 1
-# Of an error's line, in characters.
-LONGEST = 1000
-# Flags that are defined here belong to the program that asks for them, whose --help shows them.
+# The largest integer of a flag: that of a seed.
+MAX_INTEGER = 2**32 - 1
+# Characters in the line of an error.
+MAX_LINE = 1000
+# Flags defined here count as those of the program that defines them, so that its --help shows them.
 flags.disclaim_key_flags()
 _HELP = ("help", "helpfull", "helpshort", "helpxml", "?")
 
 
 def run(main: Callable[[], None], *, output_is_needed: bool = False) -> None:
-    """Parse the flags and call `main`; print an error made by the user in one line and exit with 2.
+    """Parse the flags and call `main`; print a user error in one line and exit with 2.
 
-    The status tells of a program's files: if standard output is lost it goes on, unless `output_is_needed` because its
-    output is all that it makes (`terminal.Output`).
+    The exit status reports on the files written: a program continues if standard output is closed, unless
+    `output_is_needed` because its output is all it produces (`terminal.Output`).
     """
     absl_logging.set_verbosity(absl_logging.WARNING)
-    absl_logging.use_absl_handler()  # which looks for handlers of standard error as it was
+    absl_logging.use_absl_handler()  # before standard error is wrapped: it searches for handlers of the original
     terminal.guard(output_is_needed)
     absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    # A save that fails on a full disk is one line of ours; what jax, asyncio and tensorstore add to it is noise.
+    # A save that fails on a full disk is reported by our own line; what jax, asyncio and tensorstore add is noise.
     warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -52,12 +52,12 @@ def run(main: Callable[[], None], *, output_is_needed: bool = False) -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
     finally:
-        with suppress(UserError, SystemExit):  # or Python does, and calls it an error of its own
+        with suppress(UserError, SystemExit):  # otherwise Python flushes, and reports a failure as an exception
             sys.stdout.flush()
 
 
 def _unraisable(event: Any) -> None:
-    """Drops what tensorstore reports of a failed save to an event loop that is gone."""
+    """Drops tensorstore's reports of a failed save to a closed event loop."""
     if str(event.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(event)
 
@@ -78,7 +78,7 @@ def _call(main: Callable[[], None]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise
-        _fail(f"not enough memory for so large a batch, sequence or model: {str(error).splitlines()[0]}")
+        _fail(f"not enough memory for this batch, sequence or model size: {str(error).splitlines()[0]}")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
 
@@ -89,9 +89,9 @@ def _parse(argv: list[str]) -> list[str]:
         _read_none_for_tuples()
     except SystemExit as ended:
         if any(word.lstrip("-").partition("=")[0] in _HELP for word in argv[1:] if word.startswith("-")):
-            sys.exit(0)  # absl calls help a failure
+            sys.exit(0)  # absl exits with 1 after help
         raise UserError(f"the config file ended the program, with status {ended.code!r}") from ended
-    except Exception as error:  # a config file is a program, and runs here
+    except Exception as error:  # a config file is a program that runs here
         raise UserError(_one_line(error)) from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
@@ -101,7 +101,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _check_flag(name: str, value: Any) -> None:
-    """Raises UserError for what no flag can mean: the config's own are looked at field by field (`config.py`)."""
+    """Raises UserError for values that no flag accepts; those of the config are checked field by field
+    (`config.py`)."""
     if isinstance(value, list | tuple):
         for item in value:
             _check_flag(name, item)
@@ -114,15 +115,15 @@ def _check_flag(name: str, value: Any) -> None:
         return
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{name}={value}: must be a finite number")
-    elif isinstance(value, int) and abs(value) > LARGEST:
-        raise UserError(f"--{name}={value}: must be at most {LARGEST}")
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise UserError(f"--{name}={value}: must be at most {MAX_INTEGER}")
 
 
 class _OrNone(flags.ArgumentParser):
-    """Reads None besides what `parser` reads.
+    """Parses None besides what `parser` parses.
 
-    What is no text is the config file's own value, or the method of a ConfigDict that has the field's name, which
-    ml_collections takes for its value; it goes through, as it is only shown in the flag's help.
+    Anything but a string is the config file's own value, or a method of ConfigDict with the field's name, which
+    ml_collections mistakes for its value. It passes through, since it is shown only in the flag's help.
     """
 
     def __init__(self, parser: flags.ArgumentParser):
@@ -141,7 +142,9 @@ class _Group(flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         value = ast.literal_eval(argument)
         if not isinstance(value, dict):
-            raise ValueError("expected a group of fields, as {'steps': 100}; or give one, as --config.GROUP.FIELD=100")
+            raise ValueError(
+                "expected a group of fields such as {'steps': 100}; or set one field by --config.GROUP.FIELD=100"
+            )
         return ConfigDict(value)
 
     def flag_type(self) -> str:
@@ -149,16 +152,16 @@ class _Group(flags.ArgumentParser):
 
 
 def define_config() -> flags.FlagHolder:
-    """--config=FILE and the overrides --config.GROUP.FIELD=value, of which the last holds."""
+    """Defines --config=FILE and the overrides --config.GROUP.FIELD=value, of which the last wins."""
     parsers = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser, str: flags.ArgumentParser}
     for kind, parser in {**parsers, ConfigDict: _Group}.items():
         config_flags.register_flag_parser_for_type(kind, _OrNone(parser()))
-    text = "The experiment: a file of configs/, or file.py:variant."
+    text = "Experiment to run: a file of configs/, or file.py:variant."
     return config_flags.DEFINE_config_file("config", None, text, flag_values=flags.FLAGS)
 
 
 def _read_none_for_tuples() -> None:
-    """The words of a tuple's flag are collected: after a None they begin anew, and a last None is all that is left."""
+    """Repeated flags of a tuple accumulate; None clears what came before it, and a final None gives None."""
     if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
         return
     given = flags.FLAGS["config"].override_values  # type: ignore[attr-defined]
@@ -176,12 +179,12 @@ def read_config(flag: flags.FlagHolder) -> dict[str, Any]:
         raise UserError(f"--{flag.name}=FILE is missing: for instance --{flag.name}=configs/quickstart.py")
     try:
         return flag.value.to_dict()
-    except Exception as error:  # ml_collections keeps the error of a file that is not there for the first access
+    except Exception as error:  # ml_collections raises for a missing file on first access
         raise UserError(f"--{flag.name}: {_one_line(error)}") from error
 
 
 class _Bytes(flags.ArgumentParser):
-    """A word as the bytes that it was typed as, in UTF-8 or not."""
+    """A flag whose value is the bytes as typed, valid UTF-8 or not."""
 
     def parse(self, argument: Any) -> bytes:
         return os.fsencode(argument)
@@ -196,12 +199,12 @@ def define_bytes(name: str, default: str, text: str) -> flags.FlagHolder:
 
 def define_hyper_input() -> flags.FlagHolder:
     return flags.DEFINE_list(
-        "at", None, "The hyper-input, where a hypernetwork generates the parameters: 0.5, or 0.1,0.7."
+        "at", None, "Hyper-input of a hypernetwork that generates the parameters: 0.5, or 0.1,0.7."
     )
 
 
 def hyper_input(flag: flags.FlagHolder) -> tuple[float, ...] | None:
-    """The numbers of --at."""
+    """The numbers given by --at."""
     if flag.value is None:
         return None
     try:
@@ -209,12 +212,12 @@ def hyper_input(flag: flags.FlagHolder) -> tuple[float, ...] | None:
     except ValueError:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
-        raise UserError(f"--at={','.join(flag.value)}: expected a finite number, or several with commas")
+        raise UserError(f"--at={','.join(flag.value)}: expected one or more finite numbers, separated by commas")
     return numbers
 
 
 def _one_line(error: BaseException) -> str:
-    """What went wrong, without the trace that a config file's own error carries."""
+    """The error message, without the traceback that a config file's own error carries."""
     while error.args and isinstance(error.args[0], BaseException):  # ml_collections wraps a KeyError
         error = error.args[0]
     if isinstance(error, SyntaxError):
@@ -236,6 +239,6 @@ def _fail(message: str) -> None:
 
 
 def one_line(message: str) -> str:
-    """A message as one line that can be read: what it quotes may have any length."""
+    """The message as one line of bounded length, since it may quote text of any length."""
     line = " ".join(message.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"

@@ -8,23 +8,23 @@ from absl import flags
 
 from experiments.common.errors import UserError
 
-_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for several processes.")
-_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for runs of several processes.")
+_COUNT = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
 
-# A process that is not heard of for so long is given up, and the others end with it.
+# Seconds without a heartbeat after which a process is considered dead and the others exit.
 HEARTBEAT_SECONDS = 100
 
-# With this scheduler XLA:CPU runs collectives of one device at once, one in a loop and another beside it. Each
-# blocks one of few threads, until no other device of the process has a thread left and all wait for each other for good
-# (docs/parallel.md). Only programs for CPUs look at it.
+# With this scheduler XLA:CPU may run two collectives of one device concurrently, such as one inside a loop and one
+# beside it. Each blocks a thread of a small pool, until no other device of the process gets a thread: a deadlock
+# (docs/parallel.md). The flag affects CPU programs only.
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 def initialize() -> None:
-    """Call `jax.distributed.initialize` always: with the flags' values, or a detected cluster, or this process alone.
+    """Always call `jax.distributed.initialize`: with the flags' values, a detected cluster, or this process alone.
 
-    With it orbax learns of a SIGTERM and the loop saves at that step and exits 0; without it the run would just end.
+    It lets orbax notice SIGTERM, so that the loop saves at that step and exits with 0 instead of dying.
     """
     given = {flag.name: flag.value for flag in (_ADDRESS, _COUNT, _PROCESS) if flag.value is not None}
     simulated = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
@@ -45,10 +45,10 @@ def initialize() -> None:
 
 
 def _initialize_given(given: dict) -> None:
-    """Raises UserError for flags that do not say where this process belongs, and for peers that are not found."""
+    """Raises UserError for incomplete or inconsistent flags, and if the coordinator cannot be reached."""
     missing = [f"--{flag.name}" for flag in (_ADDRESS, _COUNT, _PROCESS) if flag.name not in given]
     if missing:
-        raise UserError(f"{' and '.join(missing)} missing: several processes need all three of them")
+        raise UserError(f"{' and '.join(missing)} missing: runs of several processes need all three flags")
     count, process = given["num_processes"], given["process_id"]
     if process >= count:
         raise UserError(f"--process_id={process}: must be below --num_processes={count}")
@@ -62,7 +62,7 @@ def _initialize_given(given: dict) -> None:
 
 
 def _run_collectives_in_turn() -> None:
-    """XLA reads its flags when the backend starts, which is later. A user's own choice stays."""
+    """Sets the XLA flag, unless the user has set it; XLA reads its flags later, when the backend starts."""
     own = os.environ.get("XLA_FLAGS", "")
     if SCHEDULER not in own:
         os.environ["XLA_FLAGS"] = f"{own} {SCHEDULER}=false".lstrip()

@@ -1,13 +1,14 @@
-"""Ends of a program that are meant for the person at the terminal."""
+"""Exceptions that end a program with a message for the user."""
 
 
 class UserError(Exception):
-    """What was given, what was expected, what to do, in one line. Programs print it without a trace and exit with 2."""
+    """One line: what was given, what was expected, what to do. Programs print it without a traceback and exit with
+    2."""
 
 
 class Stopped(Exception):
-    """Several runs were asked to end before the last: which one stopped where, in one line. Programs print it on
-    standard output and exit with 0, as they do where a single run is asked to stop."""
+    """A series of runs was asked to stop early: one line says which run stopped where. Programs print it on standard
+    output and exit with 0, as they do when a single run is asked to stop."""
 
 
 def require(condition: bool, message: str) -> None:

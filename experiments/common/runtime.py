@@ -1,4 +1,4 @@
-"""The process: memory that is kept, compiled programs that are cached."""
+"""Settings of the process: memory retention and the compilation cache."""
 
 import ctypes
 import functools
@@ -15,15 +15,15 @@ from typing import Any
 import jax
 from absl import logging as absl_logging
 
-# Compilations shorter than this are not worth a file.
+# Seconds; faster compilations are not cached.
 SHORTEST_CACHED_COMPILATION = 0.5
 
 
 def keep_memory() -> None:
-    """Let the C library keep what a step frees for the next one, instead of giving it back page by page.
+    """Let the C library keep memory freed by a step for the next one, instead of returning it to the system.
 
-    On a CPU every step's buffers are else mapped anew, and the faults take up to a third of its time
-    (docs/performance.md). Costs nothing but that a program keeps its peak. Only glibc has these switches.
+    Otherwise every step on a CPU maps its buffers anew, and the page faults take up to a third of its time
+    (docs/performance.md). The only cost is that a program stays at its peak memory. glibc only.
     """
     try:
         library = ctypes.CDLL("libc.so.6")
@@ -36,21 +36,21 @@ def keep_memory() -> None:
 
 # glibc's malloc.h: name -> (number, value).
 _MALLOC = {
-    "M_ARENA_MAX": (-8, 1),  # one heap for all threads: the others' are too small for a buffer
-    "M_MMAP_MAX": (-4, 0),  # no buffer of its own mapping
+    "M_ARENA_MAX": (-8, 1),  # one heap for all threads: per-thread heaps are too small for a buffer
+    "M_MMAP_MAX": (-4, 0),  # no separate mapping for large buffers
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
     "M_TOP_PAD": (-2, 2**26),
 }
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in ~/.cache/seqboat, apart for every kind of processor. JAX_COMPILATION_CACHE_DIR wins.
+    """Cache compiled programs in ~/.cache/seqboat, separately per kind of processor. JAX_COMPILATION_CACHE_DIR wins.
 
-    Without a home nothing is kept. What cannot be read again, cut short by a kill or a full disk, is removed, and so
-    written anew.
+    Without a home directory there is no cache. Entries that cannot be read, truncated by a kill or a full disk, are
+    removed and so rewritten.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        with suppress(RuntimeError):  # no home
+        with suppress(RuntimeError):  # no home directory
             root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             jax.config.update("jax_compilation_cache_dir", str(root / "seqboat" / "compiled" / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED_COMPILATION)
@@ -62,7 +62,7 @@ _UNREADABLE = "Error reading persistent compilation cache entry"
 
 
 def _show_warning(show: Callable[..., None], message: Any, *rest: Any, **named: Any) -> None:
-    """jax warns of an entry that it cannot read, compiles, and leaves the entry as it is, for every later start."""
+    """Removes unreadable entries: jax warns about one, recompiles, and leaves it in place for every later start."""
     if not str(message).startswith(_UNREADABLE):
         show(message, *rest, **named)
         return
@@ -76,13 +76,13 @@ def _show_warning(show: Callable[..., None], message: Any, *rest: Any, **named: 
         _say_unreadable(entry.parent)
 
 
-@functools.cache  # once for all of them
+@functools.cache  # warn once, not per entry
 def _say_unreadable(directory: Path) -> None:
     absl_logging.warning("a compiled program in %s could not be read: compiling it again", directory)
 
 
 def _processor() -> str:
-    """A name for this kind of processor: code compiled for one may use instructions that another lacks."""
+    """A name for this kind of processor, since code compiled for one may use instructions that another lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Standard output and error: they outlive their listener, fit its encoding, and carry no command to a terminal."""
+"""Standard output and error that survive a closed reader, respect its encoding, and pass no control sequences."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str, but: str = "\n\t") -> str:
-    """The text with each character that a terminal obeys or hides, except those of `but`, as its escape: ``\\x1b``."""
+    """The text with every control or invisible character, except those in `but`, escaped as in ``\\x1b``."""
     if text.isprintable():
         return text
     return "".join(c if c in but or unicodedata.category(c) not in _ESCAPED else _escape(c) for c in text)
@@ -27,11 +27,11 @@ def _escape(character: str) -> str:
 
 
 class Output:
-    """A standard stream for text from anywhere: `printable`, and what its encoding lacks as an escape.
+    """A standard stream for untrusted text: made `printable`, with characters outside its encoding escaped.
 
-    Once it cannot be written, because its reader is gone or its disk is full, it is said on standard error and nothing
-    more is written. With `needed`, for a program whose work is its output: a closed pipe ends the program with status
-    0, as its reader has seen enough, and anything else raises UserError.
+    Once writing fails, because the reader is gone or the disk is full, it says so on standard error and discards the
+    rest. With `needed`, for a program whose product is its output, a closed pipe ends the program with status 0 and any
+    other failure raises UserError.
     """
 
     def __init__(self, stream: Any, name: str, needed: bool = False):
@@ -51,7 +51,7 @@ class Output:
 
     @property
     def rich_proxied_file(self) -> "_Styled":
-        """Where rich writes: its styles and cursor movements are our own, see `console`."""
+        """The stream for rich, whose escape sequences are trusted (see `console`)."""
         return _Styled(self)
 
     def _attempt(self, write: Any, *text: str) -> None:
@@ -61,7 +61,7 @@ class Output:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        """The rest goes nowhere, also what the stream still holds and what C libraries write."""
+        """Discards all further output, including what is buffered and what C libraries write."""
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -75,7 +75,7 @@ class Output:
 
 
 class _Styled:
-    """An `Output` that takes escape sequences."""
+    """An `Output` that passes escape sequences."""
 
     def __init__(self, output: Output):
         self._output = output
@@ -89,11 +89,11 @@ class _Styled:
 
 
 def guard(output_is_needed: bool) -> None:
-    """Puts an `Output` for each of the standard streams. One that the program was started without goes nowhere."""
+    """Replaces each standard stream by an `Output`. A stream that was closed at start discards its text."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # else the next file that is opened gets its number, and all that libraries print
+        except OSError:  # otherwise the next opened file gets its descriptor, and with it whatever libraries print
             os.open(os.devnull, os.O_RDWR)
     for stream, name, needed in (("stdout", "standard output", output_is_needed), ("stderr", "standard error", False)):
         current = getattr(sys, stream) or open(os.devnull, "w")  # noqa: SIM115
@@ -101,7 +101,7 @@ def guard(output_is_needed: bool) -> None:
 
 
 def console(**settings: Any) -> Console:
-    """A console on standard output that escapes what the texts in its tables and lines hold."""
+    """A rich console on standard output that escapes the text of its tables and lines."""
     made = Console(file=sys.stdout, **settings)
     made.push_render_hook(_Hook())
     return made

@@ -1,1 +1,1 @@
-"""Sources of data, generators, tfds builders and the loader."""
+"""Data sources, generators, tfds builders and the loader."""

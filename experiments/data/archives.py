@@ -1,4 +1,4 @@
-"""Files inside a directory, a tar or a zip, read in place: nothing is ever unpacked to disk."""
+"""Files inside a directory, a tar or a zip, read in place without unpacking to disk."""
 
 import contextlib
 import struct
@@ -17,11 +17,11 @@ from experiments.data.packed import damage_named, kind, most_bytes, peek, read_b
 
 
 def read_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and contents of the files of a directory, a tar or a zip whose name is wanted.
+    """Yields name and contents of the files of a directory, a tar or a zip whose names are `wanted`.
 
-    Names are relative, with slashes and no leading "./". They come in sorted order from a directory, and in the
-    archive's own order otherwise. Raises UserError naming the archive if it is damaged, if a name is there twice or is
-    not UTF-8, and if a file has more than `most_bytes` of the archive's size.
+    Names are relative, with slashes and no leading "./", in sorted order for a directory and in the archive's own order
+    otherwise. Raises UserError naming the archive if it is damaged, has a duplicate or non-UTF-8 name, or a file is
+    larger than `most_bytes` allows for the archive's size.
     """
     seen: set[str] = set()
     with damage_named(path):
@@ -29,7 +29,7 @@ def read_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
             if not wanted(name):
                 continue
             if name in seen:
-                raise UserError(f"{path} holds {name!r} twice: it is damaged or another one; download it again")
+                raise UserError(f"{path} holds {name!r} twice: it is damaged or a different archive; download it again")
             if name != name.encode(errors="replace").decode():
                 raise UserError(f"{path} holds a file whose name is not UTF-8: {name!r}")
             seen.add(name)
@@ -37,7 +37,7 @@ def read_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 
 
 def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Name of every file, and what reads it before the next is asked for."""
+    """Yields the name of every file and a function that reads it, valid until the next is yielded."""
     if path.is_dir():
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             yield file.relative_to(path).as_posix(), partial(_read, partial(open, file, "rb"), file, str(file))
@@ -53,7 +53,7 @@ def _read(open_member: Callable[[], Any], packed: Path, where: str) -> bytes:
 
 
 def _members(path: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-    """Name of every file of a zip or a tar, in its order, and what opens it before the next is asked for."""
+    """Yields the name of every file of a zip or a tar, in its order, and a function that opens it, as above."""
     file = stack.enter_context(path.open("rb"))
     if kind(peek(file)) == "zip":
         archive = stack.enter_context(zipfile.ZipFile(file))
@@ -62,15 +62,15 @@ def _members(path: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Cal
     stream = cast(IO[bytes], _Forward(unpacked(file, stack), most_bytes(path.stat().st_size)))
     tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))  # noqa: SIM115
     for member in tar:
-        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header: a gigabyte for a million files
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header: a gigabyte for a million files
         if member.isfile():
             yield member.name, partial(_open_member, tar, member)
 
 
 class _Forward:
-    """A stream as reading a tar needs it: forward, and never more than `most` bytes at once.
+    """A forward-only stream for tarfile that never reads more than `most` bytes at once.
 
-    A hostile header asks tarfile to read all of an endless stream, or to stand for ever where it was.
+    A hostile header can make tarfile read an endless stream to its end, or loop forever at one place.
     """
 
     def __init__(self, stream: IO[bytes], most: int):
@@ -90,9 +90,9 @@ class _Forward:
 
 @contextlib.contextmanager
 def open_file(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The one file with this base name: in a directory, tar or zip, or `path` itself, which may be packed by gzip.
+    """Opens the one file with this base name, in a directory, tar or zip, or `path` itself, which may be gzipped.
 
-    Raises UserError if there is none, and if the archive turns out to be damaged while the file is read.
+    Raises UserError if there is none, or if the archive proves to be damaged while the file is read.
     """
     with damage_named(path), contextlib.ExitStack() as stack:
         yield _find(path, name, stack)
@@ -108,22 +108,22 @@ def _find(path: Path, name: str, stack: contextlib.ExitStack) -> IO[bytes]:
         for member, open_member in _members(path, stack):
             if PurePosixPath(member).name == name:
                 return stack.enter_context(open_member())
-    raise UserError(f"{path} has no file {name}: it is incomplete or another one")
+    raise UserError(f"{path} has no file {name}: it is incomplete or a different archive")
 
 
 def _stream(path: Path, stack: contextlib.ExitStack) -> IO[bytes]:
     return unpacked(stack.enter_context(path.open("rb")), stack)
 
 
-# A WAVE_FORMAT_EXTENSIBLE header names its format by a GUID: two bytes, and these.
+# A WAVE_FORMAT_EXTENSIBLE header gives its format as a GUID: two bytes, then these.
 _EXTENSIBLE, _GUID = 0xFFFE, bytes.fromhex("000000001000800000aa00389b71")
 _PCM = 1
 
 
 def read_wav(where: str, contents: bytes, rate: int) -> Int16[np.ndarray, " L"]:
-    """The samples of a 16-bit mono WAV file of this rate in Hz. Raises UserError naming `where` for anything else.
+    """The samples of a 16-bit mono WAV file at this rate in Hz. Raises UserError naming `where` for anything else.
 
-    Read here and not by the standard library, whose idea of what a WAV file is depends on Python's version.
+    Not by the standard library's `wave`, which accepts different files in different Python versions.
     """
     try:
         chunks = dict(_chunks(contents))
@@ -148,7 +148,7 @@ def read_wav(where: str, contents: bytes, rate: int) -> Int16[np.ndarray, " L"]:
 
 
 def _chunks(contents: bytes) -> Iterator[tuple[bytes, tuple[int, bytes]]]:
-    """Name of every chunk of a RIFF file up to its data, the size that it claims, and as much of it as is there."""
+    """Yields name, claimed size and available bytes of every chunk of a RIFF file up to its data."""
     if contents[:4] != b"RIFF" or contents[8:12] != b"WAVE":
         raise ValueError("it does not begin with RIFF and WAVE")
     position, name = 12, b""

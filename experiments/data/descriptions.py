@@ -1,6 +1,6 @@
-"""The descriptions in a prepared data set, dataset_info.json and features.json: read once, and every field checked.
+"""Parsing and validation of a prepared data set's dataset_info.json and features.json.
 
-They may be cut short, edited by hand, or from a stranger. Whatever is wrong is one line with the file and its field.
+The files may be truncated, edited by hand, or untrusted. Every error is one line that names the file and the field.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from experiments.common.files import read_json
 INFO, FEATURES = "dataset_info.json", "features.json"
 MOST_BYTES = 2**26
 _CLASSES = "tensorflow_datasets."
-TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # tensorflow-datasets' own, where none is given
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # the default of tensorflow-datasets
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitDescription:
-    """The names of a split's files, how many examples each holds, and the bytes of all examples (None: not said)."""
+    """The names of a split's files, the number of examples in each, and the bytes of all examples (None: not given)."""
 
     files: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -31,16 +31,16 @@ class SplitDescription:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a directory says that it holds. `features` is each feature's own description, by name."""
+    """The declared contents of a directory. `features` maps names to feature descriptions."""
 
     splits: Mapping[str, SplitDescription]
     features: Mapping[str, Mapping[str, Any]]
 
 
 def read_description(directory: Path) -> Description:
-    """Raises UserError naming the file and the field that is missing, broken or of another kind."""
+    """Raises UserError naming the file and the field that is missing, malformed or of the wrong type."""
     info, features = (_read(directory, name) for name in (INFO, FEATURES))
-    file_format = info.get("fileFormat", "tfrecord")  # absent in what old versions of tensorflow-datasets wrote
+    file_format = info.get("fileFormat", "tfrecord")  # absent in files of old tensorflow-datasets versions
     if file_format != "array_record":
         raise UserError(
             f"{directory} holds {str(file_format)[:40]} files, which cannot be read by index; prepare it again on a "
@@ -53,7 +53,7 @@ def read_description(directory: Path) -> Description:
 
 
 def again(directory: Path) -> str:
-    """What to do about a damaged data set."""
+    """The remedy for a damaged data set."""
     return f"copy it again, or remove {directory} and prepare the data set again"
 
 
@@ -88,7 +88,7 @@ def _splits(info: dict[str, Any]) -> dict[str, SplitDescription]:
             raise _Broken(INFO, where, split, "an object")
         name = _word(INFO, f"{where}.name", split.get("name"))
         if name in found:
-            raise _Broken(INFO, f"{where}.name", name, "a name that no other split has")
+            raise _Broken(INFO, f"{where}.name", name, "a unique name")
         found[name] = _split(dataset, name, split, where)
     return found
 
@@ -115,7 +115,7 @@ def _file(template: Any, dataset: str, split: str, number: int, of: int, where: 
             raise ValueError
         file = template.format(**names)
     except (ValueError, TypeError) as error:
-        raise _Broken(INFO, f"{where}.filepathTemplate", template, f"a text like {TEMPLATE}") from error
+        raise _Broken(INFO, f"{where}.filepathTemplate", template, f"a string like {TEMPLATE}") from error
     if "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
         raise _Broken(INFO, f"{where}.filepathTemplate", template, "a file in this directory")
     return file
@@ -134,7 +134,7 @@ def _features(features: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _refuse_other_classes(features: dict[str, Any]) -> None:
-    """tensorflow-datasets imports the module of every class that is named: none but its own."""
+    """tensorflow-datasets imports the module of every named class, so only its own are allowed."""
     rest: list[Any] = [features]
     while rest:
         item = rest.pop()
@@ -151,7 +151,7 @@ def _word(file: str, field: str, value: Any) -> str:
 
 
 def _count(field: str, value: Any) -> int:
-    """A number of examples or bytes; protobuf writes its 64-bit numbers as texts."""
+    """A number of examples or bytes; protobuf writes 64-bit integers as strings."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     if not re.fullmatch("[0-9]{1,18}", text):
         raise _Broken(INFO, field, value, "a whole number")

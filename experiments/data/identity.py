@@ -1,4 +1,4 @@
-"""Which data a checkpoint was trained on: what is remembered in its meta, and what has changed since."""
+"""Which data a checkpoint was trained on: the fingerprint in its meta, and what has changed since."""
 
 import os
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ from typing import Any
 
 from experiments.common.files import user_path
 
-_DIGITS = 12  # of a digest are shown
+_DIGITS = 12  # hex digits of a digest that are shown
 
 
 def remember(task: Any) -> dict[str, Any]:
-    """For meta["data"]: the task's fingerprint, and the directory that relative places were named from."""
+    """The value of meta["data"]: the task's fingerprint, and the directory that relative paths refer to."""
     found: dict[str, Any] = {"fingerprint": task.fingerprint}
-    with suppress(OSError):  # it was removed meanwhile
+    with suppress(OSError):  # the directory was removed meanwhile
         if task.fingerprint:
             found["directory"] = os.getcwd()
     return found
 
 
 def changes(remembered: Any, task: Any) -> list[str]:
-    """What of a checkpoint's meta["data"] the task's data is not, as `name: old -> new`; nothing where it has none."""
+    """Differences of the task's data from a checkpoint's meta["data"], as `name: old -> new`; empty without it."""
     old = remembered.get("fingerprint") if isinstance(remembered, Mapping) else None
-    if not isinstance(old, Mapping):  # of before fingerprints were kept
+    if not isinstance(old, Mapping):  # written before fingerprints existed
         return []
     new = task.fingerprint
     names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
@@ -31,10 +31,10 @@ def changes(remembered: Any, task: Any) -> list[str]:
 
 
 def relocated(values: dict[str, Any], remembered: Any, data_dir: str | None) -> dict[str, Any]:
-    """A checkpoint's config with `data_dir` and `task.files` where they lie now.
+    """A checkpoint's config with the current locations of `data_dir` and `task.files`.
 
-    `data_dir` is where both are now, by their names. Without it what was named relatively is looked for in the
-    directory that it was named from.
+    A given `data_dir` holds both, under their base names. Without it, relative paths are resolved in the directory they
+    were given in.
     """
     named_from = remembered.get("directory") if isinstance(remembered, Mapping) else None
     there = Path(named_from) if isinstance(named_from, str) else None
@@ -50,7 +50,7 @@ def relocated(values: dict[str, Any], remembered: Any, data_dir: str | None) -> 
 
 def _place(name: Any, what: str, there: Path | None, here: Path | None) -> Any:
     if not isinstance(name, str) or not name:
-        return name  # the config's reader says what is wrong
+        return name  # the config parser reports what is wrong
     path, places = user_path(name, what), []
     if here is not None:
         places = [here / part for part in (path, path.name) if not Path(part).is_absolute()]
@@ -65,5 +65,5 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """What is read from a checkpoint may be anybody's, and is shown on a terminal."""
+    """A short printable form: checkpoints are untrusted, and this is shown on a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)

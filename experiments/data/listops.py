@@ -1,7 +1,7 @@
-"""ListOps expressions as the Long Range Arena draws them (LRA: Tay et al. 2021, arXiv 2011.04006).
+"""ListOps expressions with the distribution of the Long Range Arena (LRA: Tay et al. 2021, arXiv 2011.04006).
 
-An expression is its pre-order token sequence, `[MAX 2 9 X` for MAX(2, 9): LRA's files without their parentheses and
-with the closing bracket read as X. Everything here is a pure function of parameters and a random stream.
+An expression is its pre-order token sequence, `[MAX 2 9 X` for MAX(2, 9): LRA's files without parentheses and with the
+closing bracket written as X. Everything here is a pure function of parameters and a random stream.
 """
 
 import hashlib
@@ -21,15 +21,16 @@ CLOSE = 6
 ZERO = 7
 CLASSES = 10
 
-CHUNK = 250  # expressions of one random stream: the unit of parallel work, about 0.2 s at LRA's lengths
-_BLOCK = 1024  # nodes drawn at once; any number would do, but it is part of what a seed means
+CHUNK = 250  # expressions per random stream: the unit of parallel work, about 0.2 s at LRA's lengths
+_BLOCK = 1024  # nodes drawn at once; arbitrary, but changing it changes the data of a seed
 
 
 @dataclass(frozen=True)
 class ListOpsParameters:
-    """What to draw; the defaults are LRA's. Both bounds of the length (in tokens) are strict: min < length < max.
+    """Parameters of the generator; the defaults are LRA's. Both bounds of the length in tokens are strict.
 
-    max_depth counts nodes from the root to a leaf; operators have uniformly min_arguments to max_arguments arguments.
+    max_depth counts nodes from the root to a leaf. The number of arguments of an operator is uniform in
+    min_arguments..max_arguments.
     """
 
     max_depth: int = 10
@@ -46,8 +47,8 @@ Example = tuple[list[int], int]  # tokens, value
 def generate(parameters: ListOpsParameters, rng: np.random.Generator) -> list[int]:
     """Draws trees until one has an allowed length, and returns its ids in pre-order, every operator closed by X.
 
-    Each node above max_depth is an operator with operator_probability (min, max, median or sum modulo 10, uniformly),
-    otherwise a digit 0-9. Never returns if the parameters allow no tree of such a length.
+    Each node above max_depth is an operator (min, max, median or sum modulo 10, uniformly) with probability
+    operator_probability, otherwise a digit 0-9. Never returns if the parameters allow no tree of such a length.
     """
     nodes = _draw_nodes(parameters, rng)
     while True:
@@ -60,7 +61,7 @@ def evaluate(tokens: Sequence[int]) -> int:
 
     Raises ValueError if the tokens are not exactly one expression.
     """
-    # The root's value lands in the bottom list; every open operator has a list of the values of its arguments above it.
+    # The root's value ends up in the bottom list; above it, each open operator has a list of its argument values.
     operators: list[int] = []
     arguments: list[list[int]] = [[]]
     for token in tokens:
@@ -80,12 +81,13 @@ def evaluate(tokens: Sequence[int]) -> int:
 
 
 def render(tokens: Iterable[int]) -> str:
-    """The expression in LRA's words, for people."""
+    """The expression as LRA's tokens."""
     return " ".join(VOCABULARY[token] for token in tokens)
 
 
 def generate_chunk(parameters: ListOpsParameters, seed: int, split: int, chunk: int) -> list[Example]:
-    """CHUNK labelled expressions: a pure function of its arguments, so chunks can be made in any order, anywhere."""
+    """CHUNK labelled expressions: a pure function of its arguments, so chunks can be made in any order by any
+    process."""
     rng = np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence([seed, split, chunk])))
     expressions = [generate(parameters, rng) for _ in range(CHUNK)]
     return [(tokens, evaluate(tokens)) for tokens in expressions]
@@ -94,10 +96,10 @@ def generate_chunk(parameters: ListOpsParameters, seed: int, split: int, chunk: 
 def generate_split(
     parameters: ListOpsParameters, seed: int, split: int, size: int, seen: set[bytes], processes: int = 1
 ) -> Iterator[Example]:
-    """The first `size` expressions of a split, in the order of the chunks, without those already in `seen`.
+    """Yields the first `size` expressions of a split, in chunk order, without those already in `seen`.
 
-    `seen` holds digests and grows: hand the same set to the splits one after the other and they share no expression.
-    The result does not depend on `processes`. It never ends if the parameters allow fewer than `size` expressions.
+    `seen` holds digests and grows: pass the same set to successive splits and they share no expression. The result
+    does not depend on `processes`. It never ends if the parameters allow fewer than `size` expressions.
     """
     if size == 0:
         return
@@ -115,9 +117,9 @@ def generate_split(
 
 
 def _draw_nodes(parameters: ListOpsParameters, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:
-    """Endless independent nodes (operator id or 0, number of arguments, digit id); the digit is for those at max_depth.
+    """Yields independent nodes without end: (operator id or 0, number of arguments, digit id).
 
-    A node with operator 0 is the digit at any depth.
+    The digit is used at max_depth, and for operator 0 at any depth.
     """
     while True:
         is_operator = rng.random(_BLOCK) <= parameters.operator_probability
@@ -128,9 +130,9 @@ def _draw_nodes(parameters: ListOpsParameters, rng: np.random.Generator) -> Iter
 
 
 def _grow(parameters: ListOpsParameters, nodes: Iterator[tuple[int, int, int]]) -> list[int]:
-    """One tree in pre-order; empty if its length is not allowed, which is found out as soon as it grows too long."""
+    """One tree in pre-order; empty if its length is not allowed, stopping as soon as it grows too long."""
     tokens: list[int] = []
-    missing: list[int] = []  # arguments still to come, for every open operator
+    missing: list[int] = []  # remaining arguments of every open operator
     for operator, arguments, digit in nodes:
         if operator and len(missing) + 1 < parameters.max_depth:
             tokens.append(operator)
@@ -151,7 +153,7 @@ def _grow(parameters: ListOpsParameters, nodes: Iterator[tuple[int, int, int]]) 
 
 
 def _apply(operator: int, values: list[int]) -> int:
-    """The value 0-9 of one operator on at least one value 0-9."""
+    """The value 0-9 of one operator applied to one or more values 0-9."""
     if operator == MINIMUM:
         return min(values)
     if operator == MAXIMUM:

@@ -1,7 +1,7 @@
 """Batches from a source, on grain: a random-access data set whose element `step` is the batch of that step.
 
-Batches are made globally and every host reads its rows of them, so the order of examples depends neither on how many
-hosts there are nor on where a run resumes: the step alone is the state of the data.
+Batches are defined globally and each host reads its own rows, so the order of examples depends neither on the number
+of hosts nor on where a run resumes: the step is the only state.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +18,15 @@ from experiments.data.sources import Source
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Any], dict[str, Any]]  # an example -> its row of every array of the batch
 
-_THREADS = 2  # batches are read whole, one thread each; rows of up to 4000 elements do not keep one busy
+_THREADS = 2  # one batch each; rows of up to 4000 elements do not saturate one
 _BATCHES_AHEAD = 8
 
 
 @dataclass(frozen=True)
 class HostShard:
-    """Which rows of every global batch this host reads: block `process_index` of `process_count` equal blocks.
+    """The rows of every global batch that this host reads: block `process_index` of `process_count` equal blocks.
 
-    Raises UserError if the batch cannot be cut evenly.
+    Raises UserError if the batch does not divide evenly.
     """
 
     batch_size: int
@@ -53,8 +53,8 @@ def train_dataset(
 ) -> grain.MapDataset:
     """Endless batches; element `step` is a pure function of (seed, step).
 
-    Every epoch is a new permutation of the whole source, unless it is not `shuffled`: then its own order. The last
-    batch of an epoch is filled from the next epoch.
+    Every epoch is a new permutation of the source if `shuffled`, else the source's order. The last batch of an epoch
+    is filled from the next epoch.
     """
     if not 0 <= seed < 2**32:  # grain's bounds
         raise UserError(f"seed is {seed}; it must be in 0..{2**32 - 1}")
@@ -65,7 +65,8 @@ def train_dataset(
 
 
 def evaluation_dataset(source: Source, transform: Transform, rows: HostShard) -> grain.MapDataset:
-    """Every example once, in order. The last batch is filled with rows of weight 0: all hosts have as many batches."""
+    """Every example once, in order. The last batch is padded with rows of weight 0, so hosts have equally many
+    batches."""
     size = _size(source)
     read = _Reader(source, transform)
 
@@ -77,7 +78,7 @@ def evaluation_dataset(source: Source, transform: Transform, rows: HostShard) ->
 
 
 def read_ahead(dataset: grain.MapDataset, start: int = 0) -> Iterator[Batch]:
-    """dataset[start], dataset[start + 1], ...: read by threads before they are asked for."""
+    """dataset[start], dataset[start + 1], ..., prefetched by threads."""
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
     return iter(dataset[start:].to_iter_dataset(options))
 
@@ -88,7 +89,7 @@ _NO_EXAMPLE = -1
 class _Reader:
     """Indices -> batch: the transformed examples stacked; index _NO_EXAMPLE gives zeros.
 
-    `weights` are the transform's own, else 1 for an example and 0 for none.
+    `weights` are the transform's own if it sets them, else 1 for an example and 0 for none.
     """
 
     def __init__(self, source: Source, transform: Transform):
@@ -104,5 +105,5 @@ class _Reader:
 
 def _size(source: Source) -> int:
     if len(source) == 0:
-        raise UserError("the data set has no example to make a batch of")
+        raise UserError("the data set has no examples to make a batch of")
     return len(source)

@@ -1,4 +1,4 @@
-"""Packed files: what a file is, by its first bytes and not by its name, and its contents within a bound."""
+"""Compressed files: detection by their first bytes rather than their names, and bounded decompression."""
 
 import bz2
 import contextlib
@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from experiments.common.errors import UserError
 
-HEAD = 512  # bytes that tell what a file is: a tar has its first checksum there
+HEAD = 512  # bytes that identify a file: they include the first checksum of a tar
 
-# What reads a stream of one file. Everything else that is recognised is refused by its name.
+# Readers of single-file formats. Other recognised formats are rejected by name.
 _OPEN: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "xz": lzma.open, "lzma": lzma.open, "bzip2": bz2.open}
 
 _BEGINS = {
@@ -55,7 +55,7 @@ _BEGINS = {
     }.items()
 }
 
-# Of packed files alone, and what they claim to be. Brotli has no first bytes of its own.
+# Suffixes of compressed files only. Brotli has no magic number.
 _SUFFIXES = {
     **dict.fromkeys((".gz", ".tgz"), "gzip"),
     **dict.fromkeys((".xz", ".txz"), "xz"),
@@ -65,20 +65,20 @@ _SUFFIXES = {
     **{".sz": "snappy", ".7z": "7z", ".rar": "rar", ".tar": "tar", ".br": "brotli"},
 }
 
-# What the standard library raises for an archive that is cut short, changed, encrypted or hostile.
+# Exceptions of the standard library for a truncated, modified, encrypted or hostile archive.
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(ValueError, OverflowError, RuntimeError, LookupError),
 )
 
-# Text packs to a tenth, and what packs to a hundredth says nothing new; small files may be as odd as they like.
+# Text compresses about 10 times; 100 times is too repetitive to be data. Contents of up to MAX_UNCHECKED bytes pass.
 MOST_RATIO = 250
-ALWAYS = 2**26  # bytes
+MAX_UNCHECKED = 2**26  # bytes
 _BLOCK = 2**20
 
 
 def kind(head: bytes) -> str | None:
-    """What begins with these bytes (HEAD of them, or all): "gzip", "zip", "PDF", ...; None for plain contents."""
+    """The format of a file that begins with these bytes (HEAD or all): "gzip", "zip", "PDF", ...; None if unknown."""
     for name, pattern in _BEGINS.items():
         if pattern.match(head):
             return name
@@ -90,41 +90,42 @@ def kind(head: bytes) -> str | None:
 
 
 def most_bytes(packed: int) -> int:
-    """How much a file of `packed` bytes may hold: MOST_RATIO times as much, and what fits half of the memory."""
-    return min(max(ALWAYS, MOST_RATIO * packed), _memory() // 2)
+    """The most bytes that a file of `packed` bytes may unpack to: MOST_RATIO times as many, within half of the
+    memory."""
+    return min(max(MAX_UNCHECKED, MOST_RATIO * packed), _memory() // 2)
 
 
 def read_bounded(stream: IO[bytes], most: int, where: str) -> bytearray:
-    """The rest of a stream. Raises UserError naming `where` if it has more than `most` bytes."""
+    """Reads the rest of a stream. Raises UserError naming `where` if it has more than `most` bytes."""
     found = bytearray()
     while block := stream.read(min(_BLOCK, most + 1 - len(found))):
         found += block
         if len(found) > most:
             raise UserError(
-                f"{where} holds more than {most:,} bytes, the most for its packed size ({MOST_RATIO} times) or for "
-                "this machine (half of the memory): it was made to fill a memory, or wants a larger machine"
+                f"{where} holds more than {most:,} bytes, the limit for its packed size ({MOST_RATIO} times) or for "
+                "this machine (half of the memory): it is a decompression bomb, or needs a larger machine"
             )
     return found
 
 
 def unpacked(stream: IO[bytes], stack: contextlib.ExitStack) -> IO[bytes]:
-    """The contents of a stream that gzip, xz or bzip2 packed, or the stream itself, from the beginning."""
+    """The decompressed stream of a gzip, xz or bzip2 file, or the stream itself, from the beginning."""
     opener = _OPEN.get(kind(peek(stream)) or "")
     return stream if opener is None else stack.enter_context(opener(stream))
 
 
 def peek(stream: IO[bytes]) -> bytes:
-    """The first bytes of a stream that can seek, which is at its beginning before and after."""
+    """The first bytes of a seekable stream, which is left at its beginning."""
     head = stream.read(HEAD)
     stream.seek(0)
     return head
 
 
 def read_text(path: Path) -> bytearray:
-    """The bytes of a text file: plain, packed by gzip, xz or bzip2, or the only file of a zip. Its name does not count.
+    """The bytes of a text file: plain, packed by gzip, xz or bzip2, or the only file of a zip, whatever its name.
 
-    Raises UserError for what is not text by its first bytes, for a plain file that is named as a packed one, for
-    contents beyond `most_bytes`, and for what is damaged.
+    Raises UserError for a file whose first bytes are those of a format other than text, a plain file with the suffix of
+    a compressed one, contents beyond `most_bytes`, and damaged files.
     """
     with damage_named(path), contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
@@ -133,11 +134,11 @@ def read_text(path: Path) -> bytearray:
         contents = read_bounded(stream, most_bytes(path.stat().st_size), str(path))
     if (inner := kind(bytes(contents[:HEAD]))) is not None:
         what = f"is a {inner} file" if inner == found else f"holds a {inner} file"
-        raise UserError(f"{path} {what}, not text: take the text out of it and name that")
+        raise UserError(f"{path} {what}, not text: extract its text and name that file")
     claimed = _SUFFIXES.get(path.suffix.lower())
     if claimed and found is None:
         raise UserError(
-            f"{path} is named as a {claimed} file and does not begin like one: download or unpack it again, or rename "
+            f"{path} is named like a {claimed} file but is not one: download or unpack it again, or rename "
             "it if it is plain text"
         )
     return contents
@@ -147,22 +148,22 @@ def _only_member(file: IO[bytes], path: Path, stack: contextlib.ExitStack) -> IO
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
     if len(members) != 1:
-        raise UserError(f"{path} is a zip of {len(members)} files: unpack it and name those that hold the text")
+        raise UserError(f"{path} is a zip of {len(members)} files: unpack it and name the files that hold the text")
     return stack.enter_context(archive.open(members[0]))
 
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turns what the standard library raises for a bad archive into one line that names it."""
+    """Turns the standard library's exceptions for a bad archive into one line that names it."""
     try:
         yield
     except DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__  # tarfile's has several lines
+        reason = " ".join(str(error).split()) or type(error).__name__  # tarfile's messages have several lines
         raise UserError(f"{path} is cut short or damaged; download it again ({reason})") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _memory() -> int:
-    """Bytes of this machine."""
+    """Bytes of physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

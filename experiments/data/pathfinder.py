@@ -1,4 +1,4 @@
-"""Pathfinder and Path-X pictures as the Long Range Arena has them (Linsley et al. 2018, arXiv 1805.08315).
+"""Pathfinder and Path-X pictures as in the Long Range Arena (Linsley et al. 2018, arXiv 1805.08315).
 
 Two dashed target snakes, shorter distractor snakes and two discs: the label is 1 if the discs mark the ends of the same
 target. Everything here is a pure function of parameters, seed, split and index.
@@ -30,14 +30,14 @@ CLASSES = 2
 CHUNK = 50  # pictures per piece of parallel work; the data do not depend on it
 DIFFICULTIES = {"easy": 6, "intermediate": 9, "hard": 14}  # dashes of a target snake
 
-_RETRIALS = 2  # more tries for a dash, a seed or a second target
+_RETRIALS = 2  # retries for a dash, a seed or a second target
 _DISTRACTOR_RETRIALS = 4
 _SMALLEST_WEIGHT = 255e-4
 _SMALLEST_FREE_SHARE = 0.01
 
 
 def _presets() -> dict[str, PathfinderParameters]:
-    # LRA documents the hard values; the other lengths are those of the published generator's folders, the rest follows.
+    # LRA documents the hard values; the other lengths are from the published generator's folder names.
     presets = {}
     for name, length in DIFFICULTIES.items():
         short = length // 3
@@ -55,15 +55,15 @@ PRESETS = _presets()
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with how it came about.
+    """A picture and how it was generated.
 
     Attributes:
       image: [size, size], 0 to 255.
       label: 1 if both markers are ends of one target.
       targets: the ends of dashes along each of the two targets, [contour_length, 2] each, from end to end.
-      markers: where the two discs are, [2, 2].
-      attempts: how many pairs of targets were begun until one was finished.
-      distractors: how many found a place.
+      markers: positions of the two discs, [2, 2].
+      attempts: number of pairs of targets started until one was finished.
+      distractors: number of distractors placed.
       peak: the brightest value before the picture was scaled to 0 to 255.
     """
 
@@ -111,7 +111,7 @@ def generate(parameters: PathfinderParameters, seed: int, split: int, index: int
 def generate_split(
     parameters: PathfinderParameters, seed: int, split: int, size: int, processes: int = 1
 ) -> Iterator[Example]:
-    """The first `size` examples of a split, in order; they do not depend on `processes`."""
+    """Yields the first `size` examples of a split, in order; they do not depend on `processes`."""
     chunks = workers.chunks(partial(generate_chunk, parameters, seed, split), processes)
     yield from islice((example for chunk in chunks for example in chunk), size)
 
@@ -122,7 +122,7 @@ def generate_chunk(parameters: PathfinderParameters, seed: int, split: int, chun
 
 
 class _Snake:
-    """A growing snake: its dashes, and the pivot and direction in which it goes on."""
+    """A growing snake: its dashes, and the pivot and direction of the next one."""
 
     def __init__(self, geometry: Geometry, degree: int, tail: Point):
         self.dashes: list[Dash] = [(degree, *tail)]
@@ -131,11 +131,12 @@ class _Snake:
         self.pivot = go(self.head, geometry.pivots[degree])
 
     def inside(self, size: int) -> bool:
-        """Its tail, head and pivot are in the picture."""
+        """Whether its tail, head and pivot are in the picture."""
         return all(0 <= x < size for point in (self.dashes[0][1:], self.head, self.pivot) for x in point)
 
     def extend(self, board: Board, rng: np.random.Generator) -> bool:
-        """Adds a dash if there is room. The dash before it enters the board only now, so it is not in the way."""
+        """Adds a dash if there is room. The previous dash is drawn on the board only now, so that it does not block
+        it."""
         geometry = board.geometry
         row, column = go(self.pivot, geometry.steps[self.direction])
         cumulative = (geometry.turns[self.direction] * board.openness(row, column)).cumsum()
@@ -167,7 +168,7 @@ def _draw_pair(geometry: Geometry, rng: np.random.Generator) -> tuple[list[_Snak
         for snake in snakes:
             if not snake.extend(board, rng):
                 return None
-    board.add(second.dashes[-1])  # the first target's last dash never gets there, as published
+    board.add(second.dashes[-1])  # the first target's last dash is never drawn on the board, as published
     return snakes, board
 
 
@@ -189,7 +190,7 @@ def _draw_distractor(geometry: Geometry, board: Board, rng: np.random.Generator)
 
 
 def _seed(geometry: Geometry, free: Callable[[int], Int[np.ndarray, " M"]], rng: np.random.Generator) -> _Snake | None:
-    """A snake of one dash at one of the pixels free for its direction; None if there is none."""
+    """A snake of one dash at a random pixel that is free for its direction; None if there is none."""
     for _ in range(1 + _RETRIALS):
         degree = _below(rng, DEGREES)
         pixels = free(degree)
@@ -214,7 +215,7 @@ def _seed_beside(geometry: Geometry, first: _Snake, rng: np.random.Generator) ->
 
 
 def _scale(image: Float[np.ndarray, "R R"]) -> UInt8[np.ndarray, "R R"]:
-    """0 to 255 for the smallest to the largest value."""
+    """The picture scaled linearly to 0..255."""
     low, high = image.min(), image.max()
     return ((image - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
 

@@ -1,6 +1,8 @@
-"""What Pathfinder pictures are made of: stamps of dashes, tables over directions and turns, the mask of what is drawn.
+"""The drawing board of Pathfinder pictures: stamps of dashes, tables over directions and turns, the mask of the
+drawing.
 
-Points are (row, column) in pixels, and a direction t goes by (sin t, cos t). Masks are integers, 0 to 255 for 0 to 1.
+Points are (row, column) in pixels, and direction t is the vector (sin t, cos t). Masks are integers, 0 to 255 for 0 to
+1.
 """
 
 import math
@@ -20,19 +22,19 @@ _OCCUPIED = 76  # a mask above 0.3
 _OVERLAP = 459  # masks that sum to 1.8
 
 Point = tuple[int, int]
-Dash = tuple[int, int, int]  # direction's number, row and column where its stamp is centred
+Dash = tuple[int, int, int]  # index of its direction, row and column of its stamp's centre
 
 
 @dataclass(frozen=True)
 class PathfinderParameters:
-    """What to draw; lengths in pixels of a picture of size x size. PRESETS has the published values.
+    """Parameters of the drawing; lengths in pixels of a picture of size x size. PRESETS has the published values.
 
-    contour_length and distractor_length are dashes per snake, paddle_length and thickness the size of a dash. margins
-    are gaps between dashes, one drawn for each picture. continuity makes snakes straighter. Lines of distractors are
-    `contrast` bright, of targets contrast * target_contrast, discs 1.
+    contour_length and distractor_length are dashes per snake; paddle_length and thickness are the size of a dash.
+    margins are gaps between dashes, one drawn for each picture. Larger continuity makes straighter snakes. The
+    brightness of distractors is `contrast`, of targets contrast * target_contrast, of discs 1.
 
-    border_quirk: the published generator gives up on a seed where OpenCV's dilation looks at nothing but pixels outside
-      the picture, which at 32x32 leaves only 30 of 360 first directions. False draws what it meant to.
+    border_quirk: the published generator gives up on a seed if OpenCV's dilation sees only pixels outside the picture,
+      which at 32x32 leaves only 30 of 360 first directions. False draws what it meant to.
     """
 
     size: int
@@ -53,7 +55,7 @@ class PathfinderParameters:
 
 
 def opencv() -> ModuleType:
-    """OpenCV, which nothing else needs. Raises UserError where it is missing."""
+    """Imports OpenCV, used only here. Raises UserError if it is missing."""
     try:
         import cv2
     except ImportError as error:
@@ -62,22 +64,22 @@ def opencv() -> ModuleType:
 
 
 class Geometry:
-    """What depends on parameters and margin alone: stamps of dashes, and tables over directions and turns.
+    """Tables that depend only on parameters and margin: stamps of dashes, and tables over directions and turns.
 
-    Directions are numbered: 360 whole degrees for seeds, then one for each place of a next dash, which are pixels on a
-    circle around the end of the snake. The stamp of a direction starts where its dash is centred; that of a next dash
-    points back to the snake.
+    Directions are numbered: 360 whole degrees for seeds, then one per candidate position of a next dash, which are the
+    pixels on a circle around the end of the snake. A stamp starts at its centre; that of a next dash points back to the
+    snake.
     """
 
     def __init__(self, parameters: PathfinderParameters, margin: int):
         length, size = parameters.paddle_length, parameters.size
         radius = length + margin
         self.parameters = parameters
-        self.pad = 2 * length + 3 * margin + 3  # no stamp and no place reaches further out
+        self.pad = 2 * length + 3 * margin + 3  # the largest reach of stamps and candidates outside the picture
         self.width = size + 2 * self.pad
 
         places = _circle(radius)
-        degrees = (np.arange(DEGREES) - 180) * np.pi / 180  # in this order, as published
+        degrees = (np.arange(DEGREES) - 180) * np.pi / 180  # in this order of operations, as published
         turned = np.arctan2(places[:, 0], places[:, 1])
         self.places: list[Point] = [(row, column) for row, column in places.tolist()]
         self.place_offsets = places @ [self.width, 1]
@@ -114,15 +116,15 @@ class Geometry:
         return np.flatnonzero(opencv().dilate(occupied, self.elements[degree], borderValue=255) == 0)
 
     def _looks_outside(self, element: UInt8[np.ndarray, "K K"]) -> bool:
-        """From some pixel of the picture, the element sees no pixel of it."""
+        """Whether from some pixel of the picture the structuring element covers none of its pixels."""
         size = self.parameters.size
         return not opencv().dilate(np.ones((size, size), np.uint8), element, borderValue=0).all()
 
 
 class Board:
-    """The mask of what is drawn, and its dilation by the margin as seen by places for a next dash.
+    """The mask of the drawing, and its dilation by the margin, against which candidates for a next dash are tested.
 
-    Both are framed by `pad` pixels outside the picture, which are free for stamps and closed to places.
+    Both have a frame of `pad` pixels outside the picture, which is free for stamps and closed to candidates.
     """
 
     def __init__(self, geometry: Geometry, mask: Int[np.ndarray, "W W"], closed: Int[np.ndarray, "W W"]):
@@ -141,7 +143,7 @@ class Board:
         return occupied
 
     def openness(self, row: int, column: int) -> Int[np.ndarray, " P"]:
-        """How free each place around a point is, 0 to 255."""
+        """How free each candidate position around a point is, 0 to 255."""
         geometry = self.geometry
         index = (row + geometry.pad) * geometry.width + column + geometry.pad
         return 255 - self.closed.take(geometry.place_offsets + index)
@@ -183,7 +185,7 @@ def draw_discs(parameters: PathfinderParameters, points: Int[np.ndarray, "2 2"])
 def _stamp(
     parameters: PathfinderParameters, margin: int, direction: float
 ) -> tuple[UInt8[np.ndarray, "S S"], UInt8[np.ndarray, "S S"]]:
-    """The line and the mask of a dash from the middle of the stamp into a direction, antialiased."""
+    """The antialiased line and mask of a dash from the centre of the stamp in a direction."""
     scale, length = parameters.antialias, parameters.paddle_length
     half = length + math.ceil(parameters.thickness) + margin
     centre = half * scale
@@ -197,14 +199,14 @@ def _stamp(
 
 
 def _element(mask: UInt8[np.ndarray, "S S"], radius: int) -> UInt8[np.ndarray, "K K"]:
-    """Which neighbours must be free for a seed: full pixels of its mask, one off the middle as published."""
+    """The neighbours that must be free for a seed: full pixels of its mask, one off the centre as published."""
     element = np.zeros((2 * radius + 1, 2 * radius + 1), np.uint8)
     _raise_to(element, (mask == 255).astype(np.uint8), radius + 1, radius + 1)
     return element
 
 
 def _raise_to(array: np.ndarray, stamp: np.ndarray, row: int, column: int) -> None:
-    """array becomes the maximum of itself and the stamp centred on a point; what is outside is cut off."""
+    """In place: array = max(array, stamp centred on a point), clipped at the border."""
     half = len(stamp) // 2
     top, left, size = row - half, column - half, len(array)
     rows, columns = min(len(stamp), size - top), min(len(stamp), size - left)
@@ -217,7 +219,7 @@ def _shrink(canvas: UInt8[np.ndarray, "A A"], size: int) -> UInt8[np.ndarray, "S
 
 
 def _vector(direction: float, distance: float) -> tuple[float, float]:
-    # math's sines, not numpy's, whose last digits differ between processors.
+    # math.sin, since the last digits of numpy's sines differ between processors.
     return distance * math.sin(direction), distance * math.cos(direction)
 
 
@@ -226,11 +228,11 @@ def _reversed(direction: float) -> float:
 
 
 def go(start: Point, vector: tuple[float, float]) -> Point:
-    """Goes along a vector, to whole pixels, rounded up.
+    """Moves along a vector to whole pixels, rounded up.
 
-    As published, what is whole but for the error of a sine is rounded up too. That happens near the upper and the left
-    border, where floats are finer: left is left and a pixel down in the uppermost 8 rows. Without it, hard pictures of
-    32x32 need 276 attempts instead of 312.
+    As published, values that are whole up to the rounding error of a sine are rounded up as well. That happens near the
+    upper and left borders, where floats are finer: in the uppermost 8 rows, a move to the left is also a pixel down.
+    Without it, hard pictures of 32x32 need 276 attempts instead of 312.
     """
     return math.ceil(start[0] + vector[0]), math.ceil(start[1] + vector[1])
 

@@ -1,8 +1,7 @@
-"""What preparing a data set shares: its builder's base, its source files, progress. No TensorFlow, and no network.
+"""Preparation of data sets: base class of builders, source files, progress. No TensorFlow and no network.
 
-tensorflow-datasets writes into a directory with another name and renames it at the end, so what an interrupted
-preparation leaves (`incomplete...1.0.0` after a kill) is never read as prepared, and it can be run again, which
-removes it.
+tensorflow-datasets writes to a temporary directory and renames it at the end, so the left-overs of an interrupted
+preparation (`incomplete...1.0.0` after a kill) are never read as prepared; running it again removes them.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ from experiments.data.sources import OWN_DATASETS
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
-# More than the cores of a machine make nothing faster, and each takes its memory.
+# More processes than cores are no faster, and each takes memory.
 MOST_PROCESSES = max(32, 4 * (os.cpu_count() or 1))
 
 
@@ -43,13 +42,13 @@ class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
     Its features are Tensor, Text and ClassLabel, which need no TensorFlow.
 
     Args (besides tensorflow-datasets' own, such as data_dir):
-      manual_dir: where source files lie that the user downloaded; DATA_DIR/downloads/manual by default.
-      processes: how many make examples. The data do not depend on it.
+      manual_dir: directory of downloaded source files; DATA_DIR/downloads/manual by default.
+      processes: number of processes that make examples. The data do not depend on it.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
         cls.name = cls.__module__.rpartition(".")[2]
-        super().__init_subclass__(skip_registration=True, **kwargs)  # stock builders of the same names stay theirs
+        super().__init_subclass__(skip_registration=True, **kwargs)  # stock builders of the same names stay registered
 
     def __init__(self, *, manual_dir: str | Path | None = None, processes: int = 1, **kwargs: Any):
         if not 1 <= processes <= MOST_PROCESSES:
@@ -57,16 +56,16 @@ class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
         self.processes = processes
         try:
             super().__init__(file_format="array_record", **kwargs)
-        except Exception as error:  # it reads what was prepared before, whatever that is
+        except Exception as error:  # it reads an existing preparation, which may be anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"what was prepared of {self.name!r} cannot be read: remove it ({reason})") from error
+            raise UserError(f"the prepared data set {self.name!r} cannot be read: remove it ({reason})") from error
         default = Path(self.data_dir_root) / "downloads" / "manual"
         self.manual_dir = user_path(manual_dir, "--manual_dir") if manual_dir else default
 
     def is_prepared(self) -> bool:
-        """Whether it is there; UserError where its description is damaged.
+        """Whether the data set exists. Raises UserError if its description is damaged.
 
-        tensorflow-datasets' own reads nothing, and logs a warning where it is not there.
+        tensorflow-datasets' own method reads nothing, and logs a warning for a missing data set.
         """
         directory = Path(self.data_dir)
         return (directory / INFO).exists() and bool(read_description(directory).splits)
@@ -74,7 +73,7 @@ class ArrayRecordBuilder(tfds.core.GeneratorBasedBuilder):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that the user downloads: where from, and the SHA-256 it must have (None: no published value)."""
+    """A file that the user downloads: its URL and expected SHA-256 (None: none is published)."""
 
     name: str
     url: str
@@ -82,10 +81,10 @@ class SourceFile:
 
 
 def find_source(builder: ArrayRecordBuilder, files: Iterable[SourceFile]) -> tuple[SourceFile, Path]:
-    """The first of these files that is in the builder's manual directory, its SHA-256 checked.
+    """The first of these files found in the builder's manual directory, with its SHA-256 verified.
 
-    Raises UserError with what to download, where to put it and the command to go on with, if there is none, or if the
-    one that is there is damaged. Its name and SHA-256 go into the metadata of the data set.
+    Raises UserError if there is none, saying what to download, where to put it and which command to run next, or if
+    the file is damaged. Its name and SHA-256 are stored in the metadata of the data set.
     """
     files = list(files)
     for file in files:
@@ -101,26 +100,26 @@ def find_source(builder: ArrayRecordBuilder, files: Iterable[SourceFile]) -> tup
 
 
 def check_sha256(path: Path, file: SourceFile) -> str | None:
-    """The file's SHA-256; UserError if it is not the published one. A directory has none and is not checked."""
+    """The file's SHA-256. Raises UserError if it is not the published one. Directories are not checked."""
     if path.is_dir():
         return None
     found = sha256(path)
     if file.sha256 not in (None, found):
         raise UserError(
-            f"{path} is cut short, damaged or another version: its SHA-256 is {found}, not {file.sha256}; "
+            f"{path} is truncated, damaged or another version: its SHA-256 is {found}, not {file.sha256}; "
             f"download {file.url} again"
         )
     return found
 
 
 def record_source(builder: ArrayRecordBuilder, path: Path, digest: str | None) -> None:
-    """Notes what the data set was made from in its metadata.json, if it has metadata."""
+    """Records the source of the data set in its metadata.json, if it has metadata."""
     if builder.info.metadata is not None:
         builder.info.metadata[f"source {path.name}"] = f"sha256 {digest}" if digest else "directory"
 
 
 def check_count(path: Path, found: int, expected: int, what: str) -> None:
-    """Raises UserError if the source has another number of examples than the data set has."""
+    """Raises UserError if the source does not have the data set's number of examples."""
     if found != expected:
         raise UserError(
             f"{path} has {found:,} {what} instead of {expected:,}: it is incomplete or another version; "
@@ -129,7 +128,7 @@ def check_count(path: Path, found: int, expected: int, what: str) -> None:
 
 
 def command(builder: ArrayRecordBuilder) -> str:
-    """What the user types to prepare this data set."""
+    """The command that prepares this data set."""
     name = builder.name + (f"/{builder.builder_config.name}" if builder.builder_config else "")
     root = shlex.quote(str(builder.data_dir_root))
     manual = shlex.quote(str(builder.manual_dir))
@@ -142,12 +141,12 @@ def builder_class(name: str) -> type[ArrayRecordBuilder]:
 
 
 def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
-    """Writes the data set unless it is there already, and returns its directory. Raises UserError if it cannot."""
+    """Writes the data set unless it exists, and returns its directory. Raises UserError if that fails."""
     tfds.disable_progress_bar()
     original = shuffle._Bucket
     shuffle._Bucket = _Bucket
     try:
-        # What tensorflow-datasets prints speaks of downloading, and nothing is downloaded.
+        # tensorflow-datasets would print messages about downloading, but nothing is downloaded.
         with _alone(Path(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
@@ -159,10 +158,10 @@ def prepare(builder: tfds.core.GeneratorBasedBuilder) -> Path:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Holds the place of a data set, and removes what preparations that were killed left there.
+    """Locks the directory of a data set, and removes left-overs of preparations that were killed.
 
-    A lock on the folder around it, which a kill releases, tells them from one that is under way: that is a UserError.
-    On a file system without such locks nothing is held and nothing removed.
+    A lock on the parent folder, released by a kill, tells left-overs from a preparation in progress, which raises
+    UserError. On a file system without such locks nothing is locked or removed.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     place = os.open(directory.parent, os.O_RDONLY)
@@ -178,16 +177,16 @@ def _locked(place: int, directory: Path) -> bool:
     try:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(f"{directory} is being prepared by another process: wait for it, or end it") from error
+        raise UserError(f"{directory} is being prepared by another process: wait for it, or stop it") from error
     except OSError:  # this file system has no locks
         return False
     return True
 
 
 class _Bucket:
-    """Stands in for tensorflow-datasets' file of shuffled examples, which TensorFlow opens: past 1 GB they go to disk.
+    """Replaces tensorflow-datasets' file of shuffled examples (used beyond 1 GB), which needs TensorFlow.
 
-    It opens its file for each example, as there are a thousand of these.
+    It opens its file anew for each example, since there are a thousand such files.
     """
 
     def __init__(self, path: Any):
@@ -214,7 +213,7 @@ class _Bucket:
 
 
 def show_progress(items: Iterable[T], total: int | None, title: str) -> Iterator[T]:
-    """The same items; meanwhile a bar on the terminal, or now and then a line where there is none. None: unknown."""
+    """Yields the items while showing a progress bar, or occasional lines without a terminal. `total` None: unknown."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, title, total, console=console, transient=True)
@@ -229,7 +228,7 @@ def show_progress(items: Iterable[T], total: int | None, title: str) -> Iterator
 
 
 def make_builder(dataset: str | None, scale: float = 1.0, **arguments: Any) -> Any:
-    """The builder of what --dataset and --scale name; `arguments` are its own. Raises UserError if there is none."""
+    """The builder selected by --dataset and --scale; `arguments` are its own. Raises UserError if there is none."""
     name, _, config = (dataset or "").partition("/")
     if name not in OWN_DATASETS:
         given = "no --dataset" if dataset is None else f"unknown data set {dataset!r}"
@@ -238,21 +237,21 @@ def make_builder(dataset: str | None, scale: float = 1.0, **arguments: Any) -> A
     configs = [item.name for item in builder.BUILDER_CONFIGS]
     known = ", ".join(f"{name}/{item}" for item in configs) or name
     if config and config not in configs:
-        raise UserError(f"unknown data set {dataset!r}; there is {known} (a part of one is made with --scale)")
+        raise UserError(f"unknown data set {dataset!r}; there is {known} (--scale makes a part of one)")
     if not config and len(configs) > 1:
-        raise UserError(f"--dataset={name} is several data sets; name one of them: {known}")
+        raise UserError(f"--dataset={name} has several configurations; choose one: {known}")
     return builder(**_part(builder, config or next(iter(configs), ""), scale), **arguments)
 
 
 def _part(builder: Any, config: str, scale: float) -> dict[str, Any]:
-    """The builder's arguments for a configuration, or for a part of it: a configuration with its own name and sizes."""
+    """The builder's arguments for a configuration or, below scale 1, a configuration with its own name and sizes."""
     if not 0 < scale <= 1:  # NaN too
         raise UserError(f"--scale={scale:g}: must be above 0 and at most 1")
     if scale == 1:
         return {"config": config or None}
     whole = getattr(builder, "SIZES", None)
     if whole is None:
-        raise UserError("--scale is for data sets that are generated; this one is made from files, all of them")
+        raise UserError("--scale is for generated data sets; this one is made from files: remove --scale")
     sizes = {split: round(scale * size) for split, size in whole.items()}
     if not all(sizes.values()):
         raise UserError(f"--scale={scale:g} leaves a split without examples: {sizes}")

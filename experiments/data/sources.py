@@ -1,6 +1,6 @@
-"""Prepared tensorflow-datasets data as random-access sources. Nothing here downloads, and TensorFlow is not needed.
+"""Prepared tensorflow-datasets data as random-access sources. Downloads nothing and does not need TensorFlow.
 
-Everything is checked on disk before tensorflow-datasets is called: its own look-up of a missing data set tries the
+Everything is checked on disk before tensorflow-datasets is called, whose own look-up of a missing data set tries the
 network for minutes (measured: 206 s).
 """
 
@@ -21,14 +21,14 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.data.descriptions import Description, again, read_description
 
-# What `python -m experiments.prepare` makes: one file each.
+# The data sets of `python -m experiments.prepare`, one file each.
 OWN_DATASETS = tuple(sorted(p.stem for p in (Path(__file__).parent / "builders").glob("[!_]*.py")))
 
-_SAMPLES = 16  # of a split's examples are part of what identifies it
+_SAMPLES = 16  # examples of a split that are hashed into its fingerprint
 
 
 class Source(Protocol):
-    """Examples by index: safe to read from several threads."""
+    """Examples by index, safe to read from several threads."""
 
     def __len__(self) -> int: ...
 
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 
 class Subset:
-    """The examples of a source at these indices, in this order."""
+    """The examples of a source at the given indices, in that order."""
 
     def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, " N"]):
         self._source = source
@@ -44,7 +44,7 @@ class Subset:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Of the whole source: which part of it these are follows from the config."""
+        """The fingerprint of the whole source; the config determines which part of it this is."""
         return getattr(self._source, "fingerprint", {})
 
     @property
@@ -59,7 +59,7 @@ class Subset:
 
 
 class Generated:
-    """`size` examples, each made when it is read: example i is `make(generator)` with a stream of (seed, split, i)."""
+    """`size` examples generated when read: example i is `make(generator)` with a random stream of (seed, split, i)."""
 
     def __init__(self, make: Callable[[np.random.Generator], Any], seed: int, split: int, size: int):
         self._make = make
@@ -74,7 +74,7 @@ class Generated:
 
 
 class PreparedSplit:
-    """One split of a prepared data set. An example that cannot be read raises UserError naming split and directory."""
+    """One split of a prepared data set. Raises UserError naming split and directory for an unreadable example."""
 
     def __init__(self, examples: Source, directory: Path, split: str, name: str, description: Description):
         self._examples = examples
@@ -95,10 +95,11 @@ class PreparedSplit:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
-        """What the split holds: its description, and a few examples so that other contents of its size are seen."""
+        """The split's fingerprint: its description, and a hash of a few examples to detect other contents of equal
+        size."""
         split, features = self._description.splits[self._split], self._description.features
         digest = hashlib.sha256(json.dumps([features, split.lengths, split.size], sort_keys=True).encode())
-        # Pictures and sound are left out: what they decode to depends on a library's version.
+        # Pictures and sound are left out: their decoded values depend on library versions.
         exact = sorted(name for name, feature in features.items() if feature.keys() & {"tensor", "text", "classLabel"})
         for index in np.unique(np.linspace(0, len(self) - 1, _SAMPLES).astype(int)):
             example = self[int(index)]
@@ -109,16 +110,16 @@ class PreparedSplit:
 
 
 def data_directory(data_dir: str | None) -> Path:
-    """Where prepared data sets are: the argument, else the variable TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """The directory of prepared data sets: the argument, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     if data_dir:
         return user_path(data_dir, "data_dir")
     return user_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "TFDS_DATA_DIR")
 
 
 def open_split(name: str, split: str, data_dir: str | None, features: Sequence[str] = ()) -> PreparedSplit:
-    """The split of a prepared data set, `name` or `name/config`, in the newest version that lies in the data directory.
+    """The split of a prepared data set, `name` or `name/config`, in the newest version in the data directory.
 
-    Raises UserError, within a second, if it is not there, not array_record, has no such split, no example in it or not
+    Raises UserError, within a second, if the data set is missing, is not array_record, lacks the split, its examples or
     these `features`, or if files of the split are missing or damaged.
     """
     directory = _version_directory(name, data_directory(data_dir))
@@ -130,18 +131,18 @@ def open_split(name: str, split: str, data_dir: str | None, features: Sequence[s
             f"({directory})"
         )
     _check_files(directory, split, description)
-    import tensorflow_datasets as tfds  # here, not above: it takes seconds
+    import tensorflow_datasets as tfds  # imported late: it takes seconds
 
     try:
         examples = tfds.builder_from_directory(directory).as_data_source(split=split)
-    except Exception as error:  # whatever damaged metadata make it raise
+    except Exception as error:  # damaged metadata may raise anything
         message = (str(error).splitlines() or [""])[0]
         raise UserError(f"{directory} cannot be read; {again(directory)} ({message})") from error
     return PreparedSplit(examples, directory, split, name, description)
 
 
 def _version_directory(name: str, root: Path) -> Path:
-    """root/name/1.0.0 with the highest version. What an interrupted preparation leaves has another name."""
+    """root/name/1.0.0 with the highest version. Left-overs of an interrupted preparation have other names."""
     if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name, re.ASCII) or ".." in name.split("/"):
         raise UserError(
             f"data set {name!r}: expected a name, or name/config, of letters, digits, '_', '.', '+' and '-'"
@@ -151,7 +152,7 @@ def _version_directory(name: str, root: Path) -> Path:
     if versions:
         return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
     if name.partition("/")[0] in OWN_DATASETS:
-        # The variable serves as well as the flag, so the command is exact whichever way the directory was given.
+        # --data_dir is equivalent to the variable, so the command is right whichever way the directory was given.
         part = re.fullmatch(r"(.*)[_/](0\.\d+|\d(?:\.\d+)?e-\d+)", name)  # of a generated data set
         what = f"{part[1]} --scale={part[2]}" if part else name
         remedy = f"run: python -m experiments.prepare --dataset={what} --data_dir={shlex.quote(str(root))}"
@@ -164,7 +165,7 @@ def _version_directory(name: str, root: Path) -> Path:
 
 
 def _check_files(directory: Path, split: str, description: Description) -> None:
-    """Every file of the split is there, is array_record to its last byte, and has as many examples as it should."""
+    """Checks that every file of the split exists, is complete array_record, and has the declared number of examples."""
     if split not in description.splits:
         raise UserError(f"{directory} has no split {split!r}; it has: {', '.join(description.splits)}")
     found = description.splits[split]
@@ -174,11 +175,11 @@ def _check_files(directory: Path, split: str, description: Description) -> None:
 
     for file, expected in zip(found.files, found.lengths, strict=True):
         path = directory / file
-        if not os.path.isfile(path):  # False also for a name that no file can have
+        if not os.path.isfile(path):  # also False for an impossible file name
             raise UserError(f"{path} is missing; {again(directory)}")
         try:
             count = len(ArrayRecordDataSource([str(path)]))
         except RuntimeError as error:
-            raise UserError(f"{path} is damaged or cut short; {again(directory)} ({error})") from error
+            raise UserError(f"{path} is damaged or truncated; {again(directory)} ({error})") from error
         if count != expected:
             raise UserError(f"{path} holds {count} examples instead of {expected}; {again(directory)}")

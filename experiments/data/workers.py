@@ -1,4 +1,4 @@
-"""Work in chunks, in several processes, with a result that does not depend on how many there are."""
+"""Chunked work in several processes, with results that do not depend on their number."""
 
 import multiprocessing
 import os
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 def chunks(make: Callable[[int], T], processes: int = 1) -> Iterator[T]:
-    """make(0), make(1), ... without end; a few are made ahead when there are processes to make them.
+    """Yields make(0), make(1), ... without end; worker processes, if any, make a few ahead.
 
-    With several processes `make` must be picklable: a function of a module, or a functools.partial of one.
+    With several processes `make` must be picklable: a module-level function, or a functools.partial of one.
     """
     if processes == 1:
         yield from map(make, count())
         return
-    # Spawned, not forked: a forked copy of a process with threads (JAX, array_record) may deadlock.
+    # Spawned, not forked: a fork of a process with threads (JAX, array_record) may deadlock.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_follow_parent)
     try:
         ahead: deque[Future[T]] = deque()
@@ -34,7 +34,7 @@ def chunks(make: Callable[[int], T], processes: int = 1) -> Iterator[T]:
 
 
 def _follow_parent() -> None:
-    """Leaves ctrl-C to the parent, and ends this process when the parent is gone, even if it was killed."""
+    """Ignores ctrl-C, which the parent handles, and exits when the parent is gone, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent() -> None:

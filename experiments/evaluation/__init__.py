@@ -1,1 +1,1 @@
-"""What a trained run is worth, example by example, and what it generates."""
+"""Evaluation of trained runs, example by example, and generation."""

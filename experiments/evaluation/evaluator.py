@@ -1,6 +1,6 @@
-"""What a trained run is worth: its best checkpoint on a split, once, as a table and a JSON file.
+"""Evaluation of a run's best checkpoint on a split, as a table and a JSON file.
 
-A result names, by `seal`, the checkpoint that it is of, and is shown as no other's (`read_result`).
+A result identifies its checkpoint by `seal`, and is never reported for another one (`read_result`).
 """
 
 import time
@@ -24,7 +24,7 @@ from experiments.training.step import means
 
 
 def evaluate_run(workdir: Path, split: str = "test", *arguments: Any, **options: Any) -> dict:
-    """`measure_run`, written to `result_file` in the work directory."""
+    """`measure_run`, also written to `result_file` in the work directory."""
     refuse_unwritable(workdir)
     result = measure_run(workdir, split, *arguments, **options)
     write_json(workdir / result_file(result), result)
@@ -43,9 +43,9 @@ def measure_run(
 ) -> dict:
     """Evaluates a step, the best one by default.
 
-    `against` is the work directory of another run, whose best step is compared example by example. `at`: the
-    hyper-input, where a hypernetwork generates the parameters; by default the mean over those of `config.hypernetwork`.
-    `streams`: a corpus is read in one pass with carried state, cut into so many; 1 gives every byte all before it.
+    `against` is the work directory of another run, whose best step is compared example by example. `at` is the
+    hyper-input of a hypernetwork; by default results are averaged over those of `config.hypernetwork`. `streams` reads
+    a corpus in one pass with carried state, cut into N streams; with 1, every byte is scored given all bytes before it.
     """
     run = load(workdir, step, data_dir, at)
     other = None if against is None else load(against, None, data_dir, at if has_hyper(against) else None)
@@ -74,7 +74,7 @@ def measure_run(
     }
     if other is not None and against is not None:
         found = compare(scores, score(other, split, streams))
-        # Bits are the loss in another unit.
+        # The loss in other units.
         names = (
             [task.selection_metric]
             if task.selection_metric == "bits_per_byte"
@@ -99,14 +99,14 @@ def measure_run(
 
 
 def seal(workdir: Path, step: int) -> str:
-    """What tells a checkpoint from every other: the hash of its seal, which has those of its files; or nothing."""
+    """A unique identifier of a checkpoint: the hash of its seal, which contains those of its files; "" without one."""
     path = workdir / CHECKPOINTS / str(step) / manifest.SEAL
     return files.sha256(path) if path.is_file() else ""
 
 
 def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
-    """A result of a checkpoint that `workdir` holds, or None where there is no file, or one of another run, config or
-    step, which is logged. Raises UserError for what is no result.
+    """A result of a checkpoint in `workdir`; None, with a warning, for a result of another run, config or step, and
+    None without a file. Raises UserError for a malformed file.
     """
     if not path.exists():
         return None
@@ -117,19 +117,19 @@ def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
     step = found.get("step")
     if type(step) is int and found.get("seal") and found["seal"] == seal(workdir, step):
         return found
-    logging.warning("%s is left out: it is not a result of a checkpoint in %s; evaluate again", path, workdir)
+    logging.warning("%s is ignored: it is not a result of a checkpoint in %s; evaluate again", path, workdir)
     return None
 
 
 def result_file(result: dict[str, Any]) -> str:
-    """Where an evaluation is written in its work directory."""
+    """The file name of an evaluation in its work directory."""
     protocol = f"one_pass_{result['streams']}" if "streams" in result else "evaluation"
     at = "" if result["at"] is None else "_at_" + "_".join(f"{z:g}" for z in result["at"])
     return f"{protocol}_{result['split']}_{result['step']}{at}.json"
 
 
 def show(result: dict[str, Any]) -> None:
-    """The numbers of an evaluation as tables: metrics, classes and confusions where there are any, another run."""
+    """Prints an evaluation as tables: metrics, per-class metrics and confusions if any, the comparison if any."""
     console = terminal.console()
     title = f"{result['config']['task']['name']}, {result['split']} split, step {result['step']}"
     table = Table("metric", title=title, title_justify="left")
@@ -148,23 +148,25 @@ def show(result: dict[str, Any]) -> None:
     for name, value in result["baseline"].items():
         table.add_row(f"{name}: {result['baseline_name']}", _number(value))
     for name, rate in result["throughput"].items():
-        table.add_row(name.replace("_per_second", " a second"), "-" if rate is None else f"{rate:,.1f}")
+        table.add_row(name.replace("_per_second", " per second"), "-" if rate is None else f"{rate:,.1f}")
     console.print(table)
     if "confusion" in result:
         classes = [str(number) for number in range(len(result["confusion"]))]
-        each = Table("class", title="each class: right of its answers, right of it, examples", title_justify="left")
+        each = Table("class", title="per class: precision, recall, examples", title_justify="left")
         columns = ("precision", "recall", "support")
         for name in columns:
             each.add_column(name, justify="right")
         for name, *row in zip(classes, *(result["per_class"][column] for column in columns), strict=True):
             each.add_row(name, *map(_number, row[:2]), f"{row[2]:,.0f}")
         console.print(each)
-        matrix = Table("class", *classes, title="answers to each class, percent of it", title_justify="left")
+        matrix = Table(
+            "class", *classes, title="confusion matrix: answers in percent of each true class", title_justify="left"
+        )
         for name, row in zip(classes, result["confusion"], strict=True):
             matrix.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
         console.print(matrix)
     if "against" in result:
-        apart = "; ".join(result["against"]["differences"]) or "nothing but what training left to chance"
+        apart = "; ".join(result["against"]["differences"]) or "identical configs, apart from the seed"
         for line in [*result["against"]["verdicts"], f"here -> there: {apart}"]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 

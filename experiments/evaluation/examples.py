@@ -1,4 +1,4 @@
-"""A run on every example of a split: standard errors, classes, and two runs compared example by example."""
+"""Per-example evaluation of a split: standard errors, per-class metrics, and paired comparison of two runs."""
 
 import dataclasses
 import functools
@@ -18,17 +18,17 @@ from experiments.training.restore import Run
 from experiments.training.step import Sums
 from seqboat.models.language_model import LanguageModel
 
-# A paired test below this says that two runs differ.
+# The p-value below which a paired test calls two runs different.
 SIGNIFICANT = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """A split of n examples, in their order; for a language model an example is a window, or a piece of a stream.
+    """Results on a split of n examples, in order; for a language model an example is a window, or a piece of a stream.
 
-    `total` has a pair (sum, weight) for each metric of an evaluation; `examples` one of each metric of the loss, of
-    (n,) arrays. `digests` are hashes of all that an example consists of. `throughput` counts examples, and elements
-    that are no padding, a second from the end of the first batch, which contains the compilation; reading is included.
+    `total` has a pair (sum, weight) for each metric of an evaluation, `examples` a pair of (n,) arrays for each metric
+    of the loss. `digests` are hashes of the full examples. `throughput` is in examples, and in non-padding elements,
+    per second, including data loading and excluding the first batch, which contains the compilation.
     """
 
     total: Sums
@@ -38,9 +38,9 @@ class Scores:
 
 
 def score(run: Run, split: str, streams: int | None = None) -> Scores:
-    """Runs a trained model over a split; in one pass with carried state, as so many `streams` if that is given.
+    """Runs a trained model over a split; in one pass with carried state if the number of `streams` is given.
 
-    Raises UserError if there is no such split, or nothing in it, and for what cannot be read as streams.
+    Raises UserError for an unknown or empty split, and for a model or task without streams.
     """
 
     @functools.partial(jax.jit, donate_argnums=2)
@@ -58,7 +58,7 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
     for batch in batches:
         real = is_example(batch)
         sums, each, state = examine(run.variables, batch, state)
-        # Here, while the device computes: the next batch is dispatched before this one is read.
+        # Overlaps with the device: the next batch is dispatched before this one is fetched.
         digests += [_digest(batch, row) for row in np.flatnonzero(real).tolist()]
         counts = counts + np.array([real.sum(), batch["lengths"][real].sum()])
         parts.append(jax.tree.map(lambda a, real=real: np.asarray(a, np.float64)[real], each))
@@ -74,7 +74,7 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
     throughput = dict(zip(("examples_per_second", "elements_per_second"), rates, strict=True))
     examples = jax.tree.map(lambda *a: np.concatenate(a), *parts)
     copies = len(run.task.evaluated()) if run.experiment.config.hypernetwork is not None else 1
-    if copies > 1:  # one after another at every hyper-input: an example is one, however often it is computed
+    if copies > 1:  # an example evaluated at several hyper-inputs, consecutively, counts once
         examples = jax.tree.map(lambda a: a.reshape(copies, -1).sum(0), examples)
         count = len(digests) // copies
         digests = [hashlib.sha256(b"".join(digests[i::count])).digest() for i in range(count)]
@@ -82,21 +82,25 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
 
 
 def initial_state(run: Run, streams: int) -> Any:
-    """Of so many streams of a trained model. Raises UserError where it, or its task, has none."""
+    """The initial state of N streams of a trained model. Raises UserError if it, or its task, has no streams."""
     if not (hasattr(run.task, "streams") and isinstance(run.model, LanguageModel)):
         raise UserError(
             f"{run.experiment.values['task']['name']} with a {type(run.model).__name__} has no streams: "
-            "one pass is for language models of a corpus (configs/lm)"
+            "one-pass evaluation is for language models of a corpus (configs/lm)"
         )
     try:
-        state = jax.tree.map(jnp.array, run.model.initial_state(streams))  # its layers share zeros; each is given away
+        state = jax.tree.map(
+            jnp.array, run.model.initial_state(streams)
+        )  # copied, because layers share zeros and each leaf is donated
     except ValueError as error:
         raise UserError(f"this model cannot be evaluated in one pass: {error}") from error
-    return jax.device_put(state, jax.devices()[0])  # placed, as what a step returns: another kind is compiled for
+    return jax.device_put(
+        state, jax.devices()[0]
+    )  # committed like a step's result, or the step would be compiled twice
 
 
 def is_example(batch: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " B"]:
-    """Which rows of a batch are examples: those with a weight, the others only fill the last batch."""
+    """Which rows of a batch are examples: those with a weight; the others pad the last batch."""
     weights = np.asarray(batch["weights"])
     return np.any(weights.reshape(len(weights), -1) != 0, axis=1)
 
@@ -106,12 +110,12 @@ def standard_errors(examples: Sums) -> dict[str, float | None]:
 
 
 def standard_error(sums: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> float | None:
-    """Of the mean  m = sum_i s_i / sum_i w_i  over n independent examples, None for fewer than two:
+    """The standard error of the mean  m = sum_i s_i / sum_i w_i  over n independent examples, None for fewer than two:
 
         sqrt(n / (n - 1)  sum_i (s_i - m w_i)^2) / sum_i w_i
 
-    With weights of 1 that is the sample's deviation over sqrt(n), and of an accuracy sqrt(m (1 - m) / (n - 1)).
-    Windows of one corpus, and pieces of a stream, resemble their neighbours: there it is too small.
+    With weights of 1 it is the sample standard deviation over sqrt(n); for an accuracy, sqrt(m (1 - m) / (n - 1)).
+    Windows of one corpus, and pieces of a stream, are correlated with their neighbours: there it is too small.
     """
     n = len(sums)
     if n < 2:
@@ -121,30 +125,30 @@ def standard_error(sums: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n
 
 
 def per_class(counts: Float[np.ndarray, "Y Y"]) -> dict[str, list[float | None]]:
-    """`precision`, `recall` and `support` of every class, from counts of (class, answer). None is 0 / 0."""
+    """`precision`, `recall` and `support` per class, from counts of (class, answer). 0 / 0 is None."""
     right, answered, support = np.diag(counts), counts.sum(0), counts.sum(1)
     share = lambda whole: [float(a / b) if b else None for a, b in zip(right, whole, strict=True)]
     return {"precision": share(answered), "recall": share(support), "support": support.astype(float).tolist()}
 
 
 def sha256(digests: tuple[bytes, ...]) -> str:
-    """One hash of all examples in their order."""
+    """One hash of all examples in order."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def compare(here: Scores, there: Scores) -> dict[str, dict[str, Any]]:
-    """Each metric of two runs on the same examples: `here`, `there`, the `difference`, its `standard_error`, and the
-    two-sided `p_value` that examples which both runs master equally would show as large a one.
+    """Each metric of two runs on the same examples: `here`, `there`, the `difference`, its `standard_error`, and a
+    two-sided `p_value` under the null hypothesis that both runs are equally good.
 
-    Where an example is either right or wrong, by McNemar's exact test of how many are `right_here_alone` and
-    `right_there_alone`; else by a paired t test of the examples' sums. Raises UserError if the examples differ.
+    For examples that are either right or wrong by McNemar's exact test on the counts `right_here_alone` and
+    `right_there_alone`, otherwise by a paired t test of the examples' sums. Raises UserError if the examples differ.
     """
     if here.digests != there.digests:
         pairs = zip(here.digests, there.digests, strict=False)
         first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(here.digests), len(there.digests)))
         raise UserError(
             f"the examples of the two runs are not the same ({len(here.digests):,} and {len(there.digests):,} of them, "
-            f"number {first} is the first that differs): compare runs with one config.task and the same data"
+            f"number {first} is the first that differs): compare runs with the same config.task and data"
         )
     return {
         name: _paired(here.examples[name], there.examples[name]) for name in here.examples if name in there.examples
@@ -172,12 +176,12 @@ def _paired(here: tuple[Any, Any], there: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def verdict(name: str, found: Mapping[str, Any], higher_is_better: bool, examples: int) -> str:
-    """One line: which of two runs is better in a metric of `compare`, and by what evidence."""
+    """One line: which of two runs is better in a metric of `compare`, and the evidence."""
     p_value, difference = found["p_value"], found["difference"]
     if p_value is None:
         said = f"no test of {name} is possible"
     elif p_value >= SIGNIFICANT:
-        said = f"no difference in {name} is shown"
+        said = f"no significant difference in {name}"
     else:
         said = f"this run is {'better' if (difference > 0) == higher_is_better else 'worse'} in {name}"
     parts = [f"{found['here']:.4f} against {found['there']:.4f}"]
@@ -191,7 +195,7 @@ def verdict(name: str, found: Mapping[str, Any], higher_is_better: bool, example
 
 
 def _digest(batch: Mapping[str, np.ndarray], row: int) -> bytes:
-    """Of everything that a batch holds of an example, padding too."""
+    """A hash of each example's full row of a batch, padding included."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(batch):
         array = np.ascontiguousarray(batch[name][row])

@@ -1,4 +1,4 @@
-"""One config from several seeds: trained, tested, and summed up."""
+"""Training, testing and summarising one config from several seeds."""
 
 import math
 import statistics
@@ -26,8 +26,8 @@ def run_seeds(
     shown: Callable[[dict[str, Any]], None] = lambda summary: None,
 ) -> dict[str, Any]:
     """Trains and evaluates a config from `count` seeds, the config's own first, in workdir/seed_N; finished seeds are
-    not trained again. Writes mean, standard deviation and standard error of every metric to `workdir/seeds.json`, after
-    a call of `shown`. Raises Stopped, and writes no summary, where it is asked to stop.
+    reused. Calls `shown`, then writes mean, standard deviation and standard error of every metric to
+    `workdir/seeds.json`. If asked to stop, raises Stopped and writes no summary.
     """
     results = []
     for seed in range(values["seed"], values["seed"] + count):
@@ -54,17 +54,18 @@ def run_seeds(
 
 
 def train_whole(experiment: Experiment, workdir: Path, what: str) -> None:
-    """One of several trainings. Raises Stopped where it was asked to stop before its last step: so are the others."""
+    """Trains one of several runs. Raises Stopped if asked to stop before its last step, since that is for all of
+    them."""
     ended = train(experiment, workdir)
     if ended.stopped:
         raise Stopped(
             f"asked to stop: {what} is at step {ended.step} of {experiment.config.train.steps}; no summary is written, "
-            "the same command resumes"
+            "run the same command to resume"
         )
 
 
 def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
-    """Seeds of one table have one config; where the data lie, and the mesh, are no part of it."""
+    """Raises UserError unless the seeds of a table share one config, apart from data locations and the mesh."""
     if not (workdir / CHECKPOINTS).is_dir():
         return
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
@@ -73,12 +74,12 @@ def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
         before = checkpoints.read_meta().get("config")
     same = {name: (before or {}).get(name) for name in ("data_dir", "mesh")}
     if changed := differences(before, {**values, **same}):
-        raise UserError(f"{workdir} was trained with another config ({changed[0]}): take another work directory")
+        raise UserError(f"{workdir} was trained with another config ({changed[0]}): choose another work directory")
 
 
 def _spread(values: list[float | None]) -> dict[str, float | None]:
-    """Mean, deviation of the sample and standard error of the mean: the last two None for one value, all of them if a
-    value is None (not finite)."""
+    """Mean, sample standard deviation and standard error of the mean. The last two are None for one value, all of them
+    if any value is None (not finite)."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return dict.fromkeys(("mean", "standard_deviation", "standard_error"))

@@ -1,1 +1,1 @@
-"""Experiments of more than one run, whose tables and pictures are in docs/."""
+"""Studies of more than one run, whose tables and figures are in docs/."""

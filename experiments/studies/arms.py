@@ -1,10 +1,10 @@
-"""Arms of a hypernetwork experiment on equal terms: every seed and learning rate of an arm in one program.
+"""Arms of a hypernetwork study under equal conditions: every seed and learning rate of an arm in one program.
 
     python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
 
-For each arm of configs/hyper/arms.py and each optimiser, on the same grid of learning rates and the same seeds, the
-steps of `training.step` under `jax.vmap`: what one run computes, twenty times at once. The rate is chosen by
-validation; test accuracy is of the last step at that rate.
+For each arm of configs/hyper/arms.py and each optimiser, with the same grid of learning rates and the same seeds, runs
+the steps of `training.step` under `jax.vmap`: twenty runs at once. The learning rate is chosen by validation loss; test
+accuracy is that of the last step at this rate.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from experiments.training.optimizers import make_optimizer
 from experiments.training.step import Steps
 
 RATES = {"sgd": (3e-3, 1e-2, 3e-2, 1e-1), "adam": (3e-4, 1e-3, 3e-3, 1e-2)}
-EVERY = 50  # steps between evaluations
-LEVELS = (0.4, 0.25, 0.2)  # validation losses to reach
+EVALUATION_INTERVAL = 50  # steps between evaluations
+TARGET_LOSSES = (0.4, 0.25, 0.2)  # of validation, for the number of steps to reach them
 
 
 def study(
     name: str, chosen: Sequence[str] | None, seeds: range, steps: int, save: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Every arm, or those chosen, of configs/hyper/NAME.py. Raises UserError for an unknown one."""
+    """Runs all arms of configs/hyper/NAME.py, or those chosen. Raises UserError for an unknown arm."""
     if unknown := set(chosen or ()) - set(ARMS):
         raise UserError(
-            f"--arms={','.join(chosen or ())}: there is no {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}"
+            f"--arms={','.join(chosen or ())}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(ARMS)}"
         )
     get_config = importlib.import_module(f"configs.hyper.{name}").get_config
     found: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def study(
 
 
 def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[str, np.ndarray]:
-    """Curves of every rate and seed, (R, S, evaluations), and what is said of their ends."""
+    """Curves of every rate and seed, (R, S, evaluations), and their summary."""
     experiments = [build({**values, "seed": seed}) for seed in seeds]
     first, steps_total = experiments[0], values["train"]["steps"]
     example = {name: np.asarray(array) for name, array in first.task.train_batch(0).items()}
@@ -64,12 +64,12 @@ def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[
     config = dataclasses.replace(first.config.optimizer, learning_rate=1.0)
 
     def steps_of(rate: Any = 1.0):
-        """Steps whose learning rate may be traced."""
+        """Training steps with a learning rate that may be traced."""
         scaled = lambda params: optax.chain(make_optimizer(config, steps_total, params), optax.scale(rate))
         return Steps(first.model, first.task.loss, scaled, example, seed=0)
 
     init = lambda seed: steps_of().init(seed)
-    # Initialisation of a seed is that of a run of its own.
+    # Initialised as a single run of that seed would be.
     states = jax.jit(lambda: jax.tree.map(lambda *a: jnp.stack(a), *[init(seed) for seed in seeds]))()
     states = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rates), *a.shape)), states)
     train_one = lambda rate, state, batch: steps_of(rate).train(state, batch)
@@ -89,13 +89,13 @@ def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[
         if step == 1 or (step - 1) % 200 == 0:
             variations.append(np.asarray(variation(states.params)))
         states = train(states, jax.tree.map(lambda *a: np.stack(a), *[next(loader) for loader in loaders]))
-        if step % EVERY == 0 or step == steps_total:
+        if step % EVALUATION_INTERVAL == 0 or step == steps_total:
             curve.append(_mean(evaluate, states.params, first, "validation"))
             at.append(step)
     test = _mean(evaluate, states.params, first, "test")
     variations.append(np.asarray(variation(states.params)))
     loss = np.stack([pair[0] for pair in curve], -1)
-    # A state whose gradient was not finite stays where it was: its last loss would flatter it.
+    # A run whose gradient was not finite stops there; its last loss would look too good.
     bad = np.asarray(states.bad_step) >= 0
     return {
         "steps": np.array(at),
@@ -117,7 +117,7 @@ def _mean(evaluate: Any, params: Any, experiment: Experiment, split: str) -> tup
 
 
 def gradient_variation(experiment: Experiment, params: Any) -> Any:
-    """Deviation over mean of the gradient's norm over the evaluation's hyper-inputs, on one and the same batch."""
+    """Standard deviation over mean of the gradient's norm across the evaluation's hyper-inputs, on one batch."""
     task = experiment.task
     batches = [task.at(task.task.train_batch(0), condition) for condition in task.evaluated()]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *batches)
@@ -131,12 +131,12 @@ def gradient_variation(experiment: Experiment, params: Any) -> Any:
 
 
 def summary(runs: dict[str, np.ndarray], rates: tuple[float, ...]) -> dict[str, Any]:
-    """What the table says of an arm: at its best rate by the median of the last validation loss."""
+    """An arm's row of the table, at its best learning rate by the median of the last validation loss."""
     last = runs["loss"][:, :, -1]
     medians = np.median(np.where(np.isfinite(last), last, np.inf), axis=1)
     best = int(np.argmin(medians))
     chosen = runs["loss"][best]
-    reached = {str(level): [_first(runs["steps"], curve <= level) for curve in chosen] for level in LEVELS}
+    reached = {str(level): [_first(runs["steps"], curve <= level) for curve in chosen] for level in TARGET_LOSSES}
     return {
         "rate": rates[best],
         "loss": _spread(last[best]),
@@ -152,7 +152,7 @@ def summary(runs: dict[str, np.ndarray], rates: tuple[float, ...]) -> dict[str, 
 
 
 def _spread(values: np.ndarray) -> list[float]:
-    """Median, least, most; infinite where a run diverged."""
+    """Median, minimum, maximum; infinite if a run diverged."""
     values = np.where(np.isfinite(values), values, np.inf)
     return [float(np.median(values)), float(values.min()), float(values.max())]
 

@@ -1,10 +1,10 @@
-"""Five tasks of digits, one after another, by networks that are generated from the task's number.
+"""Continual learning: five tasks of digits in sequence, by networks generated from the task's index.
 
     python -m experiments.study --study=continual --out=docs/hypernetworks/continual
 
-split: task t tells digit 2t from 2t + 1. permuted: all ten digits, their pixels in an order of the task's own.
-Generators of the same target: chunks from an MLP or from an LSTM. While a task is learned, the weights of those before
-it may drift freely, at a price, or at a price weighted by their importance (`seqboat.hyper.continual`).
+split: task t tells digit 2t from 2t + 1. permuted: all ten digits, with pixels in a task-specific order. The same
+target is generated in chunks by an MLP or by an LSTM. While a task is learned, the generated weights of previous tasks
+may drift freely, under a penalty, or under a penalty weighted by importance (`seqboat.hyper.continual`).
 """
 
 import functools
@@ -24,20 +24,20 @@ from seqboat.hyper import continual
 from seqboat.models.mlp import MLP, MLPConfig
 
 TASKS, BATCH, RATE = 5, 64, 1e-3
-# The price of drift: the best of 0.01, 0.1 and 1 on seed 100, which is no seed of the table, without importance.
 GENERATORS, REGULARISERS = ("chunked", "recurrent"), ("none", "drift", "importance")
-PRICES = {"none": 0.0, "drift": 1.0, "importance": 1.0}
+# Drift penalties: the best of 0.01, 0.1 and 1 without importance, on seed 100, which is not a seed of the table.
+PENALTIES = {"none": 0.0, "drift": 1.0, "importance": 1.0}
 
 
 def study(seeds: range, steps: int, save: Callable[[dict[str, Any]], None]) -> None:
-    """Both sequences of tasks, both generators, with and without a price on drift."""
+    """Both sequences of tasks and both generators, with and without a penalty on drift."""
     found: dict[str, Any] = {}
-    about = {"seeds": len(seeds), "prices": PRICES, "steps": steps, "batch": BATCH, "learning_rate": RATE}
+    about = {"seeds": len(seeds), "prices": PENALTIES, "steps": steps, "batch": BATCH, "learning_rate": RATE}
     for benchmark in ("split", "permuted"):
         for generator in GENERATORS:
             for regulariser in REGULARISERS:
                 began = time.monotonic()
-                matrix = np.asarray(run(benchmark, generator, PRICES[regulariser], regulariser, seeds, steps))
+                matrix = np.asarray(run(benchmark, generator, PENALTIES[regulariser], regulariser, seeds, steps))
                 own = {"accuracy": matrix, **summary(matrix)}
                 found[f"{benchmark} {generator} {regulariser}"] = jax.tree.map(plain, own)
                 save({**about, "arms": found})
@@ -49,8 +49,8 @@ def study(seeds: range, steps: int, save: Callable[[dict[str, Any]], None]) -> N
 
 
 def summary(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Of accuracies (S, after task, of task): the mean over tasks after the last; as each was learned; and what was
-    lost, the mean over all but the last task of its accuracy when it was learned less that at the end."""
+    """From accuracies (S, after task, of task): the mean over tasks after the last one; when each was just learned; and
+    forgetting, the mean over all but the last task of the accuracy when learned minus that at the end."""
     learned = np.diagonal(matrix, axis1=1, axis2=2)
     forgetting = (learned - matrix[:, -1])[:, :-1].mean(1)
     return {"last": matrix[:, -1].mean(1), "learned": learned.mean(1), "forgetting": forgetting}
@@ -64,8 +64,8 @@ def make_model(generator: str, classes: int) -> hyper.Hyper:
     return hyper.Hyper(target, hyper.HyperNetwork(leaves, network))
 
 
-def run(benchmark: str, generator: str, price: float, regulariser: str, seeds: range, steps: int) -> Any:
-    """Test accuracies (S, tasks, tasks): after learning each task, of every task."""
+def run(benchmark: str, generator: str, penalty: float, regulariser: str, seeds: range, steps: int) -> Any:
+    """Test accuracies (S, tasks, tasks): after learning each task, on every task."""
     model = make_model(generator, 2 if benchmark == "split" else 10)
     data = [jax.tree.map(jnp.asarray, sequence(benchmark, seed)) for seed in seeds]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *data)
@@ -81,7 +81,8 @@ def run(benchmark: str, generator: str, price: float, regulariser: str, seeds: r
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def learn(variables, task, before, weights, train, key):
-        """One task from start to end; `before`: what was generated for every task, `weights`: of those learned."""
+        """Trains one task; `before` are the parameters generated for every task, `weights` those of the learned
+        tasks."""
 
         def step(carry, key):
             variables, state = carry
@@ -90,8 +91,8 @@ def run(benchmark: str, generator: str, price: float, regulariser: str, seeds: r
             def loss(variables):
                 own = cross_entropy(call(variables, inputs[task], train["x"][chosen]), train["y"][chosen])
                 now = continual.generate_tasks(model, variables, inputs)
-                # drift is a mean over all tasks; the formula's is over those before, whose weights alone are not 0.
-                return own + price * TASKS / jnp.maximum(task, 1) * continual.drift(now, before, weights)
+                # drift is a mean over all tasks, the formula's over previous tasks, the only ones with nonzero weights.
+                return own + penalty * TASKS / jnp.maximum(task, 1) * continual.drift(now, before, weights)
 
             updates, state = optimizer.update(jax.grad(loss)(variables), state)
             return (optax.apply_updates(variables, updates), state), None
@@ -104,7 +105,7 @@ def run(benchmark: str, generator: str, price: float, regulariser: str, seeds: r
         return jax.vmap(of_task)(inputs, test["x"], test["y"])
 
     def fisher(variables, task, train):
-        """The importance of every generated weight for a task that has just been learned."""
+        """The importance of every generated weight for the task just learned."""
         theta = model.apply(variables, inputs[task], method="generate")
 
         def loss(theta, example):
@@ -145,7 +146,7 @@ def sequence(benchmark: str, seed: int) -> dict[str, Any]:
     for task in range(TASKS):
         chosen = np.flatnonzero(labels // 2 == task) if benchmark == "split" else np.arange(len(labels))
         order = rng.permutation(64) if benchmark == "permuted" else np.arange(64)
-        # As many as the smallest task of the split has: 90 for testing of 350.
+        # The size of the smallest task of `split`: 350, of which 90 are for testing.
         chosen = chosen[: 350 if benchmark == "split" else None]
         count = 90 if benchmark == "split" else 400
         y = labels[chosen] - 2 * task if benchmark == "split" else labels[chosen]

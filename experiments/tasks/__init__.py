@@ -1,1 +1,1 @@
-"""One file a task; each turns one data source into batches, a loss and metrics. Found by its name."""
+"""One file per task, found by its name; each turns a data source into batches, a loss and metrics."""

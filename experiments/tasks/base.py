@@ -1,4 +1,4 @@
-"""What tasks share: batches from sources, losses, metrics, and the baseline that a model must beat."""
+"""Base classes of tasks: batches from sources, losses, metrics, and the baseline that a model must beat."""
 
 import dataclasses
 import math
@@ -17,33 +17,33 @@ from experiments.data.sources import Source
 from experiments.tasks.features import BYTE_VOCABULARY, byte_symbol, pad
 from seqboat.ops.losses import cross_entropy
 
-LONGEST = 2**31 - 1  # elements of a sequence or examples of a split: what the loader's 32-bit indices take
-MOST_DRAWN = 2**24  # elements of a sequence, or symbols, that are drawn for every example
+MAX_SIZE = 2**31 - 1  # elements of a sequence or examples of a split: the loader's indices have 32 bits
+MAX_DRAWN = 2**24  # elements of a sequence, or symbols, drawn for every example
 
 Scalar = Float[Array, ""]
 Sums = dict[str, tuple[Array, Array]]  # name -> (sum, weight)
 
 
 class Logits(Protocol):
-    """What the loss needs of a model's output."""
+    """The part of a model's output that the loss uses."""
 
     logits: Float[Array, "*B Y"]
 
 
 class Task:
-    """Batches of one source for each split, a loss, metrics.
+    """Batches from one source per split, a loss, and metrics.
 
-    A task's module holds its `Config`, with the sizes that its model needs (`vocabulary_size`, `classes`), and its
-    `Task`, which says by `row` what a batch holds and passes its sources to `__init__`. B is this process's share
-    of the batch size. `weights` are 0 for the rows that only fill the last batch of an evaluation.
+    A task's module defines its `Config`, with the sizes that its model needs (`vocabulary_size`, `classes`), and its
+    `Task`, which defines a batch by `row` and passes its sources to `__init__`. B is this process's share of the batch
+    size. `weights` are 0 for rows that pad the last batch of an evaluation.
     """
 
-    splits: tuple[str, ...] = ("validation", "test")  # evaluation; training is on "train"
-    selection_metric: str  # the metric that picks the best checkpoint
+    splits: tuple[str, ...] = ("validation", "test")  # for evaluation; training uses "train"
+    selection_metric: str  # the metric that selects the best checkpoint
     higher_is_better: bool
-    shuffled: bool = True  # the order of training examples; else the source's own
-    baseline_name: str  # what `baseline` computes, in words
-    sized_by: tuple[str, ...] = ()  # the fields of its config that decide how many examples a split has
+    shuffled: bool = True  # whether to shuffle training examples; else the source's order
+    baseline_name: str  # describes what `baseline` computes
+    sized_by: tuple[str, ...] = ()  # the config fields that determine how many examples a split has
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Task:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """`sources` has "train" and every evaluation split; `seed` decides the order of training examples alone.
+        """`sources` has "train" and every evaluation split; `seed` determines only the order of training examples.
 
         Raises UserError for a split without examples.
         """
@@ -68,13 +68,13 @@ class Task:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What identifies the data, each part by name; empty where the data follow from the config."""
+        """The fingerprint of the data, by part; empty if the config determines the data."""
         parts = [getattr(source, "fingerprint", {}) for source in self._sources.values()]
         return {name: digest for part in parts for name, digest in part.items()}
 
     @property
     def of_data(self) -> str:
-        """The data in errors: " of NAME", or nothing where they have no name."""
+        """The data's name for errors: " of NAME", or "" without a name."""
         name = getattr(self._sources["train"], "name", None)
         return f" of {name}" if name else ""
 
@@ -84,11 +84,11 @@ class Task:
         return given and f"{given}: "
 
     def row(self, example: Any) -> dict[str, Any]:
-        """An example of a source as its row of every array of a batch."""
+        """An example of a source as a row of every array of a batch."""
         raise NotImplementedError
 
     def train_row(self, example: Any) -> dict[str, Any]:
-        """`row`, and what only training needs."""
+        """`row`, plus anything that only training needs."""
         return self.row(example)
 
     def train_batch(self, step: int) -> Batch:
@@ -96,15 +96,15 @@ class Task:
         return self._train[step]
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
-        """train_batch(start_step), train_batch(start_step + 1), ... without end, read ahead."""
+        """Yields train_batch(start_step), train_batch(start_step + 1), ... without end, prefetched."""
         return read_ahead(self._train, start_step)
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        """Every example of the split once, in order. Raises UserError if there is no such split."""
+        """Yields every example of the split once, in order. Raises UserError for an unknown split."""
         return read_ahead(evaluation_dataset(self._evaluation_source(split), self.row, self._rows))
 
     def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
-        """Sum of cross-entropies in nats, sum of weights, and each metric as such a pair."""
+        """Sum of cross-entropies in nats, sum of weights, and each metric as a pair (sum, weight)."""
         weights, targets = batch["weights"], batch["targets"]
         weight_sum = jnp.sum(weights)
         loss_sum = jnp.sum(weights * cross_entropy(output.logits, targets))
@@ -113,15 +113,15 @@ class Task:
         return loss_sum, weight_sum, metrics
 
     def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
-        """What evaluation reports besides the metrics of the loss."""
+        """Metrics that evaluation reports besides those of the loss."""
         return {}
 
     def baseline(self, split: str) -> dict[str, float]:
-        """What `baseline_name` gets on the split, computed from the data."""
+        """Metrics of the baseline `baseline_name` on the split, computed from the data."""
         raise NotImplementedError
 
     def symbol(self, number: int) -> str:
-        """How people see an input of that id."""
+        """Text to display an input id."""
         return byte_symbol(number) if self.config.vocabulary_size == BYTE_VOCABULARY else f"{number} "
 
     def _evaluation_source(self, split: str) -> Source:
@@ -131,20 +131,20 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationConfig:
-    """`length` is that of the padded input; longer sequences are cut. `vocabulary_size` counts the padding; None are
-    numbers as inputs."""
+    """`length` is that of the padded input; longer sequences are cut. `vocabulary_size` includes the padding; None
+    means that inputs are numbers."""
 
     length: int
 
     def __post_init__(self):
-        within(self, 1, LONGEST, "length")
+        within(self, 1, MAX_SIZE, "length")
 
 
 class ClassificationTask(Task):
     """Batches of padded sequences with one label each.
 
     A batch has `inputs` (B, L) int32 ids, 0 behind the length, or (B, L, F) float32; `lengths` (B,) int32; `targets`
-    (B,) int32 in 0..Y-1; `weights` (B,) float32. A subclass says what is in its data by `encode` and `label`.
+    (B,) int32 in 0..Y-1; `weights` (B,) float32. Subclasses define `encode` and `label`.
     """
 
     selection_metric = "accuracy"
@@ -152,14 +152,14 @@ class ClassificationTask(Task):
     baseline_name = "always the commonest class"
 
     def encode(self, example: Any) -> np.ndarray:
-        """The ids (1 and above), or the numbers (length, F), of one example; of any length."""
+        """One example as ids (at least 1) or numbers (length, F), of any length."""
         raise NotImplementedError
 
     def label(self, example: Any) -> int:
         return example["label"]
 
     def target(self, example: Any) -> np.int32:
-        """Its label. Raises UserError for one that is not a class."""
+        """The example's label. Raises UserError for one that is not a class."""
         label, classes = self.label(example), self.config.classes
         if not 0 <= label < classes:
             raise UserError(
@@ -176,14 +176,14 @@ class ClassificationTask(Task):
         return {"inputs": inputs, "lengths": length, "targets": self.target(example)}
 
     def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
-        """`confusion` (Y, Y): of each true class, the share that was given each answer."""
+        """`confusion` (Y, Y): for each true class, the fraction of each answer."""
         answers = jax.nn.one_hot(jnp.argmax(output.logits, axis=-1), self.config.classes)
         truth = jax.nn.one_hot(batch["targets"], self.config.classes) * batch["weights"][:, None]
         counts = truth.T @ answers
         return {"confusion": (counts, counts.sum(1, keepdims=True))}
 
     def baseline(self, split: str) -> dict[str, float]:
-        """That class's share of the split."""
+        """The commonest class's share of the split."""
         source = self._evaluation_source(split)
         counts = np.bincount([self.target(source[index]) for index in range(len(source))])
         return {"accuracy": float(counts.max() / counts.sum())}

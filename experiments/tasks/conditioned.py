@@ -1,11 +1,11 @@
-"""What a hypernetwork is conditioned on: hyper-inputs drawn for batches of any task.
+"""Conditions of hypernetworks: hyper-inputs drawn for batches of any task.
 
-    price       lambda in [0, 1]: multiplies `config.train.activation_penalty`, so that one model learns every trade-off
+    penalty     lambda in [0, 1]: multiplies `config.train.activation_penalty`, so that one model learns every trade-off
                 between accuracy and attention
-    rotation    pictures turned by 90 z degrees: one network for all orientations
-    noise       M numbers that mean nothing: a distribution over networks (Bayesian hypernetworks)
+    rotation    pictures rotated by 90 z degrees: one network for all orientations
+    noise       M uninformative random numbers: a distribution over networks (Bayesian hypernetworks)
 
-A training batch has one hyper-input, a function of (seed, step); an evaluation goes through fixed ones.
+A training batch has one hyper-input, a function of (seed, step); an evaluation iterates over fixed ones.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from experiments.common.errors import UserError
 from experiments.data.loader import Batch
 from seqboat.hyper.heads import HyperConfig
 
-# Folded into the seed, so that hyper-inputs do not follow the order of examples.
+# Folded into the seed, so that hyper-inputs are independent of the order of examples.
 CONDITIONS = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
 class HyperOptions:
-    """`config.hypernetwork`: a hypernetwork generates the parameters that globs in `select` match and `exclude` do not.
+    """`config.hypernetwork`: a hypernetwork generates the parameters matched by globs in `select` and not in `exclude`.
 
-    `evaluations`: how many hyper-inputs an evaluation averages over, evenly over the range if there is one number, else
-    fixed random ones. `at`: evaluate at this one instead.
+    `evaluations` is the number of hyper-inputs that an evaluation averages over: evenly spaced if hyper-inputs are one
+    number, else fixed and random. `at` evaluates at this one instead.
     """
 
     condition: Literal["penalty", "rotation", "noise"]
@@ -42,7 +42,7 @@ class HyperOptions:
         if self.evaluations < 1:
             raise ValueError(f"evaluations={self.evaluations}: must be at least 1")
         if self.network.encoding.kind == "embedding":
-            raise ValueError("network.encoding.kind='embedding': these conditions are numbers; take cos_sin")
+            raise ValueError("network.encoding.kind='embedding': these conditions are real numbers; use cos_sin")
         if self.condition != "noise" and inputs != 1:
             raise ValueError(f"condition={self.condition!r} is one number: network.encoding.inputs={inputs} must be 1")
         low, high = self.network.encoding.low, self.network.encoding.high
@@ -53,13 +53,13 @@ class HyperOptions:
 
 
 class Conditioned:
-    """A task whose batches have hyper-inputs: `condition` (B, M), the same row for all, and what follows from it."""
+    """A task whose batches have a hyper-input `condition` (B, M), with equal rows, and the changes it implies."""
 
     def __init__(self, task: Any, options: HyperOptions, seed: int):
         self.task, self._options, self._seed = task, options, seed
         if options.condition == "rotation" and (picture := task.train_batch(0)["inputs"]).shape[1:] != (1, 64):
             raise UserError(
-                f"config.hypernetwork.condition='rotation' turns pictures of 8 x 8; inputs here are {picture.shape[1:]}"
+                f"config.hypernetwork.condition='rotation': needs pictures of 8 x 8, not inputs {picture.shape[1:]}"
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -73,7 +73,7 @@ class Conditioned:
             yield self.at(batch, self._drawn(step))
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        """Every example of the split, once for every hyper-input of the evaluation."""
+        """Yields every example of the split, once per hyper-input of the evaluation."""
         for condition in self.evaluated():
             for batch in self.task.evaluation_batches(split):
                 yield self.at(batch, condition)
@@ -108,7 +108,7 @@ class Conditioned:
 
 
 def rotation(degrees: float, size: int) -> np.ndarray:
-    """The matrix (size^2, size^2) that turns flattened square pictures about their middle, with bilinear weights."""
+    """The matrix (size^2, size^2) that rotates flattened square pictures about their centre, with bilinear weights."""
     angle, middle = np.deg2rad(degrees), (size - 1) / 2
     row, column = np.divmod(np.arange(size * size), size)
     y, x = row - middle, column - middle

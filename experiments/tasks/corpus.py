@@ -1,10 +1,10 @@
 """Language modelling on the bytes of a corpus: enwik8, text8, WikiText-103, or any files of the user's.
 
-Training reads contiguous blocks, each predicting its every byte, the first from the byte before the block. Validation
-reads its split the same way. Testing scores every byte exactly once, with up to `context` bytes before the first that
-is scored (the published protocol for enwik8: 1192 new bytes after up to 7000).
+Training reads contiguous blocks and predicts every byte of a block, the first from the byte before it. Validation reads
+its split the same way. Testing scores every byte exactly once, with up to `context` bytes before the first scored one
+(the published protocol for enwik8: 1192 new bytes after up to 7000).
 
-With `carry_state` row b of the batches is a stream: its block of a step goes on where that of the step before ended.
+With `carry_state`, row b of the batches is a stream: each step's block continues where the previous step's ended.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from experiments.common.files import user_path
 from experiments.data.loader import Batch, evaluation_dataset, read_ahead
 from experiments.data.packed import read_text
 from experiments.data.sources import open_split
-from experiments.tasks.base import LONGEST, TokenTask
+from experiments.tasks.base import MAX_SIZE, TokenTask
 from experiments.tasks.features import BYTE_VOCABULARY, byte_ids, pad
 
 Bytes = UInt8[np.ndarray, " N"]
@@ -31,12 +31,12 @@ Bytes = UInt8[np.ndarray, " N"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A prepared `dataset`, or `files` (plain, packed by gzip, xz or bzip2, or alone in a zip), one after the other,
-    cut by `fractions` into train, validation and test. `length` is of a sequence, `context` what of it is not scored
-    again in testing. `evaluation_bytes`: only so many first bytes of the validation and test splits are used; None is
-    all.
-    `carry_state`: training hands the model's state from block to block, in a stream for each row of the batch, and
-    validation is one pass in as many.
+    """A prepared `dataset`, or the concatenation of `files` (plain, packed by gzip, xz or bzip2, or the only file of a
+    zip), cut by `fractions` into train, validation and test. `length` is that of a sequence, of which testing uses
+    `context` as unscored context. `evaluation_bytes` N uses only the first N bytes of the validation and test splits;
+    None uses all.
+    `carry_state`: training carries the model's state from block to block, with one stream per row of the batch, and
+    validation is one pass with as many streams.
     """
 
     dataset: str | None = None
@@ -52,7 +52,7 @@ class Config:
         return BYTE_VOCABULARY
 
     def __post_init__(self):
-        within(self, 1, LONGEST, "length")
+        within(self, 1, MAX_SIZE, "length")
         if not 0 <= self.context < self.length:
             raise ValueError(f"context={self.context}: must be at least 0 and below length={self.length}")
         if self.evaluation_bytes is not None and self.evaluation_bytes < 1:
@@ -62,7 +62,7 @@ class Config:
 
 
 class Task(TokenTask):
-    selection_metric = "bits_per_byte"  # per byte
+    selection_metric = "bits_per_byte"
     higher_is_better = False
     baseline_name = "the bytes' frequencies in training"
 
@@ -70,8 +70,8 @@ class Task(TokenTask):
         """`batching` is seed, process_index and process_count, as in Task."""
         require(
             (config.dataset is None) == bool(config.files),
-            "config.task: name text files, as --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset; "
-            + ("neither is named" if config.dataset is None else "both are named"),
+            "config.task: name text files, as in --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset; "
+            + ("neither is set" if config.dataset is None else "both are set"),
         )
         read = read_files(config) if config.dataset is None else read_corpus(config.dataset, data_dir)
         self.bytes, self._fingerprint = read
@@ -81,7 +81,7 @@ class Task(TokenTask):
             require(
                 not config.carry_state or not 0 < len(data) < batch_size,
                 f"config.task.carry_state=True: the {split} split has {len(data)} bytes for {batch_size} streams, "
-                "one for every row of config.train.batch_size",
+                "one per row of config.train.batch_size",
             )
         train = self.bytes["train"]
         sources = {
@@ -98,24 +98,26 @@ class Task(TokenTask):
         return self._fingerprint
 
     def streams(self, split: str, count: int) -> Iterator[Batch]:
-        """The split in one pass, as `count` streams that each begin empty: batches of the next `length` bytes of each.
+        """The split in one pass, as `count` streams that each start empty: batches of the next `length` bytes of each.
 
-        Every byte is scored once. A stream reads the `context` bytes before its part first, which are not scored.
+        Every byte is scored once. A stream first reads the `context` bytes before its part, unscored.
         """
-        self._evaluation_source(split)  # refuses an unknown one
+        self._evaluation_source(split)  # rejects an unknown split
         data = self.bytes[split]
         require(
-            1 <= count <= len(data), f"--streams={count}: the {split} split has {len(data)} bytes; take 1..{len(data)}"
+            1 <= count <= len(data),
+            f"--streams={count}: the {split} split has {len(data)} bytes; choose 1..{len(data)}",
         )
         source = Streams(data, self.config.length, count, self.config.context)
         return read_ahead(evaluation_dataset(source, self.row, dataclasses.replace(self._rows, batch_size=count)))
 
     def train_row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
-        """`row`, and with `carry_state` whether its stream `begins` here."""
+        """`row`, plus with `carry_state` whether its stream `begins` here."""
         return self.row(example) | ({"begins": example[0][0] == 0} if self.config.carry_state else {})
 
     def row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
-        """A window's bytes, the first of them 0 where the stream begins; how many of its targets were scored before."""
+        """A window's bytes, with 0 in front at the start of the stream, and how many of its targets were already
+        scored."""
         ids, scored = example
         length = self.config.length
         inputs, count = pad(ids[:-1], length)
@@ -124,17 +126,17 @@ class Task(TokenTask):
         return {"inputs": inputs, "lengths": count, "targets": targets, "weights": weights}
 
     def baseline(self, split: str) -> dict[str, float]:
-        """Cross-entropy of the split under the training frequencies, every byte counted once more than it occurs."""
-        self._evaluation_source(split)  # refuses an unknown one
+        """Cross-entropy of the split under the training frequencies, with add-one smoothing."""
+        self._evaluation_source(split)  # rejects an unknown split
         train = np.bincount(self.bytes["train"], minlength=256) + 1
         found = np.bincount(self.bytes[split], minlength=256)
         return {"bits_per_byte": float(-(found * np.log2(train / train.sum())).sum() / found.sum())}
 
 
 class Windows:
-    """Windows of `length` targets over a stream of bytes, as (ids of the byte before the first and of all targets,
-    number of targets that an earlier window scored). Every byte is scored exactly once, after at least `context`
-    others where the stream has as many before it.
+    """Windows of `length` targets over a stream of bytes, as (ids of the byte before the first target and of all
+    targets, number of targets scored by an earlier window). Every byte is scored exactly once, given at least `context`
+    previous bytes if the stream has them.
     """
 
     def __init__(self, data: Bytes, length: int, context: int = 0):
@@ -151,10 +153,10 @@ class Windows:
 
 
 class Streams:
-    """`count` streams side by side, of consecutive parts of the bytes that differ by at most one in length.
+    """`count` parallel streams over consecutive parts of the bytes, whose lengths differ by at most one.
 
-    Example t * count + b is the t-th of the `Windows` of stream b, empty where that has ended. A stream begins with up
-    to `context` bytes before its part, which are not to be scored.
+    Example t * count + b is the t-th of the `Windows` of stream b, empty after its end. A stream starts with up to
+    `context` unscored bytes before its part.
     """
 
     def __init__(self, data: Bytes, length: int, count: int, context: int = 0):
@@ -173,7 +175,7 @@ class Streams:
 
 
 def read_corpus(name: str, data_dir: str | None) -> tuple[dict[str, Bytes], dict[str, str]]:
-    """The splits of a prepared corpus, whole: its examples are its consecutive pieces; and what identifies them."""
+    """The full splits of a prepared corpus, whose examples are consecutive pieces, and their fingerprints."""
     splits = {split: open_split(name, split, data_dir, ("bytes",)) for split in ("train", "validation", "test")}
     found = {
         split: np.concatenate([source[i]["bytes"] for i in range(len(source))]) for split, source in splits.items()
@@ -187,7 +189,7 @@ def read_corpus(name: str, data_dir: str | None) -> tuple[dict[str, Bytes], dict
 
 
 def read_files(config: Config) -> tuple[dict[str, Bytes], dict[str, str]]:
-    """The files' bytes, one after the other, cut by the config's fractions; and what identifies each file."""
+    """The concatenated files, cut by the config's fractions, and a fingerprint of each file."""
     pieces = [_read(name) for name in config.files]
     data = np.concatenate([np.frombuffer(piece, np.uint8) for piece in pieces])
     ends = np.round(np.cumsum(config.fractions) * len(data)).astype(int)
@@ -200,9 +202,9 @@ def read_files(config: Config) -> tuple[dict[str, Bytes], dict[str, str]]:
 
 def _read(name: str) -> bytearray:
     path = user_path(name, "config.task.files")
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise UserError(
-            f"config.task.files: there is no regular file {path}; of a trained run, --data_dir says where it lies now"
+            f"config.task.files: there is no regular file {path}; for a trained run, --data_dir gives its new directory"
         )
     try:
         return read_text(path)

@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998, the copy in scikit-learn): for experiments in seconds.
+"""Handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998, from scikit-learn), for experiments in seconds.
 
 1,797 pictures: 1,397 for training, 200 for validation and 200 for testing, drawn with a fixed seed.
 """
@@ -25,7 +25,7 @@ class Config(ClassificationConfig):
 
 class Task(ClassificationTask):
     def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
-        """`batching` is batch_size, seed, process_index and process_count, as in Task. Reads no file of the user's."""
+        """`batching` is batch_size, seed, process_index and process_count, as in Task. Reads no user files."""
         pictures, labels = read()
         sources = {
             split: list(zip(pictures[part], labels[part].tolist(), strict=True)) for split, part in SPLITS.items()

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from experiments.common.errors import require
 from experiments.data.sources import Source
 
-BYTE_VOCABULARY = 257  # every byte plus one, and padding, 0: LRA's ByteTextEncoder
+BYTE_VOCABULARY = 257  # bytes are shifted by one, 0 is padding: LRA's ByteTextEncoder
 
 
 def pad(values: np.ndarray, length: int) -> tuple[np.ndarray, np.int32]:
-    """A sequence cut or filled with zeros to `length`, int32 or float32, and how much of it is real."""
+    """A sequence cut or zero-padded to `length`, int32 or float32, and its true length."""
     kept = values[:length]
     padded = np.zeros((length, *values.shape[1:]), np.float32 if values.dtype.kind == "f" else np.int32)
     padded[: len(kept)] = kept
@@ -23,7 +23,7 @@ def pad(values: np.ndarray, length: int) -> tuple[np.ndarray, np.int32]:
 
 @dataclasses.dataclass(frozen=True)
 class PixelConfig:
-    """Pictures as sequences of one number a pixel."""
+    """Pictures as sequences of one number per pixel."""
 
     vocabulary_size: ClassVar[None] = None
     mean: float
@@ -44,14 +44,14 @@ def pixels(image: np.ndarray, config: PixelConfig) -> Float[np.ndarray, "L 1"]:
 
 @dataclasses.dataclass(frozen=True)
 class Standard:
-    """Numbers brought to the mean 0 and deviation 1 of a whole source."""
+    """Standardisation to mean 0 and standard deviation 1 over a whole source."""
 
     mean: float
     deviation: float
 
     @classmethod
     def of(cls, source: Source, field: str) -> "Standard":
-        """Exact, in float64, over every number of that field; reads the source once."""
+        """Computes exact statistics in float64 over all numbers of a field; reads the source once."""
         count = total = squares = 0.0
         for index in range(len(source)):
             values = np.asarray(source[index][field], np.float64)
@@ -72,6 +72,6 @@ def byte_ids(data: bytes | np.ndarray) -> np.ndarray:
 
 
 def byte_symbol(number: int) -> str:
-    """The byte of an id: itself where ASCII prints it, else a dot; a newline is seen and kept."""
+    """The byte of an id if it is printable ASCII, else a dot; a newline is shown and kept."""
     character = chr(number - 1) if number else "∅"
     return "↵\n" if character == "\n" else character if number == 0 or " " <= character <= "~" else "·"

@@ -12,7 +12,7 @@ from experiments.tasks.features import PixelConfig, pixels
 
 SIZE = 32
 FEATURES = ("image", "label")
-TRAIN_SHARE = 0.9  # of the training pictures in their prepared order, as LRA cuts; the rest is for validation
+TRAIN_SHARE = 0.9  # of the training pictures in prepared order, as in LRA; the rest is for validation
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Task(ClassificationTask):
 
 
 def gray(image: Int[np.ndarray, "R R 3"]) -> Float[np.ndarray, "R R"]:
-    """0..255 as in LRA's files, which TensorFlow made: (.2989 R + .587 G + .114 B) / 255 in float32, times 255.5, cut.
+    """0..255 as in LRA's files, made with TensorFlow: (.2989 R + .587 G + .114 B) / 255 in float32, times 255.5,
+    truncated.
 
-    PIL's and torchvision's conversions differ from it by 1 on a quarter of the pixels.
+    PIL's and torchvision's conversions differ by 1 on a quarter of the pixels.
     """
     share = (image.astype(np.float32) / np.float32(255)) @ np.array([0.2989, 0.587, 0.114], np.float32)
     return np.trunc(share * np.float32(255.5))

@@ -15,8 +15,8 @@ from experiments.tasks.base import ClassificationConfig, ClassificationTask
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """`dataset` is a prepared one: None the whole, or a part (listops/0.125). length: tokens of the padded input;
-    longer expressions are cut, which 2000 (LRA's) never does."""
+    """`dataset` is a prepared data set: None for the full one, or a part (listops/0.125). `length` is in tokens of the
+    padded input; longer expressions are cut, but none is at LRA's 2000."""
 
     vocabulary_size = listops.VOCABULARY_SIZE
     classes = listops.CLASSES

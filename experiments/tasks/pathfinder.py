@@ -18,7 +18,7 @@ FEATURES = ("image", "label")
 
 @dataclass(frozen=True)
 class Config(PixelConfig):
-    """`dataset` is a prepared one, of pictures of `resolution` x `resolution`. Inputs are (gray / 255 - mean) /
+    """`dataset` is a prepared data set of pictures of `resolution` x `resolution`. Inputs are (gray / 255 - mean) /
     std."""
 
     classes = 2

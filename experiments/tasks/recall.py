@@ -1,4 +1,4 @@
-"""Associative recall: pairs of key and value strewn among blanks, then the keys in another order. Generated when read.
+"""Associative recall: key-value pairs scattered among blanks, then the keys in another order. Generated on read.
 
 A variant of multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): the target of a queried key is the
 value that followed it.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.common.config import within
-from experiments.tasks.base import MOST_DRAWN
+from experiments.tasks.base import MAX_DRAWN
 from experiments.tasks.synthetic import SlotConfig, SlotTask
 
 BLANK, FIRST_KEY = 1, 2  # 0 is padding
@@ -17,7 +17,7 @@ BLANK, FIRST_KEY = 1, 2  # 0 is padding
 
 @dataclass(frozen=True)
 class Config(SlotConfig):
-    """`pairs` of `keys` different keys and `values` values among `length` positions."""
+    """`pairs` key-value pairs, from `keys` keys and `values` values, among `length` positions."""
 
     length: int = 48
     pairs: int = 8
@@ -26,9 +26,9 @@ class Config(SlotConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        within(self, 1, MOST_DRAWN, "length", "pairs", "keys", "values")
+        within(self, 1, MAX_DRAWN, "length", "pairs", "keys", "values")
         if self.keys < self.pairs:
-            raise ValueError(f"keys={self.keys}: must be at least pairs={self.pairs}, every key is used once")
+            raise ValueError(f"keys={self.keys}: must be at least pairs={self.pairs}, since no key is used twice")
         if self.length < 2 * self.pairs:
             raise ValueError(f"length={self.length}: must be at least twice pairs={self.pairs}")
 
@@ -46,7 +46,7 @@ class Task(SlotTask):
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         length, count = self.config.length, self.config.pairs
         gaps = np.sort(rng.choice(length - count, count, replace=False))
-        places = gaps + np.arange(count)  # pairs of neighbours, none overlapping
+        places = gaps + np.arange(count)  # non-overlapping pairs of neighbours
         keys = FIRST_KEY + rng.permutation(self.config.keys)[:count]
         values = FIRST_KEY + self.config.keys + rng.integers(self.config.values, size=count)
         order = rng.permutation(count)

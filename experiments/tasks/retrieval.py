@@ -17,7 +17,7 @@ FEATURES = ("text1", "text2", "label")
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """length: bytes of each padded document; longer ones are cut."""
+    """`length` is in bytes of each padded document; longer ones are cut."""
 
     vocabulary_size = BYTE_VOCABULARY
     classes = 2

@@ -1,7 +1,7 @@
-"""Selective copying: repeat, in order, the symbols strewn among blanks. Generated when read.
+"""Selective copying: repeat, in order, the symbols scattered among blanks. Generated on read.
 
-A variant of the task of Gu and Dao (2023, arXiv 2312.00752), small enough for studies of the router: which elements
-matter is known.
+A variant of the task of Gu and Dao (2023, arXiv 2312.00752), small enough for studies of the router, with known
+relevant elements.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.common.config import within
-from experiments.tasks.base import MOST_DRAWN
+from experiments.tasks.base import MAX_DRAWN
 from experiments.tasks.synthetic import SlotConfig, SlotTask
 
 BLANK, QUERY, FIRST_SYMBOL = 1, 2, 3  # 0 is padding
@@ -17,7 +17,7 @@ BLANK, QUERY, FIRST_SYMBOL = 1, 2, 3  # 0 is padding
 
 @dataclass(frozen=True)
 class Config(SlotConfig):
-    """`symbols` of an alphabet among `length` positions."""
+    """`symbols` symbols of an alphabet among `length` positions."""
 
     length: int = 32
     symbols: int = 8
@@ -25,7 +25,7 @@ class Config(SlotConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        within(self, 1, MOST_DRAWN, "length", "symbols", "alphabet")
+        within(self, 1, MAX_DRAWN, "length", "symbols", "alphabet")
         if self.length < self.symbols:
             raise ValueError(f"length={self.length}: must be at least symbols={self.symbols}")
 

@@ -17,13 +17,13 @@ LENGTH = 40
 PARAMETERS = listops.ListOpsParameters(
     max_depth=4, max_arguments=5, operator_probability=0.3, min_length=7, max_length=LENGTH + 1
 )
-# Beyond this, expressions that are not yet taken become rare; it is far more than a quickstart needs.
+# Beyond this, unused expressions become rare; it is far more than a quickstart needs.
 MOST_EXAMPLES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Config:
-    """How many examples to make, and from which seed; the order of training examples has the run's own seed."""
+    """Numbers of examples and the seed to generate them from; the order of training examples uses the run's seed."""
 
     vocabulary_size: ClassVar[int] = listops.VOCABULARY_SIZE
     classes: ClassVar[int] = listops.CLASSES

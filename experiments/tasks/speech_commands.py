@@ -15,9 +15,9 @@ from experiments.tasks.features import Standard
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """`words` 10 or 35. Inputs are (sample - mean) / deviation, of all samples of the training split.
+    """`words` is 10 or 35. Inputs are (sample - mean) / std, with the statistics of all samples of the training split.
 
-    The published code takes mean and deviation per position in time instead.
+    The published code computes mean and std per position in time instead.
     """
 
     vocabulary_size = None

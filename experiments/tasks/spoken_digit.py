@@ -1,6 +1,6 @@
 """Spoken digits (Free Spoken Digit Dataset 1.0.9): which of ten, from the raw samples at 8 kHz.
 
-Of each digit and speaker, recordings 0 to 4 are for testing, as its authors say, and 5 to 9 for validation.
+For each digit and speaker, recordings 0 to 4 are for testing, as its authors specify, and 5 to 9 for validation.
 """
 
 import re
@@ -19,8 +19,8 @@ VALIDATION, TEST = range(5, 10), range(5)
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """length: samples of the padded input; 8000, a second, cuts four recordings. Inputs are (sample - mean) /
-    deviation, of all samples of the training split."""
+    """`length` is in samples of the padded input; 8000, one second, cuts four recordings. Inputs are (sample - mean) /
+    std, with the statistics of all samples of the training split."""
 
     vocabulary_size = None
     classes = 10

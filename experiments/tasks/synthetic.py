@@ -7,19 +7,19 @@ import numpy as np
 
 from experiments.common.config import at_most, within
 from experiments.data.sources import Generated
-from experiments.tasks.base import LONGEST, TokenTask
+from experiments.tasks.base import MAX_SIZE, TokenTask
 
 
 @dataclasses.dataclass(frozen=True)
 class SlotConfig:
-    """Generated examples: how many, and from which seed; the order of training examples has the run's own seed."""
+    """Numbers of examples and the seed to generate them from; the order of training examples uses the run's seed."""
 
     train_examples: int = 1_000_000
     test_examples: int = 2048
     data_seed: int = at_most(2**63 - 1, default=0)
 
     def __post_init__(self):
-        within(self, 1, LONGEST, "train_examples", "test_examples")
+        within(self, 1, MAX_SIZE, "train_examples", "test_examples")
         if self.data_seed < 0:
             raise ValueError(f"data_seed={self.data_seed}: must not be negative")
 
@@ -31,7 +31,7 @@ class SlotTask(TokenTask):
     higher_is_better = True
 
     def __init__(self, config: Any, chance: float, **batching: int):
-        """`chance` is the accuracy of the trivial answer; `batching` as in Task."""
+        """`chance` is the accuracy of the baseline; `batching` as in Task."""
         self._chance = chance
         sizes = {"train": config.train_examples, "validation": config.test_examples, "test": config.test_examples}
         sources = {
@@ -41,7 +41,7 @@ class SlotTask(TokenTask):
         super().__init__(config, sources, **batching)
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of one example, and the answers of its last elements."""
+        """Draws the ids of one example, and the answers of its last elements."""
         raise NotImplementedError
 
     def row(self, example: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
@@ -55,5 +55,5 @@ class SlotTask(TokenTask):
         }
 
     def baseline(self, split: str) -> dict[str, float]:
-        self._evaluation_source(split)  # refuses an unknown one
+        self._evaluation_source(split)  # rejects an unknown split
         return {"accuracy": self._chance}

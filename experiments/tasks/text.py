@@ -1,7 +1,7 @@
 """Text of the Long Range Arena (Tay et al. 2021): the sentiment of an IMDB review (Maas et al. 2011), read as bytes.
 
-IMDB has no validation split, and published results of this task select on the test split. Here validation is a part of
-train that is held out, and test is only tested on.
+IMDB has no validation split, and published results of this task select on the test split. Here validation is held out
+from train, and test is used only for testing.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ DATASET, FEATURES = "imdb_reviews/plain_text", ("text", "label")
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """length: bytes of the padded input; longer reviews are cut (LRA's setting, 4000, keeps 97 % of them whole).
+    """`length` is in bytes of the padded input; longer reviews are cut (3 % of them at LRA's 4000).
 
-    validation_fraction of each class of train is held out, chosen by validation_seed and not by the run's seed.
+    `validation_fraction` of each class of train is held out, chosen by `validation_seed` rather than the run's seed.
     """
 
     vocabulary_size = BYTE_VOCABULARY
@@ -62,8 +62,8 @@ def split_by_content(
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
     """Indices of train and validation, ascending: of each class, the `fraction` of texts with the lowest keyed hash.
 
-    Who is held out depends on the texts and the seed alone, not on their order or files, and the copies of a text
-    (IMDB's train has 96) fall on one side, but for a tie at the very boundary.
+    The choice depends only on the texts and the seed, not on their order or files. Copies of a text (IMDB's train has
+    96) stay on one side, except for a tie exactly at the boundary.
     """
     key = seed.to_bytes(8, "little")
     examples = [source[index] for index in range(len(source))]

@@ -1,1 +1,1 @@
-"""The training loop, the only one, and what it is made of."""
+"""The training loop and its parts."""

@@ -1,15 +1,15 @@
-"""Checkpoints that are atomic, sealed by checksums, and refused with a clear error when they do not fit.
+"""Checkpoints that are atomic, sealed by checksums, and rejected with a clear error if they do not fit.
 
     DIR/<step>/state/...      the arrays, written by orbax
     DIR/<step>/meta/metadata  JSON: config, versions, format number
     DIR/<step>/seal.json      sha256 and size of every file of the two above, and the metrics of the step
-    DIR/damaged/<step>-<n>    steps that failed their seal: kept for their owner, never read again
+    DIR/damaged/<step>-<n>    quarantined steps that failed their seal: kept for their owner, never read again
     DIR/.lock                 the process that writes here, while it does
 
-The seal is written inside orbax's temporary directory, so the rename that commits a step commits its seal: there is no
-moment at which a committed step is not sealed, and old steps are deleted only after it. Orbax keeps no checksums of
-its own: a flipped byte in a chunk would restore silently as wrong numbers. Nor does it look at what it wrote: every
-array is opened once before the seal is written.
+The seal is written inside orbax's temporary directory, so the rename that commits a step also commits its seal: a
+committed step is always sealed, and old steps are deleted only afterwards. Orbax has no checksums of its own: a flipped
+byte in a chunk would silently restore as wrong numbers. Nor does it verify what it wrote: every array is opened once
+before the seal is written.
 """
 
 import dataclasses
@@ -41,22 +41,22 @@ from experiments.training.claims import Claim
 from seqboat.version import CHECKPOINT_FORMAT, metric_today, migrate
 
 _DAMAGED = "damaged"
-_NOTHING, _REFUSED = -1, -2  # what process 0 tells the others instead of a step
+_NOTHING, _REFUSED = -1, -2  # sent by process 0 to the others instead of a step
 _CALLS = itertools.count(1)
-# Orbax takes brackets and the like in a path for a pattern, and tensorstore a backslash for a slash.
+# Orbax treats brackets and the like in a path as a glob, and tensorstore a backslash as a slash.
 _MISREAD = re.compile(r"[][*?\\]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def step_folders(directory: Path) -> list[int]:
-    """The steps that have a folder here, sealed or not, oldest first."""
+    """Steps with a folder, sealed or not, oldest first."""
     names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name, re.ASCII))
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A state read back: `step`, `state` (the tree asked for), `meta` (migrated to today's format)."""
+    """A restored checkpoint: `step`, `state` (the requested tree), `meta` (migrated to the current format)."""
 
     step: int
     state: Any
@@ -66,9 +66,9 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the last `keep` and the best by `best_metric` kept.
 
-    Every process of a run makes the same calls; process 0 seals, verifies and sets aside, the others follow it.
-    From `with`, or the first save, until `close` the directory is this run's alone (`experiments.training.claims`).
-    `read_only` is for evaluation and for other people's runs: nothing is created, cleaned up or set aside, so it is
+    Every process of a run makes the same calls; process 0 seals, verifies and quarantines, and the others follow it.
+    From `with`, or the first save, until `close` the directory is locked for this run (`experiments.training.claims`).
+    `read_only` is for evaluation and for other people's runs: nothing is created, cleaned up or quarantined, so it is
     safe while the run that owns the directory is training. Raises UserError for a directory that cannot be used.
     """
 
@@ -88,10 +88,10 @@ class Checkpoints:
         self.rank_by(best_metric, higher_is_better)
         self._manager: ocp.CheckpointManager | None = None
         self._claimed = False
-        self._claim: Claim | None = None  # of process 0
-        self._sound: set[int] = set()  # verified here: no step is hashed twice
+        self._claim: Claim | None = None  # on process 0
+        self._sound: set[int] = set()  # verified steps: none is hashed twice
         self._alias: Path | None = None
-        self._doubted: set[int] = set()  # said to have no score
+        self._doubted: set[int] = set()  # reported as having no score
         self._saving: tuple[int, dict] = (-1, {})
         self._scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_quiet_orbax)
@@ -117,34 +117,34 @@ class Checkpoints:
         except UserError as error:
             if kind is None:
                 raise
-            logging.error("%s", error)  # the exception under way is the one to raise
+            logging.error("%s", error)  # keep raising the current exception
 
     def steps(self) -> list[int]:
-        """Committed steps, oldest first. A save under way is not among them before `wait`."""
+        """Committed steps, oldest first. Excludes a save in progress until `wait`."""
         return [step for step in self._folders() if (self._folder(step) / manifest.SEAL).is_file()]
 
     def rank_by(self, best_metric: str | None, higher_is_better: bool) -> None:
-        """From now on the best step is chosen by this metric."""
+        """Sets the metric that selects the best step from now on."""
         self._metric, self._sign = best_metric, 1 if higher_is_better else -1
 
     def best_step(self) -> int | None:
-        """The first step with the best finite value of `best_metric`, or None where no step has one.
+        """The first step with the best finite value of `best_metric`, or None if no step has one.
 
-        A step whose seal is damaged has no score; that it may be the best is said once.
+        A step with a damaged seal has no score; a warning says once that it may be the best.
         """
         return _first_best({step: self._saved_score(step) for step in self._folders()})
 
     def save(self, step: int, state: Any, meta: dict, metrics: Mapping[str, float] | None = None) -> bool:
-        """Starts saving `state` (any tree of arrays); returns False where this step is saved already.
+        """Starts saving `state` (any tree of arrays); returns False if this step is already saved.
 
-        `meta` is JSON: config and versions. Raises UserError where the save before this one failed, where a newer
-        step exists, and where `metrics` lacks the metric by which the best is chosen.
+        `meta` is JSON: config and versions. Raises UserError if the previous save failed, a newer step exists, or
+        `metrics` lacks the metric that selects the best step.
         """
         self.wait()
         if self._ask_process_0(lambda: self._to_save(step)) == _NOTHING:
             return False
         if metrics is not None and self._metric is not None and self._metric not in metrics:
-            raise UserError(f"the best checkpoint is chosen by {self._metric!r}; the metrics are {sorted(metrics)}")
+            raise UserError(f"the best checkpoint is selected by {self._metric!r}; the metrics are {sorted(metrics)}")
         meta = {**meta, "format": "seqboat", "format_version": CHECKPOINT_FORMAT}
         values = {name: float(value) for name, value in (metrics or {}).items()}
         self._saving = (step, {name: value if math.isfinite(value) else None for name, value in values.items()})
@@ -156,13 +156,13 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Returns when the save under way is committed and sealed. Raises UserError where it failed."""
+        """Waits until the save in progress is committed and sealed. Raises UserError if it failed."""
         if self._manager is not None:
             with self._save_errors():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save under way, frees threads and directory. Raises UserError where that save failed."""
+        """Waits for the save in progress, then releases threads and directory. Raises UserError if that save failed."""
         try:
             self._close_manager()
         finally:
@@ -178,29 +178,29 @@ class Checkpoints:
             self._manager = None
 
     def reached_preemption(self) -> bool:
-        """Whether all processes are to save at this step and stop; False where jax.distributed is not initialised.
+        """Whether all processes must save at this step and stop; False if jax.distributed is not initialised.
 
         Every process calls it at every step.
         """
-        # A count of this process's calls, not the step: a signal that comes between two runs asks the second to stop,
-        # whose steps begin at 1 again.
+        # A count of this process's calls, not the step: a signal between two runs must stop the second, whose steps
+        # start at 1 again.
         return self._writer().reached_preemption(next(_CALLS))
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
-        """The newest step whose seal holds, or None where nothing was ever saved.
+        """Restores the newest step with an intact seal, or None if nothing was ever saved.
 
-        `abstract_state` has the tree, shapes, dtypes and shardings wanted. Damaged steps are set aside with a warning.
-        Raises UserError where no usable step is left, and where the step does not fit `abstract_state` (it stays).
+        `abstract_state` has the expected tree, shapes, dtypes and shardings. Damaged steps are quarantined with a
+        warning. Raises UserError if no usable step is left, or if the step does not fit `abstract_state` (it stays).
         """
         step = self._newest_usable()
         return None if step is None else self._restore(step, abstract_state, partial=False)
 
     def restore(self, step: int, abstract_state: Any) -> Restored:
-        """One step. Raises UserError where it is missing, damaged (it stays in its place) or does not fit."""
+        """Restores one step. Raises UserError if it is missing, damaged (it is not moved) or does not fit."""
         return self._restore(self.usable(step), abstract_state, partial=False)
 
     def restore_params(self, step: int | None, abstract_params: Any, abstract_batch_stats: Any = None) -> Restored:
-        """Only `params`, and `batch_stats` if wanted, of a saved state with these fields; None is the newest step.
+        """Restores only `params`, and optionally `batch_stats`, of a saved state; step None is the newest.
 
         The result's `state` is a dict with these keys. The rest of the saved state is neither read nor compared.
         """
@@ -210,11 +210,11 @@ class Checkpoints:
         return self._restore(self.usable(step), wanted, partial=True)
 
     def read_meta(self, step: int | None = None) -> dict:
-        """The meta dictionary of one step, migrated to today's format; None is the newest usable step."""
+        """The meta dictionary of one step, migrated to the current format; None is the newest usable step."""
         return self._meta(self.usable(step))
 
     def glance(self, step: int | None = None) -> dict:
-        """The same without a look at the arrays: only the seal and the file of the dictionary are verified."""
+        """The same without reading the arrays: verifies only the seal and the dictionary's file."""
         steps = reversed(self._folders()) if step is None else [step]
         sound = (step for step in steps if step in self._folders() and not self._problem(step, arrays=False))
         found = next(sound, None)
@@ -231,7 +231,7 @@ class Checkpoints:
         return f"the checkpoint of step {step} in {self.directory}"
 
     def _score(self, metrics: Any) -> float:
-        """Greater is better; NaN where `best_metric` is missing or not finite."""
+        """The score, greater is better; NaN if `best_metric` is missing or not finite."""
         value = metrics.get(self._metric) if isinstance(metrics, dict) else None
         return self._sign * value if isinstance(value, float) and math.isfinite(value) else math.nan
 
@@ -245,7 +245,7 @@ class Checkpoints:
             return math.nan
 
     def _problem(self, step: int, *, arrays: bool = True) -> str | None:
-        """What is wrong with a step; raises UserError for one that is not ours."""
+        """The defect of a step, or None. Raises UserError for a step not written by seqboat."""
         if step in self._sound:
             return None
         problem = manifest.problem(self._folder(step), step, arrays=arrays)
@@ -254,7 +254,7 @@ class Checkpoints:
         return problem
 
     def _own(self) -> None:
-        """Makes the directory this run's alone; raises UserError where it is another's."""
+        """Locks the directory for this run. Raises UserError if another run has it."""
         if not (self._claimed or self._read_only):
             self._ask_process_0(self._own_here)
             self._claimed = True
@@ -264,25 +264,25 @@ class Checkpoints:
         return _NOTHING
 
     def _known_to_orbax(self) -> Path:
-        """The directory by a name that orbax reads as it stands: a link to it, where its own has other meanings."""
+        """The directory under a name that orbax takes literally: a symbolic link if its own name would be misread."""
         if not _MISREAD.search(str(self.directory)):
             return self.directory
         if self._alias is None:
             place = tempfile.mkdtemp(prefix="seqboat-")
             weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
             if _MISREAD.search(place):
-                raise UserError(f"TMPDIR={place}: must be without the characters []*?\\ ; set another")
+                raise UserError(f"TMPDIR={place}: must not contain the characters []*?\\ ; set another")
             self._alias = Path(place, "checkpoints")
             self._alias.symlink_to(self.directory)
         return self._alias
 
     def _writer(self) -> ocp.CheckpointManager:
-        """Orbax's manager, made at its first use, after the steps that would mislead its choice were set aside."""
+        """Orbax's manager, created on first use, after quarantining steps that would mislead its deletion policy."""
         if self._read_only:
             raise ValueError(f"the checkpoints in {self.directory} were opened read_only")
         self._own()
         if self._manager is None:
-            self._ask_process_0(self._set_aside_misleading)
+            self._ask_process_0(self._quarantine_misleading)
             self._scores = {step: self._saved_score(step) for step in self.steps()}
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(self._keep), _KeepBest(self._scores)]),
@@ -295,7 +295,7 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Writes the seal of the step being saved: on process 0, in orbax's thread, after the last file of all hosts
-        and before the rename that commits the step. A failure here fails the save."""
+        and before the rename that commits the step. A failure here makes the save fail."""
         step, metrics = self._saving
         (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
         try:
@@ -306,7 +306,7 @@ class Checkpoints:
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """Turns what orbax and tensorstore raise on a full disk and the like into one line for the user."""
+        """Turns exceptions of orbax and tensorstore, on a full disk and the like, into one line for the user."""
         try:
             yield
         except Exception as error:
@@ -318,24 +318,24 @@ class Checkpoints:
             raise UserError(
                 f"could not save the checkpoint of step {step} to {self.directory}: {reason}; "
                 + (f"the last good checkpoint is step {good[-1]}; " if good else "there is no earlier checkpoint; ")
-                + ("free some space" if code in _FULL else "remove the cause")
+                + ("free some space" if code in _FULL else "fix the cause")
                 + " and run the same command again"
             ) from error
 
     def _drop_manager(self) -> None:
-        """Frees the threads after a failed save and forgets it: the next save lists the steps afresh."""
+        """Releases the threads after a failed save and clears its error: the next save lists the steps anew."""
         manager, self._manager = self._manager, None
-        for _ in range(2):  # one error may be pending in several places, and each close raises the next
+        for _ in range(2):  # an error may be pending in several places, and each close raises the next
             with suppress(Exception):
                 manager and manager.close()
 
     def _newest_usable(self) -> int | None:
-        self._close_manager()  # it lists the steps afresh at its next use
+        self._close_manager()  # it lists the steps anew on next use
         step = self._ask_process_0(self._find_newest)
         return None if step == _NOTHING else step
 
     def usable(self, step: int | None) -> int:
-        """The step, or the newest, with its seal verified; raises UserError."""
+        """The step, or the newest, with its seal verified. Raises UserError."""
         if step is None:
             step = self._newest_usable()
             if step is None:
@@ -345,7 +345,7 @@ class Checkpoints:
         return self._ask_process_0(lambda: self._verified(step))
 
     def _ask_process_0(self, find: Callable[[], int]) -> int:
-        """Every process gets what `find` returned on process 0, which alone reads, hashes and moves whole steps."""
+        """Broadcasts the result of `find` on process 0, which alone reads, hashes and moves steps."""
         step, refusal = _REFUSED, None
         if jax.process_index() == 0:
             try:
@@ -355,15 +355,15 @@ class Checkpoints:
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step == _REFUSED:
-            raise refusal or UserError(f"process 0 refused the checkpoints in {self.directory} and says why")
+            raise refusal or UserError(f"process 0 rejected the checkpoints in {self.directory}; its message says why")
         return step
 
     def _to_save(self, step: int) -> int:
-        """The step, or _NOTHING where it is saved already; raises UserError where a later one exists."""
+        """The step, or _NOTHING if it is already saved. Raises UserError if a later one exists."""
         newest = max(self._folders(), default=-1)
         if step <= newest and step not in self.steps():
             raise UserError(
-                f"cannot save step {step}: {self.directory} holds step {newest} already; "
+                f"cannot save step {step}: {self.directory} already holds step {newest}; "
                 "continue from that step or choose another directory"
             )
         return step if step > newest else _NOTHING
@@ -376,7 +376,7 @@ class Checkpoints:
         return step
 
     def _find_newest(self) -> int:
-        """The newest step whose seal holds, or _NOTHING; sets aside the damaged steps after it."""
+        """The newest step with an intact seal, or _NOTHING; quarantines damaged steps after it."""
         damaged, usable = [], _NOTHING
         for step in reversed(self._folders()):
             problem = self._problem(step)
@@ -385,51 +385,51 @@ class Checkpoints:
                 break
             damaged.append(f"step {step} ({problem})")
             if not self._read_only:
-                self._set_aside(step)
+                self._quarantine(step)
         if damaged:
             text = f"damaged checkpoints in {self.directory}: {', '.join(damaged)}"
             text += "" if self._read_only else f", moved to its folder {_DAMAGED}/"
             if usable == _NOTHING:
-                raise UserError(f"{text}; no usable one is left: restore a copy, or start in another directory")
+                raise UserError(f"{text}; no usable checkpoint is left: restore a copy, or start in another directory")
             logging.warning("%s; using step %d instead", text, usable)
         elif usable == _NOTHING:
             self._refuse_other_content()
         return usable
 
-    def _set_aside_misleading(self) -> int:
-        """What is deleted must not follow from damage: neither a step whose score is lost, nor one that is kept as the
-        best and cannot be read, may decide it."""
+    def _quarantine_misleading(self) -> int:
+        """Damage must not decide which steps are deleted: quarantines steps without a readable score, and a best step
+        that cannot be read."""
         for step in self._folders():
-            self._set_aside_if(step, self._problem(step, arrays=False))
-        while (best := self.best_step()) is not None and self._set_aside_if(best, self._problem(best)):
+            self._quarantine_if(step, self._problem(step, arrays=False))
+        while (best := self.best_step()) is not None and self._quarantine_if(best, self._problem(best)):
             pass
         return _NOTHING
 
-    def _set_aside_if(self, step: int, problem: str | None) -> bool:
+    def _quarantine_if(self, step: int, problem: str | None) -> bool:
         if problem is not None:
-            self._set_aside(step)
+            self._quarantine(step)
             text = "%s is damaged (%s) and was moved to the folder %s/: it may be the best one"
             logging.warning(text, self._name(step), problem, _DAMAGED)
         return problem is not None
 
-    def _set_aside(self, step: int) -> None:
+    def _quarantine(self, step: int) -> None:
         (self.directory / _DAMAGED).mkdir(exist_ok=True)
         names = (self.directory / _DAMAGED / f"{step}-{n}" for n in itertools.count())
         with nullcontext() if self._claimed else Claim(self.directory):
             self._folder(step).rename(next(name for name in names if not name.exists()))
 
     def _refuse_other_content(self) -> None:
-        """A directory without steps starts a run, unless something else lives there or all its steps were damaged."""
+        """A directory without steps starts a new run, unless it has other content or all its steps were damaged."""
         names = {path.name for path in self.directory.iterdir() if not path.name.startswith(".")}
         if _DAMAGED in names:
             raise UserError(
                 f"every checkpoint in {self.directory} is damaged and in its folder {_DAMAGED}/: "
-                "restore a copy, or remove that folder to start from the beginning"
+                "restore a copy, or remove that folder to start over"
             )
         names = {name for name in names if ".orbax-checkpoint-tmp" not in name}
         if names:
             raise UserError(
-                f"{self.directory} holds no checkpoint of seqboat but other content ({', '.join(sorted(names)[:3])}): "
+                f"{self.directory} contains no seqboat checkpoints but other files ({', '.join(sorted(names)[:3])}): "
                 "choose another directory"
             )
 
@@ -440,7 +440,8 @@ class Checkpoints:
             raise UserError(f"{self._name(step)} cannot be read: {error}; use another step") from error
 
     def _restore(self, step: int, wanted: Any, *, partial: bool) -> Restored:
-        """Reads the arrays of a verified step onto today's devices, once its tree is known to be the one `wanted`."""
+        """Reads the arrays of a verified step onto the current devices, after checking that its tree is the one
+        `wanted`."""
         meta = self._meta(step)
         handler = ocp.PyTreeCheckpointHandler()
         try:
@@ -452,7 +453,7 @@ class Checkpoints:
             if differences and all(line.startswith("streams/") for line in differences):
                 raise UserError(
                     f"{self._name(step)} was saved with a different config.task.carry_state or batch_size: resume with "
-                    "the original values, or take only the parameters with --init_from"
+                    "the original values, or use only the parameters by --init_from"
                 )
             if differences:
                 more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -467,17 +468,17 @@ class Checkpoints:
                 return Restored(step, _with_metrics(state, {name: today for today, name in older.items()}), meta)
         except UserError:
             raise
-        except Exception as error:  # a forged or foreign file may raise anything in orbax
+        except Exception as error:  # a forged or foreign file can make orbax raise anything
             raise UserError(f"{self._name(step)} cannot be read: {_first_line(error)}") from error
 
 
 class _Unreadable(Exception):
-    """What was written cannot be opened."""
+    """A checkpoint that was just written cannot be opened."""
 
 
 @dataclasses.dataclass
 class _KeepBest:
-    """Orbax's policy for the best step. Its own BestN keeps the last of equal ones, not the first, and ranks NaN."""
+    """Orbax's policy for keeping the best step. Its own BestN keeps the last of ties, not the first, and ranks NaN."""
 
     scores: dict[int, float]
 
@@ -487,13 +488,13 @@ class _KeepBest:
 
 
 def _first_best(scores: dict[int, float]) -> int | None:
-    """The lowest step with the greatest score; NaN is no score."""
+    """The lowest step with the greatest score; NaN is not a score."""
     ranked = [(score, -step) for step, score in scores.items() if not math.isnan(score)]
     return -max(ranked)[1] if ranked else None
 
 
 def _with_metrics(state: Any, names: Mapping[str, str]) -> Any:
-    """The state, if it has metrics, with them under other names."""
+    """The state with its metrics, if any, renamed."""
     if not hasattr(state, "metrics"):
         return state
     return dataclasses.replace(state, metrics={names.get(name, name): sums for name, sums in state.metrics.items()})
@@ -505,7 +506,7 @@ def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
-    """One phrase for every array that is missing, unknown here, or of another shape or dtype (orbax would cast)."""
+    """One phrase per array that is missing, unexpected, or of a different shape or dtype (orbax would cast)."""
     here, there = _arrays(wanted), _arrays(saved)
     differences = []
     for path, array in here.items():
@@ -519,7 +520,7 @@ def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    """Path -> shape and dtype as stored; a typed key is stored as its key data."""
+    """Path -> shape and dtype as stored; a typed key is stored as key data."""
     stored = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -544,7 +545,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quiet_orbax(record: python_logging.LogRecord) -> bool:
-    """Drops orbax's progress lines, its traces of exceptions that it raises as well, and its "preemption sync point",
-    which counts calls where our own line counts steps."""
+    """Drops orbax's progress lines, its tracebacks of exceptions that it also raises, and its "preemption sync point",
+    which counts calls, whereas our own line counts steps."""
     loud = record.levelno >= python_logging.WARNING and not record.exc_info and "sync point" not in str(record.msg)
     return loud or f"{os.sep}orbax{os.sep}" not in record.pathname

@@ -1,4 +1,4 @@
-"""Who writes in a directory: one process, named by a locked file in it until that process ends, however it ends."""
+"""Exclusive use of a directory: a locked file names the process that writes in it, until that process ends."""
 
 import contextlib
 import datetime
@@ -19,15 +19,15 @@ from experiments.common.errors import UserError
 
 _FILE = ".lock"
 # Seconds to wait for a holder on another machine, which may be dead: a file server keeps a dead client's lock until its
-# lease is over (NFS: 90 s). The system of this machine releases one at once.
+# lease expires (NFS: 90 s). Locks of this machine are released at once.
 PATIENCE = 150.0
-# A file system without locks (some mounts of Lustre and FUSE) is written to unclaimed, with a warning.
+# On a file system without locks (some mounts of Lustre and FUSE) nothing is claimed, with a warning.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Claim:
-    """Held from its creation to `release`, or the process's end. Raises UserError where another process, or another
-    part of this one, holds the directory: who, on which machine, since when."""
+    """Held from its creation to `release` or the end of the process. Raises UserError if another process, or another
+    part of this one, holds the directory, naming the process, its machine and its start."""
 
     def __init__(self, directory: Path):
         path, deadline = directory / _FILE, time.monotonic() + PATIENCE
@@ -36,13 +36,13 @@ class Claim:
                 holder = _holder(path)
                 if holder.get("host", socket.gethostname()) == socket.gethostname() or time.monotonic() > deadline:
                     raise UserError(
-                        f"{directory} is in use by {_describe(holder)}: wait for its end, or take another directory"
+                        f"{directory} is in use by {_describe(holder)}: wait for its end, or choose another directory"
                     )
                 time.sleep(1)
             _sign(descriptor)
         except OSError as error:
             raise UserError(f"cannot write in {directory}: {error.strerror} ({_FILE})") from error
-        # Also for whoever forgets to release it.
+        # In case the caller forgets to release it.
         self.release = weakref.finalize(self, _release, path, descriptor, os.getpid())
 
     def __enter__(self) -> "Claim":
@@ -53,7 +53,7 @@ class Claim:
 
 
 def owned(directory: Path) -> contextlib.AbstractContextManager:
-    """A claim of the directory, which is made if there is none; of several processes of a run the first has it."""
+    """Claims the directory, creating it if needed; for a run of several processes, process 0 holds the claim."""
     if jax.process_index():
         return contextlib.nullcontext()
     try:
@@ -64,7 +64,7 @@ def owned(directory: Path) -> contextlib.AbstractContextManager:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of the locked file; None where another holds it."""
+    """The descriptor of the locked file; None if another process holds it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -76,11 +76,11 @@ def _locked(path: Path) -> int | None:
             return None
         except OSError as error:
             if error.errno in _WITHOUT_LOCKS:
-                logging.warning("%s cannot be locked here (%s): start no second run in it", path, error.strerror)
+                logging.warning("%s cannot be locked (%s): do not start a second run in it", path, error.strerror)
                 return descriptor
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who held it has removed it since it was opened
+        os.close(descriptor)  # the holder has removed it since it was opened
 
 
 def _sign(descriptor: int) -> None:
@@ -90,7 +90,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What the holder wrote; {} where it has not yet, or is gone."""
+    """The holder's entry; {} if it has not written it yet, or is gone."""
     try:
         found = json.loads(path.read_bytes()[:1000])
     except (OSError, ValueError, RecursionError):
@@ -106,9 +106,9 @@ def _describe(holder: dict[str, Any]) -> str:
 
 
 def _release(path: Path, descriptor: int, owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the holder, at its end
+    if os.getpid() != owner:  # a fork of the holder is exiting
         return
-    # Removed before it is unlocked: whoever locks it afterwards sees that it is gone, and makes a new one.
+    # Removed before it is unlocked: a process that locks it afterwards notices, and creates a new one.
     with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(descriptor), os.stat(path)):
             os.unlink(path)

@@ -1,8 +1,8 @@
-"""What a training step of a config would need on a mesh: from shapes, and from its program for simulated devices.
+"""Resources of a config's training step on a mesh: from shapes, and from its compiled program for simulated devices.
 
-Memory of parameters and of the optimiser's state is exact. What a step needs besides is XLA's figure for the program
-that it makes for CPUs, an estimate for others. Bytes on the wire are those of the collectives in the program, by ring
-algorithms. FLOPs are those of the products that a step needs at a rate of activation, nothing recomputed.
+Memory of parameters and optimiser state is exact. Temporary memory is XLA's figure for the CPU program, an estimate for
+other backends. Bytes on the wire are those of the program's collectives, assuming ring algorithms. FLOPs are those of
+the matrix products at a given activation rate, without recomputation.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from experiments.training.sharding import Meshed
 from seqboat.models.language_model import LanguageModel
 from seqboat.ops.ema import ACCELERATOR_CHUNK
 
-# TFLOP/s of bfloat16 products (dense), GB/s of memory, GB/s to neighbours in one direction. Google Cloud's pages on v5e
-# and v5p; NVIDIA's data sheets of the SXM forms.
+# TFLOP/s of dense bfloat16 products, GB/s of memory, GB/s to neighbours in one direction. Sources: Google Cloud's pages
+# on v5e and v5p; NVIDIA's data sheets of the SXM variants.
 ACCELERATORS = {
     "v5e": (197.0, 819.0, 200.0),
     "v5p": (459.0, 2765.0, 600.0),
@@ -47,7 +47,7 @@ ITEM_BYTES = {
 
 @dataclasses.dataclass(frozen=True)
 class StepFootprint:
-    """Bytes and FLOPs of one device and step. `wire` has the bytes it sends by mesh axes and kind of collective."""
+    """Bytes and FLOPs per device and step. `wire` has the bytes sent, by mesh axes and kind of collective."""
 
     parameters: int
     parameter_bytes: int
@@ -57,9 +57,9 @@ class StepFootprint:
     wire: dict[tuple[str, str], float]
 
     def seconds(self, accelerator: str) -> dict[str, float]:
-        """How long each would take alone at the published peaks: a step takes no less than the longest."""
+        """The time of each resource alone at the published peaks; the longest is a lower bound on the step's time."""
         tflops, memory, link = ACCELERATORS[accelerator]
-        # Parameters and the optimiser's state are read and written; what is temporary is written and read.
+        # Parameters and optimiser state are read and written; temporaries are written and read.
         moved = 2 * (self.parameter_bytes + self.optimizer_bytes + self.temporary_bytes)
         return {
             "products": self.flops / (tflops * 1e12),
@@ -69,7 +69,7 @@ class StepFootprint:
 
 
 def make_plan(experiment: Experiment, rate: float) -> StepFootprint:
-    """Compiles the training step without running anything."""
+    """Compiles the training step without running it."""
     partition = experiment.partition
     state = partition.abstract(functools.partial(experiment.steps.init, experiment.config.seed))
     batch = _abstract_batch(experiment)
@@ -85,7 +85,8 @@ def make_plan(experiment: Experiment, rate: float) -> StepFootprint:
 
 
 def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> float:
-    """Of one device, forward and twice that backward: each element's, and those of the share of active elements."""
+    """FLOPs of one device, counting the backward pass as two forward passes: those of every element, plus those of
+    active elements at the given rate."""
     model, layout = experiment.model.config, experiment.partition.layout
     layer, encoder = model.encoder.layer, model.encoder
     directions = 1 if layer.causal else 2
@@ -97,13 +98,13 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     if layer.activation != "learned":
         rate = 1.0 if layer.activation == "always" else 0.0
     head = layer.features * model.vocabulary_size if isinstance(experiment.model, LanguageModel) else 0
-    # An example of retrieval has two lengths: two sequences.
+    # A retrieval example has two lengths, so two sequences.
     elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
     return 6 * elements * (encoder.layers * (dense + rate * active) + head)
 
 
 def wire_bytes(text: str, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], float]:
-    """The bytes that a device sends in a compiled program, by mesh axes and kind of collective."""
+    """Bytes that a device sends in a compiled program, by mesh axes and kind of collective."""
     found: dict[tuple[str, str], float] = {}
     for line, kind, times in _collectives(text):
         axes = _axes(line, mesh)
@@ -131,7 +132,7 @@ def _bytes_on_a_device(tree: Any) -> int:
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """Every computation of a compiled program by name, the entry's under "ENTRY"."""
+    """The computations of a compiled program by name; the entry computation is "ENTRY"."""
     found = {}
     for part in re.split(r"\n(?=(?:ENTRY )?%)", text):
         if head := re.match(r"(ENTRY )?%([\w.\-]+)", part):
@@ -140,7 +141,8 @@ def computations(text: str) -> dict[str, list[str]]:
 
 
 def _collectives(text: str) -> Iterator[tuple[str, str, int]]:
-    """(line, kind, how often it runs) of each; loops whose trips follow the data count once, and have none."""
+    """Yields (line, kind, number of executions) of each collective. Loops with data-dependent trip counts count once;
+    they contain no collectives."""
     bodies = computations(text)
 
     def walk(name: str, times: int) -> Iterator[tuple[str, str, int]]:
@@ -157,14 +159,14 @@ def _collectives(text: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _result_bytes(line: str, kind: str) -> int:
-    """The bytes of what stands left of the operation."""
+    """Bytes of the shapes to the left of the operation."""
     result = line.split(f" {kind}")[0].partition("=")[2]
     shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
     return sum(ITEM_BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in shapes)
 
 
 def _axes(line: str, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    """The mesh axes along which the devices of the first group, or of the first pair, differ."""
+    """The mesh axes along which the devices of the first group, or first pair, differ."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
         group = [int(pairs[1]), int(pairs[2])]
     elif groups := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -174,7 +176,7 @@ def _axes(line: str, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
         order = [int(n) for n in iota[3].split(",")] if iota[3] else list(range(len(source)))
         devices = np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape)
         group = devices[0].reshape(-1).tolist()
-    else:  # all of them
+    else:  # all devices
         return tuple(name for name in mesh.axis_names if mesh.shape[name] > 1)
     places = np.array([np.unravel_index(device, mesh.devices.shape) for device in group])
     return tuple(name for name, column in zip(mesh.axis_names, places.T, strict=True) if len(set(column)) > 1)

@@ -1,4 +1,4 @@
-"""The training loop, the only one."""
+"""The training loop."""
 
 import dataclasses
 import functools
@@ -24,24 +24,24 @@ from experiments.training.step import Sums, TrainState, means
 
 
 class Finished(NamedTuple):
-    """How a training ended: after `step` updates, all of them saved; `stopped` if it was asked to, even at its last."""
+    """How a training run ended: after `step` steps, all saved; `stopped` if it was asked to stop, even at its last."""
 
     step: int
     stopped: bool
 
 
 def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | None = None) -> Finished:
-    """Trains to the config's last step, from the newest checkpoint in `workdir` if there is one.
+    """Trains to the config's last step, resuming from the newest checkpoint in `workdir` if there is one.
 
-    A run that is stopped anywhere and started again makes the same parameters and metrics, bit for bit, as one that
-    was not: batches and dropout are functions of the step, and the sums of metrics are part of the state.
+    A run that is stopped anywhere and resumed gives the same parameters and metrics, bit for bit, as an uninterrupted
+    one: batches and dropout are functions of the step, and the sums of metrics are part of the state.
     """
     workdir = user_path(workdir, "workdir")
     task, settings = experiment.task, experiment.config.train
     init = functools.partial(experiment.steps.init, experiment.config.seed)
-    abstract = experiment.partition.abstract(init)  # finds mistakes of the config before anything is written
+    abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
     source = source_of(workdir, init_from)
-    variables = {} if source is None else initial_variables(experiment, source)  # and of what it starts from
+    variables = {} if source is None else initial_variables(experiment, source)  # and errors of the source
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=settings.keep_checkpoints,
@@ -67,7 +67,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
             count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             reporter.message(f"{count:,} parameters on {experiment.partition.describe()} ({jax.devices()[0].platform})")
             if restored:
-                reporter.message(f"going on from step {start} of {checkpoints.directory}")
+                reporter.message(f"resuming from step {start} of {checkpoints.directory}")
                 for line in differences(restored.meta.get("config"), experiment.values):
                     reporter.message(f"changed since that checkpoint: {line}")
                 if changed := identity.changes(restored.meta.get("data"), task):
@@ -76,8 +76,8 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
 
 
 def source_of(workdir: str | Path, init_from: str | Path | None) -> Path | None:
-    """What a training in `workdir` starts from: None where it goes on from its own checkpoint, or starts afresh. Raises
-    UserError for a path from which no parameters can come."""
+    """The source of initial parameters of a run in `workdir`: None if it resumes from its own checkpoint or starts from
+    scratch. Raises UserError for a path that cannot hold parameters."""
     if init_from is None or step_folders(user_path(workdir, "workdir") / CHECKPOINTS):
         return None
     source = user_path(init_from, "--init_from")
@@ -86,7 +86,7 @@ def source_of(workdir: str | Path, init_from: str | Path | None) -> Path | None:
 
 
 def _reported(restored: Restored | None) -> int:
-    """The last step at which the run before this one reported, at the least; 0 where that is not known."""
+    """A lower bound on the last step that the resumed run reported; 0 if unknown."""
     config = restored.meta.get("config") if restored else None
     every = config.get("train", {}).get("log_every") if isinstance(config, dict) else None
     if restored is None or not isinstance(every, int) or every < 1:
@@ -95,23 +95,23 @@ def _reported(restored: Restored | None) -> int:
 
 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:
-    """What is remembered is of the text before the step's batch: raises UserError where that is another batch now."""
+    """The stream state belongs to the text before the step's batch: raises UserError if that batch has changed."""
     old, new = ((config or {}).get("task", {}) for config in (restored.meta.get("config"), experiment.values))
     for name in ("length", "fractions", "dataset") if restored.state.streams else ():
         if name in old and (changed := differences(old[name], new[name], f"config.task.{name}")):
             raise UserError(
-                f"{changed[0]}: the streams of that checkpoint stand elsewhere in the text; go on with the old one, or "
-                "take the parameters alone by --init_from"
+                f"{changed[0]}: this changes where each stream starts, so the saved stream state no longer matches; "
+                "restore the old value, or use only the parameters by --init_from"
             )
     if restored.state.streams and (changed := identity.changes(restored.meta.get("data"), experiment.task)):
         raise UserError(
-            f"{changed[0]}: the streams of that checkpoint are of another text; resume with that one, or take the "
-            "parameters alone by --init_from"
+            f"{changed[0]}: the saved stream state belongs to a different text; resume with that text, or use only the "
+            "parameters by --init_from"
         )
 
 
 class _Run:
-    """One process's pass from a step to the last."""
+    """One process's run from a step to the last."""
 
     def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, state: TrainState):
         self.experiment, self.checkpoints, self.reporter, self.state = experiment, checkpoints, reporter, state
@@ -119,10 +119,11 @@ class _Run:
         self.partition = experiment.partition
         self.evaluate_batch = self.partition.evaluate(experiment.steps.evaluate)
         self.read_batch = self.partition.evaluate(experiment.steps.evaluate_stream)
-        # A report that is due waits until the next step is under way, so that the device does not wait for the host.
+        # A pending report is fetched only after the next step is dispatched, so that the device does not wait for the
+        # host.
         self.due: tuple[int, Sums, jax.Array] | None = None
         self.clock = time.monotonic()
-        # Those in the sums of a checkpoint, which were not counted in this process's time.
+        # Elements in a checkpoint's sums, which this process has not timed.
         self.counted = float(state.metrics["elements"][0])
 
     def steps(self) -> Finished:
@@ -132,8 +133,8 @@ class _Run:
             if start == 0:
                 self.save(0, None)
             return Finished(start, stopped=False)
-        if self.checkpoints.reached_preemption():  # between two trainings of a process, or while it started
-            self.reporter.message(f"asked to stop before step {start + 1}; the same command goes on from there")
+        if self.checkpoints.reached_preemption():  # between two runs of one process, or during start-up
+            self.reporter.message(f"asked to stop before step {start + 1}; run the same command to resume")
             return Finished(start, stopped=True)
         update = self.compile(self.partition.put(self.task.train_batch(start)))
         batches = self.task.train_batches(start)
@@ -151,7 +152,7 @@ class _Run:
                 self.save(step, metrics)
             if stop and not last:
                 self.checkpoints.wait()
-                self.reporter.message(f"asked to stop: saved step {step}; the same command goes on from it")
+                self.reporter.message(f"asked to stop: saved step {step}; run the same command to resume")
                 return Finished(step, stopped=True)
         self.checkpoints.wait()
         best = self.checkpoints.best_step()
@@ -166,7 +167,7 @@ class _Run:
         return update
 
     def report(self) -> None:
-        """Print and store the sums that are due; they are of finished steps."""
+        """Fetch and report the pending sums, which are those of finished steps."""
         if self.due is None:
             return
         (step, metrics, bad_step), self.due = self.due, None
@@ -180,11 +181,12 @@ class _Run:
         self.reporter.train(step, values)
 
     def stop(self) -> None:
-        """The state is still that of before the bad step: say where it went wrong; the checkpoints stay."""
+        """Raise UserError saying where a value stopped being finite. The state is that before the bad step; checkpoints
+        stay."""
         self.checkpoints.wait()
-        step = int(self.state.bad_step) + 1  # as reports count: the first update is step 1
-        alone = jax.process_count() == 1  # nobody has the whole batch otherwise
-        where = locate(self.experiment, self.state) if alone else "one process on one device would say where"
+        step = int(self.state.bad_step) + 1  # as in reports, where the first step is 1
+        alone = jax.process_count() == 1  # otherwise no process has the whole batch
+        where = locate(self.experiment, self.state) if alone else "run one process on one device to find out where"
         good = self.checkpoints.steps()
         raise UserError(
             f"the loss, its gradient or the update stopped being finite at step {step}: {where}; "
@@ -199,7 +201,7 @@ class _Run:
         began = time.monotonic()
         split = self.task.splits[0]
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        if self.state.streams:  # what is trained on streams is validated on streams
+        if self.state.streams:  # a model trained on streams is validated on streams
             examine, batches = self.one_pass(), self.task.streams(split, self.settings.batch_size)
         else:
             examine, batches = self.evaluate_batch, self.task.evaluation_batches(split)
@@ -209,8 +211,8 @@ class _Run:
         return values
 
     def one_pass(self) -> Any:
-        """An evaluation step that reads every batch from the state that the one before left."""
-        # Placed as the training's own, and so as what a step returns: another kind would be compiled for.
+        """An evaluation step that continues every batch from the state after the previous one."""
+        # Placed like the training state's streams, and so like a step's result, or the step would be compiled twice.
         places = jax.tree.map(lambda leaf: leaf.sharding, self.state.streams)
         state = jax.jit(lambda streams: jax.tree.map(jnp.zeros_like, streams), out_shardings=places)(self.state.streams)
 
@@ -234,7 +236,7 @@ class _Run:
 
 
 def evaluate(evaluate_batch: Any, variables: Any, batches: Iterator[Any]) -> dict[str, Any]:
-    """Exact means over a whole split."""
+    """Exact means over a full split."""
     total: Sums | None = None
     for batch in batches:
         sums = evaluate_batch(variables, batch)

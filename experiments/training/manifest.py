@@ -1,4 +1,4 @@
-"""The seal of a checkpoint: sha256 and size of every file of a step, so that a changed byte is noticed in time."""
+"""The seal of a checkpoint: sha256 and size of every file of a step, so that any changed byte is detected."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ META = "meta/metadata"
 
 
 def write(folder: Path, step: int, metrics: dict) -> None:
-    """Seals the step in `folder`. Atomic and flushed to the disk."""
+    """Seals the step in `folder`, atomically and flushed to disk."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
         for item in ("meta", "state")
@@ -32,7 +32,7 @@ def write(folder: Path, step: int, metrics: dict) -> None:
 
 
 def metrics(folder: Path, step: int) -> Any:
-    """The metrics of a step, as they were when it was sealed. Raises OSError or ValueError where that is not known."""
+    """The metrics of a step as sealed. Raises OSError or ValueError for a missing or damaged seal."""
     if not (folder / SEAL).is_file():
         raise ValueError(f"{SEAL} is missing")
     seal = read_json(folder / SEAL)
@@ -42,10 +42,10 @@ def metrics(folder: Path, step: int) -> Any:
 
 
 def problem(folder: Path, step: int, *, arrays: bool = True) -> str | None:
-    """What is wrong with a step, in a few words, or None. Raises UserError for a step that is not ours.
+    """The defect of a step in a few words, or None. Raises UserError for a step not written by seqboat.
 
-    Nothing in it is trusted: names that lead out of the folder are refused, not followed. Without `arrays` only the
-    seal and the meta dictionary are looked at.
+    Nothing in it is trusted: names that lead outside the folder are rejected, not followed. Without `arrays` only the
+    seal and the meta dictionary are verified.
     """
     if not any(folder.iterdir()):
         return "it is empty"
@@ -69,21 +69,22 @@ def _is_of(seal: dict, step: int) -> bool:
 
 
 def _is_whole(seal: dict) -> bool:
-    """Whether its own digest holds; earlier seals have none."""
+    """Whether the seal's own digest is right; earlier seals have none."""
     return "sha256" not in seal or seal["sha256"] == _digest(seal)
 
 
 def _digest(seal: dict) -> str:
-    """Of what is decided by: step, metrics, and which files there are. Each file's own entry is compared with it."""
+    """A digest of everything that decisions depend on: step, metrics, file names. Entries of files are checked against
+    the files."""
     decided = [seal["step"], seal.get("metrics"), sorted(seal["files"])]
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def _file_problem(folder: Path, name: str, entry: Any) -> str | None:
-    """What is wrong with one file of a seal."""
+    """The defect of one sealed file, or None."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        return f"{SEAL} names {name!r}, outside of the checkpoint"
+        return f"{SEAL} names {name!r}, outside the checkpoint"
     if not isinstance(entry, dict):
         return f"{SEAL} is malformed at {name}"
     if not path.is_file():
@@ -94,7 +95,7 @@ def _file_problem(folder: Path, name: str, entry: Any) -> str | None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raises UserError unless the unsealed step is ours by its meta dictionary."""
+    """Raises UserError unless the meta dictionary shows that the unsealed step was written by seqboat."""
     try:
         ours = read_json(folder / META).get("format") == "seqboat"
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: a metrics file, TensorBoard, and the console."""
+"""Reporting of a run: a metrics file, TensorBoard, and the console."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from seqboat.version import metric_today
 METRICS_FILE = "metrics.jsonl"
 
 WALL_CLOCK_FIELDS = ("seconds", "elements_per_second")
-"""Fields that differ between two equal runs: whoever compares metrics files leaves these out."""
+"""Fields that differ between two equal runs: leave them out when comparing metrics files."""
 
 Values = Mapping[str, float | Sequence[float]]
 
@@ -30,8 +30,8 @@ Values = Mapping[str, float | Sequence[float]]
 class MetricsFile:
     """JSON lines: {"step": 20, "kind": "train", "loss": 0.7, "activation_rate": [0.43, 0.12], ...}
 
-    Valid JSON throughout: NaN and infinities are written as null, which pandas and numpy read as NaN. Every line is
-    one write to a file opened for appending, so a run that is killed leaves at most a torn last line.
+    Always valid JSON: NaN and infinities are written as null, which pandas and numpy read as NaN. Every line is one
+    write to a file opened for appending, so a killed run leaves at most a truncated last line.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -40,13 +40,13 @@ class MetricsFile:
     def append(self, record: Mapping[str, Any]) -> None:
         """Writes one line; `record` holds `step`, `kind` and values (numbers, strings, arrays, lists of numbers).
 
-        Raises UserError where the disk is full or the file cannot be written.
+        Raises UserError if the disk is full or the file cannot be written.
         """
         line = json.dumps({name: plain(value) for name, value in record.items()}, allow_nan=False) + "\n"
         self._write(line.encode())
 
     def check(self) -> None:
-        """Raises UserError where the file cannot be written."""
+        """Raises UserError if the file cannot be written."""
         self._write(b"")
 
     def _write(self, data: bytes) -> None:
@@ -56,22 +56,24 @@ class MetricsFile:
         except OSError as error:
             raise UserError(f"could not write to {self.path}: {error.strerror}") from error
         if written != len(data):
-            raise UserError(f"could not write to {self.path}: the disk is full; free some space and run it again")
+            raise UserError(
+                f"could not write to {self.path}: the disk is full; free some space and run the same command again"
+            )
 
     def records(self) -> Iterator[dict]:
-        """The lines of the file as dicts, in their order; torn and foreign lines are left out with a warning."""
+        """The lines of the file as dicts, in order; truncated and foreign lines are skipped with a warning."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 record = _parse(line)
                 if record is None:
-                    logging.warning("%s: line %d is torn or not a record, left out", self.path, number)
+                    logging.warning("%s: line %d is truncated or not a record; skipped", self.path, number)
                 else:
                     yield {metric_today(name): value for name, value in record.items()}
 
     def truncate_after(self, step: int) -> set[int]:
-        """Cuts the file back to the records up to and with `step`, when a run resumes there, and returns their steps.
+        """Truncates the file to the records up to and including `step`, where a run resumes, and returns their steps.
         Atomic."""
         kept: set[int] = set()
         if not self.path.exists():
@@ -92,12 +94,12 @@ class MetricsFile:
 
 
 class Reporter:
-    """Writes what a run reports to `workdir` and to standard output; only process 0 does anything.
+    """Reports a run to `workdir` and standard output, on process 0 only.
 
-    `start_step` is the step resumed from: records after it are cut from the metrics file and purged in TensorBoard.
-    `reported`: the last step before it that has a record, at the least; a file without it is continued with a warning.
-    0 is a new run, and its records start afresh. On a terminal a progress bar stays below the lines printed; elsewhere
-    every report is one plain line. `console` is for notebooks and tests.
+    `start_step` is the step resumed from: records after it are removed from the metrics file and purged in TensorBoard.
+    0 is a new run, with new records. `reported` is a lower bound on the last step with a record; a file without it is
+    continued with a warning. A terminal shows a progress bar below the printed lines; elsewhere every report is one
+    plain line. `console` is for notebooks and tests.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Reporter:
         kept = self._metrics.truncate_after(start_step or -1)
         self._metrics.check()
         if reported and not {1, reported} <= kept:
-            text = "%s lacks records of the steps up to %d: it is continued without them"
+            text = "%s lacks records of the steps up to %d; continuing without them"
             logging.warning(text, self._metrics.path, reported)
         if tensorboard:
             self._writer = _summary_writer(workdir / "tensorboard", purge_step=start_step + 1 if start_step else 0)
@@ -145,7 +147,7 @@ class Reporter:
         self.close()
 
     def train(self, step: int, values: Values) -> None:
-        """Training values at `step`. The console shows the loss, accuracy, throughput and activation rates."""
+        """Reports training values at `step`. The console shows loss, accuracy, throughput and activation rates."""
         if not self._primary:
             return
         self._record({"step": step, "kind": "train", **values}, prefix="")
@@ -156,7 +158,7 @@ class Reporter:
             self._print(f"step {step}/{self._total_steps}  {text}{self._remaining(step)}")
 
     def evaluation(self, step: int, split: str, values: Values) -> None:
-        """Values on a whole split, with the parameters of `step`; all but matrices and `elements` are printed."""
+        """Reports values on a full split at `step`; prints all but matrices and `elements`."""
         if not self._primary:
             return
         self._record({"step": step, "kind": "evaluation", "split": split, **values}, prefix=f"{split}/")
@@ -171,7 +173,7 @@ class Reporter:
             self._print(text)
 
     def progress(self, step: int) -> None:
-        """Moves the bar; cheap enough for every step."""
+        """Advances the progress bar; cheap enough for every step."""
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
 
@@ -204,7 +206,7 @@ class Reporter:
             print(printable(text), file=self._console.file, flush=True)
 
     def _remaining(self, step: int) -> str:
-        """The time left, from the second report on: the first one contains the compilation."""
+        """The remaining time, from the second report on, since the first includes compilation."""
         now = time.monotonic()
         if self._first is None or step <= self._first[0]:
             self._first = (step, now)
@@ -218,12 +220,14 @@ def _summary_writer(directory: Path, purge_step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise UserError("TensorBoard files need the package tensorboardX: install it or set tensorboard off") from error
+        raise UserError(
+            "TensorBoard files need the package tensorboardX: install it or set config.train.tensorboard=False"
+        ) from error
     return SummaryWriter(logdir=str(directory), purge_step=purge_step)
 
 
 def _parse(line: bytes) -> dict | None:
-    """A record, or None for a line without its end, or that is no JSON object with a step."""
+    """A record, or None for a truncated line or one that is not a JSON object with a step."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -235,7 +239,7 @@ def _parse(line: bytes) -> dict | None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: arrays and their scalars as lists and numbers, null for what is not finite."""
+    """A JSON value: arrays and scalars as lists and numbers, null for values that are not finite."""
     value = np.asarray(value).tolist()
     if isinstance(value, list):
         return [plain(item) for item in value]

@@ -1,14 +1,14 @@
-"""Where a state and its batches lie, and how a step runs there: on one device, on a mesh under jit, or under pmap.
+"""Placement of state and batches, and execution of steps: on one device, on a mesh under jit, or under pmap.
 
-A partition has a `layout` and a `mesh`, for `step.Split`; `rows`: which part of every batch this process reads, and of
-how many; and
+A partition has a `layout` and a `mesh`, for `step.ShardedStep`; `rows`, the part of every batch that this process reads
+as (index, number of parts); and
 
-    abstract(init)                  shapes, dtypes and places of a state
-    create(init)                    a new state, where it belongs from the start
-    put_state(state)                a state, put where it belongs
-    put(batch)                      a batch on the devices, from the rows that this process read
-    compile(train, state, batch)    the training step; it consumes the state
-    evaluate(evaluate)              the evaluation step, and the reading of streams
+    abstract(init)                  shapes, dtypes and shardings of a state
+    create(init)                    a new state, created with its sharding
+    put_state(state)                a state, moved to its sharding
+    put(batch)                      a batch on the devices, from this process's rows
+    compile(train, state, batch)    the training step, which donates the state
+    evaluate(evaluate)              the evaluation step, or the evaluation of streams
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout, Rules
 
 @dataclasses.dataclass(frozen=True)
 class OneDevice:
-    """The first device, and nothing split."""
+    """The first device, without sharding."""
 
     layout: Layout = SINGLE_DEVICE
     mesh: None = None
@@ -52,12 +52,12 @@ class OneDevice:
 
     def describe(self) -> str:
         others = jax.device_count() - 1
-        return "one device" + (f" of {others + 1}; --config.mesh=data takes them all" if others else "")
+        return "one device" + (f" of {others + 1}; --config.mesh=data uses all of them" if others else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Meshed:
-    """A mesh of devices of any number of processes. Parameters and the optimiser's state lie as the layout says."""
+    """A mesh of devices of any number of processes. The layout shards parameters and optimiser state."""
 
     mesh: jax.sharding.Mesh
     layout: Layout
@@ -72,7 +72,7 @@ class Meshed:
         return jax.jit(init, out_shardings=self._shardings(jax.eval_shape(init)))()
 
     def put_state(self, state):
-        # Not device_put: it knows this process's devices alone.
+        # Not device_put, which is limited to this process's devices.
         whole = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda i: np.asarray(leaf)[i])
         return jax.tree.map(whole, state, self._shardings(state))
 
@@ -96,8 +96,8 @@ class Meshed:
         return f"a mesh of {self.mesh.size} devices: {sizes or 'data 1'}"
 
     def _shardings(self, state: TrainState) -> TrainState:
-        """Of every leaf: parameters and what an optimiser keeps of each by the rules, streams as the rows of batches,
-        the rest whole everywhere."""
+        """The sharding of every leaf: parameters and per-parameter optimiser state by the rules, stream state like the
+        rows of batches, the rest replicated."""
         specs = jax.tree.map(lambda _: PartitionSpec(), state)
         specs = dataclasses.replace(
             specs,
@@ -110,7 +110,8 @@ class Meshed:
 
 @dataclasses.dataclass(frozen=True)
 class Pmapped(OneDevice):
-    """Devices of one process under `jax.pmap`, the batch split among them and the state copied to each every step."""
+    """Devices of one process under `jax.pmap`, with the batch split among them and the state copied to each every
+    step."""
 
     def put(self, batch):
         count = self.layout.size(self.layout.batch)
@@ -130,12 +131,12 @@ Partition = OneDevice | Meshed
 
 
 def make_partition(words: str | None) -> Partition:
-    """From the words of `config.mesh`; None is one device, or, of several processes, the data axis."""
+    """The partition for `config.mesh`; None is one device, or the data axis for several processes."""
     if words is None and jax.process_count() == 1:
         return OneDevice()
     if words == "pmap":
         if jax.process_count() > 1:
-            raise UserError("config.mesh='pmap' runs in one process; several want a mesh, for instance 'data'")
+            raise UserError("config.mesh='pmap': only for one process; use a mesh, for instance 'data'")
         return Pmapped(Layout(Rules(), (("data", jax.device_count()),)))
     try:
         mesh = make_mesh("data" if words is None else words)
@@ -146,7 +147,8 @@ def make_partition(words: str | None) -> Partition:
 
 
 def _rows(mesh: jax.sharding.Mesh, layout: Layout) -> tuple[int, int]:
-    """Which part of a batch this process reads, and of how many; processes of the same sequences read the same."""
+    """The part of a batch that this process reads, as (index, number of parts); processes that share sequences read the
+    same part."""
     parts: dict[int, set[int]] = {}
     split = [mesh.axis_names.index(axis) for axis in layout.batch]
     sizes = [mesh.devices.shape[axis] for axis in split]
@@ -155,5 +157,5 @@ def _rows(mesh: jax.sharding.Mesh, layout: Layout) -> tuple[int, int]:
         parts.setdefault(device.process_index, set()).add(part)
     distinct = sorted({tuple(sorted(own)) for own in parts.values()})
     if sum(map(len, distinct)) != layout.size(layout.batch) or len({len(own) for own in distinct}) > 1:
-        raise UserError("the processes' devices do not hold equal parts of a batch: name the axes so that they do")
+        raise UserError("the devices of the processes do not hold equal parts of a batch: reorder the mesh axes")
     return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)

@@ -18,32 +18,32 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 
 class Batch(TypedDict, total=False):
-    """What a task's reader makes and a step reads: B rows. All are arrays but `streams`."""
+    """A batch of B rows, made by a task's loader and read by a step. All values are arrays, except `streams`."""
 
     inputs: Any  # (B, L) int32 ids, or (B, L, C) float32
-    lengths: Any  # (B,) int32: how many elements of each row are real; (B, 2) for pairs
+    lengths: Any  # (B,) int32: the true length of each row; (B, 2) for pairs
     targets: Any  # (B,) classes, or (B, L) next ids
-    weights: Any  # (B,) or (B, L) float32: what each target counts; 0 for rows that only fill the batch
-    begins: Any  # (B,) bool: where the row's stream starts anew
-    streams: Any  # what the model remembers of each row's stream: a tree of (B, ...)
-    condition: Any  # (B, M) float32: the hyper-input, the same in all rows
-    penalty: Any  # (B,) float32: what `activation_penalty` is multiplied by
+    weights: Any  # (B,) or (B, L) float32: the weight of each target; 0 for rows that pad the batch
+    begins: Any  # (B,) bool: whether the row's stream restarts here
+    streams: Any  # the model's state for each row's stream: a tree of (B, ...)
+    condition: Any  # (B, M) float32: the hyper-input, equal in all rows
+    penalty: Any  # (B,) float32: multiplies `activation_penalty`
 
 
-# Folded into the seed for initial parameters; steps fold in their own, smaller numbers.
+# Folded into the seed for initial parameters; steps fold in their own, smaller, numbers.
 INITIALISATION = 2**32 - 1
 
-# name -> (sum, weight): means are taken at the very end, and so are exact over batches of any size.
+# name -> (sum, weight): divided only at the very end, so that means are exact over batches of any size.
 Sums = dict[str, tuple[Any, Any]]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a run needs to resume: after `step` updates.
+    """Everything a run needs to resume, after `step` steps.
 
-    `metrics` are sums since they were last reported. `bad_step` is the first step whose loss, gradient or result was
-    not finite, or -1: from it on nothing changes any more, so the state stays the last good one. `streams`: what the
-    model remembers of the streams that the rows of batches are, {} where they are none.
+    `metrics` are sums since the last report. `bad_step` is the first step whose loss, gradient or update was not
+    finite, or -1; from then on nothing changes, so the state stays the last good one. `streams` is the model's state
+    for the streams in the rows of batches, {} without streams.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ShardedStep:
-    """A step split over devices: `model` computes a device's part, on a `mesh`, or under pmap if that is None."""
+    """A step split over devices: `model` computes a device's part, on `mesh`, or under pmap if that is None."""
 
     model: nn.Module
     layout: Layout
@@ -65,9 +65,9 @@ class ShardedStep:
 
 
 class PerExample(NamedTuple):
-    """A batch looked at closely: `total` is what `evaluate` returns, `examples` are the metrics of the loss as pairs of
-    (B,); the model's `output`, its `taps` (`seqboat.layers.taps`) if they were asked for, and its `streams` after the
-    batch if that had some."""
+    """Per-example results of a batch: `total` as returned by `evaluate`, `examples` the metrics of the loss as pairs of
+    (B,) arrays, the model's `output`, its `taps` (`seqboat.layers.taps`) if requested, and the state of its `streams`
+    after the batch, if any."""
 
     total: Sums
     examples: Sums
@@ -80,17 +80,16 @@ class PerExample(NamedTuple):
 class Steps:
     """Steps of a model under a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions to be jitted.
 
-    The gradient is of  sum of losses / sum of weights + activation_penalty * mean probability of activating,  the same
-    for any `accumulate`, the number of parts a batch is computed in. Dropout of a step draws from (seed, step).
-    `loss(output, batch)` returns the sum of losses, the sum of weights and metrics; `make_optimizer(params)` an optax
-    transformation. `example` is a process's batch, for shapes. `evaluation_metrics` are those that evaluation reports
-    besides the loss's own.
+    The objective is  sum of losses / sum of weights + activation_penalty * mean activation probability,  the same for
+    any `accumulate`, the number of parts a batch is computed in. Dropout draws from (seed, step). `loss(output, batch)`
+    returns the sum of losses, the sum of weights and metrics; `make_optimizer(params)` returns an optax transformation.
+    `example` is a process's batch, for shapes. `evaluation_metrics` are reported by evaluation besides the loss's own.
 
-    If `num_streams` > 0, the rows of batches, of all processes together, are that many persistent streams, whose state
-    is emptied where `begins` (B,) is True. Training is truncated backpropagation: values go from a batch to the next,
-    gradients do not. A batch that has `streams`, a state, continues from it.
+    If `num_streams` > 0, the rows of batches, over all processes, are that many persistent streams, whose state is
+    reset where `begins` (B,) is True. Training is truncated backpropagation: values flow from one batch to the next,
+    gradients do not. A batch with `streams`, a state, continues from it.
 
-    If `sharded`, every device computes its part of the batch, and communicates only what its `Layout` says.
+    If `sharded`, every device computes its part of the batch, and communicates only as its `Layout` says.
     """
 
     model: nn.Module
@@ -107,14 +106,14 @@ class Steps:
     layout: Layout = SINGLE_DEVICE
 
     def train(self, state: TrainState, batch: Batch) -> TrainState:
-        """One update of the parameters; the state as it was, and `bad_step`, if anything in it is not finite."""
+        """One training step. If any of its values is not finite, the state stays as it was, with `bad_step` set."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = with_streams(batch, state.streams)
         run = self._on_devices("gradients", state.params, batch)
         gradient, stats, metrics, streams = run(state.params, state.batch_stats, batch, key)
         updates, opt_state = self.make_optimizer(state.params).update(gradient, state.opt_state, state.params)
         norm, params = optax.tree.norm(gradient), optax.apply_updates(state.params, updates)
-        # Means of these are per update, in however many parts it was computed.
+        # Means of these are per step, regardless of accumulation.
         metrics = metrics | {"gradient_norm": (norm, jnp.ones(())), "elements": (metrics["elements"][0], jnp.ones(()))}
         moved = dataclasses.replace(
             state,
@@ -124,14 +123,15 @@ class Steps:
             metrics=jax.tree.map(jnp.add, state.metrics, metrics),
             streams=streams,
         )
-        # The update too: a finite gradient may move parameters to where nothing is finite, and they would be saved.
+        # Also the update: a finite gradient may give parameters that are not finite, which would be saved.
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]) & _all_finite((params, stats, streams))
         kept = jax.tree.map(lambda new, old: jnp.where(finite & (state.bad_step < 0), new, old), moved, state)
         bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
         return dataclasses.replace(kept, step=state.step + 1, bad_step=bad_step)
 
     def gradients(self, params, batch_stats, batch: Batch, key):
-        """Gradient of the mean, new batch statistics, metrics, and streams, over `accumulate` parts of the batch."""
+        """Gradient of the objective, new batch statistics, metrics and streams, over `accumulate` parts of the
+        batch."""
         penalty, key = self._penalty(batch), self.layout.fold(key)
         split = lambda a: a.reshape(self.accumulate, a.shape[0] // self.accumulate, *a.shape[1:])
 
@@ -153,7 +153,7 @@ class Steps:
         return jax.tree.map(lambda g: g * scale, self.layout.sum_gradients(summed)), stats, metrics, streams
 
     def objective(self, params, batch_stats, batch: Batch, key, penalty=0.0, mutable=("batch_stats",)):
-        """What is differentiated: the sum of losses, plus `penalty` times the probability of activating, summed."""
+        """The differentiated sum: losses, plus `penalty` times the activation probabilities."""
         variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out, changed = apply(self.model, variables, batch, True, mutable, rngs={"dropout": key})
         total, weight, metrics = self.layout.share(self.loss(out, batch), out.logits.ndim > 2)
@@ -163,7 +163,7 @@ class Steps:
         return total + penalty * probability / choices, (metrics, weight, changed)
 
     def init(self, seed: int) -> TrainState:
-        # A batch of one element: parameters do not depend on the length, and initialisation computes nothing long.
+        # One element suffices: parameter shapes do not depend on the length, and initialisation stays cheap.
         key, example = jax.random.fold_in(jax.random.key(seed), INITIALISATION), self.example
         variables = self.model.init({"params": key}, *arguments(one_element(example)))
         params, stats = variables["params"], variables.get("batch_stats", {})
@@ -177,17 +177,17 @@ class Steps:
         return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, empty(self.num_streams))
 
     def evaluate(self, variables, batch: Batch) -> Sums:
-        """The sums of a batch's metrics."""
+        """Sums of a batch's metrics."""
         return self.evaluate_stream(variables, batch)[0]
 
     def evaluate_stream(self, variables, batch: Batch) -> tuple[Sums, Any]:
-        """`evaluate`, and the state of the batch's `streams` after it."""
+        """`evaluate`, plus the state of the batch's `streams` after it."""
         params, stats = variables["params"], variables.get("batch_stats", {})
         metrics, streams = self._on_devices("sums", params, batch, gradient=False)(params, stats, batch, None)
         return _elements_of_a_batch(metrics), streams
 
     def evaluate_examples(self, variables, batch: Batch, tapped: bool = False) -> PerExample:
-        """`evaluate`, example by example: on one device."""
+        """`evaluate` example by example, on one device."""
         params, stats = variables["params"], variables.get("batch_stats", {})
         metrics, out, found = self.forward(params, stats, batch, mutable=("taps",) if tapped else ())
 
@@ -198,7 +198,7 @@ class Steps:
         return PerExample(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
 
     def forward(self, params, batch_stats, batch: Batch, mutable=()):
-        """Metrics, the model's output, and its changed collections, without dropout."""
+        """Metrics, the model's output and its changed collections, without dropout."""
         variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out, found = apply(self.model, variables, batch, False, mutable)
         own = self.loss(out, batch)[2] | self.evaluation_metrics(out, batch)
@@ -210,7 +210,7 @@ class Steps:
         return metrics, found["streams"]
 
     def _penalty(self, batch: Batch):
-        """The price of one token's probability, so that the sum over the batch is the mean over its tokens."""
+        """The penalty per token's probability, scaled so that the sum over the batch is the mean over its tokens."""
         penalty = self.activation_penalty * (batch["penalty"].mean() if "penalty" in batch else 1.0)
         weight = self.layout.share(batch["weights"].sum(), batch["weights"].ndim > 1)
         elements = self.layout.share(batch["lengths"].sum().astype(jnp.float32), False)
@@ -218,8 +218,8 @@ class Steps:
         return penalty * weight / jnp.maximum(count, 1)
 
     def _on_devices(self, method: str, params, batch: Batch, gradient: bool = True) -> Callable:
-        """A method of (params, batch_stats, batch, key), on every device's part where the step is sharded. Its result
-        ends with the streams; with `gradient` it begins with one."""
+        """A method of (params, batch_stats, batch, key), mapped over devices if the step is sharded. Its result ends
+        with the streams and, with `gradient`, starts with the gradient."""
         if self.sharded is None:
             return getattr(self, method)
         layout, mesh = self.sharded.layout, self.sharded.mesh
@@ -233,7 +233,7 @@ class Steps:
 
 
 def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest) -> tuple[Any, dict[str, Any]]:
-    """The model's output and changed collections, with the `streams` after the batch, {} if it has none."""
+    """The model's output and changed collections, including the `streams` after the batch, {} without streams."""
     if "streams" not in batch:
         out, changed = model.apply(variables, *arguments(batch), train, mutable=list(mutable), **rest)
         return out, {**changed, "streams": {}}
@@ -243,7 +243,7 @@ def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest)
 
 
 def with_streams(batch: Mapping[str, Any], streams: Any) -> Any:
-    """The batch with the state from which its streams are read on, empty for those that begin; unless there is none."""
+    """The batch with the state its streams continue from, reset for those that begin; unchanged without streams."""
     return {**batch, "streams": reset(streams, jnp.asarray(batch["begins"]))} if streams else batch
 
 
@@ -257,20 +257,20 @@ def _elements_of_a_batch(metrics: Sums) -> Sums:
 
 
 def arguments(batch) -> tuple[Any, ...]:
-    """What a model is called with: inputs and lengths, and before them the hyper-input of the batch if it has one."""
+    """The arguments of a model: inputs and lengths, preceded by the batch's hyper-input if it has one."""
     own = (batch["inputs"], batch["lengths"])
     return (batch["condition"][0], *own) if "condition" in batch else own
 
 
 def one_element(batch) -> dict[str, Any]:
-    """A batch of one sequence of one element like those of this one."""
+    """A batch of one sequence of one element, with the given batch's keys and dtypes."""
     inputs = jnp.zeros((1, 1, *batch["inputs"].shape[2:]), batch["inputs"].dtype)
     own = {"inputs": inputs, "lengths": jnp.ones((1, *batch["lengths"].shape[1:]), jnp.int32)}
     return own | ({"condition": jnp.asarray(batch["condition"][:1])} if "condition" in batch else {})
 
 
 def activation_metrics(layers: ActivationStats) -> Sums:
-    """Per layer (and module, where a layer has several): the share of active elements, their mean confidence, tau."""
+    """Per layer (and module, if several): activation rate, mean confidence of active elements, tau."""
     modules = layers.active.shape[-1]
     if modules == 0:
         return {"elements": (layers.elements[0], jnp.ones(()))}
@@ -285,6 +285,6 @@ def activation_metrics(layers: ActivationStats) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, Any]:
-    """The sums on the host, divided: floats, and nested lists where a metric is per layer. A mean of nothing is NaN."""
+    """The means on the host: floats, or nested lists for metrics per layer. An empty mean is NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return {name: np.divide(*pair).tolist() for name, pair in jax.device_get(sums).items()}

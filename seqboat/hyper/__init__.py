@@ -1,4 +1,4 @@
-"""Hypernetworks: let a network generate parameters of any Flax module, from anything.
+"""Hypernetworks: a network that generates parameters of any Flax module from a conditioning vector.
 
 spec = hyper.spec(net, x, select="**/kernel")
 model = hyper.Hyper(net, hyper.mip(spec, inputs=1))

@@ -1,11 +1,11 @@
-"""Task after task without forgetting: keep what the hypernetwork generates for the tasks before.
+"""Continual learning without forgetting: a penalty on changes of the weights generated for previous tasks.
 
 von Oswald et al. 2020 (arXiv 1906.00695), equation 2:
 
     L(theta, t) = L_task(h(e_t; theta)) + beta / (t - 1) sum_{t' < t} |h(e_t'; theta) - h(e*_t'; theta*)|^2
 
-with theta*, e* as they were before task t. Weighting each generated number by how much a task's loss depends on it, F,
-makes it  sum_p F_p (Delta W_p)^2.
+with theta*, e* from before task t. Weighting each generated number by its importance F for a task's loss gives
+sum_p F_p (Delta W_p)^2.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from seqboat.hyper.network import Hyper, HyperNetwork
 
 
 def generate_tasks(model: Hyper, variables: dict[str, Any], tasks: Array) -> Any:
-    """All parameters of the target for each of T hyper-inputs (T, M): leaves get a leading axis of T."""
+    """All parameters of the target for each of T hyper-inputs (T, M); leaves have a leading axis of T."""
     return jax.vmap(lambda condition: model.apply(variables, condition, method="generate"))(tasks)
 
 
 def drift(now: Any, before: Any, importance: Any = None) -> Float[Array, ""]:
-    """mean over tasks of sum_p F_p (now_p - before_p)^2, of trees whose leaves have a leading axis of tasks.
+    """The mean over tasks of sum_p F_p (now_p - before_p)^2, for trees whose leaves have a leading axis of tasks.
 
-    `importance` is F, of the same structure; None is 1 everywhere.
+    `importance` is F, with the same structure; None is 1 everywhere.
     """
     change = jax.tree.map(lambda a, b: jnp.square(jnp.abs(a - b)), now, before)
     if importance is not None:
@@ -37,9 +37,10 @@ def drift(now: Any, before: Any, importance: Any = None) -> Float[Array, ""]:
 
 
 def importance(gradient: Callable[[Any, Any], Any], params: Any, examples: Any) -> Any:
-    """The diagonal of the empirical Fisher information of a target's parameters, with mean 1 over all of them.
+    """The diagonal of the empirical Fisher information of a target's parameters, scaled to mean 1 over all parameters.
 
-    F_p = mean over examples of g_p^2,  g = `gradient(params, example)`; leaves of `examples` have examples first.
+    F_p = mean over examples of g_p^2,  g = `gradient(params, example)`; leaves of `examples` have a leading axis of
+    examples.
     """
     squares = jax.lax.map(
         lambda example: jax.tree.map(lambda g: jnp.square(jnp.abs(g)), gradient(params, example)), examples
@@ -51,13 +52,15 @@ def importance(gradient: Callable[[Any, Any], Any], params: Any, examples: Any) 
 
 
 def grow(network: HyperNetwork, params: dict[str, Any], units: int, key: Array) -> tuple[HyperNetwork, dict[str, Any]]:
-    """The network and its parameters with so many more units in the LSTM of its recurrent head, generating the same.
+    """The network and its parameters with `units` more units in the LSTM of its recurrent head, and unchanged output.
 
-    New units see everything and are seen by nothing yet: what leads from them starts at zero, and is learned. `params`
-    are those of the `HyperNetwork`. Raises ValueError for one without a recurrent head, and for units below 1.
+    New units read everything, but their outgoing weights start at zero, and are learned. `params` are those of the
+    `HyperNetwork`. Raises ValueError for one without a recurrent head, and for units below 1.
     """
     if set(network.groups()) != {"recurrent"}:
-        raise ValueError(f"only a network whose every head is recurrent grows; this has {', '.join(network.groups())}")
+        raise ValueError(
+            f"only a network with recurrent heads only can grow; this one has {', '.join(network.groups())}"
+        )
     if "recurrent" not in params:
         raise ValueError("params must be the HyperNetwork's own: variables['params']['network'] of a Hyper")
     if units < 1:

@@ -1,4 +1,4 @@
-"""What a hyper-input does to the weights that it generates: the numbers behind "why does my hypernetwork not train"."""
+"""How generated weights depend on the hyper-input: diagnostics for a hypernetwork that does not train."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from seqboat.paths import flatten
 class Diagnosis(NamedTuple):
     """Over K hyper-inputs z:
 
-    `slope`: of log std(theta(z)) over log |z|: 1 where weights are proportional to the input; nan for fewer than two
-    different norms above 0.
+    `slope`: of log std(theta(z)) over log |z|: 1 if weights are proportional to the input; NaN for fewer than two
+    distinct norms above 0.
     `spread`: largest over smallest std(theta(z)).
-    `rank`: second over first singular value of [theta(z_1) ... theta(z_K)]: 0 where all lie on one ray.
-    `std_ratio`: for every leaf, the rms of std over z, over the std of its own initializer (`spec(..., draws=64)`).
-    `perturbation`: mean of |theta(z) - theta0| / |theta0|; nan without residual.
-    `gradient_variation`: standard deviation over mean of the gradient's norm over z; nan without a loss.
+    `rank`: second over first singular value of [theta(z_1) ... theta(z_K)]: 0 if all lie on one ray.
+    `std_ratio`: per leaf, the rms of std over z, over the std of its own initializer (`spec(..., draws=64)`).
+    `perturbation`: mean of |theta(z) - theta0| / |theta0|; NaN without residual.
+    `gradient_variation`: standard deviation over mean of the gradient's norm over z; NaN without a loss.
     """
 
     slope: float
@@ -39,7 +39,7 @@ def diagnose(
     conditions: Num[Array, "K M"],
     loss: Callable[[dict[str, Any], Array], Array] | None = None,
 ) -> Diagnosis:
-    """`loss(variables, condition)` is a scalar, on data that stay the same: noise of batches would hide z's part."""
+    """`loss(variables, condition)` is a scalar on fixed data, since batch noise would hide the effect of z."""
     params = variables["params"]
     others = {name: tree for name, tree in variables.items() if name != "params"}
     for condition in conditions:

@@ -1,8 +1,8 @@
-"""What a hypernetwork makes of its hyper-input before its first layer.
+"""Encodings of the hyper-input before a hypernetwork's first layer.
 
-A hypernetwork of ReLU layers without biases is homogeneous: h(c z) = c h(z), so the size of everything that it
-generates is proportional to its input, and a scalar input gives one direction only. An encoding whose norm does not
-depend on the input removes the first, and the second (Gonzalez Ortiz et al. 2024, arXiv 2304.07645).
+A hypernetwork of ReLU layers without biases is homogeneous, h(c z) = c h(z): the scale of everything it generates is
+proportional to its input, and a scalar input gives only one direction. An encoding whose norm does not depend on the
+input removes both problems (Gonzalez Ortiz et al. 2024, arXiv 2304.07645).
 
 With z in [0, 1]^M the hyper-input in its range:
 
@@ -31,8 +31,8 @@ KINDS = ("none", "cos_sin", "complement", "fourier", "l2", "embedding")
 class Encoding:
     """`inputs` M hyper-inputs between `low` and `high`; of "embedding" one integer in 0..tasks-1.
 
-    `size`: k of "fourier", the width of "embedding". `unit_norm` divides codes by sqrt(M), of "fourier" by sqrt(M k):
-    cos_sin and fourier then have norm 1 for any number of inputs.
+    `size` is k of "fourier" or the width of "embedding". `unit_norm` divides codes by sqrt(M), or sqrt(M k) for
+    "fourier", so that cos_sin and fourier have norm 1 for any number of inputs.
     """
 
     kind: Kind = "cos_sin"
@@ -50,17 +50,17 @@ class Encoding:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"low={self.low}: must be below high={self.high}, and both finite")
+            raise ValueError(f"low={self.low}: must be below high={self.high}, and both must be finite")
         if self.kind == "embedding" and (self.tasks < 1 or self.inputs != 1):
             raise ValueError(
-                f"kind='embedding' of {self.inputs} inputs and tasks={self.tasks}: wants 1 input, 1 task or more"
+                f"kind='embedding' with inputs={self.inputs} and tasks={self.tasks}: needs 1 input and at least 1 task"
             )
         if self.kind == "l2" and self.inputs == 1:
-            raise ValueError("kind='l2' of one input: its norm is all there is of it; take cos_sin")
+            raise ValueError("kind='l2' with one input: normalising it leaves only its sign; use cos_sin")
 
     @property
     def width(self) -> int:
-        """The length of a code."""
+        """The width of a code."""
         return {
             "none": self.inputs,
             "cos_sin": 2 * self.inputs,
@@ -72,7 +72,7 @@ class Encoding:
 
     @property
     def energy(self) -> float:
-        """The expected squared norm of a code, over a uniform hyper-input (exact for cos_sin, fourier, l2)."""
+        """The expected squared norm of a code for a uniform hyper-input (exact for cos_sin, fourier, l2)."""
         whole = {
             "none": self.inputs / 3,
             "cos_sin": self.inputs,
@@ -90,24 +90,24 @@ class Encoding:
         return math.sqrt(self.inputs * (self.size if self.kind == "fourier" else 1))
 
     def check(self, condition: Any) -> None:
-        """Raises ValueError for a wrong width, or for a value out of range where values are known (outside jit)."""
+        """Raises ValueError for a wrong width or, outside jit where values are known, for a value out of range."""
         if condition.ndim < 1 or condition.shape[-1] != self.inputs:
             raise ValueError(f"hyper-input of shape {condition.shape}: its last axis must have {self.inputs} numbers")
         if jnp.iscomplexobj(condition):
-            raise ValueError("hyper-input: complex numbers have no range; give real and imaginary parts")
+            raise ValueError("hyper-input: complex numbers have no range; pass real and imaginary parts")
         if not isinstance(condition, jax.core.Tracer):
             low, high = self._range
             values = np.asarray(condition)
             if not np.all((values >= low) & (values <= high)):
                 raise ValueError(
-                    f"hyper-input {values.tolist()} is outside its range {low}..{high}: clip it, or widen that"
+                    f"hyper-input {values.tolist()} is outside its range {low}..{high}: clip it, or widen the range"
                 )
             if self.kind == "embedding" and np.any(values != np.round(values)):
                 raise ValueError(f"hyper-input {values.tolist()}: tasks are whole numbers")
 
     def __call__(self, condition: Num[Array, "M"], table: Float[Array, "N S"] | None = None) -> Float[Array, "C"]:
-        """The code of one hyper-input. Out of range, or between two tasks, it is NaN: a compiled program cannot
-        raise, and a training loop stops there. `table` has the learned vectors of "embedding"."""
+        """The code of one hyper-input; NaN out of range or between two tasks, since a compiled program cannot raise and
+        a training loop stops at NaN. `table` has the learned vectors of "embedding"."""
         low, high = self._range
         inside = (condition >= low) & (condition <= high)
         if table is not None:

@@ -1,6 +1,6 @@
 """HyperLSTM (Ha et al. 2017, arXiv 1609.09106): a small LSTM scales the rows of a larger one's weights at every step.
 
-A baseline: its generator runs inside the time loop, where everything else here generates once and before it.
+A baseline: its generator runs inside the time loop, whereas everything else here generates once, before it.
 """
 
 from typing import Any
@@ -38,12 +38,13 @@ class LayerNormLSTMCell(nn.RNNCellBase):
 
 
 class HyperLSTMCell(nn.RNNCellBase):
-    """A `LayerNormLSTMCell` of H `features` whose rows one of `hyper_features` scales, through N `embedding` numbers:
+    """A `LayerNormLSTMCell` of H `features`, with rows scaled by one of `hyper_features`, through N `embedding`
+    numbers:
 
         hh = LN-LSTM([h; x])    z_h = A_h hh + 1    z_x = A_x hh + 1    z_b = A_b hh            for each gate
         y = LN(d_h * (W_h h) + d_x * (W_x x) + b)    d_h = D_h z_h    d_x = D_x z_x    b = D_b z_b + b_0
 
-    A_h = A_x = 0, D_h = D_x = 0.1 / N and D_b = 0 at the start: every scale is exactly 0.1.
+    A_h = A_x = 0, D_h = D_x = 0.1 / N and D_b = 0 at initialisation: every scale is exactly 0.1.
     """
 
     features: int
@@ -69,7 +70,7 @@ class HyperLSTMCell(nn.RNNCellBase):
         return self._project(hyper, name, nn.initializers.zeros, constant, offset=1.0)
 
     def _project(self, hyper: Array, name: str, small: Any, large: Any, offset: float = 0.0) -> Array:
-        """D (A hh + offset) of all four gates: (*B, 4H)."""
+        """D (A hh + offset) for all four gates: (*B, 4H)."""
         narrow = self.param(f"{name}_narrow", small, (4, self.hyper_features, self.embedding))
         wide = self.param(f"{name}_wide", large, (4, self.embedding, self.features))
         z = jnp.einsum("...h,ghn->...gn", hyper, narrow)
@@ -91,7 +92,7 @@ def dense(features: int, name: str, use_bias: bool) -> nn.Module:
 
 
 def update(cell: Array, gates: list[Array]) -> tuple[Carry, Array]:
-    """The new cell and hidden state from the gates' sums; made inside a cell, whose norms it names."""
+    """The new cell and hidden state from the gates' sums. Called inside a cell, in which it creates the norms."""
     norm = {
         name: nn.LayerNorm(bias_init=nn.initializers.constant(float(name == "f")), name=f"norm_{name}")
         for name in GATES

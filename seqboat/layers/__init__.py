@@ -1,1 +1,1 @@
-"""Flax modules: they hold parameters and call ops."""
+"""Flax modules, which hold parameters and call ops."""

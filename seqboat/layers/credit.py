@@ -1,4 +1,4 @@
-"""A gradient for the router: for what inactive elements would have been worth, and for being read by others."""
+"""Credit assignment for the router: gradients for inactive elements and for attended keys."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from jaxtyping import Array, Bool, Float
 from seqboat.layers.router import RouterConfig
 from seqboat.ops.neighbours import Stretch
 
-# How many times the module's halo credit looks over, where computed but inactive rows stand between the active ones.
+# Multiple of the module's halo within which credit sees rows, since computed inactive rows lie between active ones.
 CREDIT_HALO_FACTOR = 2
 
 
 class Gate(NamedTuple):
-    """Of one module, each (B, L): where it is `active`, the `probability` that it is, and the confidence `chosen` where
-    it is, else 0."""
+    """One module's decisions, each (B, L): whether it is `active`, the `probability` of that, and `chosen`, the
+    confidence if active, else 0."""
 
     active: Array
     probability: Array
@@ -31,16 +31,16 @@ def credit(
     router: RouterConfig,
     key: Callable[[], Array],
 ) -> Float[Array, "B L D"]:
-    """Zeros whose gradient pays the router for what elements are, or would be, worth.
+    """Zeros whose gradient is the router's credit for what computing each element contributes, or would contribute.
 
-    A random `credit_share` of the inactive elements is computed beside the active ones: such an element's result
-    enters with weight p (`straight_through`), and every computed element is read as a key with weight
-    w = p + stop_gradient(a - p)  (`key_credit`). The gradient reaches p alone, divided by the share for inactive
-    elements, so that its mean is that of a share of 1.
+    A random `credit_share` of the inactive elements is computed along with the active ones: the result of such an
+    element enters with weight p (`straight_through`), and every computed element is attended as a key with weight
+    w = p + stop_gradient(a - p)  (`key_credit`). The gradient flows only into p, divided by the share for inactive
+    elements, so that its expectation is that of a share of 1.
 
-    `run(stretch, reach=)` computes the module, with no gradient into its parameters. In the packed form credit is
-    local: it sees CREDIT_HALO_FACTOR times the window of *computed* rows. Where few are active it misses far neighbours
-    that the exact value, and the dense form, have.
+    `run(stretch, reach=)` computes the module, without gradient into its parameters. In the packed form credit is
+    local: it sees CREDIT_HALO_FACTOR times the window of *computed* rows. If few are active, it misses far neighbours
+    that the exact value, and the dense form, include.
     """
     sampled = valid & ~gate.active
     if not router.straight_through:
@@ -49,7 +49,7 @@ def credit(
         sampled &= jax.random.bernoulli(key(), router.credit_share, sampled.shape)
     probability = jnp.where(gate.active, 1, 1 / router.credit_share) * gate.probability
     stretch = stretch._replace(m=jax.lax.stop_gradient(stretch.m), computed=gate.active | sampled)
-    if router.key_credit:  # inactive keys have weight 0, and earn credit
+    if router.key_credit:  # inactive keys have weight 0 and receive credit
         stretch = stretch._replace(read=stretch.computed, weight=_straight_through(gate.active, probability))
     result, stop = run(stretch, reach=CREDIT_HALO_FACTOR)[0], jax.lax.stop_gradient
     paid = jnp.where(sampled, probability, 0)[..., None] * stop(result)
@@ -58,5 +58,5 @@ def credit(
 
 
 def _straight_through(value: Array, surrogate: Array) -> Array:
-    """The value, with the gradient of the surrogate."""
+    """The value with the gradient of the surrogate."""
     return surrogate + jax.lax.stop_gradient(value.astype(surrogate.dtype) - surrogate)

@@ -1,4 +1,4 @@
-"""The damped EMA as a layer: it holds the parameters of `ops.ema`."""
+"""The damped EMA as a layer, holding the parameters of `ops.ema`."""
 
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
@@ -12,8 +12,9 @@ class EMA(nn.Module):
     """x (B, L, D) -> the damped average of every element's past, and of its future unless causal, plus omega x.
 
     Elements that are not `valid` enter the average as zeros. `axis` names the mesh axis over which sequences are split,
-    if they are. Initial values are those of the published model: delta and alpha ~ N(0, 0.2^2), beta ~ +-1 alternating
-    + N(0, 0.02^2), gamma and omega ~ N(0, 1), cut at two deviations. `advance` goes on from an earlier state.
+    if any. Initialisation is that of the published model: delta and alpha ~ N(0, 0.2^2), beta ~ alternating +-1 plus
+    N(0, 0.02^2), gamma and omega ~ N(0, 1), truncated at two standard deviations. `advance` resumes from an earlier
+    state.
     """
 
     state_size: int
@@ -29,7 +30,8 @@ class EMA(nn.Module):
     def advance(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: Float[Array, "B D N"] | None
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B D N"] | None]:
-        """The average of pieces that begin in this state, if any, and the state after their last valid elements."""
+        """The average over pieces of streams starting from `state`, if any, and the state after their last valid
+        elements."""
         width = x.shape[-1]
         shape = (width if self.causal else 2 * width, self.state_size)
         params = ema.EMAParams(

@@ -1,4 +1,4 @@
-"""From symbols or numbers to the model width."""
+"""Embedding of symbols or numbers into the model width."""
 
 import math
 from typing import Literal
@@ -17,7 +17,7 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 class TokenEmbedding(nn.Module):
     """tokens (B, L) of a vocabulary of V -> (B, L, D), entries ~ N(0, 1/D), times `scale`.
 
-    A token outside 0..V-1 gives a row of NaN: padding may be anything, where rows of padding are masked after it.
+    A token outside 0..V-1 gives a row of NaN, so padding may be anything if its rows are masked afterwards.
     """
 
     vocabulary_size: int
@@ -32,15 +32,15 @@ class TokenEmbedding(nn.Module):
         return look_up(self.table, tokens) * self.scale
 
     def attend(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """<x, embedding of every symbol>, in float32."""
+        """The inner product of x with every symbol's embedding, in float32."""
         return x.astype(jnp.float32) @ self.table.astype(jnp.float32).T
 
 
 class LinearEmbedding(nn.Module):
     """numbers (B, L, F) -> x W + b, (B, L, D).
 
-    Initialised like every other projection, or, "normal", W ~ N(0, 1) and b ~ N(0, 0.01) (deviation 0.1), as the
-    published models for pixels and samples are (Ma et al. 2023, Ren et al. 2023).
+    Initialised like every other projection or, with "normal", W ~ N(0, 1) and b ~ N(0, 0.1^2), as in the published
+    models for pixels and samples (Ma et al. 2023, Ren et al. 2023).
     """
 
     features: int
@@ -55,9 +55,9 @@ class LinearEmbedding(nn.Module):
 
 
 class SinusoidalPosition(nn.Module):
-    """x (B, L, D) plus sin | cos of the position, in halves of the channels, times a learned scalar, first D^-1/2.
+    """x (B, L, D) plus sin | cos of the position, in halves of the channels, times a learned scalar, initially D^-1/2.
 
-    `layout`: how the sequences are split over devices.
+    `layout` says how sequences are split over devices.
     """
 
     layout: Layout = SINGLE_DEVICE

@@ -1,10 +1,10 @@
-"""How a module is run at the active elements of a batch: over all rows (dense), over packed rows, or in place.
+"""Execution of a module at the active elements of a batch: over all rows (dense), over packed rows, or in place.
 
     program = functional(module, ...)                     the module as a pure function
     result, taps, memory = run(program, stretch, how, memory)
 
-`dense` computes every row and masks: the reference. `packed` computes blocks of active rows, whose number follows the
-activation. `in_place` is for short pieces of streams.
+`dense` computes every row and masks: the reference. `packed` computes blocks of active rows, as many as there are.
+`in_place` is for short pieces of streams.
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 Form = Literal["packed", "dense"]
 Tree = Any
 
-# A windowed module's projection has no halo to pay for: so many blocks at once cost 5 to 8 % less of a layer on a CPU.
+# Blocks projected at once for a windowed module, whose projection needs no halo: saves 5 to 8 % of a layer on a CPU.
 PROJECTED_BLOCKS = 4
-# The most rows that a tile of any attention kernel has.
+# The largest tile of any attention kernel, in rows.
 TILE = 128
-# The methods that return rows (T, D); others return trees of T rows.
+# Methods that return rows (T, D); others return trees of T rows.
 FINAL = ("__call__", "mix", "finish")
 
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """The form, the rows of a block, the blocks of a trip (`ops.packing.map_blocks`), and how sequences are split.
+    """The form, rows per block, blocks per iteration (`ops.packing.map_blocks`), and how sequences are split.
 
-    Blocks and trips are no larger than all rows, but for what fills the last tile of 128.
+    Blocks and iterations are never larger than all rows, rounded up to tiles of 128.
     """
 
     form: Form = "packed"
@@ -60,8 +60,8 @@ class How:
 
 
 class Program(NamedTuple):
-    """A module as a pure function: `apply(params, slot, method, x, *args)` returns the method's result for rows x, and
-    what it tapped, {name: rows}. `slot` (T,) numbers the rows: RNG keys are folded with the first."""
+    """A module as a pure function: `apply(params, slot, method, x, *args)` returns the method's result for rows x and
+    its taps, {name: rows}. `slot` (T,) numbers the rows; RNG keys are folded with the first."""
 
     module: nn.Module
     params: Tree
@@ -72,18 +72,18 @@ class Program(NamedTuple):
         return isinstance(self.module, WindowedModule)
 
     def frozen(self) -> "Program":
-        """With no gradient into its parameters."""
+        """The program without gradient into its parameters."""
         return self._replace(params=jax.lax.stop_gradient(self.params))
 
     def halo(self, length: int, reach: int) -> tuple[int, int]:
-        """How many rows before and after its own a row may see, `reach` times over."""
+        """How many rows before and after it a row may see, multiplied by `reach`."""
         left, right = self.module.halo(length) if self.windowed else (0, 0)  # type: ignore[attr-defined]
         return reach * left, reach * right
 
 
 class Result(NamedTuple):
-    """`y` and `taps` of every element (B S, ...). Of a windowed module also `shown`, what its rows showed to others,
-    with their `position`, and the `place` (B, S) of every element among these rows, or -1."""
+    """`y` and `taps` of every element (B S, ...). For a windowed module also `shown`, what its rows exposed to others,
+    with their `position`, and `place` (B, S), the index of every element among these rows, or -1."""
 
     y: Array
     taps: dict[str, Array]
@@ -95,8 +95,8 @@ class Result(NamedTuple):
 def run(
     program: Program, stretch: Stretch, how: How, memory: WorkingMemory | None, reach: int = 1
 ) -> tuple[Float[Array, "B L D"], dict[str, Array], WorkingMemory | None]:
-    """The module at the computed elements of the stretch and what it tapped, zero or anything elsewhere; and the memory
-    of a stream with what it showed. In the packed form a row sees `reach` times the module's halo of computed rows."""
+    """The module's result and taps at the computed elements of the stretch, unspecified elsewhere, and the updated
+    memory of a stream. In the packed form a row sees `reach` times the module's halo of computed rows."""
     around = _around(program, stretch, how, memory, reach)
     result = (_dense if how.form == "dense" else _packed)(program, around, how, reach)
     if memory is not None:
@@ -115,7 +115,7 @@ def _around(program: Program, stretch: Stretch, how: How, memory: WorkingMemory 
 
 
 def _dense(program: Program, around: Around, how: How, reach: int) -> Result:
-    """All rows at once, of which only those that are read are seen by others."""
+    """All rows at once; only rows with `read` set are seen by others."""
     stretch, rows, start = around.stretch, around.rows(), jnp.zeros(1, jnp.int32)
     x, apply = stretch.m.reshape(-1, stretch.m.shape[-1]), functools.partial(program.apply, program.params, start)
     computed = stretch.computed
@@ -133,18 +133,16 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
     """Blocks of packed rows."""
     stretch = around.stretch
     left, right = program.halo(stretch.m.shape[1], reach)
-    block_size = min(
-        how.block_size, -(-stretch.computed.size // TILE) * TILE
-    )  # no larger than all rows, in whole tiles
+    block_size = min(how.block_size, -(-stretch.computed.size // TILE) * TILE)  # at most all rows, in whole tiles
     blocks = -(-stretch.computed.size // block_size)
     trip = min(how.blocks_per_iteration, blocks)
-    # One by one they are projected by more; else by as many as a trip has, so that no capacity is wasted.
+    # Single blocks are projected several at once; otherwise as many as an iteration has, so that no capacity is wasted.
     projected = min(PROJECTED_BLOCKS, blocks) if program.windowed and trip == 1 else trip
     packing = pack(stretch.computed, projected * block_size, left=left, right=right)
     rows, x = compress((around.rows(), stretch.m.reshape(-1, stretch.m.shape[-1])), packing)
     place = packing.slot.reshape(stretch.computed.shape)
     wanted = None
-    if around.shown is not None:  # remembered rows are seen, and need no result
+    if around.shown is not None:  # remembered rows are seen, but need no result
         wanted = compress(stretch.computed.at[:, : around.own.start].set(False).reshape(-1), packing)
     each = functools.partial(
         map_blocks,
@@ -168,11 +166,11 @@ def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
 
 
 def _packed_windowed(program: Program, own: dict, project: Callable, each: Callable, recall: Callable):
-    """A windowed module over packed rows, projected in other blocks than mixed; also what its rows showed."""
+    """A windowed module over packed rows, projected in larger blocks than mixed; also returns what its rows exposed."""
     apply, rows = program.apply, own["rows"]
     shown, taps = project(lambda p, own, _: apply(p, own["slot"], "context", own["x"], own["rows"]), own=own, halo=None)
     shown = recall(shown)
-    if program.module.has_kernel() and rows.weight is None:  # credit reads keys with weights, which kernels do not know
+    if program.module.has_kernel() and rows.weight is None:  # credit weights keys, which kernels do not support
         y, more = _mix_by_kernel(program, own, shown, project, each)
     else:
         y, more = each(
@@ -184,7 +182,7 @@ def _packed_windowed(program: Program, own: dict, project: Callable, each: Calla
 
 
 def _mix_by_kernel(program: Program, own: dict, shown: Tree, project: Callable, each: Callable):
-    """`mix` of a module whose middle part takes all packed rows at once."""
+    """`mix` of a module whose middle part processes all packed rows at once."""
     apply = program.apply
     q, asked = project(lambda p, own, _: apply(p, own["slot"], "query", own["x"], own["rows"]), own=own, halo=None)
     where = [each.keywords[name] for name in ("count", "left", "right")]  # type: ignore[attr-defined]
@@ -197,8 +195,8 @@ def _mix_by_kernel(program: Program, own: dict, shown: Tree, project: Callable, 
 def run_in_place(
     program: Program, m: Float[Array, "B L D"], active: Bool[Array, "B L"], memory: WorkingMemory | None
 ) -> tuple[Float[Array, "B L D"], dict[str, Array], WorkingMemory | None]:
-    """`run` for short pieces of streams, every row in its place: new rows are first pushed to the memory, which has
-    slots to spare, and then read it."""
+    """`run` for short pieces of streams, without packing: new rows are first pushed to the memory, which has spare
+    slots, and then read it."""
 
     def where_needed(method, *args):
         streams = np.arange(len(m), dtype=np.int32)[:, None]
@@ -221,14 +219,14 @@ def run_in_place(
 
 
 def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: bool) -> Program:
-    """The module as a pure function. `keys` are those of every RNG stream that it may draw from."""
+    """The module as a pure function. `keys` has a key for every RNG stream that it may draw from."""
     unbound = module.clone(parent=None)
     kinds = {name: jax.random.key_impl(key) for name, key in keys.items()}
     params = {"params": module.variables.get("params", {}), "keys": jax.tree.map(jax.random.key_data, keys)}
 
     def key(name, data, method, slot):
         key = jax.random.fold_in(jax.random.wrap_key_data(data, impl=kinds[name]), slot[0])
-        # Dropout is drawn below the names of submodules: it differs between methods as it is.
+        # Dropout keys are folded with submodule names, so they already differ between methods.
         return key if name == "dropout" else jax.random.fold_in(key, zlib.crc32(method.encode()))
 
     def apply(params, slot, method, *args):
@@ -239,8 +237,8 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
             result, sown = unbound.apply(variables, *args, method=method, rngs=rngs, mutable=mutable, **options)
         except flax.errors.InvalidRngError as error:
             raise ValueError(
-                f"{describe_module(module)} draws from an RNG that is not there; there are {sorted(rngs)}, and "
-                f'"dropout" in training alone: {error}'
+                f"{describe_module(module)} draws from a missing RNG; there are {sorted(rngs)}, and "
+                f'"dropout" only in training: {error}'
             ) from error
         return _checked(unbound, method, args[0], result), dict(sown.get("taps", {}))
 
@@ -248,7 +246,7 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
 
 
 def create(module: nn.Module, m: Float[Array, "B L D"], active: Bool[Array, "B L"], most: int, train: bool) -> None:
-    """Create the module's parameters, from `most` rows, or one of zeros if there are none. Raises ValueError for a
+    """Create the module's parameters, from up to `most` rows, or one row of zeros without rows. Raises ValueError for a
     module with other variables."""
     if not m.size:
         m, active = jnp.zeros((1, 1, m.shape[-1]), m.dtype), jnp.zeros((1, 1), bool)
@@ -270,7 +268,7 @@ def create(module: nn.Module, m: Float[Array, "B L D"], active: Bool[Array, "B L
 
 
 def _checked(module: nn.Module, method: str, x: Array, result: Any) -> Any:
-    """A method's result for the rows x (T, D), in their dtype where it is what the module returns."""
+    """A method's result for the rows x (T, D); cast to their dtype if it is the module's final result."""
     rows, width = x.shape[0], x.shape[1] if method in FINAL else None
     check_rows(module, method, result, rows, width)
     return result if width is None else result.astype(x.dtype)

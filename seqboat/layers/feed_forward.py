@@ -8,7 +8,7 @@ from seqboat.layers.initializers import truncated_normal
 
 
 class FeedForward(nn.Module):
-    """Rows (T, D) -> silu(x W_1 + b_1) W_2 + b_2, (T, D). Hidden dropout where a "dropout" RNG is given."""
+    """Rows (T, D) -> silu(x W_1 + b_1) W_2 + b_2, (T, D). Hidden dropout if a "dropout" RNG is given."""
 
     hidden_size: int
     dropout: float = 0.0

@@ -1,4 +1,4 @@
-"""The gated attention unit as a module of sparse activation (Hua et al. 2022, arXiv 2202.10447; Ma et al. 2022)."""
+"""The gated attention unit as a sparsely activated module (Hua et al. 2022, arXiv 2202.10447; Ma et al. 2022)."""
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,8 @@ class GatedAttentionUnit(WindowedModule):
         [z | g | v] = silu(m W + b)     q = z gamma_0 + beta_0     k = z gamma_1 + beta_1
         y = (attend(q, k, v) * g) W_o + b_o
 
-    z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. Dropout of v and of the
-    attention weights happens where a "dropout" RNG is given; with `kernel` (`WindowedModule`) the weights have none.
+    z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. v and the attention
+    weights have dropout if a "dropout" RNG is given; with `kernel` (`WindowedModule`) the weights have none.
     """
 
     features: int
@@ -55,7 +55,7 @@ class GatedAttentionUnit(WindowedModule):
         k = self._rotated(x, rows, 1)
         v = nn.silu(self.projection(x, self.key_size + self.value_size, None))
         v = self.drop_value(v, deterministic=not self.has_rng("dropout"))
-        # What may not be read may have come of anything, NaN too, and 0 * NaN is NaN.
+        # Rows that may not be read can hold anything, even NaN, and 0 * NaN is NaN.
         k, v = (jnp.where(rows.active[:, None], a, jnp.zeros((), a.dtype)) for a in (k, v))
         tap(self, "v", v)
         return {"k": k, "v": v}
@@ -86,7 +86,7 @@ class GatedAttentionUnit(WindowedModule):
         return y
 
     def _rotated(self, x: Float[Array, "T D"], rows: RowInfo, i: int) -> Float[Array, "T Z"]:
-        """Queries (i = 0) or keys (1), where they stand."""
+        """Queries (i = 0) or keys (1), rotated to their positions."""
         z = nn.silu(self.projection(x, 0, self.key_size))
         placed = z * self.gamma[i].astype(z.dtype)[None] + self.beta[i].astype(z.dtype)[None]
         tap(self, "qk"[i], placed)
@@ -94,7 +94,7 @@ class GatedAttentionUnit(WindowedModule):
 
 
 class Columns(nn.Module):
-    """A dense layer of which columns first..last are computed."""
+    """A dense layer, of which only columns first..last are computed."""
 
     features: int
     dtype: jnp.dtype
@@ -103,7 +103,7 @@ class Columns(nn.Module):
     def __call__(self, x: Float[Array, "T D"], first: int, last: int | None) -> Float[Array, "T C"]:
         kernel = self.param("kernel", truncated_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        few = x.shape[0] <= MAX_IN_PLACE_LENGTH  # then to cut columns out of the kernel costs more than to compute all
+        few = x.shape[0] <= MAX_IN_PLACE_LENGTH  # slicing the kernel then costs more than computing all columns
         if not few:
             kernel, bias = kernel[:, first:last], bias[first:last]
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)

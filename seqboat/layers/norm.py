@@ -1,6 +1,6 @@
-"""Norms over the model width, and batch norm over everything else. All compute in float32, eps 1e-5.
+"""Norms over the model width, and batch norm over everything else. All compute in float32 with eps 1e-5.
 
-They work on rows (B L, D): sums of products of (1, L, D) arrays run up to 60 times slower in XLA's CPU backend.
+They work on rows (B L, D): sums of products of (1, L, D) arrays are up to 60 times slower in XLA's CPU backend.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 NormKind = Literal["layer", "scale", "rms", "batch"]
 
 EPSILON = 1e-5
-# The share of the newest batch in batch norm's running statistics.
+# The weight of the newest batch in batch norm's running statistics.
 BATCH_MOMENTUM = 0.1
 
 
@@ -31,7 +31,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps), times a scale a channel if `affine`."""
+    """x / sqrt(mean(x^2) + eps), times one scale per channel if `affine`."""
 
     affine: bool = True
 
@@ -59,11 +59,11 @@ class ScaleNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel over the batch and the length, over valid elements only.
+    """Normalises each channel over batch and length, over valid elements only.
 
-    Training uses the batch's statistics and moves the running mean and (unbiased) variance by 0.1 towards them;
-    evaluation uses the running ones. `axes` names the mesh axes over which the batch is split. `count_padding` includes
-    padding in the statistics, as the published code does.
+    Training uses the batch's statistics and moves the running mean and (unbiased) variance towards them by 0.1;
+    evaluation uses the running statistics. `axes` names the mesh axes over which the batch is split. `count_padding`
+    includes padding in the statistics, as the published code does.
     """
 
     affine: bool = True

@@ -1,4 +1,4 @@
-"""The router of sparse modular activation: which elements a module is computed for, and with what confidence."""
+"""The router of sparse modular activation: which elements each module is computed for, and with what confidence."""
 
 import dataclasses
 import math
@@ -15,12 +15,13 @@ from seqboat.layers.taps import tap
 
 @dataclasses.dataclass(frozen=True)
 class RouterConfig:
-    """What trains the configurator. The defaults are the published router, whose inactive elements send it no gradient.
+    """Training of the configurator. The defaults are the published router, which gets no gradient from inactive
+    elements.
 
-    `centered`: subtract a running mean over training steps from its input. `straight_through`: in training, pay an
-    inactive element's probability for what the element's result would have been worth, at a random `credit_share` of
-    them. `key_credit`: pay a computed element's probability for being read by others. `initial_bias`: added to the
-    logit of activating. `temperature_scale`: tau starts at this times sqrt(D).
+    `centered` subtracts a running mean over training steps from its input. `straight_through` adds, in training, a
+    credit-assignment gradient for what inactive elements would have contributed, at a random `credit_share` of them.
+    `key_credit` adds one for computed elements being attended as keys. `initial_bias` is added to the activation logit.
+    `temperature_scale` times sqrt(D) is the initial tau.
     """
 
     centered: bool = False
@@ -42,7 +43,7 @@ class RouterConfig:
 
 
 class Decision(NamedTuple):
-    """For M modules: `active` (B, L, M) bool, `probability` of activating and `confidence` in the decision (B, L, M),
+    """For M modules: `active` (B, L, M) bool, `probability` of activation and `confidence` in the decision (B, L, M),
     `temperature` (M,)."""
 
     active: Array
@@ -52,7 +53,7 @@ class Decision(NamedTuple):
 
 
 class ActivationStats(NamedTuple):
-    """Sums over a batch's real elements, so that means are exact: `active`, `confidence` (of active elements),
+    """Sums over a batch's valid elements, so that means are exact: `active`, `confidence` (of active elements),
     `probability`, each (M,); `elements` (); and the `temperature` (M,)."""
 
     active: Array
@@ -72,7 +73,7 @@ class LatentConfigurator(nn.Module):
     router: RouterConfig
     axes: tuple[str, ...] = ()
 
-    # The share of the newest batch in the running mean, once there are enough batches.
+    # The weight of the newest batch in the running mean, once there are enough batches.
     MOMENTUM = 0.01
 
     @nn.compact
@@ -92,7 +93,8 @@ class LatentConfigurator(nn.Module):
         return Decision(active, probability, jnp.maximum(probability, 1 - probability), temperature)
 
     def _running_mean(self, m: Array, valid: Array, train: bool) -> Array:
-        """The mean of previous training batches: causal, and independent of batch mates."""
+        """The running mean of previous training batches: causal, and independent of the other sequences of the
+        batch."""
         mean = self.variable("batch_stats", "mean", jnp.zeros, m.shape[-1:], jnp.float32)
         batches = self.variable("batch_stats", "batches", jnp.zeros, (), jnp.float32)
         before = mean.value
@@ -107,13 +109,13 @@ class LatentConfigurator(nn.Module):
 
 
 def everywhere(valid: Bool[Array, "B L"], modules: int) -> Decision:
-    """Every module at every real element, with confidence 1."""
+    """The decision to activate every module at every valid element, with confidence 1."""
     one = jnp.ones((*valid.shape, modules), jnp.float32)
     return Decision(one * valid[..., None] > 0, one, one, jnp.ones(modules))
 
 
 def count(decision: Decision, valid: Bool[Array, "B L"]) -> ActivationStats:
-    """The sums of what was decided."""
+    """The stats of a decision."""
     active = decision.active.astype(jnp.float32)
     sums = {"active": active, "confidence": active * decision.confidence, "probability": decision.probability}
     return ActivationStats(

@@ -1,4 +1,4 @@
-"""S4D as a layer, interchangeable with the EMA: it holds the parameters of `ops.s4d`."""
+"""S4D as a layer, interchangeable with the EMA, holding the parameters of `ops.s4d`."""
 
 import math
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from seqboat.ops import s4d
 
-# Steps are log-uniform in this range (Gu et al. 2022, section 4.1).
+# Initial step sizes are log-uniform in this range (Gu et al. 2022, section 4.1).
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1
 
 
@@ -32,7 +32,8 @@ class S4D(nn.Module):
     def advance(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: Complex[Array, "B D N"] | None
     ) -> tuple[Float[Array, "B L D"], Complex[Array, "B D N"] | None]:
-        """The output of pieces that begin in this state, if any, and the state after their last valid elements."""
+        """The output for pieces of streams starting from `state`, if any, and the state after their last valid
+        elements."""
         width = x.shape[-1]
         directions = width if self.causal else 2 * width
         shape = (directions, self.state_size)

@@ -25,11 +25,11 @@ from seqboat.ops.ema import Method, choose
 from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-# Sizes are 32-bit numbers in compiled programs, and positions differ by some of them.
-LARGEST = 2**30
+# Sizes are 32-bit integers in compiled programs, as are sums of a few of them.
+MAX_SIZE = 2**30
 SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
 
-# What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
+# Values saved for the backward pass instead of recomputed, by their names in `jax.ad_checkpoint`.
 SAVED_NAMES = ("ssm", "sum", "result")
 
 
@@ -38,11 +38,11 @@ class LayerConfig:
     """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`, N `state_size`.
 
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
-    computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
-    sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
+    computes attention everywhere, "never" has neither attention nor configurator. `feed_forward_size` 0 omits the
+    sparsely activated feed-forward network, `attention` False the GAU. `max_positions` sizes the "relative" table.
     The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once, and attends within them
-    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `layout`
-    says over which axes of a mesh batches and sequences are split, where a step runs under shard_map or pmap.
+    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `layout` gives
+    the mesh axes over which batches and sequences are split, for steps under shard_map or pmap.
     """
 
     features: int
@@ -83,8 +83,8 @@ class LayerConfig:
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
         for field in (*SIZES, "window_size", "ssm_truncation", "feed_forward_size"):
-            if (getattr(self, field) or 0) > LARGEST:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at most {LARGEST}")
+            if (getattr(self, field) or 0) > MAX_SIZE:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at most {MAX_SIZE}")
         for field in ("dropout", "hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")
@@ -96,13 +96,13 @@ class LayerConfig:
         if self.position == "slot" and self.window_size is None:
             raise ValueError("position='slot' needs a window_size: its table covers the distances within a window")
         if self.position == "rotary" and self.key_size % 2:
-            raise ValueError(f"key_size={self.key_size}: rotary positions turn pairs, so it must be even")
+            raise ValueError(f"key_size={self.key_size}: rotary positions rotate pairs of channels, so it must be even")
         if self.attention_method == "pallas":
             self._check_kernel()
         if self.layout.length:
             self._check_split()
         if self.ssm == "s4d" and self.ema_method != "auto":
-            raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': leave it at 'auto'")
+            raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': must be 'auto'")
 
     def _check_kernel(self) -> None:
         where = "attention_method='pallas'"
@@ -115,37 +115,40 @@ class LayerConfig:
 
     def _check_split(self) -> None:
         if self.ssm != "ema":
-            raise ValueError(f"ssm={self.ssm!r}: where config.mesh splits sequences, only 'ema' can hand on its state")
-        if self.ssm_truncation is not None:
             raise ValueError(
-                f"ssm_truncation={self.ssm_truncation}: where config.mesh splits sequences the kernel is whole, so None"
+                f"ssm={self.ssm!r}: must be 'ema' if config.mesh splits sequences, to pass state between devices"
             )
+        if self.ssm_truncation is not None:
+            raise ValueError(f"ssm_truncation={self.ssm_truncation}: must be None if config.mesh splits sequences")
         if self.window_size is None:
             raise ValueError(
-                "window_size=None: where config.mesh splits sequences, so many active elements are handed on"
+                "window_size=None: must be finite if config.mesh splits sequences, to be exchanged between devices"
             )
 
     def check_streaming(self, own_modules: bool = True) -> None:
-        """Raise ValueError if streams cannot be fed to such a layer piece by piece, exactly and in constant memory."""
+        """Raise ValueError unless such a layer can process streams piece by piece, exactly and in constant memory."""
         refused = {
-            "causal": (self.causal, "it looks ahead; train with causal=True"),
-            "norm": (self.norm != "batch", "statistics of whole batches; use layer, scale or rms"),
+            "causal": (self.causal, "the layer looks ahead; train with causal=True"),
+            "norm": (self.norm != "batch", "it uses statistics of whole batches; use layer, scale or rms"),
             "ssm_truncation": (
                 self.ssm_truncation is None,
                 "a truncated kernel has no state to resume from; train with None, as the variant :credit_router does",
             ),
             "window_size": (
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
-                "so many activated elements are remembered; set a size",
+                "it must be finite here: the window is kept as state",
             ),
-            "layout": (self.layout.length is None, "a piece is whole; split batches over the mesh, not sequences"),
+            "layout": (
+                self.layout.length is None,
+                "pieces cannot be split; split batches over the mesh, not sequences",
+            ),
         }
         for field, (fine, why) in refused.items():
             if not fine:
                 raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
 
     def choose_ssm_method(self, length: int) -> Method:
-        """How the state space model is computed in sequences of this length."""
+        """The method that computes the state space model for sequences of this length."""
         return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
 
     def make_window(self) -> Window:
@@ -162,7 +165,7 @@ class LayerConfig:
         return EMA(self.state_size, self.causal, truncation=truncation, method=method, axis=axis, name=name)
 
     def make_modules(self, **owner: None) -> tuple[nn.Module, ...]:
-        """What the configurator chooses from; `parent=None` for modules that belong to no other."""
+        """The modules that the configurator chooses from; `parent=None` for unattached modules."""
         modules: list[nn.Module] = []
         dtype = jnp.dtype(self.dtype)
         if self.activation != "never" and self.attention:
@@ -195,24 +198,25 @@ _CHOICES = {
 
 
 class LayerState(NamedTuple):
-    """What a layer keeps of B streams: of its state space model (B, D, N), and of each of its modules."""
+    """A layer's state for B streams: that of its state space model (B, D, N), and a memory per module."""
 
     ssm: Array
     memories: Memories
 
 
 class SeqBoatLayer(nn.Module):
-    """x (B, L, D) -> (B, L, D), and what its configurator decided.
+    """x (B, L, D) -> (B, L, D), and the stats of its configurator's decisions.
 
         m = dropout(silu(SSM(norm(x))))            norm here if placed "pre"
         h = sum over modules of active * confidence * f(m)
         y = silu(x + m W + b + h)                  then norm if placed "post"
 
-    Dropout falls on h, or on (m W + b + h) in a causal layer. `modules` replaces the config's own list. `advance` goes
-    on from what earlier pieces of the same streams left: it gives what the whole streams would give in one piece.
+    Dropout applies to h, or to (m W + b + h) in a causal layer. `modules` replaces the config's own list. `advance`
+    resumes from the state after earlier pieces of the same streams, and gives the same results as the full streams
+    in one piece.
     """
 
-    # Flax: modules passed in keep the names they were given.
+    # Flax: modules passed in keep their given names.
     preserve_adopted_names: ClassVar[bool] = True
 
     config: LayerConfig
@@ -231,7 +235,7 @@ class SeqBoatLayer(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> LayerState:
-        """The state of so many streams that begin. Raises ValueError for a layer that cannot be streamed."""
+        """The initial state of N streams. Raises ValueError for a layer that cannot be streamed."""
         config = self.config
         config.check_streaming(own_modules=self.modules is None)
         kind = jnp.float32 if config.ssm == "ema" else jnp.complex64
@@ -246,9 +250,9 @@ class SeqBoatLayer(nn.Module):
     def advance(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, state: LayerState | None
     ) -> tuple[Float[Array, "B L D"], tuple[ActivationStats, LayerState | None]]:
-        """The layer over pieces of streams, valid elements first, and the state after each one's last of these.
+        """The layer over pieces of streams, valid elements first, and the state after each piece's last valid element.
 
-        No gradient goes back into the state. None is no state: whole sequences, and nothing is kept.
+        No gradient flows into the state. With state None the sequences are complete, and no state is kept.
         """
         config, state = self.config, jax.lax.stop_gradient(state)
         drop = lambda y: nn.Dropout(config.dropout)(y, deterministic=not train)

@@ -1,16 +1,17 @@
 """Sparse modular activation: every element decides, for each of a list of modules, whether to activate it.
 
-(Ren et al. 2023, arXiv 2306.11197.) A latent configurator reads an element's representation m_t and gives, for module
-i, two logits u; the module is computed for t iff u_1 > u_0, and its result is multiplied by the confidence
+(Ren et al. 2023, arXiv 2306.11197.) A latent configurator maps an element's representation m_t to two logits u for each
+module i; the module is computed for t iff u_1 > u_0, and its result is multiplied by the confidence
 c = max softmax(u / tau):
 
     y_t = sum_i  a_{t,i} c_{t,i} f_i(m_t; the other elements that activated i)
 
 The decision a carries no gradient, the confidence does. A module is any Flax module from rows (T, D) to rows (T, D), or
-a `WindowedModule`, whose rows also see their neighbours among the activated rows. It holds parameters only.
+a `WindowedModule`, whose rows also see their neighbours among the activated rows. It holds only parameters.
 
-Methods that take `train`, `training` or `deterministic` (`modules.MODES`) are told. All RNG streams of the caller
-arrive, with keys of their own for every block of rows; "dropout" in training alone, so `has_rng("dropout")` works too.
+Methods that take `train`, `training` or `deterministic` (`modules.MODES`) are passed it. All RNG streams of the caller
+are available, with separate keys for every block of rows; "dropout" only in training, so that `has_rng("dropout")`
+works too.
 """
 
 import functools
@@ -33,20 +34,20 @@ from seqboat.modules import Modules, check_modules
 from seqboat.ops import neighbours
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-# Of each of a list of modules, if it is windowed.
+# One per module of a list, None if it is not windowed.
 Memories = tuple[WorkingMemory | None, ...]
 
 
 class SparseModularActivation(nn.Module):
-    """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and what was decided.
+    """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and the stats of the decisions.
 
     `form`, `block_size`, `blocks_per_iteration`, `layout`: `execution.How`. `always` activates every module everywhere,
-    with confidence 1 and no configurator. Of no element the result is empty. `advance` resumes from earlier elements.
-    Raises ValueError for a module that is not a Flax linen module, cannot be called with rows alone, returns anything
-    but rows (T, D) of floating point numbers, or holds other collections than parameters.
+    with confidence 1 and no configurator. Without elements the result is empty. `advance` resumes from earlier
+    elements. Raises ValueError for a module that is not a Flax linen module, cannot be called with rows only, returns
+    anything but rows (T, D) of floating point numbers, or has collections other than parameters.
     """
 
-    # Flax: modules passed in keep the names they were given.
+    # Flax: modules passed in keep their given names.
     preserve_adopted_names: ClassVar[bool] = True
 
     modules: Modules
@@ -69,16 +70,16 @@ class SparseModularActivation(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Memories:
-        """The memory of each windowed module in streams that begin (`streaming.empty`); `row` (1, D) is their input."""
+        """The initial memory of each windowed module (`streaming.empty`); `row` (1, D) is an example of their input."""
         return tuple(streaming.empty(m, batch, row) if isinstance(m, WindowedModule) else None for m in self.modules)
 
     @nn.compact
     def advance(
         self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, memories: Memories | None
     ) -> tuple[Float[Array, "B L D"], ActivationStats, Memories | None]:
-        """`__call__` for pieces of streams, valid elements first, and the memories after them; None: whole sequences.
+        """`__call__` for pieces of streams, valid elements first, and the memories after them; None: full sequences.
 
-        Pieces of up to MAX_IN_PLACE_LENGTH elements are computed in place, modules that no stream activates not at all.
+        Pieces of up to MAX_IN_PLACE_LENGTH elements are computed in place, skipping modules that no stream activates.
         """
         number, how = len(self.modules), How(self.form, self.block_size, self.blocks_per_iteration, self.layout)
         if self.always or not number:
@@ -93,7 +94,7 @@ class SparseModularActivation(nn.Module):
             gate = Gate(active, probability, jnp.where(active, confidence, 0))
             if self.is_initializing():
                 execution.create(module, m, active, self.block_size, train)
-            if self.is_initializing() or not m.size:  # nothing to compute, nothing to remember
+            if self.is_initializing() or not m.size:  # nothing to compute or remember
                 after.append(memory)
                 continue
             stretch = neighbours.own(m, active, memory.now[:, None] if memory else self.layout.start(m.shape[1]))
@@ -103,7 +104,7 @@ class SparseModularActivation(nn.Module):
                 result, taps, new = execution.run(self._program(module, train), stretch, how, memory)
             for name, value in taps.items():
                 tap(self, name, value)
-            # On rows: sums of products of (1, L, D) arrays, the gate's gradient, are slow on a CPU (layers/norm.py).
+            # On rows, because the gate's gradient sums products of (1, L, D) arrays, slow on a CPU (layers/norm.py).
             rows = checkpoint_name(result, "result").reshape(-1, m.shape[-1])
             y += (gate.chosen.reshape(-1, 1).astype(m.dtype) * rows).reshape(m.shape)
             if train and not self.always and self.router.has_credit:
@@ -114,7 +115,7 @@ class SparseModularActivation(nn.Module):
         return y, count(decision, valid), None if memories is None else tuple(after)
 
     def _program(self, module: nn.Module, train: bool) -> Program:
-        """The module as a pure function, with keys of all RNG streams that it may draw from."""
+        """The module as a pure function, with keys for all RNG streams that it may draw from."""
         scope: Any = self.scope
         keys = {name: self.make_rng(name) for name in sorted(scope.rngs) if train or name != "dropout"}
         return execution.functional(module, keys, train, tapping=self.is_mutable_collection("taps"))

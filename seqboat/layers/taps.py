@@ -1,15 +1,16 @@
 """Named values inside a layer, for analysis: `model.apply(variables, ..., mutable=["taps"])` returns them.
 
-One name per value that matters; the names are interface. Shapes for one layer (M modules to choose from, here the GAU):
+The names are interface. Shapes for one layer (M modules to choose from, here the GAU):
 
-    pre_norm (B, L, D)          what enters the SSM
-    ssm_out, skip (B, L, D)     what leaves it, and the always-on path
+    pre_norm (B, L, D)          the SSM's input
+    ssm_out, skip (B, L, D)     the SSM's output, and the always-on path
     router_logits (B, L, M, 2)  active, confidence (B, L, M)
     q, k (B, L, Z)              v, gate, attended (B, L, E)
     gau_out (B, L, D)           before its confidence
-    resid (B, L, D)             what leaves the layer
+    resid (B, L, D)             the layer's output
 
-Values of packed rows are put back in their places, zero where inactive. A tap that is not asked for costs nothing.
+Values of packed rows are scattered back to their elements, zero where inactive. A tap that is not requested costs
+nothing.
 """
 
 import flax.linen as nn
@@ -17,6 +18,6 @@ from jaxtyping import Array
 
 
 def tap(module: nn.Module, name: str, value: Array) -> None:
-    """Publish a value under a name, if the caller asked for taps."""
+    """Publish a value under a name, if the caller requested taps."""
     if not module.is_initializing():
         module.sow("taps", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

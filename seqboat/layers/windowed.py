@@ -10,12 +10,12 @@ class WindowedModule(nn.Module):
     """A module whose rows see their neighbours among the activated rows. Subclasses define:
 
     `halo(length) -> (left, right)`: how many packed rows on each side a row may see, in sequences of this length;
-    `context(x, rows) -> halo`: row-wise, from (T, D) rows to a tree of rows: what a row's neighbours may see of it;
-    `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo holds other sequences'
-    rows too: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
+    `context(x, rows) -> halo`: row-wise, from (T, D) rows to a tree of rows: what a row exposes to its neighbours;
+    `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo also has rows of other
+    sequences: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
-    One whose `has_kernel()` is True also defines mix in three parts, the middle one over all packed rows at once, of
-    which `count` are filled (`ops.packing.map_blocks`):
+    A module whose `has_kernel()` is True also defines mix in three parts, the middle one over all packed rows at once,
+    of which `count` are filled (`ops.packing.map_blocks`):
     `query(x, rows) -> q`, row-wise;
     `mix_packed(q, halo, rows, count, left, right) -> mixed`;
     `finish(x, mixed) -> y`, row-wise.

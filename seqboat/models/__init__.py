@@ -1,1 +1,1 @@
-"""Composition of layers, and nothing else."""
+"""Models composed of layers."""

@@ -1,4 +1,4 @@
-"""Sequence classification: embed, encode, average over the true length, decide (Ren et al. 2023, section 4)."""
+"""Sequence classification: embed, encode, average over the true length, classify (Ren et al. 2023, section 4)."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from seqboat.models.encoder import Encoder, EncoderConfig
 
 
 class Output(NamedTuple):
-    """`logits` (B, Y) or (B, L, V), float32, and what every layer's configurator decided."""
+    """`logits` (B, Y) or (B, L, V), float32, and the activation stats of every layer."""
 
     logits: Array
     layers: ActivationStats
@@ -25,8 +25,8 @@ class Output(NamedTuple):
 def mean_over_length(
     x: Float[Array, "B L D"], valid: Bool[Array, "B L"], axis: str | None = None
 ) -> Float[Array, "B D"]:
-    """The mean of each sequence's real elements, in float32; 0 for an empty one. `axis` names the mesh axis over which
-    sequences are split, if they are."""
+    """The mean of each sequence's valid elements, in float32; 0 for an empty one. `axis` names the mesh axis over which
+    sequences are split, if any."""
     total, count = jnp.where(valid[..., None], x, 0).astype(jnp.float32).sum(1), valid.sum(1)
     if axis:
         total, count = jax.lax.psum((total, count), axis)
@@ -34,15 +34,15 @@ def mean_over_length(
 
 
 def is_real(lengths: Int[Array, "B"], length: int, layer: LayerConfig) -> Bool[Array, "B L"]:
-    """Which elements of sequences of these true lengths are no padding; of this device's piece, if they are split."""
+    """Which elements of sequences of these true lengths are not padding; for this device's piece, if they are split."""
     return (jnp.arange(length) + layer.layout.start(length))[None] < lengths[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """`vocabulary_size` None takes inputs of numbers (B, L, F), embedded by a Linear whose `embedding_init` is
-    "projection", that of every other, or "normal" as in the recipes for pixels and samples. `head` "mlp" is Linear(2D),
-    dropout, GELU, Linear without bias, as in the recipes of Long Range Arena; "linear" is one affine map."""
+    """`vocabulary_size` None takes inputs of numbers (B, L, F), embedded by a Linear with `embedding_init`
+    "projection", like every other, or "normal", as in the recipes for pixels and samples. `head` "mlp" is Linear(2D),
+    dropout, GELU, Linear without bias, as in the recipes for Long Range Arena; "linear" is one affine map."""
 
     encoder: EncoderConfig
     classes: int
@@ -65,7 +65,7 @@ class ClassifierConfig:
 class Classifier(nn.Module):
     """inputs (B, L) of symbols or (B, L, F) of numbers, and true lengths (B,) -> `Output` with logits (B, Y).
 
-    Padding may hold anything. A symbol outside the vocabulary within the true length makes its sequence's logits NaN.
+    Padding may hold anything. A symbol outside the vocabulary, within the true length, makes its sequence's logits NaN.
     """
 
     config: ClassifierConfig
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
         drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
         valid = is_real(lengths, inputs.shape[1], layer)
         if config.vocabulary_size is None:
-            # Before, too: 0 times a NaN of padding is NaN in the gradient of the kernel.
+            # Masked before too: 0 times a NaN of padding is NaN in the gradient of the kernel.
             inputs = jnp.where(valid[..., None], inputs, 0)
             x = LinearEmbedding(layer.features, config.embedding_init, name="embedding")(inputs)
         else:

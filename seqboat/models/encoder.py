@@ -1,4 +1,4 @@
-"""A stack of SeqBoat layers: one scan, so compile time does not grow with depth."""
+"""A stack of SeqBoat layers as one scan, so that compile time does not grow with depth."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,16 +14,15 @@ from seqboat.layers.seqboat import SAVED_NAMES, LayerConfig, LayerState, SeqBoat
 
 Remat = Literal["none", "selective", "layer"]
 Tree = Any
-# Of every layer. Leaves begin with the streams: `layers.streaming` has `reset` and `fork`.
+# The state of every layer. Leaves have a leading axis of streams: see `reset` and `fork` in `layers.streaming`.
 State = tuple[LayerState, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """`layers` SeqBoat layers of one `layer` config. `remat` says what the backward pass finds stored inside a layer:
-    "none" everything, "selective" what is dear to compute again (`layers.seqboat.SAVED_NAMES`), "layer" nothing but the
-    layer's input.
-    `final_norm_affine` False leaves scale and offset out of the norm that follows pre-norm layers."""
+    """`layers` SeqBoat layers of one `layer` config. `remat` selects what a layer stores for the backward pass: "none"
+    everything, "selective" what is expensive to recompute (`layers.seqboat.SAVED_NAMES`), "layer" only its input.
+    `final_norm_affine` False omits scale and offset in the norm after pre-norm layers."""
 
     layer: LayerConfig
     layers: int
@@ -40,8 +39,8 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """x (B, L, D) -> (B, L, D) and the stacked stats of all layers, each with a leading axis of layers.
 
-    A final norm follows if norms are placed before the layers. Padding leaves as it is computed: mask it after.
-    `advance` goes on from what earlier pieces of the same streams left.
+    A final norm follows if norms are placed before the layers. Padding is not masked in the output.
+    `advance` resumes from the state after earlier pieces of the same streams.
     """
 
     config: EncoderConfig
@@ -53,7 +52,7 @@ class Encoder(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
-        """The state of so many streams that begin. Raises ValueError for layers that cannot be streamed."""
+        """The initial state of N streams. Raises ValueError for layers that cannot be streamed."""
         layer = SeqBoatLayer(self.config.layer, parent=None)
         return tuple(layer.initial_state(batch) for _ in range(self.config.layers))
 
@@ -77,7 +76,7 @@ class Encoder(nn.Module):
 
     def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None):
         config, layer = self.config, SeqBoatLayer
-        if config.layer.layout.axes:  # a layer's parameters are whole for as long as it runs
+        if config.layer.layout.axes:  # a layer's parameters are gathered while it runs
             layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather, methods=["advance"])
         if config.remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
@@ -96,9 +95,9 @@ class Encoder(nn.Module):
         return x, stats, None if after is None else _unstack(after)
 
     def _one_by_one(self, x: Array, valid: Array, train: bool, state: State | None):
-        """With `separate` parameters: nothing is copied out of a stack, and compile time grows with the depth."""
+        """With `separate` parameters: nothing is copied out of a stack, but compile time grows with depth."""
         if train:
-            raise ValueError("train=True: parameters that were taken apart by `separate` are for evaluation")
+            raise ValueError("train=True: parameters unstacked by `separate` are for evaluation only")
         collections: dict[str, Any] = {name: self.get_variable(name, "layers") for name in ("params", "batch_stats")}
         tapping = ["taps"] if self.is_mutable_collection("taps") else []
         outcomes, taps = [], []
@@ -119,15 +118,15 @@ class Encoder(nn.Module):
         shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
         if shapes(state) != shapes(wanted):
             raise ValueError(
-                f"the state is not one of {batch} streams of this model: make it by initial_state({batch}), or by fork"
+                f"the state is not one of {batch} streams of this model: create it by initial_state({batch}) or fork"
             )
 
 
 def separate(variables: Mapping[str, Tree]) -> dict[str, Tree]:
-    """The variables with those of every layer as arrays of their own, in a tuple instead of a stack.
+    """The variables with separate arrays per layer, in a tuple instead of a stack.
 
-    A step of decoding reads all parameters once; out of a stack it would copy them first. `advance` and whatever calls
-    it take both; evaluation only.
+    A decoding step reads all parameters once; from a stack it would first copy them. `advance` and its callers accept
+    both forms; for evaluation only.
     """
     return {
         name: _unstack(tree) if name == "layers" else separate(tree) if isinstance(tree, Mapping) else tree

@@ -32,10 +32,10 @@ class LanguageModel(nn.Module):
     """tokens (B, L) and true lengths (B,) -> `Output` whose logits (B, L, V) at t are of the symbol at t + 1.
 
     logits = norm(encode(sqrt(D) E[tokens])) E^T, with one table E ~ N(0, 1/D) and no bias. Padding may hold anything;
-    logits of a sequence with a symbol outside the vocabulary are NaN, from there on at least.
+    logits of a sequence are NaN at least from its first symbol outside the vocabulary.
 
-    Streams of any length are read piece by piece, in constant memory and at a constant cost an element, each piece as
-    if all before it were there:
+    Streams of any length are processed piece by piece, with constant memory and constant cost per token, and the same
+    results as in one piece:
 
         state = model.initial_state(batch)
         output, state = model.apply(variables, tokens, lengths, state, method="stream")
@@ -48,19 +48,20 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
-        """The state of so many streams that begin. Raises ValueError for a model that cannot be streamed."""
+        """The initial state of N streams. Raises ValueError for a model that cannot be streamed."""
         return Encoder(self.config.encoder, parent=None).initial_state(batch)
 
     def stream(self, inputs: Array, lengths: Array, state: State, train: bool = False) -> tuple[Output, State]:
-        """The output for the next `lengths` (B,) of the symbols (B, L) of B streams, 0..L of each, and the state after.
+        """The output for the first `lengths` (B,) of the symbols (B, L) of B streams, 0..L of each, and the state
+        after.
 
-        Equal to `__call__` on the whole streams, up to rounding, whatever the pieces. No gradient goes back into the
-        state: training by pieces is truncated backpropagation, while attention reaches into earlier ones. Raises
-        ValueError for a model that cannot be streamed, for a state of another one, and for other shapes. What compiled
-        programs cannot check are values: lengths outside 0..L count as the nearest of them.
+        Equal to `__call__` on the full streams, up to rounding, however they are cut. No gradient flows into the state:
+        training by pieces is truncated backpropagation, although attention reaches into earlier pieces. Raises
+        ValueError for a model that cannot be streamed, a state of another model, and other shapes. Compiled programs
+        cannot check values: lengths outside 0..L are clipped.
         """
         if inputs.ndim != 2 or inputs.shape[1] < 1 or lengths.shape != inputs.shape[:1]:
-            raise ValueError(f"symbols (B, L) and lengths (B,) are wanted, not {inputs.shape} and {lengths.shape}")
+            raise ValueError(f"expected symbols (B, L) and lengths (B,), not {inputs.shape} and {lengths.shape}")
         return self._advance(inputs, lengths, train, state)
 
     @nn.compact

@@ -12,7 +12,7 @@ from seqboat.models.classifier import Output
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-    """Widths of the hidden layers, and Y classes."""
+    """Widths of the hidden layers, and the number of classes Y."""
 
     classes: int
     hidden: tuple[int, ...] = (32, 32)
@@ -22,11 +22,11 @@ class MLPConfig:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden={self.hidden}: must be one or more widths of at least 1")
         if self.vocabulary_size is not None:
-            raise ValueError("name='mlp' takes numbers, and this task has symbols; take classifier")
+            raise ValueError("name='mlp' takes numbers, but this task has symbols; use classifier")
 
 
 class MLP(nn.Module):
-    """inputs (B, L, F) of numbers, flattened -> `Output` with logits (B, Y), by ReLU layers; `lengths` do nothing."""
+    """inputs (B, L, F) of numbers, flattened -> `Output` with logits (B, Y), by ReLU layers; `lengths` are ignored."""
 
     config: MLPConfig
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
     def __call__(self, inputs: Float[Array, "B L F"], lengths: Int[Array, "B"], train: bool = False) -> Output:
         batch, length, width = inputs.shape
         if not length * width:
-            raise ValueError(f"inputs {inputs.shape}: an MLP wants one number or more of every example")
+            raise ValueError(f"inputs {inputs.shape}: an MLP needs at least one number per example")
         x = inputs.reshape(batch, length * width)
         for index, width in enumerate(self.config.hidden):
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"hidden_{index}")(x))

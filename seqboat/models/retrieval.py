@@ -1,4 +1,4 @@
-"""Do two documents belong together? One encoder reads both (Tay et al. 2021, the retrieval task of LRA)."""
+"""Classification of pairs of documents by one shared encoder (Tay et al. 2021, the retrieval task of LRA)."""
 
 import dataclasses
 
@@ -27,9 +27,9 @@ class RetrievalConfig:
 
 
 class DualEncoder(nn.Module):
-    """inputs (B, L, 2) of symbols, document by document in the last axis, and true lengths (B, 2) -> logits (B, Y).
+    """inputs (B, L, 2) of symbols, with the two documents in the last axis, and true lengths (B, 2) -> logits (B, Y).
 
-    With e the mean of the encoded document over its length, the features of a pair are
+    With e the mean of an encoded document over its length, the features of a pair are
     [e2; e1; e1 * e2; e1 - e2]  (4D), then Linear, dropout, GELU, Linear (Ren et al. 2023, section 4.1; Ma et al. 2023).
     Padding may hold anything; a symbol outside the vocabulary makes its pair's logits NaN.
     """

@@ -1,1 +1,1 @@
-"""Pure functions of arrays. One operation a file: reference, fast paths, one dispatcher."""
+"""Pure functions of arrays. One file per operation: reference, fast forms, one dispatcher."""

@@ -2,8 +2,8 @@
 
 Every channel has N real states:  h_t = q h_{t-1} + p beta x_t,   y_t = <gamma, h_t> / sqrt(N) + omega x_t,   with
 p = sigmoid(delta) and q = 1 - p sigmoid(alpha) in (0, 1).  Unrolled, y is a convolution of x with the kernel
-kappa[l] = sum_n gamma_n / sqrt(N) p_n beta_n q_n^l.  A bidirectional average adds a second kernel that runs over the
-elements after t, lag 0 counted in both.
+kappa[l] = sum_n gamma_n / sqrt(N) p_n beta_n q_n^l.  A bidirectional average adds a second kernel over the elements
+after t; both include lag 0.
 
 Names follow the published code, not the paper: `delta` is the paper's alpha (weight), `alpha` its delta (damping).
 """
@@ -21,15 +21,15 @@ from seqboat.ops.convolution import direct_convolve, fft_convolve, swap
 Method = Literal["auto", "fft", "chunked", "reference"]
 
 CHUNK = 64
-# On a CPU the FFT wins up to this length, chunks beyond it, and truncated kernels always want the FFT.
+# On a CPU the FFT is faster up to this length, chunks beyond it; truncated kernels always need the FFT.
 LONGEST_FFT = 4096
-# On an accelerator chunks are products for its matrix units: some 400 FLOP and 10 bytes an element, the FFT moves 60
-# bytes. Argued from these numbers, not measured.
+# On an accelerator chunks use the matrix units: some 400 FLOP and 10 bytes per element, whereas the FFT moves 60 bytes.
+# Derived from these numbers, not measured.
 ACCELERATOR_CHUNK = 128
 
 
 class EMAParams(NamedTuple):
-    """`delta`, `alpha`, `beta`, `gamma` (D or 2D, N): D rows that look back, then D that look ahead. `omega` (D,)."""
+    """`delta`, `alpha`, `beta`, `gamma` (D or 2D, N): D rows for the past, then D for the future. `omega` (D,)."""
 
     delta: Array
     alpha: Array
@@ -42,26 +42,27 @@ class EMAParams(NamedTuple):
         return self.delta.shape[0] != self.omega.shape[0]
 
     def direction(self, ahead: bool) -> "EMAParams":
-        """The parameters of one direction alone."""
+        """The parameters of one direction."""
         width = self.omega.shape[0]
         rows = slice(width, 2 * width) if ahead else slice(0, width)
         return EMAParams(self.delta[rows], self.alpha[rows], self.beta[rows], self.gamma[rows], self.omega)
 
     @property
     def directions(self) -> list[tuple[bool, "EMAParams"]]:
-        """Every direction: whether it looks ahead, and its parameters alone."""
+        """For every direction, whether it looks ahead, and its parameters."""
         return [(ahead, self.direction(ahead)) for ahead in (False, True)[: 1 + self.bidirectional]]
 
 
 class Coefficients(NamedTuple):
-    """What the recurrence needs, each (D, N), float32: log q, input weight p beta, output weight gamma / sqrt(N)."""
+    """Coefficients of the recurrence, each (D, N), float32: log q, input weight p beta, output weight gamma /
+    sqrt(N)."""
 
     log_decay: Array
     input: Array
     output: Array
 
     def decay(self, steps: np.ndarray) -> Array:
-        """q^steps: (D, N, len(steps)) of integer numbers of steps >= 0."""
+        """q^steps: (D, N, len(steps)), for integers steps >= 0."""
         return jnp.exp(self.log_decay[..., None] * jnp.asarray(steps, jnp.float32)[None, None])
 
 
@@ -84,7 +85,7 @@ def kernel(params: EMAParams, length: int) -> Float[Array, "S K"]:
 
 
 def _sum_of_decays(c: Coefficients, weights: Float[Array, "S R N"], length: int) -> Float[Array, "S R K"]:
-    """sum_n weights_n q_n^l for l = 0..length-1, of R rows of weights: never more than S R N K/C numbers of them."""
+    """sum_n weights_n q_n^l for l = 0..length-1 and R rows of weights, with at most S R N K/C intermediate numbers."""
     inner, outer = _parts(length)
     coarse = weights[..., None] * c.decay(inner * np.arange(outer))[:, None]
     product = jnp.einsum("srna,snb->srab", coarse, c.decay(np.arange(inner)))
@@ -92,7 +93,7 @@ def _sum_of_decays(c: Coefficients, weights: Float[Array, "S R N"], length: int)
 
 
 def _parts(length: int) -> tuple[int, int]:
-    """C ~ sqrt(length), and how many C it takes."""
+    """C ~ sqrt(length), and the number of chunks."""
     inner = 1 << max(0, (length - 1).bit_length() // 2)
     return inner, -(-length // inner)
 
@@ -107,11 +108,11 @@ def convolve(
 ) -> Float[Array, "B L D"]:
     """The average of every element's past (and future, where the parameters are bidirectional), plus omega x.
 
-    Elements that are not `valid` are averaged as zeros; their own direct term omega x stays.
+    Elements that are not `valid` enter the average as zeros but keep their own direct term omega x.
 
-    `truncation` cuts the kernel to that many lags, as the published recipes do; None keeps all of it, and then the
-    result equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype. Of no elements
-    it is empty.
+    `truncation` cuts the kernel to that many lags, as the published recipes do; None keeps the full kernel, and the
+    result then equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype. Without
+    elements it is empty.
     """
     if not x.size:
         return x
@@ -131,10 +132,10 @@ def convolve(
 def convolve_piece(
     params: EMAParams, x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None = None, method: Method = "auto"
 ) -> tuple[Float[Array, "B L D"], tuple[Float[Array, "B D N"], ...]]:
-    """An untruncated `convolve` of a piece of longer sequences from zero states, in float32, and the states that leave.
+    """An untruncated `convolve` of a piece of longer sequences from zero states, in float32, and the outgoing states.
 
-    One state a direction: sum_t q^(L-1-t) p beta x_t after the last element, and of a direction that looks ahead
-    sum_t q^t p beta x_t before the first. What states that enter add is `continuation`:
+    One state per direction: sum_t q^(L-1-t) p beta x_t after the last element or, looking ahead, sum_t q^t p beta x_t
+    before the first. `continuation` gives the contribution of incoming states:
 
         y, leaving = convolve_piece(params, x, valid)
         y += continuation(params, entering, x.shape[1])
@@ -154,10 +155,10 @@ def convolve_piece(
 def continuation(
     params: EMAParams, entering: tuple[Float[Array, "B D N"], ...], length: int
 ) -> Float[Array, "B {length} D"]:
-    """y_t = sum_n gamma_n / sqrt(N) q_n^(t+1) h_n: what states that enter a piece, one a direction, add to its average.
+    """y_t = sum_n gamma_n / sqrt(N) q_n^(t+1) h_n: the contribution of incoming states, one per direction, to a piece.
 
-    One that looks ahead enters behind the last element, and q has the power length - t. Float32, B D N L/C numbers at
-    most at once.
+    Looking ahead, the state enters after the last element, and the power of q is length - t. Float32; at most B D N L/C
+    intermediate numbers.
     """
     batch, width, _ = entering[0].shape
     if not (batch and length):
@@ -176,13 +177,13 @@ def _by_kernels(params: EMAParams, x: Float[Array, "B L D"], taps: int, method: 
 
 
 def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[Array, "D B N"]:
-    """The state that leaves a piece, from zero, in one direction: first of every part of C elements, then of them all.
+    """The outgoing state of a piece, from zero, in one direction: first of every chunk of C elements, then combined.
 
-    The states of the parts are all that is ever in memory: B D N L/C numbers.
+    Memory is that of the chunks' states: B D N L/C numbers.
     """
     inner, outer = _parts(x.shape[1])
     fine, coarse, padding = np.arange(inner), inner * np.arange(outer), (0, inner * outer - x.shape[1])
-    if not ahead:  # distances count from the end, and padding comes before the first element
+    if not ahead:  # distances count from the end, so padding comes before the first element
         fine, coarse, padding = fine[::-1], coarse[::-1], padding[::-1]
     c = coefficients(params)
     rows = jnp.pad(swap(x), ((0, 0), (0, 0), padding))
@@ -191,13 +192,13 @@ def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[
 
 
 def _signal(x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None) -> Float[Array, "B L D"]:
-    """What is averaged: float32, zero where an element is not valid."""
+    """The averaged values: float32, zero where an element is not valid."""
     x = x.astype(jnp.float32)
     return x if valid is None else jnp.where(valid[..., None], x, 0)
 
 
 def choose(method: Method, length: int, truncation: int | None) -> Method:
-    """What "auto" stands for on this backend, for sequences of this length; other methods stand for themselves."""
+    """Resolves "auto" for this backend and sequence length; returns other methods unchanged."""
     if method != "auto":
         return method
     if truncation is not None and truncation < length:
@@ -233,9 +234,9 @@ def stream(
     x: Float[Array, "B L D"],
     lengths: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B D N"], Float[Array, "B L D"]]:
-    """`recurrent_step` over pieces of any length: the state after each one's last real element, and its outputs.
+    """`recurrent_step` over pieces of any length: the state after each piece's last valid element, and its outputs.
 
-    `lengths` says how many elements of each are real, from none to L; behind them outputs are of no use.
+    `lengths` are the true lengths of the pieces, 0..L; outputs beyond them are meaningless.
     """
     if params.bidirectional:
         raise ValueError("a bidirectional average looks ahead and cannot be streamed")
@@ -249,7 +250,7 @@ def stream(
         return jnp.where(valid[..., None], after, state), y[:, None]
     y, _ = convolve_piece(params, x, valid)
     y += continuation(params, (state,), length)
-    # Every piece moved to the end of the array: what leaves there leaves after its last real element.
+    # Every piece is shifted to the end of the array, so that the outgoing state is that after its last valid element.
     source = jnp.arange(length)[None] + lengths[:, None] - length
     moved = jnp.take_along_axis(_signal(x, valid), jnp.maximum(source, 0)[..., None], axis=1)
     leaving = _leaving(params, jnp.where(source[..., None] >= 0, moved, 0), False).swapaxes(0, 1)
@@ -260,10 +261,10 @@ def stream(
 def _chunked(
     params: EMAParams, x: Float[Array, "B L D"], chunk: int
 ) -> tuple[Float[Array, "B L D"], list[Float[Array, "D B N"]]]:
-    """The average without omega x, and the state that leaves in each direction, from states of zero.
+    """The average without omega x, and the outgoing state in each direction, from zero states.
 
-    One product with the Toeplitz matrix of a chunk, whose extra N columns a direction give what each chunk adds to the
-    state; one scan over the M chunks; one product back from the states that enter.
+    One product with the Toeplitz matrix of a chunk, with N extra columns per direction for the chunk's contribution to
+    the state; one scan over the M chunks; one product for the contributions of incoming states.
     """
     batch, length, width = x.shape
     count = -(-length // chunk)
@@ -280,7 +281,7 @@ def _chunked(
         step = functools.partial(_carry, jnp.exp(chunk * form.log_decay)[:, None])
         nothing = jnp.zeros_like(own[:, :, 0])
         last, before = jax.lax.scan(step, nothing, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
-        if rest and not form.ahead:  # the last chunk was padded: what leaves, leaves after its last real element
+        if rest and not form.ahead:  # the last chunk was padded: take the state after its last valid element
             last = jnp.exp(rest * form.log_decay)[:, None] * before[-1]
             last += _leaving(params.direction(False), x[:, length - rest :], False)
         entering.append(jnp.moveaxis(before, 0, 2))
@@ -293,12 +294,13 @@ def _chunked(
 
 
 def _carry(decay: Array, state: Array, added: Array) -> tuple[Array, Array]:
-    """The state after a chunk, and the one that entered it."""
+    """The state after a chunk, and the state before it."""
     return decay * state + added, state
 
 
 class _ChunkForm(NamedTuple):
-    """One direction in a chunk: source to target (D, C, C), source to state (D, C, N), state to target (D, N, C)."""
+    """One direction within a chunk: source to target (D, C, C), source to state (D, C, N), state to target (D, N,
+    C)."""
 
     ahead: bool
     log_decay: Array

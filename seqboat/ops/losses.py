@@ -1,4 +1,4 @@
-"""Losses, one value per example or element: sums and weights are kept apart until the very end, by the caller."""
+"""Losses with one value per example or element; callers keep sums and weights separate until the very end."""
 
 import jax
 import jax.numpy as jnp

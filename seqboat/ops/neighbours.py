@@ -1,7 +1,7 @@
-"""The rows that a module is computed on: those of a batch, and around them the ones that they may see.
+"""The rows that a module is computed on: those of a batch, and the surrounding ones that they may see.
 
-A batch is whole sequences, pieces of streams, or pieces of sequences that are split over devices. For pieces the rows
-before and after come from elsewhere (`layers.streaming.around`, `parallel.sequence.around`), in the same form.
+A batch is full sequences, pieces of streams, or pieces of sequences split over devices. For pieces, the rows before and
+after come from elsewhere (`layers.streaming.around`, `parallel.sequence.around`), in the same form.
 """
 
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ Tree = Any
 
 
 class Stretch(NamedTuple):
-    """Consecutive elements of B sequences: `m` (B, S, D), and each (B, S): their `position`, whether a module is
-    `computed` there, whether others may `read` it, and the `weight` with which they do, or None for 1."""
+    """Consecutive elements of B sequences: `m` (B, S, D) and, each (B, S), their `position`, whether a module is
+    `computed` there, whether others may `read` them, and the `weight` with which they do, or None for 1."""
 
     m: Array
     position: Array
@@ -28,15 +28,15 @@ class Stretch(NamedTuple):
 
 
 class Around(NamedTuple):
-    """A stretch in which a batch's `own` elements stand between those that they may see. What the elements before them
-    showed to others is `shown` where it was kept, leaves (B, own.start, ...): then they are not computed again."""
+    """A stretch with a batch's `own` elements between those that they may see. `shown` is the context that the elements
+    before them exposed, if it was kept, leaves (B, own.start, ...): then they are not computed again."""
 
     stretch: Stretch
     own: slice
     shown: Tree = None
 
     def rows(self) -> RowInfo:
-        """What attention may know of every element; windows count those that are read with a weight above 1/2."""
+        """Row metadata of every element; windows count those that are read with a weight above 1/2."""
         stretch = self.stretch
         read = stretch.computed & stretch.read
         if stretch.weight is None:
@@ -47,7 +47,7 @@ class Around(NamedTuple):
         return rows._replace(position=stretch.position.reshape(-1))
 
     def recall(self, seen: Tree, place: Array) -> Tree:
-        """The rows that a module shows, with what the earlier elements showed put in their `place` (B, S), or -1."""
+        """The rows that a module exposes, with those of earlier elements inserted at their `place` (B, S), or -1."""
         if self.shown is None:
             return seen
         place = place[:, : self.own.start]
@@ -58,13 +58,13 @@ class Around(NamedTuple):
 
 
 def own(m: Float[Array, "B L D"], active: Bool[Array, "B L"], start: Any = 0) -> Stretch:
-    """The elements of a batch, a module computed at the active ones; `start` () or (B, 1) is the first position."""
+    """The elements of a batch, computed where active; `start` () or (B, 1) is the first position."""
     position = jnp.broadcast_to(np.arange(m.shape[1], dtype=np.int32)[None] + start, active.shape)
     return Stretch(m, position, active, active)
 
 
 def alone(stretch: Stretch) -> Around:
-    """Whole sequences: nothing stands around them."""
+    """Full sequences, with nothing around them."""
     return Around(stretch, slice(0, stretch.m.shape[1]))
 
 

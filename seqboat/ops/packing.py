@@ -1,7 +1,7 @@
-"""Active rows of a batch as one packed sequence, and functions over blocks of it whose number is data.
+"""Active rows of a batch as one packed sequence, and functions over a data-dependent number of blocks of it.
 
 The batch is flattened to B L rows. Its active rows, in order, fill the first slots of a packed array; the rest stays
-empty. Nothing is dropped at any activation rate, and what runs over the filled slots costs as much as they ask for.
+empty. Nothing is dropped at any activation rate, and the cost scales with the number of filled slots.
 """
 
 import functools
@@ -17,9 +17,10 @@ Tree = Any
 
 
 class Packing(NamedTuple):
-    """Where every row goes: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `filled` () slots.
+    """Maps between rows and slots: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `filled` ()
+    slots.
 
-    T is B L rounded up to whole blocks, and a margin of slots that stay empty on each side.
+    T is B L rounded up to whole blocks, plus a margin of empty slots on each side.
     """
 
     source: Array
@@ -28,11 +29,11 @@ class Packing(NamedTuple):
 
 
 class RowInfo(NamedTuple):
-    """What attention may know of each row, packed or not, each (T,).
+    """Metadata of each row for attention, packed or not, each (T,).
 
-    `segment`: its sequence in the batch. `position`: where it stood there. `rank`: how many active rows stand before it
-    in its sequence. `total`: how many its sequence has. `active`: whether it may be read. `weight`: the weight with
-    which it is read as a key, or None for 1.
+    `segment`: its sequence in the batch. `position`: its index there. `rank`: the number of active rows before it in
+    its sequence. `total`: the number of active rows in its sequence. `active`: whether it may be read. `weight`: its
+    weight as a key, or None for 1.
     """
 
     segment: Array
@@ -44,7 +45,7 @@ class RowInfo(NamedTuple):
 
 
 def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: int = 0) -> Packing:
-    """Assign slots to the active rows by one cumulative sum and one scatter of indices: the first gets slot `left`."""
+    """Assign slots to the active rows by one cumulative sum and one scatter of indices; the first gets slot `left`."""
     flat = active.reshape(-1)
     capacity = left + -(-flat.shape[0] // block_size) * block_size + right
     slot = left - 1 + jnp.cumsum(flat, dtype=jnp.int32)
@@ -57,7 +58,7 @@ def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: i
 
 
 def row_info(active: Bool[Array, "B L"]) -> RowInfo:
-    """Every row of a flattened batch, in its place."""
+    """The metadata of every row of a flattened batch, unpacked."""
     batch, length = active.shape
     rank = jnp.cumsum(active, axis=1, dtype=jnp.int32)
     total = jnp.broadcast_to(rank[:, -1:], active.shape)
@@ -79,7 +80,7 @@ def extract(tree: Tree, packing: Packing) -> Tree:
 
 @jax.custom_vjp
 def _move(x: Array, index: Int[Array, "M"], inverse: Int[Array, "N"]) -> Array:
-    """x[index], zero where index is -1. Its transpose is the same gather by the inverse, so nothing scatters."""
+    """x[index], zero where index is -1. Its transpose is a gather by the inverse, which avoids a scatter."""
     if not x.shape[0]:
         return jnp.zeros((index.shape[0], *x.shape[1:]), x.dtype)
     chosen = (index >= 0).reshape(index.shape[0], *[1] * (x.ndim - 1))
@@ -115,14 +116,14 @@ def map_blocks(
 
     Leaves of `own` and `halo` have T rows: a margin of `left` rows, a whole number of blocks, a margin of `right` rows.
     A block sees its own `block_size` rows of `own`, and of `halo` also `left` rows before and `right` rows after them.
-    `fn` returns a tree of `block_size` rows a leaf; the result has margins too, of zeros. The number of blocks is data,
-    so the cost follows `count`, and `fn` must not mix a row with empty ones (give it a leaf that says which are which).
-    An iteration of the loop computes `blocks_per_iteration` blocks at once, batched: more for an accelerator to do
-    between two looks at the count, at the cost of up to that many empty blocks. The rows are then a whole number of
-    iterations. `wanted` says for which rows a result is of use: an iteration without one is left out.
+    `fn` returns a tree with `block_size` rows per leaf; the result has margins too, of zeros. The number of blocks is
+    data-dependent, so the cost scales with `count`, and `fn` must not mix a row with empty ones (pass it a leaf that
+    tells them apart). An iteration of the loop computes `blocks_per_iteration` blocks at once, batched: more work for
+    an accelerator between loop conditions, at the cost of up to that many empty blocks. The rows must then be a whole
+    number of iterations. `wanted` marks the rows whose results are used: iterations without one are skipped.
 
-    The gradient runs over the same blocks, recomputes `fn` on each and transposes it: nothing is stored but the
-    arguments. Integer and boolean leaves get no gradient. `fn` may close over no traced array.
+    The gradient runs over the same blocks, recomputes `fn` on each and transposes it: only the arguments are stored.
+    Integer and boolean leaves get no gradient. `fn` must not close over traced arrays.
     """
     if blocks_per_iteration > 1:
         fn = functools.partial(_batched, fn, blocks_per_iteration, block_size, left + right)
@@ -133,7 +134,7 @@ def map_blocks(
         margins = f" between margins of {left} and {right}" if left or right else ""
         rows = [leaf.shape[0] for leaf in leaves]
         raise ValueError(f"rows {rows} are not the same whole number of blocks of {block_size}{margins}")
-    if total == left + right:  # no block at all
+    if total == left + right:  # no blocks
         long = lambda tree, size: jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), tree)
         shapes = jax.eval_shape(fn, params, long(own, block_size), long(halo, left + block_size + right))
         return jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
@@ -200,7 +201,7 @@ def map_blocks(
 
 
 def _batched(fn, blocks: int, block_size: int, margins: int, params: Tree, own: Tree, halo: Tree) -> Tree:
-    """`fn` on so many consecutive blocks at once, each with its own part of the halo."""
+    """`fn` on N consecutive blocks at once, each with its own part of the halo."""
 
     def windows(a, size):
         return jnp.stack([a[first : first + size] for first in range(0, blocks * block_size, block_size)])
@@ -212,7 +213,7 @@ def _batched(fn, blocks: int, block_size: int, margins: int, params: Tree, own: 
 
 
 def _split_floats(tree: Tree) -> tuple[Tree, Tree, Callable[[Tree, Tree], Tree]]:
-    """The tree twice, once with only its float leaves and once with only the others, and how to put them together."""
+    """The tree's float leaves, its other leaves, and a function that puts them together."""
 
     def is_float(leaf):
         return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

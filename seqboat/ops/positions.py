@@ -1,6 +1,7 @@
-"""What attention knows of positions: a bias for a pair of rows, or a rotation of queries and keys.
+"""Position encodings of attention: a bias per pair of rows, or a rotation of queries and keys.
 
-Every function takes positions row by row, so nothing larger than a block of queries by a block of keys is ever made.
+Every function takes the positions of rows, so that nothing larger than a block of queries by a block of keys is
+materialised.
 """
 
 import math
@@ -17,8 +18,8 @@ ROTARY_BASE = 10000.0
 def relative_bias(table: Float[Array, "P"], query: Int[Array, "Q"], key: Int[Array, "J"]) -> Float[Array, "Q J"]:
     """table[clip(P' - 1 + key - query, 0, 2P' - 2)] of a table of 2P' - 1 entries: distance in original positions.
 
-    Longer distances than the table has use its ends. Its size is the recipe's longest length P', whatever that is; a
-    block looks up only its own pairs.
+    Distances beyond the table use its ends. Its size is the recipe's longest length P'; a block looks up only its own
+    pairs.
     """
     center = (table.shape[0] - 1) // 2
     return table[jnp.clip(center + key[None, :] - query[:, None], 0, table.shape[0] - 1)]
@@ -29,7 +30,7 @@ def slot_bias(
 ) -> Float[Array, "Q J"]:
     """table[4w - 1 + (key - query)] of a table of 6w - 1 entries: distance counted in activated elements.
 
-    The offset and the unused entries are those of the published layer: only 3w - 1 .. 5w - 1 are within the window.
+    The offset and the unused entries match the published layer: only 3w - 1 .. 5w - 1 are within the window.
     """
     return table[jnp.clip(4 * window - 1 + key[None, :] - query[:, None], 0, table.shape[0] - 1)]
 
@@ -37,12 +38,13 @@ def slot_bias(
 def t5_bias(
     table: Float[Array, "P"], query: Int[Array, "Q"], key: Int[Array, "J"], causal: bool
 ) -> Float[Array, "Q J"]:
-    """One scalar a bucket of original distance (Raffel et al. 2020, section 2.1)."""
+    """One scalar per bucket of original distance (Raffel et al. 2020, section 2.1)."""
     return table[t5_bucket(key[None, :] - query[:, None], causal, table.shape[0])]
 
 
 def t5_bucket(distance: Int[Array, "..."], causal: bool, buckets: int = T5_BUCKETS) -> Int[Array, "..."]:
-    """Buckets of key - query: exact up to a half, then logarithmic to 128, then shared. Both directions halve them."""
+    """Buckets of key - query: the first half exact, then logarithmic to 128, then shared. Two directions get half
+    each."""
     if causal:
         offset, distance = jnp.zeros_like(distance), jnp.maximum(-distance, 0)
     else:
@@ -55,14 +57,14 @@ def t5_bucket(distance: Int[Array, "..."], causal: bool, buckets: int = T5_BUCKE
 
 
 def rotate(x: Float[Array, "T Z"], position: Int[Array, "T"]) -> Float[Array, "T Z"]:
-    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is turned by position * 10000^(-2i / Z), in float32.
+    """Rotary embedding (Su et al. 2021): pair (2i, 2i + 1) is rotated by position * 10000^(-2i / Z), in float32.
 
-    Angles are counted in 2^-32 of a turn by integers that wrap around, so that they are as exact far out as at the
-    start (a float32 angle is off by 0.004 at position 100,000 and by half a radian at 10,000,000), and a pair of rows
-    depends on the difference of its positions alone, whatever they are modulo 2^32. A frequency is off by 2^-33 turns.
+    Angles are wrap-around integers in units of 2^-32 turns, so that they are equally accurate at any position (a
+    float32 angle is off by 0.004 at position 100,000 and by half a radian at 10,000,000), and a pair of rows depends
+    only on the difference of its positions, even modulo 2^32. Frequencies are accurate to 2^-33 turns.
     """
     frequencies = ROTARY_BASE ** (-np.arange(0, x.shape[-1], 2) / x.shape[-1])
-    steps = np.round(frequencies / (2 * np.pi) * 2**32).astype(np.int32)  # base turns: at most 0.16 of one a position
+    steps = np.round(frequencies / (2 * np.pi) * 2**32).astype(np.int32)  # in base turns: at most 0.16 per position
     angle = (position.astype(jnp.int32)[:, None] * steps[None]).astype(jnp.float32) * (np.pi / 2**31)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[:, 0::2].astype(jnp.float32), x[:, 1::2].astype(jnp.float32)

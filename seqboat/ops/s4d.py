@@ -1,6 +1,6 @@
 """The diagonal state space model S4D (Gu et al. 2022, arXiv 2206.11893) in its real convolutional and recurrent forms.
 
-x' = A x + B u, y = Re(2 C x) with complex diagonal A, discretised by zero-order hold with a step dt a channel:
+x' = A x + B u, y = Re(2 C x) with complex diagonal A, discretised by zero-order hold with one step dt per channel:
 kappa[l] = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n exp(l dt A_n), B folded into C.
 """
 
@@ -64,7 +64,7 @@ def convolve(
 ) -> Float[Array, "B L D"]:
     """The model's output at every element plus skip x; both directions where the parameters have two halves.
 
-    Elements that are not `valid` enter as zeros; their own direct term stays. `truncation` cuts the kernel. Of no
+    Elements that are not `valid` enter as zeros but keep their own direct term. `truncation` cuts the kernel. Without
     elements the output is empty.
     """
     if not x.size:
@@ -89,8 +89,8 @@ def recurrent_step(
 def stream(
     params: S4DParams, state: Complex[Array, "B D N"], x: Float[Array, "B L D"], lengths: Int[Array, "B"]
 ) -> tuple[Complex[Array, "B D N"], Float[Array, "B L D"]]:
-    """`recurrent_step` over pieces of which `lengths` elements are real: the state after each one's last real element,
-    and its outputs. One element after the other: for decoding, and slow for long pieces."""
+    """`recurrent_step` over pieces of true `lengths`: the state after each piece's last valid element, and its outputs.
+    Sequential: for decoding, slow for long pieces."""
     if params.log_step.shape[0] != params.skip.shape[0]:
         raise ValueError("a bidirectional model looks ahead and cannot be streamed")
 

@@ -1,1 +1,1 @@
-"""Meshes, rules, and sequences split over devices."""
+"""Meshes, sharding rules, and sequences split over devices."""

@@ -1,4 +1,4 @@
-"""Meshes of devices, from words like "data", "fsdp=4,fsdp_hidden=2" or "data,sequence=8"."""
+"""Meshes of devices, from strings like "data", "fsdp=4,fsdp_hidden=2" or "data,sequence=8"."""
 
 import math
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-# data: every device has the parameters and other examples. fsdp: other examples too, and a part of the parameters.
-# fsdp_hidden: a part of the parameters. sequence: a part of every sequence.
+# data: splits examples, replicates parameters. fsdp: splits examples and parameters. fsdp_hidden: splits parameters
+# only. sequence: splits every sequence.
 AXES = ("data", "fsdp", "fsdp_hidden", "sequence")
 ALIASES = {"ddp": "data"}
 
 
 def mesh_sizes(words: str, devices: int) -> dict[str, int]:
-    """The size of every axis; those not named have size 1, one named without a size takes the devices left over.
+    """The size of every axis; axes not named have size 1, one named without a size takes the remaining devices.
 
-    Raises ValueError where words and number of devices do not agree.
+    Raises ValueError if `words` do not match the number of devices.
     """
     sizes: dict[str, int | None] = {}
     for word in words.split(","):
@@ -30,18 +30,18 @@ def mesh_sizes(words: str, devices: int) -> dict[str, int]:
         sizes[name] = int(size) if size else None
     open_axes = [name for name, size in sizes.items() if size is None]
     if len(open_axes) > 1:
-        raise ValueError(f"{' and '.join(open_axes)} have no size: only one axis can take the devices left over")
+        raise ValueError(f"{' and '.join(open_axes)} have no size: only one axis can take the remaining devices")
     named = math.prod(size for size in sizes.values() if size is not None)
     if devices % named or (not open_axes and devices != named):
         wanted = f"a multiple of {named}" if open_axes else str(named)
-        hint = "" if open_axes else "; an axis without a size takes those left over"
-        raise ValueError(f"{words!r} wants {wanted} devices, there are {devices}{hint}")
+        hint = "" if open_axes else "; an axis without a size takes the remaining devices"
+        raise ValueError(f"{words!r} needs {wanted} devices, there are {devices}{hint}")
     return {name: devices // named if name in open_axes else sizes.get(name) or 1 for name in AXES}
 
 
 def make_mesh(words: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh of all devices, or of those given. Neighbours in the list are neighbours on the last axes: those whose
-    collectives are largest stay within a machine."""
+    """A mesh of all devices, or of those given. Neighbours in the list are neighbours on the last axes, so that the
+    axes with the largest collectives stay within a machine."""
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(words, len(devices))
     grid = np.array(devices).reshape([sizes[name] for name in AXES])

@@ -1,8 +1,8 @@
-"""Which axes of a mesh split which axes of arrays: parameters by name, names by mesh axis; and what follows for a step.
+"""Sharding rules: parameter names to logical axes, logical axes to mesh axes; and the collectives of a step.
 
-A step runs on every device's part of the data (`jax.shard_map` or `jax.pmap`), and nothing is communicated but what
-`Layout` says. Parameters that are split are gathered, a layer at a time, where they are used; the transpose scatters
-the sum of their gradients.
+A step runs on every device's part of the data (`jax.shard_map` or `jax.pmap`), and communicates only as `Layout` says.
+Split parameters are gathered one layer at a time where they are used; the transpose scatters the sum of their
+gradients.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from seqboat.paths import path_name
 Tree = Any
 Names = tuple[str | None, ...]
 
-# The end of a parameter's path -> the logical axis of each of its dimensions. A stack of layers has one more in front.
+# Suffix of a parameter's path -> the logical axis of each dimension. A stack of layers has one more in front.
 PARAMETERS: tuple[tuple[str, Names], ...] = (
     ("embedding/table", (None, "embed")),
     ("embedding/projection/kernel", (None, "embed")),
@@ -40,8 +40,8 @@ PARAMETERS: tuple[tuple[str, Names], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axes: `batch` and `length` of the data; of parameters `embed`, the width of the model, and
-    `hidden`, other widths. `parameters` gives every parameter its logical axes."""
+    """Logical axis -> mesh axes: for data `batch` and `length`; for parameters `embed`, the model width, and `hidden`,
+    other widths. `parameters` gives every parameter its logical axes."""
 
     batch: tuple[str, ...] = ("data", "fsdp")
     length: tuple[str, ...] = ("sequence",)
@@ -58,7 +58,7 @@ class Rules:
             raise ValueError(f"rules batch={self.batch} and length={self.length} share a mesh axis")
 
     def names(self, path: str, rank: int) -> Names:
-        """The logical axes of a parameter, whose path has its parts joined by '/'."""
+        """The logical axes of a parameter, given its path joined by '/'."""
         for pattern, names in self.parameters:
             if re.search(rf"(^|/)({pattern})$", path):
                 if rank not in (len(names), len(names) + 1):
@@ -80,7 +80,7 @@ class Layout:
 
     @classmethod
     def alone(cls) -> "Layout":
-        """One device, on which nothing is split."""
+        """The layout of a single device."""
         return cls(Rules(), ())
 
     @property
@@ -114,18 +114,18 @@ class Layout:
         return math.prod(dict(self.sizes)[axis] for axis in axes)
 
     def copies(self, per_element: bool) -> int:
-        """How many devices compute the same result: of every element, or of every sequence."""
+        """How many devices compute the same result, per element or per sequence."""
         split = self.data if per_element else self.batch
         return self.size(tuple(axis for axis in self.axes if axis not in split))
 
     @property
     def per_sequence(self) -> PartitionSpec:
-        """Of arrays (B, ...) whose other axes are whole."""
+        """The spec of arrays (B, ...) split only along the batch."""
         return PartitionSpec(self.batch or None)
 
     def of_batch(self, batch: Mapping[str, Any]) -> dict[str, PartitionSpec]:
-        """Of arrays (B, L, ...), and of those that have one entry a sequence: `lengths`, whatever is (B,), and all of
-        `streams`, which is a tree."""
+        """The specs of arrays (B, L, ...), and of those with one entry per sequence: `lengths`, anything (B,), and the
+        leaves of the tree `streams`."""
         per_element = PartitionSpec(self.batch or None, self.length)
         return {
             name: self.per_sequence if name in ("lengths", "streams") or len(array.shape) == 1 else per_element
@@ -133,8 +133,8 @@ class Layout:
         }
 
     def of_parameter(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Raises ValueError for an axis used twice, a dimension that does not divide and, on a mesh that splits
-        parameters, one that no rule names."""
+        """Raises ValueError for a mesh axis used twice, a dimension that does not divide evenly and, on a mesh that
+        splits parameters, a dimension without a rule."""
         split = self._split(path, len(shape))
         used: list[str] = []
         for dimension, (names, size) in enumerate(zip(split, shape, strict=True)):
@@ -146,20 +146,23 @@ class Layout:
                     raise ValueError(f"{where}: mesh axis {axis!r} already splits another dimension of it")
                 used.append(axis)
             if size % self.size(names):
-                raise ValueError(f"{where}: {size} does not divide among {' x '.join(names)} = {self.size(names)}")
+                raise ValueError(
+                    f"{where}: {size} does not divide evenly among {' x '.join(names)} = {self.size(names)}"
+                )
         return PartitionSpec(*(names or None for names in split))
 
     def of_parameters(self, params: Tree) -> Tree:
-        """The spec of every leaf of a tree of parameters, or of a tree that holds such trees, as an optimiser's state.
+        """The spec of every leaf of a tree of parameters, or of a tree that contains such trees, such as an optimiser
+        state.
 
-        Leaves are known by the end of their path; numbers without dimensions are whole everywhere.
+        Leaves are matched by the suffix of their path; scalars are replicated.
         """
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: self.of_parameter(path_name(path), leaf.shape) if leaf.shape else PartitionSpec(), params
         )
 
     def gather(self, params: Tree, but: str | None = None) -> Tree:
-        """Every parameter whole, from this device's part of it; those whose path contains `but` are left."""
+        """Gathers every parameter from the devices' parts, except those whose path contains `but`."""
 
         if not self.axes:
             return params
@@ -175,7 +178,7 @@ class Layout:
         return jax.tree_util.tree_map_with_path(whole, params)
 
     def sum_gradients(self, gradients: Tree) -> Tree:
-        """The sum over all devices of each one's gradient: over those that `gather` has not summed."""
+        """Sums gradients over all devices, along the axes that `gather` has not summed."""
         if not self.axes:
             return gradients
         missing: dict[tuple[str, ...], list] = {}
@@ -191,7 +194,7 @@ class Layout:
         return jax.tree.unflatten(tree, leaves)
 
     def share(self, tree: Tree, per_element: bool) -> Tree:
-        """This device's share of numbers that its copies compute as well, so that `sum` counts them once."""
+        """Divides numbers by the number of devices that compute the same ones, so that `sum` counts them once."""
         count = self.copies(per_element)
         return jax.tree.map(lambda a: a / count, tree) if count > 1 else tree
 
@@ -200,11 +203,11 @@ class Layout:
         return jax.lax.psum(tree, self.axes) if self.axes else tree
 
     def fold(self, key: Array) -> Array:
-        """A key of this device's own elements, the same for its copies."""
+        """A key that is unique to this device's elements, and equal on devices that share them."""
         return jax.random.fold_in(key, jax.lax.axis_index(self.data)) if self.data else key
 
     def start(self, length: int) -> Array | int:
-        """Where this device's piece of so many elements begins in its sequences."""
+        """The position at which this device's piece of N elements starts in its sequences."""
         return jax.lax.axis_index(self.length) * length if self.length else 0
 
     def _kept(self, axes: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Sequences whose length axis is split evenly over the devices of one mesh axis.
 
 Pure functions of one device's piece, called inside `jax.shard_map(..., check_vma=False)`. Piece i of S holds elements
-i L .. (i+1) L - 1, L the local length. Whoever differentiates through the shard_map gets whole gradients, those of
-replicated parameters summed over the devices. Collectives are static: none depends on the data.
+i L .. (i+1) L - 1, with L the local length. Differentiating through the shard_map gives full gradients; those of
+replicated parameters are summed over the devices. Collectives are static: none depends on the data.
 """
 
 import functools
@@ -28,17 +28,17 @@ def exclusive_scan(
     """v_0 * .. * v_(i-1) on shard i, or with `reverse` v_(i+1) * .. * v_(S-1), where a * b = combine(a, b).
 
     `combine` is associative and need not commute: its left argument always comes from the earlier shards. `identity`
-    has the structure of `value`, its leaves shapes that broadcast to those of `value`; nothing before the first shard,
-    or after the last, is the identity.
+    has the structure of `value`, with leaves that broadcast to those of `value`; it is the result on the first shard,
+    or on the last with `reverse`.
 
-    For S > 1 each leaf is permuted 1 + ceil(log2(S - 1)) times (S = 2: once), in each of which a device sends its value
-    once, and the gradient as often again. Gathering all values would be one collective, but S values in memory.
+    For S > 1 each leaf is permuted 1 + ceil(log2(S - 1)) times (S = 2: once), with one value sent per device each time,
+    and as often again for the gradient. Gathering all values would be one collective, but S values in memory.
     """
     size = jax.lax.axis_size(axis)
     if size == 1:
         return jax.tree.map(lambda v, e: jnp.broadcast_to(jnp.asarray(e, v.dtype), v.shape), value, identity)
     total = _receive(value, identity, axis, 1, reverse)
-    reach = 1  # `total` combines this many neighbours, or all there are
+    reach = 1  # `total` combines this many neighbours, or all of them if fewer
     while reach < size - 1:
         farther = _receive(total, identity, axis, reach, reverse)
         total = combine(total, farther) if reverse else combine(farther, total)
@@ -47,13 +47,13 @@ def exclusive_scan(
 
 
 def _receive(value: Tree, identity: Tree, axis: str, distance: int, reverse: bool) -> Tree:
-    """The value of the shard that stands `distance` before this one (after it, if `reverse`), or the identity."""
+    """The value of the shard `distance` before this one (after it, if `reverse`), or the identity."""
     size, index = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     pairs = [(i, i + distance) for i in range(size - distance)]
     if reverse:
         pairs = [(target, source) for source, target in pairs]
     exists = index < size - distance if reverse else index >= distance
-    # Who is sent nothing gets zeros, which are not every combination's identity.
+    # Devices without a sender get zeros, which need not be the identity.
     return jax.tree.map(lambda v, e: jnp.where(exists, jax.lax.ppermute(v, axis, pairs), e), value, identity)
 
 
@@ -64,18 +64,18 @@ def convolve(
     axis: str,
     method: ema.Method = "auto",
 ) -> Float[Array, "B L D"]:
-    """This piece of the untruncated `ops.ema.convolve` of the whole sequences, in one direction or both.
+    """This piece of the untruncated `ops.ema.convolve` of the full sequences, in one direction or both.
 
-    Every piece is averaged from a zero state; the states that leave the pieces are scanned over the shards,
+    Every piece is averaged from a zero state; the outgoing states are scanned over the shards,
 
         h entering i+1 = q^L h entering i + h leaving i,
 
-    and what the entering state adds, sum_n gamma_n / sqrt(N) q_n^(t+1) h_n, is added. The exchange does not wait for
-    the average of the piece if that is an FFT, nor that for it.
+    and the contribution of the entering state, sum_n gamma_n / sqrt(N) q_n^(t+1) h_n, is added. If the piece is
+    averaged by FFT, exchange and average do not wait for each other.
 
-    A direction costs the collectives of one `exclusive_scan` of one leaf of 4 (B + 1) D N bytes, of which 4 D N are
-    the decay: for S = 8, 4 permutes, and 4 more for the gradient. B D N L / C numbers, C ~ sqrt(L), are in memory at
-    once beside those of the local average; B L D N never.
+    Each direction costs the collectives of one `exclusive_scan` of one leaf of 4 (B + 1) D N bytes, of which 4 D N are
+    the decay: for S = 8, 4 permutes, and 4 more for the gradient. Memory beyond the local average is B D N L / C
+    numbers, C ~ sqrt(L), never B L D N.
     """
     y, leaving = ema.convolve_piece(params, x, valid, method)
     length = x.shape[1]
@@ -89,9 +89,9 @@ def convolve(
 def _entering(
     params: EMAParams, leaving: Float[Array, "B D N"], length: int, axis: str, ahead: bool
 ) -> Float[Array, "B D N"]:
-    """The state that enters this piece in one direction: what left all pieces before it (after it, if `ahead`)."""
+    """The state entering this piece in one direction, from all pieces before it (after it, if `ahead`)."""
     decay = jnp.exp(length * ema.coefficients(params).log_decay)[None]
-    # The decay over a piece is one more row of the states: one leaf, one collective a step.
+    # The decay over a piece is an extra row of the states: one leaf, one collective per step.
     value = jnp.concatenate([decay, leaving])
     identity = jnp.concatenate([jnp.ones_like(decay), jnp.zeros_like(leaving)])
     combine = (lambda left, right: _chain(right, left)) if ahead else _chain
@@ -99,12 +99,12 @@ def _entering(
 
 
 def _chain(first: Float[Array, "R D N"], second: Float[Array, "R D N"]) -> Float[Array, "R D N"]:
-    """(a, h) then (b, g): (a b, b h + g), the decay in row 0."""
+    """(a, h) then (b, g): (a b, b h + g), with the decay in row 0."""
     return second[:1] * first + jnp.concatenate([jnp.zeros_like(second[:1]), second[1:]])
 
 
 def around(stretch: Stretch, left: int, right: int, axis: str) -> Around:
-    """This device's piece of every sequence between the `left` computed elements before it, on earlier devices, and the
+    """This device's piece of every sequence, with the `left` computed elements before it, from earlier devices, and the
     `right` ones after it."""
 
     def beside(size, reverse):
@@ -117,15 +117,15 @@ def around(stretch: Stretch, left: int, right: int, axis: str) -> Around:
 def last_active(
     rows: Tree, active: Bool[Array, "B L"], size: int, axis: str, *, reverse: bool = False
 ) -> tuple[Tree, Bool[Array, "B {size}"]]:
-    """The last `size` active rows of all shards before this one, and which of them there are.
+    """The last `size` active rows of all shards before this one, and which slots are filled.
 
-    Leaves (B, L, ...) become (B, size, ...): rows in their order, the newest in the last slot; where there were fewer,
-    the first slots are zero and not `there`. With `reverse` the first `size` active rows of all shards after this one,
-    the nearest in slot 0. They may stand any number of shards away. The gradient goes back to the shard that has the
-    row, by gathers.
+    Leaves (B, L, ...) become (B, size, ...): rows in order, the newest in the last slot; if there are fewer, the first
+    slots are zero and not `there`. With `reverse`, the first `size` active rows of all shards after this one, the
+    nearest in slot 0. They may be any number of shards away. The gradient flows back to the shard of the row, by
+    gathers.
 
-    The collectives of one `exclusive_scan` with a leaf more than `rows` has: in each permute a device sends B `size`
-    rows and as many booleans, however few of them there are.
+    Costs the collectives of one `exclusive_scan` with one leaf more than `rows`: in each permute a device sends B
+    `size` rows and as many booleans, however few are filled.
     """
     own = _keep(rows, active, size, reverse)
     nothing = jax.tree.map(jnp.zeros_like, own)
@@ -133,7 +133,7 @@ def last_active(
 
 
 def _merge(left: tuple[Tree, Array], right: tuple[Tree, Array], first: bool) -> tuple[Tree, Array]:
-    """Of the kept rows of two neighbouring stretches, those that both together keep."""
+    """The rows kept of two neighbouring stretches together, from those kept of each."""
     rows, there = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), left, right)
     return _keep(rows, there, left[1].shape[1], first)
 

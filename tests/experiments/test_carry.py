@@ -1,4 +1,4 @@
-"""Carried state: rows of batches are streams that go on from step to step and across resumes; a corpus in one pass."""
+"""Carried state: rows of batches are streams that continue across steps and resumes; a corpus in one pass."""
 
 import dataclasses
 import json
@@ -214,7 +214,7 @@ def test_a_resumed_run_is_the_unbroken_one(light, unbroken, tmp_path, place, ste
 
 
 def test_the_comparison_can_fail(light, unbroken, tmp_path):
-    """A run that goes on with empty streams is told apart."""
+    """A run that resumes with empty streams is told apart."""
     run_until_stopped(light, tmp_path, "batch", 5)
     with pytest.MonkeyPatch.context() as patch:
         batch = type(light.task).train_row
@@ -246,7 +246,7 @@ def load_params(experiment: Experiment, workdir: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_seqboat_goes_on_bit_for_bit(values, tmp_path):
+def test_a_seqboat_resumes_bit_for_bit(values, tmp_path):
     """With dropout, a router that is paid, and accumulated parts."""
     plan = {"train.steps": 9, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
     router = {"router.centered": True, "router.straight_through": True, "router.key_credit": True}
@@ -344,7 +344,7 @@ def test_one_pass_is_the_likelihood_of_the_whole_text(untrained, losses, count):
 
 
 def test_the_lines_of_the_documentation(untrained):
-    """As they stand there, but for the work directory: the pieces give what the whole gives."""
+    """As written there, except for the work directory: the pieces give the results of the full text."""
     text = (Path(__file__).parents[2] / "docs/streaming.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
@@ -395,25 +395,29 @@ def test_other_tasks_have_no_streams(tiny):
 
 def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, untrained):
     carried = build(values(CARRIED))
-    with pytest.raises(UserError, match=r"different config.task.carry_state or batch_size: .* with --init_from"):
+    with pytest.raises(UserError, match=r"different config.task.carry_state or batch_size: .* by --init_from"):
         train(carried, untrained)
     taken = initial_variables(carried, untrained)
     jax.tree.map(np.testing.assert_array_equal, taken["params"], load(untrained).variables["params"])
 
 
-def test_a_piece_of_another_length_is_not_gone_on_with(values, light, unbroken):
+def test_a_piece_of_another_length_is_not_resumed(values, light, unbroken):
     other = dataclasses.replace(light, values={**light.values, "task": {**light.values["task"], "length": LENGTH + 1}})
-    with pytest.raises(
-        UserError, match=r"^config.task.length: 20 -> 21: the streams of that checkpoint stand elsewhere"
-    ):
+    with pytest.raises(UserError, match=r"^config.task.length: 20 -> 21: this changes where each stream starts"):
         train(other, unbroken)
 
 
 def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
     other = recall.get_config()
     for config, message in (
-        (tiny(), "short_listops with a Classifier has no streams: one pass is for language models of a corpus"),
-        (other.to_dict(), "recall with a LanguageModel has no streams: one pass is for language models of a corpus"),
+        (
+            tiny(),
+            "short_listops with a Classifier has no streams: one-pass evaluation is for language models of a corpus",
+        ),
+        (
+            other.to_dict(),
+            "recall with a LanguageModel has no streams: one-pass evaluation is for language models of a corpus",
+        ),
         (values({"model.ssm_truncation": 5}), "this model cannot be evaluated in one pass: ssm_truncation=5 cannot be"),
     ):
         with pytest.raises(UserError, match="^" + message):
@@ -422,7 +426,7 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
 
 def test_a_mistake_at_the_terminal_is_one_line(untrained):
     (done,) = run_all([("experiments.evaluate", [f"--workdir={untrained}", "--streams=31"], None)])
-    assert assert_one_line(done) == "--streams=31: the test split has 30 bytes; take 1..30\n"
+    assert assert_one_line(done) == "--streams=31: the test split has 30 bytes; choose 1..30\n"
 
 
 # Other data.
@@ -445,7 +449,7 @@ def test_an_evaluation_of_other_data_says_so(untrained, another_text, capsys):
     assert "warning" not in capsys.readouterr().err
     result = evaluate_run(untrained, data_dir=str(another_text.parent))
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(f"warning: {re.escape(str(untrained))} was trained on other data: {CHANGED}", line)
+    assert re.fullmatch(f"warning: {re.escape(str(untrained))} was trained on different data: {CHANGED}", line)
     assert re.fullmatch(CHANGED, *result["data_changed"])
     show(result)
 
@@ -456,7 +460,7 @@ def test_resuming_on_other_data_says_so(values, untrained, another_text, tmp_pat
     assert re.search(f"changed since that checkpoint: the data, {CHANGED}\n", capsys.readouterr().out)
 
 
-def test_streams_of_another_text_are_not_gone_on_with(values, light, unbroken, another_text):
+def test_streams_of_another_text_are_not_resumed(values, light, unbroken, another_text):
     task = build(values({**CARRIED, "task.files": (str(another_text),)})).task
-    with pytest.raises(UserError, match=f"^{CHANGED}: the streams of that checkpoint are of another text"):
+    with pytest.raises(UserError, match=f"^{CHANGED}: the saved stream state belongs to a different text"):
         train(dataclasses.replace(light, task=task), unbroken)

@@ -312,7 +312,7 @@ def empty(folder: Path) -> None:
 
 
 def escape(name: str):
-    """The seal names a file outside of the checkpoint, with its right size and sum."""
+    """The seal names a file outside the checkpoint, with its right size and sum."""
 
     def damage(folder: Path) -> None:
         target = folder.parent / "10/seal.json"
@@ -345,15 +345,15 @@ DAMAGES = {
     "seal of no files": (lambda f: edit_json(f / "seal.json", files={}), "not the seal of this step"),
     "seal of another step": (lambda f: shutil.copy(f.parent / "20/seal.json", f), "not the seal of this step"),
     "malformed entry": (lambda f: edit_json(f / "seal.json", files={"meta/metadata": 3}), "malformed"),
-    "relative escape": (escape("../10/seal.json"), "outside of the checkpoint"),
-    "absolute escape": (escape("{target}"), "outside of the checkpoint"),
+    "relative escape": (escape("../10/seal.json"), "outside the checkpoint"),
+    "absolute escape": (escape("{target}"), "outside the checkpoint"),
     "zero in a name": (escape("a\0b"), "cannot be verified"),
-    "link": (link_outside, "outside of the checkpoint"),
+    "link": (link_outside, "outside the checkpoint"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(run: Path, warned: list[str], name: str) -> None:
+def test_a_damaged_step_is_quarantined_and_the_previous_one_is_used(run: Path, warned: list[str], name: str) -> None:
     damage, reason = DAMAGES[name]
     damage(run / "30")
     with pytest.raises(UserError, match=rf"step 30 in .* is damaged: .*{reason}"):
@@ -475,9 +475,9 @@ def test_damaged_twice(run: Path, warned: list[str]) -> None:
 def test_all_damaged_is_never_a_fresh_start(run: Path) -> None:
     for step in (10, 20, 30):
         flip_a_byte(run / str(step))
-    with pytest.raises(UserError, match="no usable one is left"):
+    with pytest.raises(UserError, match="no usable checkpoint is left"):
         Checkpoints(run, read_only=True).restore_latest(abstract(make_state()))
-    with pytest.raises(UserError, match=r"step 30 \(.*step 20 \(.*step 10 \(.*no usable one is left"):
+    with pytest.raises(UserError, match=r"step 30 \(.*step 20 \(.*step 10 \(.*no usable checkpoint is left"):
         Checkpoints(run).restore_latest(abstract(make_state()))
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         Checkpoints(run).restore_latest(abstract(make_state()))
@@ -509,7 +509,7 @@ def test_directory_with_other_content(tmp_path: Path) -> None:
     (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
     assert Checkpoints(tmp_path).restore_latest(abstract(make_state())) is None
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"other content \(thesis.tex\)"):
+    with pytest.raises(UserError, match=r"other files \(thesis.tex\)"):
         Checkpoints(tmp_path).restore_latest(abstract(make_state()))
 
 
@@ -563,7 +563,7 @@ def test_other_formats_are_refused(run: Path, changes: dict, message: str) -> No
     assert (run / "30").exists()
 
 
-def test_meta_that_is_no_object(run: Path) -> None:
+def test_meta_that_is_not_an_object(run: Path) -> None:
     (run / "30/meta/metadata").write_text("[]")
     reseal(run / "30")
     with pytest.raises(UserError, match="holds a list, not an object"):

@@ -82,7 +82,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
     Claim(tmp_path).release()
     assert len(lines) == 1
-    assert "start no second run in it" in lines[0]
+    assert "do not start a second run in it" in lines[0]
 
 
 def test_a_claim_makes_its_directory(tmp_path: Path) -> None:

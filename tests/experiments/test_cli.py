@@ -224,7 +224,7 @@ def test_a_torn_entry_of_the_cache_is_replaced_and_said_once(tmp_path):
     assert f"a compiled program in {cache} could not be read: compiling it again" in line
 
 
-def test_help_is_no_failure(tmp_path):
+def test_help_is_not_a_failure(tmp_path):
     (tmp_path / "program.py").write_text(
         '"""What it does."""\nfrom experiments.common import cli\n\ncli.run(lambda: None)\n'
     )

@@ -82,18 +82,18 @@ def test_an_evaluation_goes_through_its_hyper_inputs():
     assert {float(batch["condition"][0, 0]) for batch in only.evaluation_batches("test")} == {0.25}
 
 
-def test_the_price_is_multiplied_by_the_hyper_input(light, initial):
+def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     experiment = light({"train.activation_penalty": 2.0})
     state = initial(experiment)
     batch = experiment.task.train_batch(0)
     step = jax.jit(experiment.steps.train)
-    first = lambda price: step(state, {**batch, "penalty": np.full(8, price, np.float32)}).opt_state.first["gate"]
+    first = lambda penalty: step(state, {**batch, "penalty": np.full(8, penalty, np.float32)}).opt_state.first["gate"]
     np.testing.assert_array_equal(step(state, batch).opt_state.first["gate"], first(1.0))
     np.testing.assert_allclose(first(0.5), (first(0.0) + first(1.0)) / 2, rtol=1e-3, atol=1e-6)
     assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
 
 
-def test_a_run_goes_on_bit_for_bit_and_is_evaluated(tmp_path):
+def test_a_run_resumes_bit_for_bit_and_is_evaluated(tmp_path):
     train(build(small()), tmp_path)
     whole = restore.load(tmp_path, 6)
     shutil.rmtree(tmp_path / "checkpoints" / "6")
@@ -112,7 +112,7 @@ def test_a_run_goes_on_bit_for_bit_and_is_evaluated(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_seqboat_whose_layers_are_generated_from_the_price_trains(tiny, tmp_path):
+def test_a_seqboat_whose_layers_are_generated_from_the_penalty_trains(tiny, tmp_path):
     values = tiny({"train.activation_penalty": 0.1, "train.steps": 2})
     group = base.hyper("penalty")
     group.select = ("encoder/layers/**",)
@@ -120,7 +120,7 @@ def test_a_seqboat_whose_layers_are_generated_from_the_price_trains(tiny, tmp_pa
     group.network.heads = (("**/gau/*/kernel", "scale"),)
     values["hypernetwork"] = group.to_dict()
     experiment = build(values)
-    assert "arrays from price, 2 layers" in experiment.describe()
+    assert "arrays from penalty, 2 layers" in experiment.describe()
     train(experiment, tmp_path)
     run = restore.load(tmp_path)
     assert isinstance(run.experiment.model, hyper.Hyper)
@@ -175,7 +175,7 @@ def test_sgd_is_optax_sgd_with_momentum():
         ({"hypernetwork.network.head": "fool"}, r"config\.hypernetwork\.network\.head='fool': must be one of full"),
         (
             {"hypernetwork.condition": "angle"},
-            r"config\.hypernetwork\.condition='angle': must be one of price, rotation, noise",
+            r"config\.hypernetwork\.condition='angle': must be one of penalty, rotation, noise",
         ),
         ({"hypernetwork.network.encoding.inputs": 2}, "condition='rotation' is one number"),
         ({"hypernetwork.network.encoding.high": 2.0}, r"is in 0\.\.1"),
@@ -199,7 +199,7 @@ def test_bad_values_name_the_field(changes, message):
 def test_rotation_wants_pictures(tiny):
     values = tiny()
     values["hypernetwork"] = base.hyper("rotation").to_dict()
-    with pytest.raises(UserError, match="turns pictures of 8 x 8"):
+    with pytest.raises(UserError, match="needs pictures of 8 x 8"):
         build(values)
 
 

@@ -164,8 +164,11 @@ MODEL_MISTAKES = [
         "attention_method='pallas': the kernel has no attention_dropout=0.1; use 'blocks'",
     ),
     ({"attention_method": "pallas", "form": "dense"}, "attention_method='pallas': only form='packed' has a kernel"),
-    ({"position": "rotary", "key_size": 3}, "key_size=3: rotary positions turn pairs, so it must be even"),
-    ({"ssm": "s4d", "ema_method": "fft"}, "ema_method='fft' with ssm='s4d': leave it at 'auto'"),
+    (
+        {"position": "rotary", "key_size": 3},
+        "key_size=3: rotary positions rotate pairs of channels, so it must be even",
+    ),
+    ({"ssm": "s4d", "ema_method": "fft"}, "ema_method='fft' with ssm='s4d': must be 'auto'"),
     ({"router": {"temperature_scale": 0.0}}, "router.temperature_scale=0.0: must be positive"),
     ({"router": {"centred": True}}, "router.centred: unknown field; did you mean 'centered'?"),
     ({"router": {"initial_bias": "high"}}, "router.initial_bias='high': expected float, got str"),

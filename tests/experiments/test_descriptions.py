@@ -57,7 +57,7 @@ BROKEN_INFO = [
     ({**GOOD, "splits": []}, r"splits is \[\], expected a list"),
     ({**GOOD, "splits": ["train"]}, r'splits\[0\] is "train", expected an object'),
     ({**GOOD, "splits": [{}]}, r"splits\[0\].name is missing"),
-    ({**GOOD, "splits": [SPLIT, SPLIT]}, r'splits\[1\].name is "train", expected a name that no other'),
+    ({**GOOD, "splits": [SPLIT, SPLIT]}, r'splits\[1\].name is "train", expected a unique name'),
     (split(name="\x1b[2J"), r'splits\[0\].name is "\\u001b\[2J"'),
     (split(shardLengths=None), r"splits\[0\].shardLengths is missing or null, expected a list of numbers"),
     (split(shardLengths=["many"]), r'splits\[0\].shardLengths\[0\] is "many", expected a whole number'),

@@ -104,7 +104,7 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
     assert f"short_listops, validation split, step {result['step']}" in lines[0]
     (line,) = [line for line in lines if "always the commonest class" in line]
     assert f"{result['baseline']['accuracy']:.4f}" in line
-    matrix = lines[next(i for i, line in enumerate(lines) if "answers to each class" in line) :]
+    matrix = lines[next(i for i, line in enumerate(lines) if "confusion matrix" in line) :]
     cells = [line.replace("│", " ").split() for line in matrix]
     for number, row in enumerate(result["confusion"]):
         wanted = ["-" if share is None else f"{100 * share:.0f}" for share in row]
@@ -183,7 +183,7 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
     assert compiled == [3]
     first = (tmp_path / "seed_3" / "metrics.jsonl").read_bytes()
     summary = run_seeds(values, tmp_path, 2)
-    assert compiled == [3, 4], "finished seeds are not trained again"
+    assert compiled == [3, 4], "finished seeds are reused"
     assert (tmp_path / "seed_3" / "metrics.jsonl").read_bytes() == first
 
     assert json.loads((tmp_path / SUMMARY_FILE).read_text()) == json.loads(json.dumps(summary))

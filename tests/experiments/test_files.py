@@ -47,7 +47,7 @@ def test_reading_twice_changes_nothing(name):
         (" https://host/x", "not an address"),
         ("me@host:/x", "not an address"),
         (Path("gs://bucket/x"), "not an address"),
-        ("~nosuchuser/x", "home directory is not known"),
+        ("~nosuchuser/x", "home directory is unknown"),
         ("x" * 256, "File name too long"),
         ("xy/" * 1500, "longer than 3800 bytes"),
         (f"{os.path.relpath(__file__)}/x", "Not a directory"),
@@ -66,5 +66,5 @@ def test_a_loop_of_links(tmp_path):
 
 def test_no_home(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda text: text)  # what it does where there is none
-    with pytest.raises(UserError, match=r"^data_dir=~/x: that user's home directory is not known"):
+    with pytest.raises(UserError, match=r"^data_dir=~/x: that user's home directory is unknown"):
         user_path("~/x", "data_dir")

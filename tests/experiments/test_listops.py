@@ -69,7 +69,7 @@ def test_values_by_hand(words: str, value: int):
 
 
 @pytest.mark.parametrize("words", ["", "1 2", "X", "[MIN 1", "[MIN X", "[MIN 1 X X", "<pad>"])
-def test_what_is_no_expression_is_refused(words: str):
+def test_what_is_not_an_expression_is_rejected(words: str):
     with pytest.raises(ValueError, match="ListOps expression"):
         evaluate([listops.VOCABULARY.index(word) for word in words.split()])
 

@@ -44,7 +44,7 @@ def test_a_run(light, tmp_path, capsys):
     train(experiment, tmp_path / "run")
     output = capsys.readouterr().out
     assert output.splitlines()[0] == experiment.describe()
-    assert f"parameters on one device of {jax.device_count()}; --config.mesh=data takes them all (cpu)" in output
+    assert f"parameters on one device of {jax.device_count()}; --config.mesh=data uses all of them (cpu)" in output
     assert "done: step 6, best step" in output
 
     assert steps_of(tmp_path / "run", "train") == [1, 3, 6]
@@ -139,16 +139,16 @@ def test_a_workdir_that_is_a_file(light, tmp_path):
         train(light(), tmp_path / "file")
 
 
-# Going on
+# Resuming
 
 
-def test_going_on_with_another_config_says_what_changed(light, tmp_path, capsys):
+def test_resuming_with_another_config_says_what_changed(light, tmp_path, capsys):
     rules = {"optimizer.weight_decays": (("table", 0.0),)}
     train(light(rules), tmp_path)
     capsys.readouterr()
     train(light({**rules, "train.steps": 8, "train.log_every": 4}), tmp_path)
     output = capsys.readouterr().out
-    assert "going on from step 6 of" in output
+    assert "resuming from step 6 of" in output
     changed = [line.split(": ", 1)[1] for line in output.splitlines() if line.startswith("changed since")]
     assert changed == ["config.train.log_every: 3 -> 4", "config.train.steps: 6 -> 8"]
     assert steps_of(tmp_path, "train") == [1, 3, 6, 8]
@@ -175,7 +175,7 @@ def test_init_from_another_run(light, initial, tmp_path):
 
 
 def test_init_from_is_only_for_the_start(light, tmp_path):
-    """A run that was stopped goes on from its own checkpoint, with the same command."""
+    """A run that was stopped resumes from its own checkpoint, with the same command."""
     train(light({"train.steps": 2}), tmp_path / "other")
     train(light({"train.steps": 4}), tmp_path / "run", init_from=tmp_path / "other")
     before = state_of(light(), tmp_path / "run", 4).params["table"]
@@ -187,14 +187,14 @@ def test_init_from_is_only_for_the_start(light, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", "--init_from=.*missing: there is neither a work directory nor a file"),
+        ("missing", "--init_from=.*missing: there is no such work directory or file"),
         ("gs://bucket/run", "--init_from=gs://bucket/run: expected a path"),
-        ("~nosuchuser", "--init_from=~nosuchuser: that user's home directory is not known"),
+        ("~nosuchuser", "--init_from=~nosuchuser: that user's home directory is unknown"),
         ("empty", "there is no checkpoint directory .*empty/checkpoints"),
-        ("state.npz", "--init_from=.*state.npz: a published state dict is of a classifier, this is Light"),
+        ("state.npz", "--init_from=.*state.npz: published state dicts are of classifiers, this model is a Light"),
     ],
 )
-def test_init_from_what_is_no_run(light, tmp_path, name, message):
+def test_init_from_what_is_not_a_run(light, tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "state.npz", x=np.ones(3))
     with pytest.raises(UserError, match=message):
@@ -208,10 +208,10 @@ def test_init_from_another_model_makes_no_work_directory(light, trained, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_first_save_that_was_killed_is_no_start(light, tmp_path):
+def test_a_first_save_that_was_killed_is_not_a_start(light, tmp_path):
     """Its remains do not make --init_from forgotten."""
     (tmp_path / "run/checkpoints/2.orbax-checkpoint-tmp").mkdir(parents=True)
-    with pytest.raises(UserError, match="neither a work directory nor a file"):
+    with pytest.raises(UserError, match="no such work directory or file"):
         train(light(), tmp_path / "run", init_from=tmp_path / "missing")
 
 
@@ -226,7 +226,7 @@ def test_metrics_that_are_lost_are_missed(light, tmp_path, lost, monkeypatch):
     records = path.read_text().splitlines(keepends=True)
     path.write_text("".join({"all": [], "the end": records[:1], "the beginning": records[1:]}[lost]))
     train(light({"train.steps": 8}), tmp_path)
-    assert lines == [f"{path} lacks records of the steps up to 6: it is continued without them"]
+    assert lines == [f"{path} lacks records of the steps up to 6; continuing without them"]
     assert steps_of(tmp_path, "train")[-1] == 8
 
 
@@ -302,10 +302,10 @@ def test_not_a_number_stops_the_run_and_the_good_checkpoint_stays(light, tmp_pat
     state = state_of(good, tmp_path, 4)
     assert int(state.bad_step) == -1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    # A loss without the defect goes on from there.
+    # A loss without the defect resumes from there.
     capsys.readouterr()
     train(light({**settings, "train.steps": 6}), tmp_path)
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     assert saved(tmp_path)[-1] == 6
 
 
@@ -319,7 +319,7 @@ def test_not_a_number_at_the_very_first_step(light, tmp_path):
 def test_a_loss_that_is_not_a_number_is_said_to_be_the_loss(light, tmp_path):
     """Every gradient is not a number then, and naming one would lead astray."""
     experiment = light()
-    with pytest.raises(UserError, match="every layer's values are finite; the loss itself is not"):
+    with pytest.raises(UserError, match="the values of all layers are finite; the loss is not"):
         train(light(loss=poisoned_at(experiment, 0)), tmp_path)
 
 

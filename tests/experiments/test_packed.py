@@ -1,4 +1,4 @@
-"""Packed files: known by their first bytes, unpacked within a bound, refused by name where they are no text."""
+"""Packed files: recognised by their first bytes, unpacked within a bound, rejected by name unless they are text."""
 
 import bz2
 import gzip
@@ -104,7 +104,7 @@ def test_text_is_unpacked_once(tmp_path, contents):
 )
 def test_a_plain_file_that_is_named_as_a_packed_one_is_refused(tmp_path, name, claim):
     (tmp_path / name).write_bytes(TEXT)
-    with pytest.raises(UserError, match=f"{name} is named as a {claim} file and does not begin like one: .* rename"):
+    with pytest.raises(UserError, match=f"{name} is named like a {claim} file but is not one: .* rename"):
         packed.read_text(tmp_path / name)
 
 
@@ -129,10 +129,10 @@ def test_a_bomb_is_not_read_whole(tmp_path, monkeypatch, kind):
     bomb = PACKERS[kind](bytes(10**6))
     (tmp_path / "x").write_bytes(bomb)
     assert len(packed.read_text(tmp_path / "x")) == 10**6, "small files may be as odd as they like"
-    monkeypatch.setattr(packed, "ALWAYS", 1000)
+    monkeypatch.setattr(packed, "MAX_UNCHECKED", 1000)
     monkeypatch.setattr(packed, "MOST_RATIO", 5)
     with pytest.raises(
-        UserError, match=f"x holds more than {max(1000, 5 * len(bomb)):,} bytes, the most for its packed size"
+        UserError, match=f"x holds more than {max(1000, 5 * len(bomb)):,} bytes, the limit for its packed size"
     ):
         packed.read_text(tmp_path / "x")
 

@@ -391,14 +391,14 @@ def test_without_its_source_one_line_says_what_to_do(tmp_path, name):
 def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, name, file):
     write(tmp_path / "manual", {file: b"an error page"})
     message = refused(name, tmp_path)
-    assert f"{tmp_path / 'manual' / file} is cut short, damaged or another version: its SHA-256 is" in message
+    assert f"{tmp_path / 'manual' / file} is truncated, damaged or another version: its SHA-256 is" in message
     assert URLS[name] in message
 
 
 def test_another_text_of_the_same_size_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation.builder_class("enwik8"), "CONTENTS", "0" * 64)
     write(tmp_path / "manual", {"enwik8": noise(1000)})
-    assert "has the size of enwik8 but is another text" in refused("enwik8", tmp_path)
+    assert "has the size of enwik8 but different contents" in refused("enwik8", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ""])
@@ -616,7 +616,7 @@ def test_a_hostile_tar_is_one_line(small, tmp_path, contents):
     assert str(tmp_path / "manual" / "aclImdb_v1.tar.gz") in refused("imdb_reviews", tmp_path)
 
 
-def test_links_and_devices_of_a_tar_are_no_files(small, tmp_path):
+def test_links_and_devices_of_a_tar_are_not_files(small, tmp_path):
     path = tmp_path / "manual" / "aclImdb_v1.tar.gz"
     path.parent.mkdir()
     with tarfile.open(path, "w:gz") as archive:
@@ -640,7 +640,7 @@ def test_a_name_that_is_there_twice_or_not_utf8_is_refused(small, tmp_path, make
 
 @pytest.mark.parametrize("make", [write_tar, write_zip])
 def test_a_bomb_in_an_archive_is_not_read_whole(small, tmp_path, monkeypatch, make):
-    monkeypatch.setattr(packed, "ALWAYS", 10_000)
+    monkeypatch.setattr(packed, "MAX_UNCHECKED", 10_000)
     path = make(tmp_path / "x", {"small": bytes(10_000), "large": bytes(10**7)})
     with pytest.raises(UserError, match=r"x.* (holds more than|asks for)"):
         list(archives.read_files(path, lambda _: True))

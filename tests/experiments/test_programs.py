@@ -178,7 +178,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     ),
     "one of many processes": (
         ["--config=configs/quickstart.py", "--workdir={tmp}/new", "--num_processes=2"],
-        "--coordinator_address and --process_id missing: several processes need all three of them",
+        "--coordinator_address and --process_id missing: runs of several processes need all three flags",
     ),
     "process beyond the last": (
         [*QUICK[:1], "--workdir={tmp}/new", "--num_processes=2", "--process_id=2", "--coordinator_address=a:1"],
@@ -208,7 +208,7 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "workdir is a file": (["--workdir={tmp}/syntax.py"], "there is no work directory {tmp}/syntax.py"),
     "no checkpoints": (["--workdir={tmp}/data"], "there is no checkpoint directory {tmp}/data/checkpoints"),
     "empty checkpoints": (["--workdir={tmp}/started"], "there is no checkpoint in {tmp}/started/checkpoints yet"),
-    "damaged": (["--workdir={tmp}/damaged"], "no usable one is left"),
+    "damaged": (["--workdir={tmp}/damaged"], "no usable checkpoint is left"),
     "damaged step": (["--workdir={tmp}/damaged", "--step=4"], "step 4 in {tmp}/damaged/checkpoints is damaged"),
     "foreign": (["--workdir={tmp}/foreign"], "was not written by seqboat"),
     "unknown split": (["--workdir={run}", "--split=dev"], "no evaluation split 'dev'; this task has: validation, test"),
@@ -353,7 +353,7 @@ def arguments_of(tiny: dict[str, Any], workdir: Path, steps: int) -> list[str]:
     ],
     ids=["metrics", "every array", "some arrays"],
 )
-def test_a_full_disk_stops_training_and_the_same_command_goes_on(trained, tiny, tmp_path, limit, message):
+def test_a_full_disk_stops_training_and_the_same_command_resumes(trained, tiny, tmp_path, limit, message):
     """No file may grow beyond a limit, which fails where a full disk does. The compilation cache fails as well."""
     workdir = copy(trained, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints/6")
@@ -367,7 +367,7 @@ def test_a_full_disk_stops_training_and_the_same_command_goes_on(trained, tiny, 
     assert again.code == 0
     # What the first could not write of the cache whole is replaced.
     assert ["compiling it again" in line for line in again.err.splitlines()] in ([], [True])
-    assert "going on from step 4" in again.out
+    assert "resuming from step 4" in again.out
     assert "done: step 6" in again.out
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4, 6]

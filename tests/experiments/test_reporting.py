@@ -82,7 +82,7 @@ def test_cut_back_with_a_torn_last_line(metrics: MetricsFile, monkeypatch: pytes
         file.write('{"step": 15, "ki')
     metrics.truncate_after(20)
     assert metrics.path.read_text() == kept
-    assert warnings == [f"{metrics.path}: line 5 is torn or not a record, left out"]
+    assert warnings == [f"{metrics.path}: line 5 is truncated or not a record; skipped"]
     assert os.listdir(metrics.path.parent) == [METRICS_FILE]
 
 

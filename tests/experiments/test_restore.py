@@ -95,7 +95,7 @@ def test_a_loaded_model_can_be_applied(trained):
 
 
 def test_the_five_lines_of_the_readme(trained):
-    """As they stand there, but for the work directory."""
+    """As written there, except for the work directory."""
     text = (Path(__file__).parents[2] / "README.md").read_text()
     (block,) = re.findall(r"((?:^ {4}.*\n)*^ {4}.*experiments\.load\(.*\n(?:^ {4}.*\n)*)", text, re.MULTILINE)
     lines = textwrap.dedent(block).splitlines()
@@ -292,7 +292,7 @@ BROKEN = {
     "text": b"no array\n" * 20,
     "cut short": WHOLE[:200],
     "flipped": flipped(WHOLE, len(WHOLE) // 2),
-    "member is no array": zip_of(x=b"hello"),
+    "member is not an array": zip_of(x=b"hello"),
     "header is code": zip_of(x=b"\x93NUMPY\x01\x00" + struct.pack("<H", 40) + b"__import__('os').getcwd()".ljust(40)),
     "size beyond memory": zip_of(
         x=b"\x93NUMPY\x01\x00"

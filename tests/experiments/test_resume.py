@@ -62,7 +62,7 @@ def assert_same_run(workdir: Path, unbroken: Path, experiment: Experiment) -> No
 
 
 class Stop(Exception):
-    """Stands for whatever ends a process."""
+    """Simulates the end of a process."""
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, place: str, step: int) -> None:
@@ -166,7 +166,7 @@ def test_the_newest_checkpoint_is_lost(light_unbroken, tmp_path):
 
 
 def test_the_comparison_can_fail(light, light_unbroken, tmp_path):
-    """Another seed, and a run that replays batches instead of going on, are told apart."""
+    """Another seed, and a run that replays batches instead of continuing, are told apart."""
     experiment, unbroken = light_unbroken
     other = light({**PLAN, "model.dropout": 0.3, "train.accumulate": 2, "seed": 1})
     train(other, tmp_path / "seed")
@@ -182,7 +182,7 @@ def test_the_comparison_can_fail(light, light_unbroken, tmp_path):
 
 @pytest.mark.slow
 def test_a_seqboat_with_all_moving_parts(tiny, tmp_path):
-    """Dropout of every kind, batch norm, a centred router, accumulated parts and a price of activation."""
+    """Dropout of every kind, batch norm, a centred router, accumulated parts and an activation penalty."""
     experiment = build(tiny({**PLAN, **MOVING_PARTS}))
     train(experiment, tmp_path / "unbroken")
     run_until_stopped(experiment, tmp_path / "broken", "batch", 5)
@@ -295,14 +295,14 @@ def test_killed_in_a_save_and_between_evaluation_and_save(tiny, command, unbroke
     process = start(command, tmp_path, place, step)
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
-    resumed = re.search(r"going on from step (\d+) of", finish(command, tmp_path))
+    resumed = re.search(r"resuming from step (\d+) of", finish(command, tmp_path))
     assert resumed is None or int(resumed[1]) < step  # the save before may have been under way as well
     assert_same_run(tmp_path, unbroken, build(tiny({**LONG, **MOVING_PARTS})))
 
 
 @pytest.mark.slow
 def test_asked_to_stop(tiny, command, unbroken, tmp_path):
-    """SIGTERM, twice: the step under way is saved, the exit code is 0, and the same command goes on from there."""
+    """SIGTERM, twice: the step under way is saved, the exit code is 0, and the same command resumes there."""
     stopped = []
     for step in (7, 23):
         process = start(command, tmp_path)
@@ -311,12 +311,12 @@ def test_asked_to_stop(tiny, command, unbroken, tmp_path):
         output, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
         assert "Traceback" not in errors
-        saved = re.search(r"asked to stop: saved step (\d+); the same command goes on from it", output)
+        saved = re.search(r"asked to stop: saved step (\d+); run the same command to resume", output)
         assert saved is not None, output
         stopped.append(int(saved[1]))
         assert step < stopped[-1] < 40
     assert stopped[0] < stopped[1]
-    assert f"going on from step {stopped[1]} of" in finish(command, tmp_path)
+    assert f"resuming from step {stopped[1]} of" in finish(command, tmp_path)
     assert_same_run(tmp_path, unbroken, build(tiny({**LONG, **MOVING_PARTS})))
 
 

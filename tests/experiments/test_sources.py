@@ -151,7 +151,7 @@ def test_an_unknown_split_is_named(data_dir):
 @pytest.mark.parametrize("keep", [0, 0.5, 0.999])
 def test_a_truncated_file_is_named(data_dir, keep):
     os.truncate(shard(data_dir), int(keep * shard(data_dir).stat().st_size))
-    with pytest.raises(UserError, match="damaged or cut short; copy it again") as caught:
+    with pytest.raises(UserError, match="damaged or truncated; copy it again") as caught:
         open_split("listops", "train", str(data_dir))
     assert str(shard(data_dir)) in str(caught.value)
 
@@ -269,7 +269,7 @@ def test_one_of_several_data_sets_is_named(tmp_path, name):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     known = ", ".join(f"{name}/{config.name}" for config in preparation.builder_class(name).BUILDER_CONFIGS)
     assert done.returncode == 2
-    assert done.stderr == f"error: --dataset={name} is several data sets; name one of them: {known}\n"
+    assert done.stderr == f"error: --dataset={name} has several configurations; choose one: {known}\n"
 
 
 def test_a_data_set_of_one_configuration_needs_no_more_than_its_name(tmp_path):
@@ -292,7 +292,7 @@ def test_the_program_makes_listops(tmp_path):
     where = str(tmp_path / "listops" / "1.0.0")
     assert outputs[0].startswith(f"wrote {where} (")
     assert all(part in outputs[0] for part in ("train 96,000", "validation 2,000", "test 2,000"))
-    assert outputs[1] == f"{where} is there already; nothing done\n"
+    assert outputs[1] == f"{where} already exists; nothing to do\n"
     for split, size in ListOps.SIZES.items():
         source = open_split("listops", split, str(tmp_path))
         assert len(source) == size

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.training.experiment import build
 from experiments.training.loop import evaluate
-from experiments.training.step import Steps, TrainState, means
+from experiments.training.step import TrainState, make_steps, means
 from seqboat.ops.losses import cross_entropy
 
 
@@ -93,7 +93,7 @@ def test_the_elements_of_accumulated_parts_are_all_counted(light, initial):
     assert float(parts.metrics["elements"][0]) == batch["lengths"].sum()
 
 
-def test_the_penalty_on_activation_moves_the_probability_alone(light, initial):
+def test_the_activation_penalty_moves_the_probability_alone(light, initial):
     """Its gradient is penalty * d(mean probability); the parameter that only the router reads gets nothing else."""
     free, dear, dearer = (
         light({"train.activation_penalty": penalty, "optimizer.clip_norm": 1e9}) for penalty in (0, 1, 2)
@@ -114,19 +114,19 @@ def test_the_penalty_on_activation_moves_the_probability_alone(light, initial):
 
 
 @pytest.mark.slow
-def test_the_penalty_on_activation_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
+def test_the_activation_penalty_reaches_the_router_of_seqboat_and_not_its_module(tiny, seqboat):
     batch, state, gradient = seqboat
     experiment = build(tiny({"train.activation_penalty": 0.5, "optimizer.clip_norm": 1e9}))
     first = step_of(experiment, batch, state).opt_state.first
-    priced = jax.tree.map(lambda m: m / (1 - experiment.config.optimizer.b1), first)
-    layers, free = (g["encoder"]["layers"] for g in (priced, gradient))
+    penalised = jax.tree.map(lambda m: m / (1 - experiment.config.optimizer.b1), first)
+    layers, free = (g["encoder"]["layers"] for g in (penalised, gradient))
     router, free_router = layers["sparse"]["configurator"], free["sparse"]["configurator"]
     change = float(optax.tree.norm(jax.tree.map(jnp.subtract, router, free_router)))
     assert change > 1e-2 * float(optax.tree.norm(free_router))
-    # The last layer's module and head come after every decision: their gradients are those without a penalty.
+    # The last layer's module and head come after every decision: their gradients do not depend on the penalty.
     last = lambda tree: jax.tree.map(lambda leaf: leaf[-1], tree)
     assert_close(last(layers["gau"]), last(free["gau"]), 1e-4)
-    assert_close(priced["head"], gradient["head"], 1e-4)
+    assert_close(penalised["head"], gradient["head"], 1e-4)
 
 
 def with_loss(task, spoil):
@@ -267,7 +267,7 @@ def test_an_update_that_is_not_finite_changes_nothing(light, value):
     """Of a finite loss and a finite gradient."""
     experiment = light()
     batch = experiment.task.train_batch(0)
-    steps = Steps(
+    steps = make_steps(
         experiment.model,
         experiment.task.loss,
         lambda params: optax.chain(optax.clip_by_global_norm(1e-30), optax.add_decayed_weights(value), optax.sgd(-10)),

@@ -556,7 +556,7 @@ def check_streams(batches: list[Any]) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize(("size", "length", "count"), [(540, 20, 4), (80, 20, 4), (81, 20, 4), (79, 20, 4), (7, 3, 7)])
-def test_carried_streams_read_every_byte_once_an_epoch_and_go_on_where_they_ended(tmp_path, size, length, count):
+def test_carried_streams_read_every_byte_once_per_epoch_and_continue_where_they_ended(tmp_path, size, length, count):
     data = random_bytes(size + 2 * count)
     (tmp_path / "text").write_bytes(data.tobytes())
     shares = (size / len(data), count / len(data), count / len(data))
@@ -633,7 +633,7 @@ def test_mistakes_with_files_are_named(tmp_path):
     assert f"there is no regular file {tmp_path}/none.txt" in refused(files=(f"{tmp_path}/none.txt",))
     assert "there is no regular file" in refused(files=(str(tmp_path),))
     for config in ({}, {"dataset": "enwik8", "files": ("a.txt",)}):
-        assert "name text files, as --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset" in refused(
+        assert "name text files, as in --config.task.files='(\"a.txt\",)', or a prepared corpus by dataset" in refused(
             **config
         )
     (tmp_path / "short.txt").write_bytes(b"abcd")
@@ -796,7 +796,7 @@ def test_too_few_recordings_or_pictures_for_a_split_are_named(tmp_path):
         make("image", str(tmp_path))
 
 
-def test_short_splits_and_large_batches_are_no_mistake(tmp_path):
+def test_short_splits_and_large_batches_are_not_errors(tmp_path):
     """A text shorter than a sequence is one sequence; a batch larger than the split repeats it."""
     (tmp_path / "text").write_bytes(b"twenty letters, more")
     config = corpus.Config(files=(str(tmp_path / "text"),), length=64, context=0)

@@ -94,7 +94,7 @@ def broken(request, tmp_path):
     os.close(stream.gone)
 
 
-def test_a_lost_listener_is_named_once_and_work_goes_on(broken, capsys):
+def test_a_lost_listener_is_named_once_and_work_continues(broken, capsys):
     output = Output(broken, "standard output")
     for line in ("first\n", "second\n", "third\n"):
         assert output.write(line) == len(line)

@@ -95,7 +95,7 @@ def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
     gradient = jax.grad(loss)(grown)["recurrent"]
     assert np.any(gradient["kernel"][6:])
     assert np.any(gradient["lstm"]["hi"]["kernel"][6:, :6])
-    with pytest.raises(ValueError, match="only a network whose every head is recurrent grows; this has full"):
+    with pytest.raises(ValueError, match="only a network with recurrent heads only can grow; this one has full"):
         continual.grow(hyper.mip(SPEC), params, 3, KEY)
     with pytest.raises(ValueError, match="units=0"):
         continual.grow(network, params, 0, KEY)

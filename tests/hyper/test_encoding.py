@@ -93,8 +93,8 @@ def test_a_wrong_width_is_refused():
     [
         ({"inputs": 0}, "at least 1"),
         ({"low": 1.0}, "below"),
-        ({"kind": "embedding"}, "1 task or more"),
-        ({"kind": "l2"}, "take cos_sin"),
+        ({"kind": "embedding"}, "at least 1 task"),
+        ({"kind": "l2"}, "use cos_sin"),
     ],
 )
 def test_impossible_encodings_are_refused(fields, message):

@@ -172,7 +172,7 @@ class Machine:
         return calls
 
     def wait(self, program: str, count: int) -> list[list[str]]:
-        """Its calls, once there are so many."""
+        """Its calls, once there are N."""
         for _ in range(400):
             if len(calls := self.calls(program)) >= count:
                 return calls

@@ -182,7 +182,7 @@ def test_delete(machine, options, answer):
     assert machine.calls("gcloud") == [deleted]
 
 
-def test_a_preempted_pod_is_made_again_and_goes_on_in_the_same_work_directory(pod):
+def test_a_preempted_pod_is_made_again_and_resumes_in_the_same_work_directory(pod):
     """The first look finds the training ended, as a pod's processes are while it is taken away; nobody believes it."""
     pod.answers(pods=["READY", "PREEMPTED", "READY"], requests=["PROVISIONING", "ACTIVE"])
     before = len(pod.calls("gcloud"))

@@ -30,7 +30,7 @@ def run(layer, train=False, variables=None, m=M, **seeds):
 
 
 class Returning(nn.Module):
-    """Returns whatever it is told to make of the rows, or of a Dense layer of so many columns."""
+    """Returns the result of a given function of the rows, or of a Dense layer of N columns."""
 
     make: object = None
     columns: int = D
@@ -145,14 +145,14 @@ def test_whether_this_is_training_is_handed_on(module, form):
 def test_a_mode_that_a_module_has_as_a_field_is_its_own():
     layer = make(nn.Dropout(0.5, deterministic=False, name="own"))
     assert (run(layer, True, {}, dropout=0) == 0).any()
-    with pytest.raises(ValueError, match=r'own \(Dropout\) draws from an RNG .* "dropout" in training alone'):
+    with pytest.raises(ValueError, match=r'own \(Dropout\) draws from a missing RNG.* "dropout" only in training'):
         run(layer, False, {}, dropout=0)
     assert (run(make(nn.Dropout(0.5, deterministic=True, name="own")), True, {}, dropout=0) != 0).all()
 
 
 def test_dropout_without_its_key_is_said_by_name():
     layer = make(Train(name="own"))
-    with pytest.raises(ValueError, match=r"own \(Train\) draws from an RNG that is not there; there are \[\]"):
+    with pytest.raises(ValueError, match=r"own \(Train\) draws from a missing RNG; there are \[\]"):
         run(layer, True)
 
 
@@ -240,8 +240,8 @@ def function(x):
 STRANGERS = {
     "nnx": (Other(), "Other is an NNX module: write it as a flax.linen.Module"),
     "nnx class": (Other, "Other is an NNX module"),
-    "class": (Returning, r"Returning is a class: give an instance, Returning\(...\)"),
-    "function": (function, "function is a function: give a flax.linen.Module that calls it"),
+    "class": (Returning, r"Returning is a class: pass an instance, Returning\(...\)"),
+    "function": (function, "function is a function: pass a flax.linen.Module that calls it"),
     "None": (None, "not None"),
     "number": (3, "not a int"),
 }
@@ -258,16 +258,16 @@ def test_what_is_not_a_linen_module_is_refused_where_it_is_given(stranger, messa
         "target": lambda: hyper.Hyper(stranger, network),
     }
     for where, take in takers.items():
-        with pytest.raises(ValueError, match=f"{where}: a Flax linen module is wanted; {message}"):
+        with pytest.raises(ValueError, match=f"{where}: expected a Flax linen module; {message}"):
             take()
 
 
 def test_one_module_alone_is_not_a_list_of_modules():
-    with pytest.raises(ValueError, match="a tuple of Flax linen modules is wanted, not one Train alone"):
+    with pytest.raises(ValueError, match="expected a tuple of Flax linen modules, not a single Train"):
         SparseModularActivation(Train())
 
 
-def test_a_hypernetwork_is_wanted_around_a_target():
+def test_a_hypernetwork_is_expected_around_a_target():
     target = MLP(MLPConfig(2, (3,)))
-    with pytest.raises(ValueError, match=r"network: a HyperNetwork is wanted, as hyper\.mip"):
+    with pytest.raises(ValueError, match=r"network: expected a HyperNetwork, as returned by hyper\.mip"):
         hyper.Hyper(target, target)

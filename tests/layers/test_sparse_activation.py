@@ -269,7 +269,7 @@ def test_straight_through_hears_inactive_elements_and_changes_no_value():
     assert_close(y, expected)
     real, active = np.asarray(VALID), np.asarray(active)
     assert (np.asarray(gradient)[real & ~active] != 0).all()
-    assert not np.asarray(gradient)[~real].any(), "padding is no element"
+    assert not np.asarray(gradient)[~real].any(), "padding is not an element"
     assert_close(gradient[active], published[active])
     evaluated, _ = logit_gradients(STRAIGHT, train=False)
     assert_close(evaluated, logit_gradients(PUBLISHED, train=False)[0])

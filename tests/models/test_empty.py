@@ -61,7 +61,7 @@ def test_results_and_gradients_of_nothing_have_their_shapes(name, kind):
 
 
 @pytest.mark.parametrize(("batch", "length"), EMPTY)
-def test_a_layer_of_nothing_computes_nothing_and_goes_on_from_where_it_was(batch, length):
+def test_a_layer_without_elements_computes_nothing_and_keeps_its_state(batch, length):
     layer = SeqBoatLayer(LAYER)
     x, valid = jnp.zeros((batch, length, 4)), jnp.zeros((batch, length), bool)
     variables = layer.init(jax.random.key(0), x, valid)
@@ -127,7 +127,7 @@ def test_packing_of_nothing(batch, length):
 
 
 def test_an_mlp_wants_numbers():
-    with pytest.raises(ValueError, match=r"inputs \(2, 0, 3\): an MLP wants one number or more"):
+    with pytest.raises(ValueError, match=r"inputs \(2, 0, 3\): an MLP needs at least one number"):
         MLP(MLPConfig(2)).init(jax.random.key(0), jnp.zeros((2, 0, 3)), jnp.zeros(2, int))
     assert (
         MLP(MLPConfig(2)).init_with_output(jax.random.key(0), jnp.zeros((0, 4, 3)), jnp.zeros(0, int))[0].logits.size

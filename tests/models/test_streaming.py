@@ -176,7 +176,7 @@ def test_rates_of_activation(name, level):
 
 
 def test_single_streams_are_emptied_and_copied():
-    """Stream 1 begins again, stream 2 goes on from where stream 0 is; stream 0 goes on."""
+    """Stream 1 is reset, stream 2 continues from the state of stream 0, which continues too."""
     mine = case("relative")
     first, _, state = mine.feed(uneven(7)[:2] + even(7)[:2], 7)
     done = len(first[0])
@@ -197,15 +197,15 @@ def test_single_streams_are_emptied_and_copied():
     [
         (
             lambda state: reset(state, np.array([1], np.int32)),
-            "which: 3 truth values are wanted, one a stream, not int32(1,)",
+            "which: expected 3 booleans, one per stream, not int32(1,)",
         ),
-        (lambda state: reset(state, [True]), "which: 3 truth values are wanted, one a stream, not bool(1,)"),
-        (lambda state: fork(state, [0, 3]), "source: [0, 3] has numbers of no stream; there are 0..2"),
-        (lambda state: fork(state, [-1]), "source: [-1] has numbers of no stream; there are 0..2"),
-        (lambda state: fork(state, 0), "source: a list of numbers of streams is wanted, not int32()"),
+        (lambda state: reset(state, [True]), "which: expected 3 booleans, one per stream, not bool(1,)"),
+        (lambda state: fork(state, [0, 3]), "source: [0, 3] has indices out of range; streams are 0..2"),
+        (lambda state: fork(state, [-1]), "source: [-1] has indices out of range; streams are 0..2"),
+        (lambda state: fork(state, 0), "source: expected a list of stream indices, not int32()"),
         (
             lambda state: fork(state, [True, False, False]),
-            "source: a list of numbers of streams is wanted, not bool(3,)",
+            "source: expected a list of stream indices, not bool(3,)",
         ),
     ],
 )
@@ -237,7 +237,9 @@ def test_lists_say_which_streams():
 def test_other_shapes_are_refused(tokens, lengths):
     mine = case("relative")
     state = mine.model.initial_state(BATCH)
-    with pytest.raises(ValueError, match=re.escape(f"are wanted, not {tokens} and {lengths}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"expected symbols (B, L) and lengths (B,), not {tokens} and {lengths}")
+    ):
         mine.model.apply(
             mine.variables, jnp.ones(tokens, jnp.int32), jnp.ones(lengths, jnp.int32), state, method="stream"
         )
@@ -361,9 +363,11 @@ def test_a_state_holds_what_is_promised_and_no_more():
 
 MESH = Layout(Rules(), (("sequence", 2),))
 REFUSED = {
-    "ssm_truncation=5 cannot be streamed: a cut kernel.*:credit_router": {"ssm_truncation": 5},
+    "ssm_truncation=5 cannot be streamed: a truncated kernel.*:credit_router": {"ssm_truncation": 5},
     "window_size=None cannot be streamed": {"window_size": None},
-    "layout=.* cannot be streamed: a piece is whole; split batches over the mesh, not sequences": {"layout": MESH},
+    "layout=.* cannot be streamed: pieces cannot be split; split batches over the mesh, not sequences": {
+        "layout": MESH
+    },
 }
 
 
@@ -389,14 +393,14 @@ def test_a_state_of_another_model_is_refused():
     )
     tokens, lengths = jnp.asarray(mine.tokens[:, :7]), jnp.full(BATCH, 7)
     for state in (other.initial_state(BATCH), mine.model.initial_state(BATCH + 1), ()):
-        with pytest.raises(ValueError, match=r"not one of 3 streams of this model: make it by initial_state\(3\)"):
+        with pytest.raises(ValueError, match=r"not one of 3 streams of this model: create it by initial_state\(3\)"):
             mine.model.apply(mine.variables, tokens, lengths, state, method="stream")
 
 
 def test_parameters_that_were_taken_apart_are_for_evaluation():
     mine = case("relative")
     state = mine.model.initial_state(BATCH)
-    with pytest.raises(ValueError, match="train=True: parameters that were taken apart"):
+    with pytest.raises(ValueError, match="train=True: parameters unstacked by"):
         mine.model.apply(
             separate(mine.variables), jnp.asarray(mine.tokens[:, :7]), jnp.full(BATCH, 7), state, True, method="stream"
         )

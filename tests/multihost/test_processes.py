@@ -31,7 +31,7 @@ CHANGES = {
 
 
 class Run:
-    """So many processes of `devices` CPU devices each, on one work directory."""
+    """`count` processes of `devices` CPU devices each, on one work directory."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ def test_two_processes_read_streams_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_asked_to_stop_they_save_and_another_topology_goes_on(tmp_path):
-    """SIGTERM to all of two processes; the run goes on in two, and from a copy in one process of four devices."""
+def test_asked_to_stop_they_save_and_another_topology_resumes(tmp_path):
+    """SIGTERM to all of two processes; the run resumes in two, and from a copy in one process of four devices."""
     whole = Run(tmp_path / "whole", 2, 2, "fsdp", steps=40)
     assert whole.wait() == [0, 0], whole.outputs
     broken = Run(tmp_path / "broken", 2, 2, "fsdp", steps=40)
@@ -139,8 +139,8 @@ def test_asked_to_stop_they_save_and_another_topology_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_asked_to_stop_and_one_goes_on(tmp_path):
-    """SIGTERM to all of four processes of one device; one process of four devices goes on. The losses, before and
+def test_four_processes_asked_to_stop_and_one_resumes(tmp_path):
+    """SIGTERM to all of four processes of one device; one process of four devices resumes. The losses, before and
     after, are those of one process that was never stopped."""
     mesh = "data=2,sequence=2"
     broken = Run(tmp_path / "broken", 4, 1, mesh, steps=40)
@@ -153,7 +153,7 @@ def test_four_processes_asked_to_stop_and_one_goes_on(tmp_path):
     assert f"asked to stop: saved step {stopped}" in broken.outputs[0]
     again = Run(tmp_path / "broken", 1, 4, mesh, steps=40)
     assert again.wait() == [0], again.outputs
-    assert f"going on from step {stopped}" in again.outputs[0]
+    assert f"resuming from step {stopped}" in again.outputs[0]
     whole = Run(tmp_path / "whole", 1, 4, mesh, steps=40)
     assert whole.wait() == [0], whole.outputs
     assert list(whole.losses()) == list(range(1, 41))

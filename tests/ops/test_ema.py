@@ -154,7 +154,7 @@ def test_streamed_in_any_pieces_equals_the_whole(pieces):
         start += length
 
 
-def test_what_stands_behind_the_real_elements_leaves_no_trace():
+def test_padding_after_the_valid_elements_has_no_effect():
     """Of three streams, one is given everything, one a part and one nothing, or a piece of one element or none."""
     params, state, x = make_params(), normal(7, 3, WIDTH, STATES), normal(5, 3, 8, WIDTH)
     for lengths in ([8, 5, 0], [1, 0, 0]):

@@ -218,7 +218,7 @@ def test_blocks_without_a_wanted_row_do_not_run_in_values_and_gradients():
     assert_close(fast(*args, jnp.int32(ROWS), cotangent), expected)
 
 
-def test_rows_that_are_no_whole_number_of_blocks_are_refused():
+def test_rows_that_are_not_a_whole_number_of_blocks_are_rejected():
     with pytest.raises(ValueError, match="not the same whole number of blocks of 5"):
         map_blocks(lambda params, own, halo: own, None, jnp.ones(12), None, jnp.int32(1), block_size=5)
     with pytest.raises(ValueError, match="not the same whole number of blocks of 4"):

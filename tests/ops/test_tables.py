@@ -30,5 +30,5 @@ def test_what_is_not_in_the_table_is_nan_and_pays_nothing(kind):
 
 @pytest.mark.parametrize("index", [jnp.ones(2), jnp.ones(5, bool)])
 def test_an_index_is_a_whole_number(index):
-    with pytest.raises(ValueError, match="a table of 5 rows is indexed by whole numbers, not by"):
+    with pytest.raises(ValueError, match="a table of 5 rows is indexed by integers, not by"):
         look_up(normal(0, 5, 3), index)

@@ -168,7 +168,7 @@ def test_tiles_met_follow_the_filled_rows_and_the_sequences():
 
 LM = (Window(1024, True, "softmax", "rotary"), 1, 8192, 128, 1024, jnp.bfloat16)
 TEXT = (Window(128, False, "softmax", "rotary"), 4, 4096, 64, 256, jnp.float32)
-# Widths that are no powers of two, and the error function.
+# Widths that are not powers of two, and the error function.
 SPEECH = (Window(128, False, "laplace", "none"), 1, 16000, 30, 60, jnp.float32)
 LOOKED_UP = (Window(128, False, "softmax", "relative"), 4, 4096, 64, 256, jnp.float32)
 SLOTS = (Window(128, False, "relu2", "slot"), 1, 16000, 30, 60, jnp.float32)
@@ -208,8 +208,8 @@ def test_lowers_for_the_hardware(backend, platform, call, case):
 NONE, SLOT = Window(5, True, "softmax", "none"), Window(5, True, "softmax", "slot")
 REFUSED = {
     "margins": ({"left": 3}, "whole number of tiles"),
-    "rows": ({"rows": 52}, "do not belong together"),
-    "key dtype": ({"k": jnp.zeros((53, KEY_SIZE), jnp.bfloat16)}, "must be the same"),
+    "rows": ({"rows": 52}, "do not match"),
+    "key dtype": ({"k": jnp.zeros((53, KEY_SIZE), jnp.bfloat16)}, "must have the same dtype"),
     "no table": ({"window": SLOT}, "needs a table"),
     "a table": ({"table": jnp.zeros(3)}, "has no table"),
     "slots of all": ({"window": Window(None, True, "softmax", "slot"), "table": jnp.zeros(3)}, "with a size"),

@@ -37,8 +37,8 @@ def test_words_make_sizes(words, sizes):
     [
         ("", "there is no mesh axis ''"),
         ("data=x", "mesh axis data=x: its size must be"),
-        ("data=3,fsdp", "'data=3,fsdp' wants a multiple of 3 devices, there are 8"),
-        ("data=16", "'data=16' wants 16 devices, there are 8"),
+        ("data=3,fsdp", "'data=3,fsdp' needs a multiple of 3 devices, there are 8"),
+        ("data=16", "'data=16' needs 16 devices, there are 8"),
     ],
 )
 def test_words_that_make_no_mesh(words, message):
@@ -77,7 +77,7 @@ RULE_MISTAKES = [
         (8, 40),
         "gau/projection/kernel (8, 40), dimension 1 (hidden): mesh axis 'fsdp' already splits another dimension of it",
     ),
-    ({}, "gau/output/kernel", (10, 6), "dimension 1 (embed): 6 does not divide among fsdp = 4"),
+    ({}, "gau/output/kernel", (10, 6), "dimension 1 (embed): 6 does not divide evenly among fsdp = 4"),
     ({}, "own/weights", (8, 8), "own/weights of 2 dimensions: no rule names its axes; add one to Rules.parameters"),
     ({}, "norm/scale", (2, 2, 8), "norm/scale has 3 dimensions; the rule 'scale' names (None,)"),
 ]

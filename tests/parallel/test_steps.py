@@ -167,18 +167,21 @@ def test_a_batch_in_parts_on_a_mesh():
 
 MISTAKES = {
     "rows": ("there is no mesh axis 'rows'; there are data, fsdp, fsdp_hidden, sequence", {}),
-    "data=3": ("'data=3' wants 3 devices, there are 8", {}),
+    "data=3": ("'data=3' needs 3 devices, there are 8", {}),
     "data,data=2": ("mesh axis 'data' is named twice", {}),
-    "data,fsdp": ("data and fsdp have no size: only one axis can take the devices left over", {}),
+    "data,fsdp": ("data and fsdp have no size: only one axis can take the remaining devices", {}),
     "data=0,fsdp": ("mesh axis data=0: its size must be a whole number of devices", {}),
     "data": ("8 devices cannot share batches of 6 examples", {"train.batch_size": 6}),
     "fsdp": (
-        "embedding/table (17, 12), dimension 1 (embed): 12 does not divide among fsdp = 8",
+        "embedding/table (17, 12), dimension 1 (embed): 12 does not divide evenly among fsdp = 8",
         {"model.features": 12},
     ),
-    "sequence": ("config.model.window_size=None: where config.mesh splits sequences", {"model.window_size": None}),
+    "sequence": (
+        "config.model.window_size=None: must be finite if config.mesh splits sequences",
+        {"model.window_size": None},
+    ),
     "sequence=8": (
-        "config.model.ssm_truncation=8: where config.mesh splits sequences the kernel is whole, so None",
+        "config.model.ssm_truncation=8: must be None if config.mesh splits sequences",
         {"model.ssm_truncation": 8},
     ),
     "sequence=4,data=2": ("4 devices cannot share sequences of 41 elements", {"task.length": 33}),

@@ -1,4 +1,4 @@
-"""Text as bytes, in order, in blocks of one size: what the language-modelling data sets share."""
+"""Text as bytes, in order, in blocks of one size: the base of the language-modelling data sets."""
 
 import hashlib
 import io
@@ -17,9 +17,9 @@ BLOCK = 65_536  # bytes; the last block of a split is shorter
 
 
 class ByteBlocksBuilder(ArrayRecordBuilder):
-    """Examples are consecutive blocks of a split, in its order: all of them, one after the other, are the split.
+    """Examples are consecutive blocks of a split: concatenated in order they are the split.
 
-    One process makes it, in seconds.
+    Built by one process, in seconds.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -46,7 +46,7 @@ class ByteBlocksBuilder(ArrayRecordBuilder):
 class HundredMillionBuilder(ByteBlocksBuilder):
     """The two corpora of 10^8 bytes: 90, 5 and 5 million for training, validation and test.
 
-    SOURCES are the files it can be made from, and CONTENTS is the SHA-256 of the 10^8 bytes.
+    SOURCES are the files it can be made from; CONTENTS is the SHA-256 of the 10^8 bytes.
     """
 
     SIZE = 100_000_000
@@ -56,7 +56,7 @@ class HundredMillionBuilder(ByteBlocksBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         file, path = find_source(self, self.SOURCES)
         with open_file(path, self.name) as stream:
-            contents = stream.read(self.SIZE + 1)  # whatever it unpacks to, no more is held
+            contents = stream.read(self.SIZE + 1)  # bounded, whatever it unpacks to
         if len(contents) != self.SIZE:
             found = f"{len(contents):,}" if len(contents) < self.SIZE else "more"
             raise UserError(
@@ -64,7 +64,7 @@ class HundredMillionBuilder(ByteBlocksBuilder):
                 f"another file are not {self.name}; configs/lm/bytes.py trains on the bytes of any file"
             )
         if self.CONTENTS not in (None, hashlib.sha256(contents).hexdigest()):
-            raise UserError(f"{path} has the size of {self.name} but is another text; download {file.url} again")
+            raise UserError(f"{path} has the size of {self.name} but different contents; download {file.url} again")
         bounds = (0, self.SIZE * 90 // 100, self.SIZE * 95 // 100, self.SIZE)
         return {
             split: self._generate_examples(read_blocks(io.BytesIO(contents[start:end])))
@@ -73,6 +73,6 @@ class HundredMillionBuilder(ByteBlocksBuilder):
 
 
 def read_blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The rest of a stream in blocks."""
+    """Yields the rest of a stream in blocks."""
     while block := stream.read(BLOCK):
         yield block

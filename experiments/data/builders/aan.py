@@ -31,9 +31,9 @@ COLUMNS = ("label", "id1", "id2", "text1", "text2")
 class Builder(ArrayRecordBuilder):
     """Pairs of papers, and whether one cites the other (1).
 
-    Made from the three tsv files, unpacked, or from the archive itself, which is read once for every split. The texts
-    are the bytes of the files as they stand, as LRA's own loader has them: not decoded, and with the b'...' that is
-    around them in the release. One process makes it.
+    Built from the three unpacked tsv files, or from the archive itself, which is read once per split. Texts are the raw
+    bytes of the files, as in LRA's own loader: not decoded, and including the b'...' around them in the release. Built
+    by one process.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -58,7 +58,7 @@ class Builder(ArrayRecordBuilder):
         return {split: self._generate_examples(path, split) for split in FILES}
 
     def _find(self) -> Path:
-        """The folder of the three files, or the archive."""
+        """The folder with the three files, or the archive."""
         for folder in (self.manual_dir / name for name in FOLDERS):
             missing = [name for name in FILES.values() if not (folder / name).is_file()]
             if not missing:
@@ -67,7 +67,7 @@ class Builder(ArrayRecordBuilder):
                 return folder
             if len(missing) < len(FILES):
                 raise UserError(
-                    f"{folder} lacks {' and '.join(missing)}: take it from {ARCHIVE.url} (a tar.gz, folder "
+                    f"{folder} lacks {' and '.join(missing)}: get it from {ARCHIVE.url} (a tar.gz, folder "
                     f"lra_release/lra_release/tsv_data), then run: {command(self)}"
                 )
         if (self.manual_dir / ARCHIVE.name).exists():
@@ -86,7 +86,7 @@ class Builder(ArrayRecordBuilder):
             for row, line in enumerate(show_progress(lines, None, f"{self.name} {split}"), 1):
                 where = f"{path / name if path.is_dir() else f'{path}: {name}'}, row {row}"
                 if len(line) > MOST_BYTES:
-                    raise UserError(f"{where} has more than {MOST_BYTES:,} bytes: this is another file")
+                    raise UserError(f"{where} has more than {MOST_BYTES:,} bytes: this is a different file")
                 if line.strip():
                     found += 1
                     yield row, parse(line, where)

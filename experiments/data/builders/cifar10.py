@@ -23,9 +23,9 @@ RECORDS_PER_FILE = 10_000
 
 
 class Builder(ArrayRecordBuilder):
-    """The same examples, ids and order as tensorflow-datasets' own; pixels are stored as they are, not as PNG.
+    """The same examples, ids and order as tensorflow-datasets' own, with pixels stored raw instead of as PNG.
 
-    One process makes it, in seconds.
+    Built by one process, in seconds.
     """
 
     VERSION = tfds.core.Version("3.0.2")
@@ -62,7 +62,7 @@ class Builder(ArrayRecordBuilder):
         check_count(path, found, total, f"{split} images")
 
     def _records(self, path: Path, split: str) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Number in the split, label and pixels of every image."""
+        """Yields index in the split, label and pixels of every image."""
         files = self.FILES[split]
         for member, contents in read_files(path, lambda name: PurePosixPath(name).name in files):
             if len(contents) != RECORDS_PER_FILE * RECORD_BYTES:

@@ -20,7 +20,7 @@ SOURCES = (
 class Builder(ArrayRecordBuilder):
     """The same examples, features and order as tensorflow-datasets' own, without the unlabelled reviews.
 
-    One process makes it: unpacking takes longer than the rest.
+    Built by one process: unpacking dominates.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -52,6 +52,6 @@ class Builder(ArrayRecordBuilder):
             match = pattern.fullmatch(name)
             assert match
             found += 1
-            # The key is the path in the archive: it decides the order, which is then that of the stock data set.
+            # The key is the path in the archive, which gives the order of the stock data set.
             yield f"aclImdb/{match[1]}", {"text": text.strip(), "label": match[2]}
         check_count(path, found, self.EXPECTED[split], f"labelled {split} reviews")

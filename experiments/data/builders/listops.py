@@ -13,12 +13,12 @@ from experiments.data.preparation import ArrayRecordBuilder, show_progress
 class Builder(ArrayRecordBuilder):
     """ListOps with LRA's parameters, sizes and order of splits (Tay et al. 2021); no expression appears twice.
 
-    LRA's own files are one sample of the same distribution; these are another, the same on every machine (a test holds
-    the random stream fixed).
+    LRA's own files are one sample of the same distribution; these are another, identical on every machine (a test pins
+    the random stream).
 
     Args (besides tensorflow-datasets' own, such as data_dir):
-      sizes: examples of each split, to make a small one (by default SIZES); the names are those of SIZES.
-      parameters: what to draw, if not LRA's.
+      sizes: examples per split, by default SIZES, whose keys it must have; to make a small data set.
+      parameters: parameters of the generator, by default LRA's.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -51,7 +51,7 @@ class Builder(ArrayRecordBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
-        # tensorflow-datasets runs these one after the other, in order; the later splits leave out what is in `seen`.
+        # tensorflow-datasets runs these sequentially, in order; later splits skip the expressions in `seen`.
         seen: set[bytes] = set()
         return {name: self._generate_examples(name, seen) for name in self.sizes}
 

@@ -21,12 +21,12 @@ class PathfinderConfig(tfds.core.BuilderConfig):
 class Builder(ArrayRecordBuilder):
     """Pathfinder (32x32) and Path-X (128x128) with the LRA's parameters and sizes (Tay et al. 2021, arXiv 2011.04006).
 
-    LRA's own files are one sample of the same distribution; these are another, the same on every machine (a test holds
-    the random stream fixed).
+    LRA's own files are one sample of the same distribution; these are another, identical on every machine (a test pins
+    the random stream).
 
     Args (besides tensorflow-datasets' own, such as data_dir):
-      sizes: examples of each split, to make a small one; the names are those of SIZES, the default. An example depends
-        on its split and its number alone, so a small data set holds the first examples of the whole one.
+      sizes: examples per split, by default SIZES, whose keys it must have. An example depends only on its split and
+        index, so a small data set holds the first examples of the full one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -60,7 +60,7 @@ class Builder(ArrayRecordBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
-        pathfinder_board.opencv()  # a missing package is an error before anything is written
+        pathfinder_board.opencv()  # fail on a missing package before anything is written
         return {name: self._generate_examples(name) for name in self.sizes}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:

@@ -37,7 +37,7 @@ Split = dict[str, str]
 
 @dataclass(eq=False)
 class SpeechCommandsConfig(tfds.core.BuilderConfig):
-    """Which words, and how many clips there are of them: an incomplete copy is refused."""
+    """The words and their number of clips, so that an incomplete copy is rejected."""
 
     words: tuple[str, ...] = ()
     clips: int = 0
@@ -62,8 +62,8 @@ SC35 = SpeechCommandsConfig(
 class Builder(ArrayRecordBuilder):
     """Clips as recorded: 16-bit samples at 16 kHz. The background noise is left out.
 
-    One process makes it, and reads the archive once to split it and once for every split: minutes. An unpacked
-    directory is faster.
+    Built by one process, which reads the archive once to split it and once per split: minutes. An unpacked directory is
+    faster.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -119,7 +119,9 @@ class Builder(ArrayRecordBuilder):
             else:
                 splits[name] = "train"
         if lists:
-            raise UserError(f"{path} has no file {' and no '.join(sorted(lists))}: it is incomplete or another one")
+            raise UserError(
+                f"{path} has no file {' and no '.join(sorted(lists))}: it is incomplete or a different archive"
+            )
         if missing := held_out.keys() - splits.keys():
             raise UserError(f"{path} lacks {len(missing)} clips that its lists name, such as {min(missing)}")
         return splits | held_out
@@ -130,7 +132,7 @@ class Builder(ArrayRecordBuilder):
 
 
 def _names(where: str, contents: bytes) -> list[str]:
-    """The clips that a list names."""
+    """The clips named in a list."""
     try:
         return contents.decode().split()
     except UnicodeDecodeError as error:
@@ -140,7 +142,7 @@ def _names(where: str, contents: bytes) -> list[str]:
 def stratified_split(names: Iterable[str], seed: int = 0) -> Split:
     """The split of every clip: of each word 15 % (rounded) for test, 15 % for validation and the rest for training.
 
-    Who is where depends on the clips' names and the seed alone: not on their order, the machine or a library's version.
+    Depends only on the clips' names and the seed, not on their order, the machine or library versions.
     """
 
     def digest(name: str) -> bytes:

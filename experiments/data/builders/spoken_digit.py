@@ -16,7 +16,7 @@ URL = f"{HOMEPAGE}/archive/v1.0.9.tar.gz"
 SHA256 = "8bc44cde129d505cbbb6b365c09f80c663f2aa77578afc634e6141a2f87100c0"
 SOURCES = (
     SourceFile("free-spoken-digit-dataset-1.0.9.tar.gz", URL, SHA256),
-    SourceFile("v1.0.9.tar.gz", URL, SHA256),  # the name that the address ends with
+    SourceFile("v1.0.9.tar.gz", URL, SHA256),  # the last part of the URL
     SourceFile("free-spoken-digit-dataset-1.0.9", URL),
 )
 RATE = 8000  # Hz
@@ -25,7 +25,7 @@ RATE = 8000  # Hz
 class Builder(ArrayRecordBuilder):
     """The same examples as tensorflow-datasets' own; `audio` holds the values of 16-bit samples at 8 kHz.
 
-    One process makes it, in seconds.
+    Built by one process, in seconds.
     """
 
     VERSION = tfds.core.Version("1.0.9")

@@ -19,7 +19,7 @@ FILES = {"train": "wiki.train.raw", "validation": "wiki.valid.raw", "test": "wik
 
 
 class Builder(ByteBlocksBuilder):
-    """The bytes of the three raw files; published results count words, and are not comparable with those on bytes."""
+    """The bytes of the three raw files. Published results are per word, so not comparable with results per byte."""
 
     DESCRIPTION = "Good and featured articles of the English Wikipedia, raw."
     HOMEPAGE = "https://arxiv.org/abs/1609.07843"

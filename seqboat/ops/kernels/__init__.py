@@ -1,1 +1,1 @@
-"""Pallas kernels: fast forms of references in `seqboat.ops`, for GPUs (Triton) and TPUs (Mosaic)."""
+"""Pallas kernels for GPUs (Triton) and TPUs (Mosaic): fast forms of references in `seqboat.ops`."""

@@ -1,8 +1,8 @@
-"""The kernel bodies of `window_attention`: what one tile of rows does with the tiles that it meets.
+"""The kernel bodies of `window_attention`: one tile of rows against the tiles that it meets.
 
-Every array is in tiles, (n, tile, width). A program owns one tile and loops over the tiles that `bounds` names: reading
-forward and in `query_gradient` it owns queries and meets keys, in `key_gradient` and `value_gradient` the reverse. The
-same source is for Triton, where a met array is the whole one, and for a TPU, where it is the window of it in VMEM.
+Every array is in tiles, (n, tile, width). A program owns one tile and loops over the tiles in `bounds`: in `forward`
+and `query_gradient` it owns queries and meets keys, in `key_gradient` and `value_gradient` the reverse. The source is
+shared by Triton, where a met array is the full one, and TPUs, where it is a window of it in VMEM.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from seqboat.ops.window_attention import LAPLACE_DEVIATION, LAPLACE_MEAN, Window
 
 Backend = Literal["triton", "tpu", "interpret"]
 
-# Below every score that is read: what the running maximum of a row starts from. -inf would make NaN of a difference.
+# The initial running maximum of a row, below every score. Differences of -inf would be NaN.
 LOWEST = -1e30
 # log(erfc(z) / t) + z^2 as a polynomial in t = 1 / (1 + z / 2), z >= 0: least squares on 400 Chebyshev nodes, 1e-7.
 ERFC = (
@@ -30,7 +30,7 @@ ERFC = (
 
 @dataclasses.dataclass(frozen=True)
 class KernelConfig:
-    """What is known before any data. `left` and `right`: how many rows before and after its own a query reads."""
+    """Static parameters. `left` and `right` are how many rows before and after its own a query reads."""
 
     window: Window
     left: int
@@ -41,11 +41,11 @@ class KernelConfig:
 
     @property
     def windowed(self) -> bool:
-        """Whether a program holds a window of the arrays that it meets, not the whole of them."""
+        """Whether a program holds a window of the arrays that it meets, rather than the full arrays."""
         return self.backend == "tpu"
 
     def reach(self, n: int) -> int:
-        """How many of n tiles one tile can meet."""
+        """The largest number of tiles, of n, that one tile can meet."""
         return min(n, -(-self.left // self.tile) + 1 + -(-self.right // self.tile))
 
 
@@ -55,7 +55,7 @@ def dot(a: Array, b: Array, over_a: int, over_b: int) -> Array:
 
 
 def table_entry(window: Window, size: int, query: tuple, key: tuple) -> Int[Array, "... Q J"]:
-    """Which entry of the bias table each pair has: `Window.bias`, without the look-up."""
+    """The index into the bias table for each pair: `Window.bias` without the look-up."""
     (_, query_rank, query_position), (_, key_rank, key_position) = query, key
     if window.position == "t5":
         return positions.t5_bucket(key_position - query_position, window.causal, size)
@@ -75,7 +75,7 @@ def _rows(ref, *tile) -> tuple:
 
 
 def _pairs(plan: KernelConfig, steps, q, k, query: tuple, key: tuple, table) -> tuple[Array, Array]:
-    """The scores of a tile of queries with the tile of keys `steps` tiles after it, and which pairs are read."""
+    """The scores of a tile of queries against the tile of keys `steps` tiles after it, and which pairs are visible."""
     window, shape = plan.window, (plan.tile, plan.tile)
     scores = dot(q, k, 1, 1)
     if table is not None:
@@ -90,7 +90,7 @@ def _pairs(plan: KernelConfig, steps, q, k, query: tuple, key: tuple, table) -> 
 
 
 def _phi(plan: KernelConfig, scores: Array) -> Array:
-    """max(s, 0)^2 or Laplace, whose error function Triton has not."""
+    """max(s, 0)^2 or Laplace, with an own error function, which Triton lacks."""
     if plan.window.function == "relu2":
         return jnp.square(jnp.maximum(scores, 0))
     x = (scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2))
@@ -104,7 +104,7 @@ def _phi(plan: KernelConfig, scores: Array) -> Array:
 
 
 def _weights(plan: KernelConfig, scores: Array, visible: Array, log_total: Array) -> Array:
-    """The weights of a row whose log-sum-exp is known."""
+    """The weights of a row, given its log-sum-exp."""
     weights = jnp.exp(scores - log_total) if plan.window.function == "softmax" else _phi(plan, scores)
     return jnp.where(visible, weights, 0.0)
 
@@ -123,7 +123,7 @@ def _score_gradient(plan: KernelConfig, scores: Array, visible: Array, saved: tu
 
 
 def _weight_gradient(plan: KernelConfig, width: int, d_o, v) -> Array:
-    """dW = dO v^T, a tile of values at a time; d_o and v read the columns that they are given."""
+    """dW = dO v^T, one tile of values at a time; `d_o` and `v` load the given columns."""
 
     def step(e, total):
         part = pl.ds(e * plan.value_tile, plan.value_tile)
@@ -131,27 +131,27 @@ def _weight_gradient(plan: KernelConfig, width: int, d_o, v) -> Array:
 
     total, parts = jnp.zeros((plan.tile, plan.tile), jnp.float32), width // plan.value_tile
     if not plan.windowed:
-        # A loop, lest Triton hold every tile of values in shared memory.
+        # A loop, because unrolled Triton would hold every tile of values in shared memory.
         return jax.lax.fori_loop(0, parts, step, total)
-    # A TPU cuts columns at places that are known before.
+    # A TPU needs static column slices.
     for e in range(parts):
         total = step(e, total)
     return total
 
 
 def _loop(plan: KernelConfig, bounds) -> tuple:
-    """The own tile, the first tile it meets, the one past the last, and where the window of those it can begins."""
+    """The own tile, the first tile it meets, the one past the last, and the start of the window that it can meet."""
     own = pl.program_id(0)
     return own, bounds[0, own], bounds[1, own], bounds[2, own] if plan.windowed else 0
 
 
 def _saved(ref, *tile) -> tuple:
-    """Log-sum-exp and <dO, o> of a tile of queries, each (tile, 1)."""
+    """Log-sum-exp and <dO, o> for a tile of queries, each (tile, 1)."""
     return tuple(ref[(*tile, slice(None), slice(c, c + 1))] for c in range(2))
 
 
 def read(plan: KernelConfig, bounds, q_ref, query_ref, k_ref, key_ref, v_ref, *rest):
-    """o_i = sum_j w_ij v_j of one tile of values, and the log-sum-exp; softmax by a running maximum."""
+    """o_i = sum_j w_ij v_j for one tile of values, and the log-sum-exp; softmax with a running maximum."""
     *table, o_ref, log_total_ref = rest
     own, first, end, base = _loop(plan, bounds)
     q, query = q_ref[...], _columns(query_ref)
@@ -181,7 +181,7 @@ def read(plan: KernelConfig, bounds, q_ref, query_ref, k_ref, key_ref, v_ref, *r
 
 
 def query_gradient(plan: KernelConfig, bounds, q_ref, query_ref, saved_ref, d_o_ref, k_ref, key_ref, v_ref, *rest):
-    """dq_i = sum_j dS_ij k_j;  with a table also dS, one tile of pairs after the other, 0 where none was met."""
+    """dq_i = sum_j dS_ij k_j;  with a table also dS, one tile of pairs after another, 0 for tiles not met."""
     *table, d_q_ref = rest if len(rest) == 1 else rest[:-1]
     own, first, end, base = _loop(plan, bounds)
     q, query, saved = q_ref[...], _columns(query_ref), _saved(saved_ref)
@@ -191,7 +191,7 @@ def query_gradient(plan: KernelConfig, bounds, q_ref, query_ref, saved_ref, d_o_
         def clear(t, _):
             d_scores_ref[t] = jnp.zeros((plan.tile, plan.tile), jnp.float32)
 
-        # Only what the loop does not write: nothing orders two stores of a program by different threads.
+        # Only tiles that the loop does not write: two stores by different threads of a program are unordered.
         jax.lax.fori_loop(0, jnp.maximum(first - begin, 0), clear, None)
         jax.lax.fori_loop(jnp.maximum(end - begin, 0), d_scores_ref.shape[0], clear, None)
 
@@ -230,7 +230,7 @@ def key_gradient(plan: KernelConfig, bounds, k_ref, key_ref, v_ref, q_ref, query
 
 
 def value_gradient(plan: KernelConfig, bounds, k_ref, key_ref, q_ref, query_ref, saved_ref, d_o_ref, *rest):
-    """dv_j = sum_i w_ij dO_i  of one tile of values."""
+    """dv_j = sum_i w_ij dO_i  for one tile of values."""
     *table, d_v_ref = rest
     own, first, end, base = _loop(plan, bounds)
     k, key = k_ref[...], _rows(key_ref)

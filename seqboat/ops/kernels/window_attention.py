@@ -2,22 +2,22 @@
 
     o_i = sum_j phi(s_i)_j v_j,   s_ij = scale q_i . k_j + bias_ij,   over the keys that row i sees
 
-as `seqboat.ops.window_attention.attend` defines it, without a matrix of scores: a program owns one tile of rows, loops
+as defined by `seqboat.ops.window_attention.attend`, without a matrix of scores: a program owns one tile of rows, loops
 over the tiles that it meets, and recomputes the scores in the backward pass from a saved log-sum-exp. Four kernels
 (`attention_tiles`): o over queries and tiles of values, dq over queries, dk over keys, dv over keys and tiles of
-values. None adds into another's result, so they are deterministic.
+values. None accumulates into another's result, so they are deterministic.
 
-The grid covers all tiles, but a tile meets only what its first and last row can reach within their sequences, and a
-tile past the last filled row meets nothing and writes zeros: the cost follows `count`. Around the kernels the margins
-are cut off, widths filled up to powers of two and the result padded again: copies of O(T (Z + E)).
+The grid covers all tiles, but a tile meets only those that its first and last row can reach within their sequences, and
+a tile past the last filled row meets none and writes zeros: the cost scales with `count`. Around the kernels margins
+are removed, widths padded to powers of two, and the result padded again: copies of O(T (Z + E)).
 
-The gradient of a bias table is not made in the kernels: dS (T (left + tile + right) float32, and as many int32 indices)
-is written out and summed by one scatter, as the reference's is. On a GPU that scatter adds atomically: it alone is not
-deterministic there, unless XLA is told so (--xla_gpu_deterministic_ops).
+The gradient of a bias table is computed outside the kernels: dS (T (left + tile + right) float32, and as many int32
+indices) is written out and summed by one scatter, as in the reference. On a GPU that scatter uses atomics: it is the
+only nondeterministic operation, unless XLA is run with --xla_gpu_deterministic_ops.
 
-Products of float32 have the platform's default precision, as the reference's (TF32 with Triton).
+Float32 products have the platform's default precision, as in the reference (TF32 with Triton).
 
-Tested in interpret mode and lowered; never run on the hardware. (Both compilers take the result ahead of time: Triton
+Tested in interpret mode and lowered; never run on the hardware. (Both compilers accept the result ahead of time: Triton
 3.9 for compute capabilities 8.0 and 9.0, libtpu 0.0.42 for TPU v4, v5e, v5p and v6e.)
 """
 
@@ -35,21 +35,21 @@ from seqboat.ops.kernels.attention_tiles import Backend, KernelConfig
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.window_attention import Window
 
-# Rows and values of a tile. Triton: an accumulator of 64 x 128 float32 is 64 registers a thread of four warps.
+# Rows and values per tile. Triton: an accumulator of 64 x 128 float32 is 64 registers per thread with four warps.
 TILES: dict[str, tuple[int, int]] = {"triton": (64, 128), "tpu": (128, 512), "interpret": (16, 16)}
-# Triton multiplies no matrices with a side below it.
+# The smallest side of a matrix product in Triton.
 SMALLEST = 16
 WARPS = 4
-# What the windows of a program may take of a TPU core's fast memory: 16 MiB is the least that one has.
+# The part of a TPU core's VMEM, of at least 16 MiB, available to a program's windows.
 WINDOW_BYTES = 14 * 2**20
-# The segments of rows that are not filled, and of keys that may not be read.
+# Segments of unfilled rows, and of unreadable keys.
 UNFILLED, UNREADABLE_SEGMENT = 2**31 - 1, -1
 
 
 class TileMetadata(NamedTuple):
-    """What the kernels know of n tiles of rows: `query` (n, tile, 4) and `key` (n, 4, tile) segment, rank, position and
-    nothing; `met_by_query` and `met_by_key` (3, n) the first tile that a tile meets, the one past the last, and where
-    the window of those that it could meet begins."""
+    """Metadata of n tiles of rows: `query` (n, tile, 4) and `key` (n, 4, tile) hold segment, rank, position and
+    padding; `met_by_query` and `met_by_key` (3, n) the first tile that a tile meets, the one past the last, and the
+    start of the window of tiles that it could meet."""
 
     query: Array
     key: Array
@@ -58,11 +58,11 @@ class TileMetadata(NamedTuple):
 
 
 def unsupported_reason(window: Window, backend: Backend) -> str | None:
-    """Why these kernels do not compute this window on this backend; None if they do."""
+    """Why these kernels do not support this window on this backend; None if they do."""
     if window.position == "slot" and window.size is None:
         return "position 'slot' needs a window with a size"
     if backend == "tpu" and window.position in ("relative", "slot", "t5"):
-        return f"position {window.position!r} looks up a table by position, which a TPU kernel cannot: 'none', 'rotary'"
+        return f"position {window.position!r} looks up a table, which TPU kernels cannot; use 'none' or 'rotary'"
     return None
 
 
@@ -83,18 +83,18 @@ def attend_packed(
     """Row i: `attend` over the rows i - left .. i + right; 0 for rows that are not filled.
 
     T is a margin of `left` rows, a whole number of tiles, and a margin of `right` rows (`packing.pack`). The first
-    `count` rows after the left margin are filled, sorted by segment, then position; whatever finite numbers the others
-    hold does not matter. q and k come from `window.apply_rotary`. `sizes`: the rows and the values of a tile, both a
-    power of two and at least 16, if not those of `TILES`.
+    `count` rows after the left margin are filled, sorted by segment, then position; the others may hold any finite
+    numbers. q and k come from `window.apply_rotary`. `sizes` overrides the rows and values per tile of `TILES`, both
+    powers of two of at least 16.
 
-    All functions and position kinds, causal or not, with a size or without; float32 or bfloat16, any Z and E. On a TPU
-    only the positions "none" and "rotary", and windows that fit into its fast memory. No dropout, no `rows.weight`.
+    Supports all functions and position kinds, causal or not, with or without a window size; float32 or bfloat16, any Z
+    and E. On TPUs only the positions "none" and "rotary", and windows that fit in VMEM. No dropout, no `rows.weight`.
     """
     tile, value_tile = sizes or TILES[backend]
     value_tile = min(value_tile, max(SMALLEST, pl.next_power_of_2(v.shape[1])))
     plan = KernelConfig(window, left, right, tile, value_tile, backend)
     _check(plan, table, q, k, v, rows)
-    # The scale depends on the row, where the window has no size: so it is the caller's, as in the reference.
+    # Without a window size the scale depends on the row, so the caller applies it, as in the reference.
     q = (q.astype(jnp.float32) * window.scale(rows, q.shape[1])).astype(q.dtype)
     key_width = max(SMALLEST, pl.next_power_of_2(q.shape[1]))
     cut = lambda x, width: _cut(plan, x, width)
@@ -111,7 +111,7 @@ def attend_packed(
 
 
 def _check(plan: KernelConfig, table, q: Array, k: Array, v: Array, rows: RowInfo) -> None:
-    """Raise what the caller should know before anything is compiled."""
+    """Raise ValueError for invalid arguments before anything is compiled."""
     reason = unsupported_reason(plan.window, plan.backend)
     if reason:
         raise ValueError(reason)
@@ -122,29 +122,29 @@ def _check(plan: KernelConfig, table, q: Array, k: Array, v: Array, rows: RowInf
         raise ValueError("keys with weights are not supported: use attend")
     for size in (plan.tile, plan.value_tile):
         if size < SMALLEST or size & (size - 1):
-            raise ValueError(f"sizes of tiles must be powers of two from {SMALLEST}, not {size}")
+            raise ValueError(f"tile sizes must be powers of two of at least {SMALLEST}, not {size}")
     total = q.shape[0]
     if k.shape != q.shape or v.shape[0] != total or any(leaf.shape != (total,) for leaf in rows[:5]):
-        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} and rows {rows.rank.shape} do not belong together")
+        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} and rows {rows.rank.shape} do not match")
     if k.dtype != q.dtype:
-        raise ValueError(f"q is {q.dtype} and k is {k.dtype}: they must be the same")
+        raise ValueError(f"q is {q.dtype} and k is {k.dtype}: they must have the same dtype")
     inner = total - plan.left - plan.right
     if inner <= 0 or inner % plan.tile:
         raise ValueError(
             f"{total} rows are not a whole number of tiles of {plan.tile} between {plan.left} and {plan.right}"
         )
     if plan.windowed:
-        # Queries, their cotangents, what is known of them and what was saved, fetched while the previous are in use;
-        # rows of all fill whole lanes of 128.
+        # Queries, their cotangents, metadata and saved values, double-buffered;
+        # all rows are padded to lanes of 128.
         lanes = lambda width: pl.cdiv(width, 128) * 128
         row = lanes(q.shape[1]) * q.dtype.itemsize + lanes(v.shape[1]) * v.dtype.itemsize + 2 * lanes(4) * 4
         held = 2 * plan.reach(inner // plan.tile) * plan.tile * row
         if held > WINDOW_BYTES:
-            raise ValueError(f"a window of {held >> 20} MiB does not fit into {WINDOW_BYTES >> 20} MiB of a TPU core")
+            raise ValueError(f"a window of {held >> 20} MiB does not fit in {WINDOW_BYTES >> 20} MiB of a TPU core")
 
 
 def _cut(plan: KernelConfig, x: Float[Array, "T W"], width: int) -> Float[Array, "n tile width"]:
-    """The rows between the margins in tiles, their width filled up with zeros."""
+    """The rows between the margins in tiles, with zero-padded width."""
     x = x[plan.left : x.shape[0] - plan.right]
     return jnp.pad(x, ((0, 0), (0, width - x.shape[1]))).reshape(-1, plan.tile, width)
 
@@ -169,7 +169,7 @@ def tile_metadata(plan: KernelConfig, rows: RowInfo, count: Int[Array, ""]) -> T
 def _met(
     plan: KernelConfig, segment: Int[Array, "S"], count: Int[Array, ""], before: int, after: int
 ) -> Int[Array, "3 n"]:
-    """What each tile meets, of rows that reach so far `before` and `after` themselves within their sequence."""
+    """The tiles that each tile meets, for rows that see `before` and `after` rows within their sequence."""
     n = segment.shape[0] // plan.tile
     tile = jnp.arange(n, dtype=jnp.int32)
     first_row = tile * plan.tile
@@ -179,23 +179,23 @@ def _met(
     first = jnp.maximum(first_row - before, begin) // plan.tile
     past = jnp.minimum(last_row + after, end - 1) // plan.tile + 1
     filled = first_row < count
-    # Tiles past the last filled one keep its window, which is then not fetched again.
+    # Tiles past the last filled one reuse its window, which is then not fetched again.
     last = jnp.maximum(filled.sum(dtype=jnp.int32) - 1, 0)
     window = jnp.clip(jnp.minimum(tile, last) - -(-before // plan.tile), 0, n - plan.reach(n))
     return jnp.stack([jnp.where(filled, first, 0), jnp.where(filled, past, 0), window])
 
 
 def _own(x, split: int = 0) -> pl.BlockSpec:
-    """One tile of an array (n, ..., width) a program, and `split` of its width."""
+    """One tile per program of an array (n, ..., width), with its width cut into pieces of `split`."""
     middle = x.shape[1:-1]
     index = lambda i, e, *_: (i, *(0 for _ in middle), e if split else 0)
     return pl.BlockSpec((None, *middle, split or x.shape[-1]), index)
 
 
 def _around(plan: KernelConfig, x, split: int = 0) -> pl.BlockSpec:
-    """The tiles of an array (n, rows, width) that a program may meet, and `split` of its width."""
+    """The tiles of an array (n, rows, width) that a program may meet, with the width cut into pieces of `split`."""
     n, rows, width = x.shape
-    # One part is index 0: a TPU wants proof that others are a multiple of 128.
+    # A single piece has index 0: TPUs need proof that other offsets are multiples of 128.
     split = split if split < width else 0
     width = split or width
     if plan.windowed:
@@ -222,8 +222,8 @@ def _call(plan: KernelConfig, kernel, met, inputs: list, table, outputs: list, v
             **common,
         )
     else:
-        # Two tiles in flight of 2-byte numbers, one of 4-byte ones: at Z 128 Triton then takes 97 and 128 KiB of shared
-        # memory, of the 163 that compute capability 8.0 has.
+        # Two tiles in flight for 2-byte numbers, one for 4-byte ones: at Z 128 Triton then uses 97 and 128 KiB of
+        # shared memory, of the 163 KiB of compute capability 8.0.
         stages = 2 if arrays[0].dtype.itemsize < 4 else 1
         run = pl.pallas_call(
             body,
@@ -278,7 +278,7 @@ def _backward(plan: KernelConfig, residuals, d_o: Array):
 
 
 def _table_gradient(plan: KernelConfig, table: Array, known: TileMetadata, d_scores: Array) -> Array:
-    """The sum of dS over the pairs of each entry."""
+    """The sum of dS over the pairs of each table entry."""
     met = known.met_by_query[2][:, None] + jnp.arange(d_scores.shape[1])[None]
     query = tuple(known.query[:, None, :, c, None] for c in range(3))
     key = tuple(known.key[:, c][met][:, :, None] for c in range(3))
