@@ -11,7 +11,7 @@ import pytest
 
 from experiments.training.experiment import build
 from experiments.training.loop import evaluate
-from experiments.training.step import TrainState, make_steps, means
+from experiments.training.step import Steps, TrainState, means
 from seqboat.ops.losses import cross_entropy
 
 
@@ -267,7 +267,7 @@ def test_an_update_that_is_not_finite_changes_nothing(light, value):
     """Of a finite loss and a finite gradient."""
     experiment = light()
     batch = experiment.task.train_batch(0)
-    steps = make_steps(
+    steps = Steps(
         experiment.model,
         experiment.task.loss,
         lambda params: optax.chain(optax.clip_by_global_norm(1e-30), optax.add_decayed_weights(value), optax.sgd(-10)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.sparse_activation import SparseModularActivation
-from seqboat.layers.streaming import FARTHEST, MAX_IN_PLACE_LENGTH, WorkingMemory
+from seqboat.layers.streaming import MAX_DISTANCE, MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.window_attention import Window
 
@@ -57,8 +57,8 @@ def test_a_row_is_never_further_away_than_the_farthest():
     for _ in range(6):
         memory = memory._replace(now=memory.now + (2**30 - 7))
         memory = PUSH(memory, zero, jnp.array([[0]]), jnp.array([[False]]))
-        assert 0 < int(memory.now[0] - memory.position[0, 0]) <= FARTHEST
-    assert memory.now[0] - memory.position[0, 0] == FARTHEST
+        assert 0 < int(memory.now[0] - memory.position[0, 0]) <= MAX_DISTANCE
+    assert memory.now[0] - memory.position[0, 0] == MAX_DISTANCE
     assert memory.rows["k"][0, 0, 0] == memory.pushed[0] == 1
 
 
