@@ -1,7 +1,6 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
 import dataclasses
-import typing
 from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from seqboat.choices import check_choices
 from seqboat.layers.ema import EMA
 from seqboat.layers.execution import Form
 from seqboat.layers.feed_forward import FeedForward
@@ -22,7 +22,8 @@ from seqboat.layers.sparse_activation import Memories, SparseModularActivation
 from seqboat.layers.taps import tap
 from seqboat.modules import Modules, check_modules
 from seqboat.ops.ema import Method, choose
-from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_unsupported_reason
+from seqboat.ops.window import AttentionFunction, PositionKind, Window
+from seqboat.ops.window_attention import kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 # Sizes are 32-bit numbers in compiled programs, and positions differ by some of them.
@@ -88,9 +89,7 @@ class LayerConfig:
         for field in ("dropout", "hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")
-        for field, known in _CHOICES.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r}: must be one of {', '.join(known)}")
+        check_choices(self)
         if self.feed_forward_size < 0:
             raise ValueError(f"feed_forward_size={self.feed_forward_size}: must be 0 (none) or more")
         if self.position == "slot" and self.window_size is None:
@@ -185,13 +184,6 @@ class LayerConfig:
                 FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward", **owner)
             )
         return tuple(modules)
-
-
-_CHOICES = {
-    field: typing.get_args(hint)
-    for field, hint in typing.get_type_hints(LayerConfig).items()
-    if typing.get_origin(hint) is Literal
-}
 
 
 class LayerState(NamedTuple):

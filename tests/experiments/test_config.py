@@ -225,7 +225,8 @@ def test_mistakes_in_training(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.name": "lion"}, "config.optimizer.name='lion': must be one of adamw, radam, sgd"),
+        ({"optimizer.name": "lien"}, "config.optimizer.name='lien': must be one of adamw, radam, sgd, or an optimizer of"),
+        ({"optimizer.name": "lbfgs"}, "config.optimizer.name='lbfgs': optax.lbfgs does not run on gradients, parameters"),
         ({"optimizer.b2": 1.0}, r"config.optimizer.b2=1.0: must be in [0, 1)"),
         (
             {"optimizer.clip_norm": math.inf},

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqboat.hyper.lstm import HyperLSTMCell, LayerNormLSTMCell
+from examples.hyper_lstm import HyperLSTMCell, LayerNormLSTMCell
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 7, 4))
