@@ -13,7 +13,8 @@ def choices(cls: type) -> dict[str, tuple[Any, ...]]:
 
 def check_choices(config: Any) -> None:
     """Raise ValueError for a field that is none of its choices."""
-    for field, names in choices(type(config)).items():
+    cls: Any = type(config)
+    for field, names in choices(cls).items():
         value = getattr(config, field)
         if value not in names:
             raise ValueError(f"{field}={value!r}: must be one of {', '.join(map(str, names))}")

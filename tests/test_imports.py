@@ -1,6 +1,7 @@
 """Who may know whom: the imports of every file, read from its syntax tree.
 
-ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values; nobody unpickles.
+ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values, and their base those of
+the dataclasses; nobody unpickles.
 """
 
 import ast
@@ -29,6 +30,9 @@ ALLOWED = {
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models"},
     "configs": {"configs", "ml_collections"},
+    # A default stands once, in its dataclass: the base is filled from them.
+    "configs/base.py": {"experiments.common.config", "experiments.tasks.conditioned", "ml_collections"}
+    | {f"experiments.training.{name}" for name in ("experiment", "models", "optimizers")},
 }
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
@@ -150,6 +154,16 @@ def test_there_is_something_to_check():
         ),
         ("configs/lra/planted.py", "import jax\nfrom configs import base\nimport ml_collections", {"jax"}),
         ("configs/planted.py", "from seqboat import version", {"seqboat.version"}),
+        (
+            "configs/planted.py",
+            "from experiments.training.optimizers import OptimizerConfig",
+            {"experiments.training.optimizers.OptimizerConfig"},
+        ),
+        (
+            "configs/base.py",
+            "import jax\nfrom experiments.training.optimizers import OptimizerConfig\nfrom experiments import train",
+            {"jax", "experiments.train"},
+        ),
     ],
 )
 def test_the_check_finds_a_planted_import(path, source, found):

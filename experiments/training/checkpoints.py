@@ -527,7 +527,7 @@ def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
 
 def _arrays(tree: Any) -> dict[str, str]:
     """Path -> shape and dtype as stored; a typed key is stored as its key data."""
-    stored = {}
+    stored: dict[str, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)

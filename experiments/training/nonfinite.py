@@ -73,4 +73,3 @@ def _first_layer(taps: Any) -> str | None:
         return None
     layer, order = min(found)
     return f"first in layer {layer}, in {_ORDER[order]}"
-

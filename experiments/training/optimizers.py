@@ -1,5 +1,4 @@
-"""AdamW and RAdam as the recipes use them, SGD, and any optimiser of optax; groups of parameters by path; two schedules.
-"""
+"""AdamW and RAdam as the recipes use them, SGD, any of optax; groups of parameters by path; learning-rate schedules."""
 
 import dataclasses
 import inspect
@@ -30,6 +29,8 @@ class OptimizerConfig:
     `weight_decays` and `learning_rate_scales` are ((regex, value), ...) on parameter paths like
     "encoder/layers/ssm/delta"; the last that matches holds, and one that matches nothing is an error. `clip_norm` is
     the greatest norm of all gradients together; None does not clip.
+
+    Reference only, no recipe sets them: `weight_decays`, `learning_rate_scales`.
     """
 
     name: str = "adamw"
@@ -209,7 +210,7 @@ def of_optax(config: OptimizerConfig, rate: Callable[[Any], Any]) -> optax.Gradi
 
     Raises ValueError for a name that is none, and for one that takes more than gradients and parameters.
     """
-    make = getattr(optax, config.name, None)
+    make: Any = getattr(optax, config.name, None)
     takes = inspect.signature(make).parameters if inspect.isfunction(make) else {}
     if "learning_rate" not in takes or config.name.startswith("_"):
         raise ValueError(
@@ -219,7 +220,7 @@ def of_optax(config: OptimizerConfig, rate: Callable[[Any], Any]) -> optax.Gradi
     try:
         optimizer = make(learning_rate=rate, **{name: value for name, value in given.items() if name in takes})
         jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), jax.ShapeDtypeStruct((2,), jnp.float32))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"name={config.name!r}: optax.{config.name} does not run on gradients, parameters and a learning-rate "
             "schedule alone; take another"

@@ -47,6 +47,9 @@ class HyperConfig:
     `init`: fan_out, variance 2 energy / ((1 + slope^2) size) a leaf of `size` numbers (Gonzalez Ortiz et al. 2024);
     hyperfan_in, _out, _harmonic: what keeps the variance of the target's activations, of its gradients, or between,
     after ReLU if `target_gain` is 2 (Chang et al. 2020); matched: the leaf's own initializer's, measured; zero: none.
+
+    Reference only, no recipe sets them: `rank`, `chunk_size`, `chunk_embedding`, `negative_slope`, `target_gain`,
+    `dtype`, `heads`.
     """
 
     encoding: Encoding = dataclasses.field(default_factory=Encoding)

@@ -30,6 +30,10 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 LARGEST = 2**30
 SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
 
+# Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
+# microseconds, is little beside them. Argued from these numbers, not measured.
+ACCELERATOR_BLOCKS = 32
+
 # What the backward pass should find rather than compute again, by its name in `jax.ad_checkpoint`.
 SAVED_NAMES = ("ssm", "sum", "result")
 
@@ -41,9 +45,13 @@ class LayerConfig:
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has no attention and no configurator. `feed_forward_size` 0 leaves the
     sparsely activated feed-forward network out, `attention` False the GAU. `max_positions` sizes the "relative" table.
-    The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once, and attends within them
-    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `layout`
-    says over which axes of a mesh batches and sequences are split, where a step runs under shard_map or pmap.
+    The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
+    ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
+    ("pallas"; interpreted and slow on a CPU). `layout` says over which axes of a mesh batches and sequences are split,
+    where a step runs under shard_map or pmap.
+
+    Reference only, for tests and comparisons with the published code; no recipe sets them: `attention`, `form`,
+    `ema_method`, `norm_affine`, `norm_counts_padding`, `hidden_dropout`, `attention_dropout`, `router.initial_bias`.
     """
 
     features: int
@@ -72,14 +80,14 @@ class LayerConfig:
     attention_dropout: float = 0.0
     form: Form = "packed"
     block_size: int = 128
-    blocks_per_iteration: int = 1
+    blocks_per_iteration: int | None = None
     attention_method: Literal["blocks", "pallas"] = "blocks"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         for field in SIZES:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
         for field in ("window_size", "ssm_truncation"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
@@ -142,6 +150,13 @@ class LayerConfig:
         for field, (fine, why) in refused.items():
             if not fine:
                 raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
+
+    @property
+    def blocks(self) -> int:
+        """`blocks_per_iteration`; where that is None, what fills this backend."""
+        if self.blocks_per_iteration is not None:
+            return self.blocks_per_iteration
+        return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
 
     def choose_ssm_method(self, length: int) -> Method:
         """How the state space model is computed in sequences of this length."""
@@ -260,7 +275,7 @@ class SeqBoatLayer(nn.Module):
             always=config.activation == "always",
             form=config.form,
             block_size=config.block_size,
-            blocks_per_iteration=config.blocks_per_iteration,
+            blocks_per_iteration=config.blocks,
             layout=config.layout,
             name="sparse",
         )

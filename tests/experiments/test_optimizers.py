@@ -1,7 +1,6 @@
 """Optimisers against the published update rules written in plain numpy; schedules; groups of parameters by path."""
 
 import dataclasses
-import inspect
 import itertools
 import math
 
@@ -275,25 +274,17 @@ def test_an_optimizer_of_optax_by_its_name(name):
         assert_close([found], [params])
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_every_optimizer_of_optax_runs_or_is_refused():
-    named = [name for name, make in vars(optax).items() if inspect.isfunction(make) and not name.startswith("_")]
-    runs, refused = set(), set()
-    for name in named:
-        if "learning_rate" in inspect.signature(getattr(optax, name)).parameters:
-            try:
-                dataclasses.replace(CONFIG, name=name)
-                runs.add(name)
-            except ValueError as error:
-                refused.add(name)
-                assert "does not run on gradients" in str(error)
-    assert {"lion", "adafactor", "lamb", "adan", "rmsprop", "yogi"} <= runs
-    assert "lbfgs" in refused
+@pytest.mark.parametrize("name", ["lbfgs", "sm3"])
+def test_an_optimizer_that_wants_more_than_a_schedule(name):
+    with pytest.raises(ValueError, match=rf"^name='{name}': optax.{name} does not run on gradients"):
+        dataclasses.replace(CONFIG, name=name)
 
 
 @pytest.mark.parametrize("name", ["lien", "chain", "sgd2", "_deprecated_dpsgd", "contrib.muon", ""])
 def test_a_name_that_is_no_optimizer(name):
-    with pytest.raises(ValueError, match=rf"^name='{name}': must be one of adamw, radam, sgd, or an optimizer of optax"):
+    with pytest.raises(
+        ValueError, match=rf"^name='{name}': must be one of adamw, radam, sgd, or an optimizer of optax"
+    ):
         dataclasses.replace(CONFIG, name=name)
 
 
