@@ -1,6 +1,7 @@
 """Who may know whom: the imports of every file, read from its syntax tree.
 
-ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values; nobody unpickles.
+ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values, and their base those of
+the dataclasses; nobody unpickles.
 common <- data <- tasks <- training <- evaluation <- reports, benchmarks, studies <- pages <- programs; no circles.
 """
 
@@ -13,22 +14,28 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names) - {"pickle", "_pickle", "shelve", "marshal"}
 ARRAYS = {"jax", "jaxlib", "numpy", "jaxtyping"}
+HELPERS = {"seqboat.choices", "seqboat.modules", "seqboat.paths"}
 
 # What a file may import besides the standard library and its own package: the longest prefix of its path decides.
 ALLOWED = {
     "seqboat": ARRAYS | {"flax", "optax", "seqboat"},
     "seqboat/__init__.py": {"seqboat.version"},
     "seqboat/version.py": set(),
+    "seqboat/choices.py": set(),
     "seqboat/paths.py": {"jax"},
     "seqboat/modules.py": ARRAYS | {"flax"},
-    "seqboat/ops": ARRAYS,
-    "seqboat/ops/kernels": ARRAYS | {"seqboat.ops"},
+    "seqboat/ops": ARRAYS | {"scipy.fft"},
+    # Not ops.window_attention, which chooses among the kernels.
+    "seqboat/ops/kernels": ARRAYS | {f"seqboat.ops.{name}" for name in ("kernels", "packing", "positions", "window")},
     "seqboat/parallel": ARRAYS | {"seqboat.ops", "seqboat.paths"},
-    "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.modules"},
-    "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers"},
-    "seqboat/hyper": ARRAYS | {"flax", "optax", "seqboat.modules", "seqboat.paths"},
+    "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
+    "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", *HELPERS},
+    "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models"},
     "configs": {"configs", "ml_collections"},
+    # A default stands once, in its dataclass: the base is filled from them.
+    "configs/base.py": {"experiments.common.config", "experiments.tasks.conditioned", "ml_collections"}
+    | {f"experiments.training.{name}" for name in ("experiment", "models", "optimizers")},
 }
 # The rooms of experiments, each with those that it may import; programs are the files beside them.
 ROOMS = {"common": set[str]()}
@@ -204,6 +211,11 @@ def test_there_is_something_to_check():
         ),
         ("seqboat/models/planted.py", "import experiments.train", {"experiments.train"}),
         ("seqboat/models/planted.py", "from seqboat.layers.norm import NORMS\nimport optax", {"optax"}),
+        (
+            "seqboat/ops/kernels/planted.py",
+            "from seqboat.ops.window import Window\nfrom seqboat.ops.window_attention import attend",
+            {"seqboat.ops.window_attention.attend"},
+        ),
         ("seqboat/hyper/planted.py", "from seqboat.layers import gau", {"seqboat.layers.gau"}),
         ("seqboat/parallel/planted.py", "from seqboat.models import encoder", {"seqboat.models.encoder"}),
         ("seqboat/interop/planted.py", "import torch\nimport pickle", {"torch", "pickle"}),
@@ -219,6 +231,16 @@ def test_there_is_something_to_check():
         ),
         ("configs/lra/planted.py", "import jax\nfrom configs import base\nimport ml_collections", {"jax"}),
         ("configs/planted.py", "from seqboat import version", {"seqboat.version"}),
+        (
+            "configs/planted.py",
+            "from experiments.training.optimizers import OptimizerConfig",
+            {"experiments.training.optimizers.OptimizerConfig"},
+        ),
+        (
+            "configs/base.py",
+            "import jax\nfrom experiments.training.optimizers import OptimizerConfig\nfrom experiments import train",
+            {"jax", "experiments.train"},
+        ),
     ],
 )
 def test_the_check_finds_a_planted_import(path, source, found):

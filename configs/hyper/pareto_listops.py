@@ -18,7 +18,6 @@ def get_config(variant: str = "mip"):
 def conditioned(config, variant: str, price: float):
     """A recipe whose layers are generated from the price, up to `penalty`; "separate" leaves it as it is."""
     config.train.activation_penalty = price
-    config.train.tensorboard = False
     if variant != "separate":
         config.hypernetwork = base.hyper("penalty")
         config.hypernetwork.select = ("encoder/layers/**",)

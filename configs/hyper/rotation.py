@@ -18,7 +18,6 @@ def get_config(variant: str = "mip"):
     config.hypernetwork.network.hidden = (16, 32, 32)
     _optimizer(config, optimizer)
     config.train.update(steps=800, batch_size=64, log_every=100, evaluate_every=100, checkpoint_every=100)
-    config.train.tensorboard = False
     apply_arm(config, arm)
     return config
 
@@ -26,7 +25,7 @@ def get_config(variant: str = "mip"):
 def _optimizer(config, name: str) -> None:
     if name not in ("adam", "sgd"):
         raise ValueError(f"unknown optimiser {name!r}: there are adam, sgd")
-    config.optimizer.update(schedule="cosine", warmup_steps=0, weight_decay=0.0, clip_norm=1e9)
+    config.optimizer.update(schedule="cosine", warmup_steps=0, weight_decay=0.0, clip_norm=None)
     if name == "sgd":
         config.optimizer.update(name="sgd", b1=0.9, learning_rate=0.01)
     else:

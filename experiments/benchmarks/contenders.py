@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.benchmarks.cases import Case, Data, threshold, with_router_bias
 from experiments.common.errors import UserError
-from seqboat.interop.reference import convert_classifier, convert_ema, convert_layer
+from seqboat.interop.published import convert_classifier, convert_ema, convert_layer
 from seqboat.layers.seqboat import SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig

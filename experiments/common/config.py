@@ -6,10 +6,12 @@ import itertools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.common.errors import UserError
 from experiments.common.terminal import printable
@@ -47,6 +49,48 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**arguments)
     except ValueError as error:
         raise UserError(f"{where}.{error}") from error
+
+
+def defaults(*classes: type, but: Collection[str] = (), **given: Any) -> ConfigDict:
+    """The fields of dataclasses with their defaults, as a config: `given` for those that have none, or another here.
+
+    A field that may be None keeps its type while it is None. Fields in `but`, of nested dataclasses too, are left out.
+    """
+    config = ConfigDict()
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.name in but:
+                continue
+            value = given.pop(field.name) if field.name in given else _default(field)
+            if dataclasses.is_dataclass(value):
+                config[field.name] = defaults(type(value), but=but)
+            else:
+                _set(config, field.name, hints[field.name], value)
+    if given:
+        raise TypeError(f"{', '.join(given)}: no such fields of {', '.join(cls.__name__ for cls in classes)}")
+    return config
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    if field.default is dataclasses.MISSING:
+        raise TypeError(f"{field.name} has no default")
+    return field.default
+
+
+def _set(config: ConfigDict, name: str, hint: Any, value: Any) -> None:
+    kinds = [option for option in typing.get_args(hint) if option is not type(None)]
+    if type(None) in typing.get_args(hint) and len(kinds) == 1:
+        config[name] = placeholder(_plain_type(kinds[0]))
+    config[name] = value
+
+
+def _plain_type(kind: Any) -> type:
+    """What values of an annotation are instances of."""
+    origin = typing.get_origin(kind)
+    return type(typing.get_args(kind)[0]) if origin is typing.Literal else origin or kind
 
 
 def split_fields(values: Mapping[str, Any], *classes: type, where: str) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from experiments.evaluation.examples import is_example, standard_errors
 from experiments.training.restore import Run
 from experiments.training.step import Sums
 from seqboat.ops.packing import row_info
-from seqboat.ops.window_attention import Window, attend
+from seqboat.ops.window import Window
+from seqboat.ops.window_attention import attend
 
 # Activated elements per sequence whose attention weights are computed.
 QUERIES = 64

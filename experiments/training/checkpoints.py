@@ -38,6 +38,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.training import manifest
 from experiments.training.claims import Claim
+from seqboat.paths import path_name
 from seqboat.version import CHECKPOINT_FORMAT, metric_today, migrate
 
 _DAMAGED = "damaged"
@@ -505,6 +506,10 @@ def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+# SGD's state has had one that nothing reads.
+_SECOND_MOMENT = "opt_state/second/"
+
+
 def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
     """One phrase per array that is missing, unexpected, or of a different shape or dtype (orbax would cast)."""
     here, there = _arrays(wanted), _arrays(saved)
@@ -516,16 +521,18 @@ def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
             differences.append(f"{path} is {there[path]} in it, {array} here")
     fields = {path.split("/")[0] for path in there} & set(wanted) if partial else None
     unknown = [path for path in there if path not in here and (fields is None or path.split("/")[0] in fields)]
+    if not any(path.startswith(_SECOND_MOMENT) for path in here):
+        unknown = [path for path in unknown if not path.startswith(_SECOND_MOMENT)]
     return differences + [f"{path} {there[path]} is only in it" for path in unknown]
 
 
 def _arrays(tree: Any) -> dict[str, str]:
     """Path -> shape and dtype as stored; a typed key is stored as key data."""
-    stored = {}
+    stored: dict[str, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
-        stored[jax.tree_util.keystr(path, simple=True, separator="/")] = f"{tuple(leaf.shape)} {leaf.dtype}"
+        stored[path_name(path)] = f"{tuple(leaf.shape)} {leaf.dtype}"
     return stored
 
 

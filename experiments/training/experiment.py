@@ -38,7 +38,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     activation_penalty: float = 0.0
-    tensorboard: bool = True
+    tensorboard: bool = False
 
     def __post_init__(self):
         for field in (
@@ -66,6 +66,7 @@ class Config:
     `hypernetwork` generates parameters of the model; None is no hypernetwork.
     `mesh` names the axes of the mesh of all devices, data, fsdp, fsdp_hidden and sequence, with sizes ("data=4,fsdp=2")
     or without ("data"); or is "pmap"; None is one device.
+    `data_dir` holds prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
     task: dict
@@ -113,7 +114,7 @@ class Experiment:
         return (
             f"{start}{encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
-            f"{layer.form} form of {layer.blocks_per_iteration} x {layer.block_size} rows, attention by "
+            f"{layer.form} form of {layer.blocks} x {layer.block_size} rows, attention by "
             f"{layer.attention_method}{f' ({notice})' if notice else ''}, "
             f"{layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
         )
@@ -197,8 +198,11 @@ def _sharded(
     if layout.length and length % layout.size((layout.length,)):
         raise UserError(f"{where}: {layout.size((layout.length,))} devices cannot share sequences of {length} elements")
     inputs, lengths = (jax.ShapeDtypeStruct(example[name].shape, example[name].dtype) for name in ("inputs", "lengths"))
+    params = jax.eval_shape(model.init, jax.random.key(0), inputs, lengths)["params"]
+    optimizer = make_optimizer(config.optimizer, config.train.steps, params)
     try:
-        layout.of_parameters(jax.eval_shape(model.init, jax.random.key(0), inputs, lengths)["params"])
+        layout.of_parameters(params)
+        layout.of_parameters(jax.eval_shape(optimizer.init, params))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     return ShardedStep(build_model(config.model, task.config, layout), layout, partition.mesh)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from experiments.common.config import split_fields, to_dataclass
 from experiments.common.errors import UserError
@@ -27,12 +26,18 @@ MODELS: dict[str, tuple[type, type[nn.Module]]] = {
     "retrieval": (RetrievalConfig, DualEncoder),
     "language_model": (LanguageModelConfig, LanguageModel),
 }
-# Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
-# microseconds, is little beside them. Argued from these numbers, not measured.
-ACCELERATOR_BLOCKS = 32
 TASK_SIZES = ("classes", "vocabulary_size")
+# Fields that no config sets: the groups are flat there, a task decides its sizes and config.mesh the layout.
+DECIDED = ("encoder", "layer", "layout", *TASK_SIZES)
 # How often a target is initialised to measure what its initializers draw.
 INIT_DRAWS = 64
+
+
+def dataclasses_of(name: str) -> tuple[type, ...]:
+    """Whose fields `config.model` has, beside its name."""
+    own = MODELS[name][0]
+    layered = "encoder" in {field.name for field in dataclasses.fields(own)}
+    return (own, EncoderConfig, LayerConfig) if layered else (own,)
 
 
 def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_DEVICE) -> nn.Module:
@@ -49,16 +54,16 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     if len(given) < len(wanted):
         missing = " and no ".join(field for field in wanted if field not in given)
         raise UserError(f"{where}.name={name!r}: this task is not for such a model, it has no {missing}")
-    for field in ("encoder", "layer", "layout", *TASK_SIZES):
+    if "vocabulary_size" not in known and getattr(sizes, "vocabulary_size", None) is not None:
+        raise UserError(f"{where}.name={name!r} takes numbers, and this task has symbols; take classifier")
+    for field in DECIDED:
         if field in fields:
             raise UserError(
                 f"{where}.{field}: not set here, {'config.mesh' if field == 'layout' else 'the task'} decides it"
             )
     if "encoder" not in known:
         return model_class(to_dataclass(config_class, {**fields, **given}, where))
-    own, encoder, layer = split_fields(fields, config_class, EncoderConfig, LayerConfig, where=where)
-    if layer.get("blocks_per_iteration") is None:
-        layer["blocks_per_iteration"] = 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
+    own, encoder, layer = split_fields(fields, *dataclasses_of(name), where=where)
     layer_config = to_dataclass(LayerConfig, {**layer, "layout": layout}, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
     return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from experiments.training.experiment import Experiment
 from experiments.training.step import TrainState, with_streams
+from seqboat.paths import path_name
 
 # In order of computation in a layer.
 _ORDER = (
@@ -53,7 +54,7 @@ def _loss_or_gradient(loss: Any, gradient: Any) -> str | None:
     if not bool(jnp.isfinite(loss)):
         return "the values of all layers are finite; the loss is not"
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    bad = [_name(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
+    bad = [path_name(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
     if not bad:
         return None
     shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
@@ -72,7 +73,3 @@ def _first_layer(taps: Any) -> str | None:
         return None
     layer, order = min(found)
     return f"first in layer {layer}, in {_ORDER[order]}"
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -16,7 +16,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build, read_config, read_task
 from experiments.training.models import build_model
 from seqboat import hyper
-from seqboat.interop import reference
+from seqboat.interop import published
 from seqboat.models.classifier import Classifier
 from seqboat.models.language_model import LanguageModel
 
@@ -178,7 +178,7 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
         )
     channels = experiment.task.train_batch(0)["inputs"].shape[-1]
     try:
-        variables = reference.convert_classifier(read_state(source), model.config, channels)
+        variables = published.convert_classifier(read_state(source), model.config, channels)
     except ValueError as error:
         raise UserError(f"--init_from={source}: {error}") from error
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

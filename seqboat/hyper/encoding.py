@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from seqboat.choices import check_choices
+
 Kind = Literal["none", "cos_sin", "complement", "fourier", "l2", "embedding"]
-KINDS = ("none", "cos_sin", "complement", "fourier", "l2", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,7 @@ class Encoding:
     unit_norm: bool = False
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}: must be one of {', '.join(KINDS)}")
+        check_choices(self)
         for field in ("inputs", "size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")

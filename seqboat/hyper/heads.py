@@ -14,7 +14,10 @@ squared norm of the code (`energy`), so  Var(A h) = Var(A) energy.
 """
 
 import dataclasses
+import functools
 import math
+import operator
+import typing
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -22,15 +25,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seqboat.choices import check_choices
 from seqboat.hyper.encoding import Encoding
 from seqboat.hyper.spec import Leaf, Spec
 from seqboat.paths import path_keys, unflatten
 
 Kind = Literal["full", "low_rank", "scale", "chunked", "recurrent"]
 Init = Literal["fan_out", "hyperfan_in", "hyperfan_out", "hyperfan_harmonic", "matched", "zero"]
-DTYPES = ("float32", "bfloat16", "float16", "float64", "complex64", "complex128")
-KINDS = ("full", "low_rank", "scale", "chunked", "recurrent")
-INITS = ("fan_out", "hyperfan_in", "hyperfan_out", "hyperfan_harmonic", "matched", "zero")
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "complex64", "complex128"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,9 @@ class HyperConfig:
     `init`: fan_out, variance 2 energy / ((1 + slope^2) size) a leaf of `size` numbers (Gonzalez Ortiz et al. 2024);
     hyperfan_in, _out, _harmonic: what keeps the variance of the target's activations, of its gradients, or between,
     after ReLU if `target_gain` is 2 (Chang et al. 2020); matched: the leaf's own initializer's, measured; zero: none.
+
+    Reference only, no recipe sets them: `rank`, `chunk_size`, `chunk_embedding`, `negative_slope`, `target_gain`,
+    `dtype`, `heads`.
     """
 
     encoding: Encoding = dataclasses.field(default_factory=Encoding)
@@ -58,7 +63,7 @@ class HyperConfig:
     residual: bool = True
     init: Init = "fan_out"
     target_gain: float = 2.0
-    dtype: str | None = None
+    dtype: Dtype | None = None
 
     def __post_init__(self):
         if not self.hidden or min(self.hidden) < 1:
@@ -73,15 +78,13 @@ class HyperConfig:
             raise ValueError(f"negative_slope={self.negative_slope}: must be 0 or more")
         if not 0 < self.target_gain < math.inf:
             raise ValueError(f"target_gain={self.target_gain}: must be positive")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}, or None for each leaf's own")
+        check_choices(self)
+        kinds = typing.get_args(Kind)
         for head in (self.head, *(head for _, head in self.heads)):
-            if head not in KINDS:
-                raise ValueError(f"head={head!r}: must be one of {', '.join(KINDS)}")
+            if head not in kinds:
+                raise ValueError(f"head={head!r}: must be one of {', '.join(kinds)}")
             if head == "scale" and not self.residual:
                 raise ValueError("head='scale' scales the target's own parameters: it needs residual=True")
-        if self.init not in INITS:
-            raise ValueError(f"init={self.init!r}: must be one of {', '.join(INITS)}")
         if self.init == "zero" and not self.residual:
             raise ValueError("init='zero' without residual is a network of zeros; take residual=True")
 
@@ -240,6 +243,4 @@ class ChunkedHead(nn.Module):
 
 
 def _at(tree: Any, path: str) -> Any:
-    for part in path_keys(path):
-        tree = tree[part]
-    return tree
+    return functools.reduce(operator.getitem, path_keys(path), tree)

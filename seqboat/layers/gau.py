@@ -11,7 +11,8 @@ from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.positions import T5_BUCKETS
-from seqboat.ops.window_attention import Window, attend, attend_packed
+from seqboat.ops.window import Window
+from seqboat.ops.window_attention import attend, attend_packed
 
 
 class GatedAttentionUnit(WindowedModule):

@@ -9,11 +9,7 @@ WEIGHT_DEVIATION = 0.02
 
 def truncated_normal(deviation: float = WEIGHT_DEVIATION):
     """N(0, deviation^2) of the untruncated normal, cut at +-2 deviations."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return deviation * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
-
-    return init
+    return jax.nn.initializers.truncated_normal(deviation, dtype=jnp.float32)
 
 
 def alternating(deviation: float = WEIGHT_DEVIATION):

@@ -1,7 +1,6 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
 import dataclasses
-import typing
 from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from seqboat.choices import check_choices
 from seqboat.layers.ema import EMA
 from seqboat.layers.execution import Form
 from seqboat.layers.feed_forward import FeedForward
@@ -22,12 +22,17 @@ from seqboat.layers.sparse_activation import Memories, SparseModularActivation
 from seqboat.layers.taps import tap
 from seqboat.modules import Modules, check_modules
 from seqboat.ops.ema import Method, choose
-from seqboat.ops.window_attention import AttentionFunction, PositionKind, Window, kernel_unsupported_reason
+from seqboat.ops.window import AttentionFunction, PositionKind, Window
+from seqboat.ops.window_attention import kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 # Sizes are 32-bit integers in compiled programs, as are sums of a few of them.
 MAX_SIZE = 2**30
 SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
+
+# Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
+# microseconds, is little beside them. Argued from these numbers, not measured.
+ACCELERATOR_BLOCKS = 32
 
 # Values saved for the backward pass instead of recomputed, by their names in `jax.ad_checkpoint`.
 SAVED_NAMES = ("ssm", "sum", "result")
@@ -40,9 +45,13 @@ class LayerConfig:
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has neither attention nor configurator. `feed_forward_size` 0 omits the
     sparsely activated feed-forward network, `attention` False the GAU. `max_positions` sizes the "relative" table.
-    The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once, and attends within them
-    (`attention_method` "blocks") or by a Pallas kernel ("pallas"; interpreted and slow on a CPU). `layout` gives
-    the mesh axes over which batches and sequences are split, for steps under shard_map or pmap.
+    The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
+    ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
+    ("pallas"; interpreted and slow on a CPU). `layout` gives the mesh axes over which batches and sequences are split,
+    for steps under shard_map or pmap.
+
+    Reference only, for tests and comparisons with the published code; no recipe sets them: `attention`, `form`,
+    `ema_method`, `norm_affine`, `norm_counts_padding`, `hidden_dropout`, `attention_dropout`, `router.initial_bias`.
     """
 
     features: int
@@ -71,14 +80,14 @@ class LayerConfig:
     attention_dropout: float = 0.0
     form: Form = "packed"
     block_size: int = 128
-    blocks_per_iteration: int = 1
+    blocks_per_iteration: int | None = None
     attention_method: Literal["blocks", "pallas"] = "blocks"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         for field in SIZES:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
         for field in ("window_size", "ssm_truncation"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
@@ -88,9 +97,7 @@ class LayerConfig:
         for field in ("dropout", "hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")
-        for field, known in _CHOICES.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r}: must be one of {', '.join(known)}")
+        check_choices(self)
         if self.feed_forward_size < 0:
             raise ValueError(f"feed_forward_size={self.feed_forward_size}: must be 0 (none) or more")
         if self.position == "slot" and self.window_size is None:
@@ -147,6 +154,13 @@ class LayerConfig:
             if not fine:
                 raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
 
+    @property
+    def blocks(self) -> int:
+        """`blocks_per_iteration`; where that is None, what fills this backend."""
+        if self.blocks_per_iteration is not None:
+            return self.blocks_per_iteration
+        return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
+
     def choose_ssm_method(self, length: int) -> Method:
         """The method that computes the state space model for sequences of this length."""
         return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
@@ -188,13 +202,6 @@ class LayerConfig:
                 FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward", **owner)
             )
         return tuple(modules)
-
-
-_CHOICES = {
-    field: typing.get_args(hint)
-    for field, hint in typing.get_type_hints(LayerConfig).items()
-    if typing.get_origin(hint) is Literal
-}
 
 
 class LayerState(NamedTuple):
@@ -272,7 +279,7 @@ class SeqBoatLayer(nn.Module):
             always=config.activation == "always",
             form=config.form,
             block_size=config.block_size,
-            blocks_per_iteration=config.blocks_per_iteration,
+            blocks_per_iteration=config.blocks,
             layout=config.layout,
             name="sparse",
         )

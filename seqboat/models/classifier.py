@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from seqboat.choices import check_choices
 from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.router import ActivationStats
@@ -56,10 +57,7 @@ class ClassifierConfig:
             raise ValueError(f"classes={self.classes}: must be at least 1")
         if self.vocabulary_size is not None and self.vocabulary_size < 1:
             raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1, or None for numbers")
-        if self.embedding_init not in ("projection", "normal"):
-            raise ValueError(f"embedding_init={self.embedding_init!r}: must be one of projection, normal")
-        if self.head not in ("mlp", "linear"):
-            raise ValueError(f"head={self.head!r}: must be one of mlp, linear")
+        check_choices(self)
 
 
 class Classifier(nn.Module):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from seqboat.choices import check_choices
 from seqboat.layers.router import ActivationStats
 from seqboat.layers.seqboat import SAVED_NAMES, LayerConfig, LayerState, SeqBoatLayer
 
@@ -32,8 +33,7 @@ class EncoderConfig:
     def __post_init__(self):
         if self.layers < 1:
             raise ValueError(f"layers={self.layers}: must be at least 1")
-        if self.remat not in ("none", "selective", "layer"):
-            raise ValueError(f"remat={self.remat!r}: must be one of none, selective, layer")
+        check_choices(self)
 
 
 class Encoder(nn.Module):

@@ -16,13 +16,10 @@ class MLPConfig:
 
     classes: int
     hidden: tuple[int, ...] = (32, 32)
-    vocabulary_size: int | None = None
 
     def __post_init__(self):
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden={self.hidden}: must be one or more widths of at least 1")
-        if self.vocabulary_size is not None:
-            raise ValueError("name='mlp' takes numbers, but this task has symbols; use classifier")
 
 
 class MLP(nn.Module):

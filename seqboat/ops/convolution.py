@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jaxtyping import Array, Float
 
 # Rows of a piece of a transpose: it stays in the cache, and writes whole cache lines.
@@ -36,7 +37,7 @@ def fft_convolve(
     if not x.size:
         return x
     length, taps = x.shape[1], forward.shape[1]
-    size = fast_fft_length(length + taps - 1)
+    size = scipy.fft.next_fast_len(length + taps - 1, real=True)
     circle = jnp.pad(forward.astype(jnp.float32), ((0, 0), (0, size - taps)))
     if backward is not None:
         backward = backward.astype(jnp.float32)
@@ -75,17 +76,3 @@ def _swap_by_pieces(x: Float[Array, "B M N"]) -> Float[Array, "B N M"]:
         return jax.lax.dynamic_update_slice_in_dim(out, part.swapaxes(1, 2), first, 2)
 
     return jax.lax.fori_loop(0, -(-rows // piece), step, jnp.zeros((batch, columns, rows), x.dtype))
-
-
-def fast_fft_length(minimum: int) -> int:
-    """The smallest 2^a 3^b 5^c that is at least `minimum`."""
-    best = 1 << (minimum - 1).bit_length()
-    power5 = 1
-    while power5 < best:
-        power15 = power5
-        while power15 < best:
-            power2 = 1 << max(0, (-(-minimum // power15) - 1).bit_length())
-            best = min(best, power15 * power2)
-            power15 *= 3
-        power5 *= 5
-    return best

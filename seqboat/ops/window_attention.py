@@ -8,70 +8,18 @@ for one block of packed rows, whose keys are its own rows and `w` to each side (
 is the same over all packed rows, by a kernel.
 """
 
-import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from seqboat.ops import positions
 from seqboat.ops.packing import RowInfo
+from seqboat.ops.window import LAPLACE_DEVIATION, LAPLACE_MEAN, Window
 
-AttentionFunction = Literal["softmax", "relu2", "laplace"]
-PositionKind = Literal["none", "relative", "slot", "rotary", "t5"]
-
-# Laplace approximates relu2: equal value and slope at sqrt(2) (Ma et al. 2022, section 3.4).
-LAPLACE_MEAN = math.sqrt(0.5)
-LAPLACE_DEVIATION = math.sqrt(0.25 / math.pi)
 # How far above the highest score that is read one that is not may stand.
 MAX_UNREAD_MARGIN = 30.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """How activated elements see one another. `size` None: all of the same sequence (SeqBoat-full)."""
-
-    size: int | None
-    causal: bool
-    function: AttentionFunction
-    position: PositionKind
-
-    def halo(self, length: int) -> tuple[int, int]:
-        """How many packed rows before and after its own a block of rows of sequences of this length may read."""
-        reach = length - 1 if self.size is None else min(self.size, length - 1)
-        return reach, 0 if self.causal else reach
-
-    def visible(self, query: RowInfo, key: RowInfo) -> Bool[Array, "Q J"]:
-        """Which keys each query reads."""
-        see = key.active[None, :] & (query.segment[:, None] == key.segment[None, :])
-        if self.causal:
-            see &= query.position[:, None] - key.position[None, :] >= 0  # positions may wrap around
-        if self.size is not None:
-            see &= jnp.abs(query.rank[:, None] - key.rank[None, :]) <= self.size
-        return see
-
-    def apply_rotary(self, x: Float[Array, "T Z"], rows: RowInfo) -> Float[Array, "T Z"]:
-        """Queries or keys as `attend` wants them: turned by their positions, if those are rotary."""
-        return positions.rotate(x, rows.position) if self.position == "rotary" else x
-
-    def scale(self, query: RowInfo, key_size: int) -> Array | float:
-        """What queries are multiplied by: Z^-1/2 for softmax, else one over the number of keys in reach."""
-        if self.function == "softmax":
-            return key_size**-0.5
-        if self.size is not None:
-            return 1.0 / (self.size if self.causal else 2 * self.size)
-        keys = query.rank + 1 if self.causal else jnp.maximum(query.total, 1)
-        return 1.0 / keys[:, None].astype(jnp.float32)
-
-    def bias(self, table: Float[Array, "P"], query: RowInfo, key: RowInfo) -> Float[Array, "Q J"]:
-        """The bias of every pair, for the kinds that have a table."""
-        if self.position == "relative":
-            return positions.relative_bias(table, query.position, key.position)
-        if self.position == "slot" and self.size is not None:
-            return positions.slot_bias(table, query.rank, key.rank, self.size)
-        return positions.t5_bias(table, query.position, key.position, self.causal)
 
 
 def attend(

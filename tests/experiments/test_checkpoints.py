@@ -1,5 +1,6 @@
 """Checkpoints: what is saved is what is read, and nothing else is ever taken for a checkpoint."""
 
+import dataclasses
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from experiments.common.errors import UserError
 from experiments.training import checkpoints as checkpoints_module
 from experiments.training import manifest
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.optimizers import AdamState, MomentumState
 from seqboat import version
 
 META = {"config": {"width": 4, "windows": [1, 2]}, "versions": {"jax": jax.__version__}}
@@ -778,3 +780,17 @@ def test_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         Checkpoints(tmp_path).restore(1, abstract(make_state()))
         logging.info("ours")
     assert [record.message for record in caplog.records] == ["ours"]
+
+
+def test_the_second_moment_that_momentum_once_had_is_not_read(tmp_path):
+    state = dataclasses.replace(make_state(10), metrics={"loss": (jnp.ones(()), jnp.ones(()))})
+    count, moment = jnp.int32(10), jax.tree.map(lambda p: 2 * p, state.params)
+    old = dataclasses.replace(state, opt_state=AdamState(count, moment, moment))
+    new = dataclasses.replace(state, opt_state=MomentumState(count, moment))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(10, old, META)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert_same(checkpoints.restore(10, abstract(new)).state, new)
+        other = abstract(dataclasses.replace(new, opt_state=new.opt_state._replace(first={})))
+        with pytest.raises(UserError, match=r"opt_state/first/layer/bias .* is only in it"):
+            checkpoints.restore(10, other)

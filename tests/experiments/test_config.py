@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import pytest
 
-from experiments.common.config import at_most, differences, split_fields, to_dataclass
+from experiments.common.config import at_most, defaults, differences, split_fields, to_dataclass
 from experiments.common.errors import UserError
 from experiments.tasks import short_listops
 from experiments.training.experiment import Config, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import OptimizerConfig
 from seqboat.layers.seqboat import LayerConfig
-from seqboat.version import migrate
+from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,24 @@ def test_the_largest_numbers_arrive():
     values = {"size": 2**31 - 1, "count": 2**40, "bound": 3.4e38, "limit": -(2**31 - 1), "pairs": (("a", 1.0),)}
     found = to_dataclass(Outer, values, "config")
     assert {name: getattr(found, name) for name in values} == values
+
+
+def test_defaults_are_those_of_the_dataclass_with_their_types():
+    config = defaults(Outer, but=("kind", "axis"), size=2, bound=0.5)
+    assert config.to_dict() == {
+        **{"size": 2, "inner": {"rate": 0.5}, "limit": 3, "name": "x", "flag": False, "rules": (), "bound": 0.5},
+        **{"count": 0, "pair": (0.0, 0), "pairs": ()},
+    }
+    assert to_dataclass(Outer, config.to_dict(), "config") == Outer(2, bound=0.5)
+    config.limit = None
+    config.limit = 7
+    for field, value in {"limit": "7", "bound": "0.5", "flag": 1, "pairs": "a"}.items():
+        with pytest.raises(TypeError):
+            config[field] = value
+    with pytest.raises(TypeError, match="size has no default"):
+        defaults(Outer)
+    with pytest.raises(TypeError, match="sise: no such fields of Outer"):
+        defaults(Outer, size=2, sise=3)
 
 
 def test_split_fields():
@@ -228,7 +246,14 @@ def test_mistakes_in_training(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.name": "lion"}, "config.optimizer.name='lion': must be one of adamw, radam, sgd"),
+        (
+            {"optimizer.name": "lien"},
+            "config.optimizer.name='lien': must be one of adamw, radam, sgd, or an optimizer",
+        ),
+        (
+            {"optimizer.name": "lbfgs"},
+            "config.optimizer.name='lbfgs': optax.lbfgs does not run on gradients, parameters",
+        ),
         ({"optimizer.b2": 1.0}, r"config.optimizer.b2=1.0: must be in [0, 1)"),
         (
             {"optimizer.clip_norm": math.inf},
@@ -299,5 +324,6 @@ def test_a_checkpoint_that_was_not_clipped_can_still_be_read(tiny):
     migrated = migrate(meta)["config"]
     assert differences(values, migrated) == ["config.optimizer.clip_norm: inf -> None"]
     assert build(migrated).config.optimizer.clip_norm is None
+    today = {**meta, "format_version": CHECKPOINT_FORMAT, "config": None}
     for other in ({}, {"config": 3}, {"config": {"optimizer": 3}}, {"config": tiny()}):
-        assert migrate({**meta, "config": None, **other}) == {**meta, "config": None, **other}
+        assert migrate({**meta, "config": None, **other}) == {**today, **other}

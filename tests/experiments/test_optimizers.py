@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.common.errors import UserError
@@ -252,3 +253,42 @@ def test_without_a_limit_gradients_are_as_they_are():
         updates[limit] = optimizer.update(gradients, optimizer.init(params), params)[0]["w"]
     np.testing.assert_array_equal(updates[None], updates[1e9])
     assert np.abs(updates[None] - updates[1.0]).min() > 1
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor", "lamb"])
+def test_an_optimizer_of_optax_by_its_name(name):
+    """It follows the schedule, and decays beside its own steps, by path."""
+    config = dataclasses.replace(
+        CONFIG, name=name, weight_decays=(("bias$", 0.0),), learning_rate_scales=(("head", 0.5),), clip_norm=None
+    )
+    rate, params = learning_rate(config, STEPS), jax.tree.map(jnp.asarray, PARAMS)
+    theirs = {"lion": {"b1": 0.9, "b2": 0.98}, "lamb": {"b1": 0.9, "b2": 0.98, "eps": 1e-2}, "adafactor": {"eps": 1e-2}}
+    optimizer = getattr(optax, name)(rate, **theirs[name], **({} if name == "adafactor" else {"weight_decay": 0.0}))
+    state = optimizer.init(params)
+    gradients = gradients_of(4)
+    for step, (tree, found) in enumerate(zip(gradients, run(config, gradients), strict=True)):
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, tree), state, params)
+        scales, decays = {"layer": {"kernel": 1.0, "bias": 1.0}, "head": 0.5}, {"kernel": 0.1, "bias": 0.0}
+        moved = lambda p, u, scale, decay, step=step: p + scale * (u - rate(step) * decay * p)
+        params = jax.tree.map(moved, params, updates, scales, {"layer": decays, "head": 0.1})
+        assert_close([found], [params])
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "sm3"])
+def test_an_optimizer_that_wants_more_than_a_schedule(name):
+    with pytest.raises(ValueError, match=rf"^name='{name}': optax.{name} does not run on gradients"):
+        dataclasses.replace(CONFIG, name=name)
+
+
+@pytest.mark.parametrize("name", ["lien", "chain", "sgd2", "_deprecated_dpsgd", "contrib.muon", ""])
+def test_a_name_that_is_no_optimizer(name):
+    with pytest.raises(
+        ValueError, match=rf"^name='{name}': must be one of adamw, radam, sgd, or an optimizer of optax"
+    ):
+        dataclasses.replace(CONFIG, name=name)
+
+
+def test_momentum_keeps_one_moment():
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, name="sgd"), STEPS, PARAMS)
+    state = optimizer.init(jax.tree.map(jnp.asarray, PARAMS))
+    assert state._fields == ("count", "first")

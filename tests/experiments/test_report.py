@@ -32,7 +32,8 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from experiments.training.restore import load
 from seqboat.ops.packing import row_info
-from seqboat.ops.window_attention import Window, attend
+from seqboat.ops.window import Window
+from seqboat.ops.window_attention import attend
 
 # What it measures
 

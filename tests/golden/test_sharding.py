@@ -10,6 +10,7 @@ import jax
 
 from seqboat.parallel.mesh import mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
+from seqboat.paths import path_name
 from tests.experiments.test_build import RECIPES, get_config, model_of, parameters
 
 GOLDEN = Path(__file__).with_name("sharding.txt")
@@ -38,7 +39,7 @@ def lies(preset: str, path: str, shape: tuple[int, ...]) -> str:
 def table(params) -> str:
     rows = [("parameter", "shape", *PRESETS)]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         shape = tuple(leaf.shape)
         rows.append((name, str(shape), *(lies(preset, name, shape) if shape else "()" for preset in PRESETS)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

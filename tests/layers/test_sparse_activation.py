@@ -16,7 +16,7 @@ from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.router import LatentConfigurator, RouterConfig
 from seqboat.layers.sparse_activation import SparseModularActivation
 from seqboat.layers.windowed import WindowedModule
-from seqboat.ops.window_attention import Window
+from seqboat.ops.window import Window
 
 D, BATCH, LENGTH = 8, 2, 9
 F32 = jnp.dtype(jnp.float32)

@@ -14,7 +14,7 @@ from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.sparse_activation import SparseModularActivation
 from seqboat.layers.streaming import MAX_DISTANCE, MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.windowed import WindowedModule
-from seqboat.ops.window_attention import Window
+from seqboat.ops.window import Window
 
 D, BATCH, LENGTH = 8, 2, 38
 WINDOW = 3

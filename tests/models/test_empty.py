@@ -17,7 +17,8 @@ from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 from seqboat.ops import ema, s4d
 from seqboat.ops.convolution import fft_convolve, swap
 from seqboat.ops.packing import RowInfo, compress, extract, map_blocks, pack, row_info
-from seqboat.ops.window_attention import Window, attend
+from seqboat.ops.window import Window
+from seqboat.ops.window_attention import attend
 
 LAYER = LayerConfig(
     4, 2, 4, state_size=2, window_size=3, causal=True, max_positions=8, block_size=4, feed_forward_size=4

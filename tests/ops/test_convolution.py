@@ -7,7 +7,7 @@ import pytest
 from helpers import BF16, assert_close, normal, value_and_vjp
 
 from seqboat.ops import convolution
-from seqboat.ops.convolution import direct_convolve, fast_fft_length, fft_convolve
+from seqboat.ops.convolution import direct_convolve, fft_convolve
 
 BATCH, WIDTH = 2, 3
 SIZES = [(1, 1, 2), (7, 7, 1), (7, 7, 2), (7, 3, 2), (7, 9, 2), (63, 63, 1), (63, 63, 2), (63, 5, 2)]
@@ -49,18 +49,6 @@ def test_half_precision_comes_back_as_half_precision():
     half = fft_convolve(jnp.asarray(x, jnp.bfloat16), forward)
     assert half.dtype == jnp.bfloat16
     assert_close(half, plain_sum(x, forward), BF16)
-
-
-def test_lengths_of_transforms_are_the_smallest_that_are_fast():
-    def is_fast(n):
-        for prime in (2, 3, 5):
-            while n % prime == 0:
-                n //= prime
-        return n == 1
-
-    fast = [n for n in range(1, 4097) if is_fast(n)]
-    for minimum in range(1, 2001):
-        assert fast_fft_length(minimum) == next(n for n in fast if n >= minimum)
 
 
 def test_nothing_wraps_around_the_circle():

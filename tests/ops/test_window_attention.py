@@ -11,7 +11,8 @@ import pytest
 from helpers import BF16, assert_close, jit, normal, value_and_vjp
 
 from seqboat.ops.packing import row_info
-from seqboat.ops.window_attention import Window, attend
+from seqboat.ops.window import Window
+from seqboat.ops.window_attention import attend
 
 FUNCTIONS, KINDS = ("softmax", "relu2", "laplace"), ("none", "relative", "slot", "rotary", "t5")
 KEY_SIZE, VALUE_SIZE, MAX_POSITIONS = 4, 3, 6

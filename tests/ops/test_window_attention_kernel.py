@@ -11,7 +11,8 @@ from jax.experimental.pallas import tpu
 
 from seqboat.ops.kernels.window_attention import KernelConfig, attend_packed, tile_metadata, unsupported_reason
 from seqboat.ops.packing import RowInfo, compress, extract, pack, row_info
-from seqboat.ops.window_attention import Window, attend, kernel_notice
+from seqboat.ops.window import Window
+from seqboat.ops.window_attention import attend, kernel_notice
 
 # 48 rows are three tiles of 16, and 20 values two tiles of 16.
 BATCH, LENGTH, KEY_SIZE, VALUE_SIZE = 2, 24, 8, 20

@@ -12,6 +12,7 @@ from experiments.training.experiment import build
 from experiments.training.footprint import _abstract_batch, _axes, make_plan, step_flops
 from seqboat.models.language_model import LanguageModel
 from seqboat.parallel.mesh import make_mesh
+from seqboat.paths import path_name
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def sizes() -> dict[str, int]:
     found = dict.fromkeys(("whole", "layers", "embedding"), 0)
     params = jax.eval_shape(functools.partial(build(values("language model")).steps.init, 0)).params
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         split = ("kernel" in name and "logits" not in name) or "ssm/" in name
         found["embedding" if "table" in name else "layers" if split else "whole"] += 4 * leaf.size
     return found

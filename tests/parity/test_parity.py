@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqboat.interop import reference
+from seqboat.interop import published
 from seqboat.layers.ema import EMA
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
@@ -80,7 +80,7 @@ def layer_case(meta, arrays):
         )
         return y[0].swapaxes(0, 1), taps
 
-    return functools.partial(reference.convert_layer, config=config), apply
+    return functools.partial(published.convert_layer, config=config), apply
 
 
 def model_case(meta, arrays):
@@ -102,7 +102,7 @@ def model_case(meta, arrays):
         out, changed = Classifier(config).apply(variables, x, lengths, meta["train"], mutable=["batch_stats"])
         return out.logits, changed
 
-    convert = functools.partial(reference.convert_classifier, config=config, input_size=meta["d_input"])
+    convert = functools.partial(published.convert_classifier, config=config, input_size=meta["d_input"])
     return convert, apply
 
 
@@ -114,7 +114,7 @@ def ema_case(meta, arrays):
         return module.apply(variables, x.swapaxes(0, 1), valid).swapaxes(0, 1), {}
 
     convert = functools.partial(
-        reference.convert_ema, features=meta["D"], state_size=meta["N"], causal=not meta["bidirectional"]
+        published.convert_ema, features=meta["D"], state_size=meta["N"], causal=not meta["bidirectional"]
     )
     return convert, apply
 

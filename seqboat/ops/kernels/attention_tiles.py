@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Int
 
 from seqboat.ops import positions
-from seqboat.ops.window_attention import LAPLACE_DEVIATION, LAPLACE_MEAN, Window
+from seqboat.ops.window import LAPLACE_DEVIATION, LAPLACE_MEAN, Window
 
 Backend = Literal["triton", "tpu", "interpret"]
 

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int
 from seqboat.ops.kernels import attention_tiles as tiles
 from seqboat.ops.kernels.attention_tiles import Backend, KernelConfig
 from seqboat.ops.packing import RowInfo
-from seqboat.ops.window_attention import Window
+from seqboat.ops.window import Window
 
 # Rows and values per tile. Triton: an accumulator of 64 x 128 float32 is 64 registers per thread with four warps.
 TILES: dict[str, tuple[int, int]] = {"triton": (64, 128), "tpu": (128, 512), "interpret": (16, 16)}

@@ -1,6 +1,9 @@
 """HyperLSTM (Ha et al. 2017, arXiv 1609.09106): a small LSTM scales the rows of a larger one's weights at every step.
 
-A baseline: its generator runs inside the time loop, whereas everything else here generates once, before it.
+A baseline beside `seqboat.hyper`: its generator runs inside the time loop, where a hypernetwork of `seqboat.hyper`
+generates once and before it.
+
+    python -m examples.hyper_lstm        learns to remember the first number of a sequence, in seconds on a CPU
 """
 
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 GATES = ("i", "f", "g", "o")
@@ -110,3 +114,29 @@ def _broadcast(a: Array, like: Array) -> Array:
 def _zeros(features: int, input_shape: tuple[int, ...]) -> Carry:
     zeros = jnp.zeros((*input_shape[:-1], features))
     return zeros, zeros
+
+
+def train(steps: int = 300, length: int = 12, batch: int = 64) -> list[float]:
+    """Mean squared errors of the first number of a sequence, read off the last hidden state, step by step."""
+    model = nn.Sequential([nn.RNN(HyperLSTMCell(16)), lambda hidden: hidden[:, -1], nn.Dense(1)])
+    optimizer = optax.adam(1e-2)
+    params = model.init(jax.random.key(0), jnp.zeros((batch, length, 1)))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        x = jax.random.normal(key, (batch, length, 1))
+        loss, gradient = jax.value_and_grad(lambda params: jnp.mean((model.apply(params, x) - x[:, 0]) ** 2))(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    losses = []
+    for key in jax.random.split(jax.random.key(1), steps):
+        params, state, loss = step(params, state, key)
+        losses.append(float(loss))
+    return losses
+
+
+if __name__ == "__main__":
+    losses = train()
+    print(f"squared error {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses)} steps; a guess of 0 has 1")

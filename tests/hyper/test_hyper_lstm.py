@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqboat.hyper.lstm import HyperLSTMCell, LayerNormLSTMCell
+from examples.hyper_lstm import HyperLSTMCell, LayerNormLSTMCell, train
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 7, 4))
@@ -41,4 +41,9 @@ def test_the_small_lstm_changes_the_large_one_as_soon_as_its_scales_move():
     gradient = jax.grad(loss)(params)["cell"]
     assert np.any(gradient["hidden_narrow"])
     assert np.any(gradient["input_narrow"])
-    assert not np.any(gradient["hypernetwork"]["input"]["kernel"])  # behind A = 0
+    assert not np.any(gradient["hyper"]["input"]["kernel"])  # behind A = 0
+
+
+def test_the_example_learns():
+    losses = train(steps=60, length=3, batch=16)
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])

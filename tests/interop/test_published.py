@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import normal
 
-from seqboat.interop.reference import convert_ema, convert_layer
+from seqboat.interop.published import convert_ema, convert_layer
 from seqboat.layers.seqboat import LayerConfig
 
 STATE = {
