@@ -1,6 +1,6 @@
 """What every experiment shares. A config is a difference from this one.
 
-Every field has the default of its dataclass: what it means stands there, and only what has none is written here.
+Every field has the default of its dataclass: its docstring says what it means, and only what has none is written here.
 """
 
 from ml_collections import ConfigDict

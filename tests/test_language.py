@@ -59,7 +59,9 @@ def findings(line: str) -> list[tuple[str, str]]:
 
 def files():
     inside = [path for folder in FOLDERS for end in ("py", "md") for path in (ROOT / folder).rglob(f"*.{end}")]
-    return sorted({*inside, *ROOT.glob("*.md")} - {Path(__file__)})
+    # The list of these words, and the old names of what was renamed.
+    others = {Path(__file__), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"}
+    return sorted({*inside, *ROOT.glob("*.md")} - others)
 
 
 def test_every_sentence_is_in_the_house_language():

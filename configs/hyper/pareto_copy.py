@@ -1,4 +1,4 @@
-"""One SeqBoat for every price of attention, on selective copying, where attention is worth most: as pareto_listops.py.
+"""One SeqBoat for every penalty on attention, on selective copying, where attention is worth most: as pareto_listops.py.
 
 python -m experiments.train --config=configs/hyper/pareto_copy.py --workdir=runs/pareto
 """
@@ -10,4 +10,4 @@ from configs.synthetic import selective_copy
 def get_config(variant: str = "mip"):
     config = selective_copy.get_config("credit_router")
     config.train.steps = 2400
-    return conditioned(config, variant, price=0.5)
+    return conditioned(config, variant, penalty=0.5)

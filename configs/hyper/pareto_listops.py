@@ -1,4 +1,4 @@
-"""One SeqBoat for every price of attention, on short ListOps: a hypernetwork makes its layers from lambda in [0, 1].
+"""One SeqBoat for every penalty on attention, on short ListOps: a hypernetwork makes its layers from lambda in [0, 1].
 
     python -m experiments.train --config=configs/hyper/pareto_listops.py --workdir=runs/pareto
 
@@ -12,12 +12,12 @@ from configs.hyper.arms import apply_arm
 
 
 def get_config(variant: str = "mip"):
-    return conditioned(quickstart.get_config(), variant, price=0.2)
+    return conditioned(quickstart.get_config(), variant, penalty=0.2)
 
 
-def conditioned(config, variant: str, price: float):
-    """A recipe whose layers are generated from the price, up to `penalty`; "separate" leaves it as it is."""
-    config.train.activation_penalty = price
+def conditioned(config, variant: str, penalty: float):
+    """A recipe whose layers are generated from the penalty, up to `penalty`; "separate" leaves it as it is."""
+    config.train.activation_penalty = penalty
     if variant != "separate":
         config.hypernetwork = base.hyper("penalty")
         config.hypernetwork.select = ("encoder/layers/**",)

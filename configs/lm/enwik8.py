@@ -1,8 +1,8 @@
 """enwik8: 100 million bytes of Wikipedia, 90 / 5 / 5 million, bits per byte.
 
 The published recipe: 14 causal layers, d 616, z 128, h 1232, window 1024, LayerNorm before the layer (the last without
-scale and offset), softmax, rotary positions, kernel cut at 2048 lags, RAdam 0.005 from 0.002 over 24,000 updates,
-400,000 updates of 8 blocks of 8192 bytes, dropout 0.15, decay 0.1, clipping at 0.25; eight A100 of 40 GB.
+scale and offset), softmax, rotary positions, kernel cut at 2048 lags, RAdam 0.005 from 0.002 over 24,000 steps,
+400,000 steps of 8 blocks of 8192 bytes, dropout 0.15, decay 0.1, clipping at 0.25; eight A100 of 40 GB.
 Its authors: about 1.0233 bits per byte (their repository). Best verified result near this size: 0.994 (Expire-Span,
 38 million parameters). Here: docs/results.md.
 

@@ -1,9 +1,9 @@
 """Image (Long Range Arena): CIFAR-10 in gray, 1024 pixels one by one, ten classes. Chance 10 %.
 
 The published recipe: 8 layers, d 160, z 96, h 320, window 128, BatchNorm before the layer, squared-ReLU attention,
-positions relative in the original sequence and a scaled sinusoid, kernel cut at 1024 lags, AdamW 0.01, 180,000 updates
+positions relative in the original sequence and a scaled sinusoid, kernel cut at 1024 lags, AdamW 0.01, 180,000 steps
 of 50 pictures, decay 0.02, pixels (p / 255 - 0.48) / 0.24; one V100 of 32 GB.
-Best verified result of the field: 90.44 % (MEGA, Ma et al. 2023, table 2). Here: docs/results.md.
+Best verified published result: 90.44 % (MEGA, Ma et al. 2023, table 2). Here: docs/results.md.
 
     python -m experiments.prepare --dataset=cifar10 --data_dir=DIR
     python -m experiments.train --config=configs/lra/image.py --workdir=runs/image --config.data_dir=DIR

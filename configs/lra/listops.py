@@ -1,7 +1,7 @@
 """ListOps (Long Range Arena): expressions of 501 to 1999 tokens, ten classes.
 
 The published recipe: 6 layers, d 80, z 64, h 160, window 128, LayerNorm after the layer, softmax, positions relative in
-the original sequence, kernel cut at 1024 lags, AdamW 0.004, 90,000 updates of 64 expressions, dropout 0.1, decay 0.001.
+the original sequence, kernel cut at 1024 lags, AdamW 0.004, 90,000 steps of 64 expressions, dropout 0.1, decay 0.001.
 
     python -m experiments.prepare --dataset=listops --data_dir=DIR
     python -m experiments.train --config=configs/lra/listops.py --workdir=runs/listops --config.data_dir=DIR

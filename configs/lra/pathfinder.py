@@ -1,9 +1,9 @@
 """Pathfinder (Long Range Arena): are two dots on one dashed path? 32 x 32 pixels, one by one. Chance 50 %.
 
 The published recipe: 6 layers, d 128, z 64, h 256, window 128, BatchNorm before the layer, squared-ReLU attention,
-positions relative in the original sequence and a scaled sinusoid, kernel cut at 1024 lags, AdamW 0.01, 250,000 updates
+positions relative in the original sequence and a scaled sinusoid, kernel cut at 1024 lags, AdamW 0.01, 250,000 steps
 of 128 pictures, decay 0.01, the hard pictures (14 dashes); one V100 of 32 GB.
-Best verified result of the field: 98.13 % (MEGALODON, Ma et al. 2024, table 6). Here: docs/results.md.
+Best verified published result: 98.13 % (MEGALODON, Ma et al. 2024, table 6). Here: docs/results.md.
 
     python -m experiments.prepare --dataset=pathfinder/32_hard --data_dir=DIR
     python -m experiments.train --config=configs/lra/pathfinder.py --workdir=runs/pathfinder --config.data_dir=DIR

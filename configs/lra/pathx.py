@@ -2,9 +2,9 @@
 
 The published recipe: 6 layers (its launch script asks for 4, which its architecture overrides), d 128, z 64, h 256,
 window 256, BatchNorm over all devices before the layer, squared-ReLU attention, positions relative in the original
-sequence and a scaled sinusoid, the whole kernel, AdamW 0.01 with a quadratic warm-up, 125,000 updates of 128 pictures
+sequence and a scaled sinusoid, the whole kernel, AdamW 0.01 with a quadratic warm-up, 125,000 steps of 128 pictures
 in 8 parts, decay 0.01, the hard pictures; eight V100 of 32 GB.
-Best verified result of the field: 98.58 % (S5, Smith et al. 2023). Here: docs/results.md.
+Best verified published result: 98.58 % (S5, Smith et al. 2023). Here: docs/results.md.
 
     python -m experiments.prepare --dataset=pathfinder/128_hard --data_dir=DIR
     python -m experiments.train --config=configs/lra/pathx.py --workdir=runs/pathx --config.data_dir=DIR

@@ -1,9 +1,9 @@
 """Retrieval (Long Range Arena): two papers of AAN as 4000 bytes each, does one cite the other? Chance 50 %.
 
 The published recipe: 6 layers, d 128, z 64, h 256, window 128, ScaleNorm after the layer, softmax, positions relative
-in the original sequence, kernel cut at 1024 lags, AdamW 0.003, 91,960 updates of 64 pairs in 8 parts, dropout 0.1,
+in the original sequence, kernel cut at 1024 lags, AdamW 0.003, 91,960 steps of 64 pairs in 8 parts, dropout 0.1,
 decay 0.04; one V100 of 32 GB.
-Best verified result of the field: 91.76 % (MEGALODON, Ma et al. 2024, table 6). Here: docs/results.md.
+Best verified published result: 91.76 % (MEGALODON, Ma et al. 2024, table 6). Here: docs/results.md.
 
     python -m experiments.prepare --dataset=aan --data_dir=DIR
     python -m experiments.train --config=configs/lra/retrieval.py --workdir=runs/retrieval --config.data_dir=DIR

@@ -1,7 +1,7 @@
 """Byte-level IMDB reviews (Long Range Arena, Text): positive or negative.
 
 The published recipe: 4 layers, d 128, z 64, h 256, window 128, ScaleNorm after the layer, softmax, slot positions,
-kernel cut at 1024 lags, AdamW 0.004, 25,000 updates of 50 reviews of up to 4000 bytes, dropout 0.1, decay 0.01.
+kernel cut at 1024 lags, AdamW 0.004, 25,000 steps of 50 reviews of up to 4000 bytes, dropout 0.1, decay 0.01.
 
     python -m experiments.train --config=configs/lra/text.py --workdir=runs/text --config.data_dir=DIR
     python -m experiments.train --config=configs/lra/text.py:tiny ...     a shorter, narrower run for two CPU cores

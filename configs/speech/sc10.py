@@ -1,9 +1,9 @@
 """Speech Commands, ten words, 16,000 raw samples. Chance about 10 %.
 
 The published recipe: 8 layers, d 60, z 30, h 120, window 128, BatchNorm before the layer, squared-ReLU attention, slot
-positions and a scaled sinusoid, kernel cut at 4000 lags, AdamW 0.01, 250,000 updates of 20 clips, decay 0.01; hardware
+positions and a scaled sinusoid, kernel cut at 4000 lags, AdamW 0.01, 250,000 steps of 20 clips, decay 0.01; hardware
 as for Long Range Arena, one V100 of 32 GB.
-Best verified result of the field: 98.14 % (MEGALODON, Ma et al. 2024, table 7). The published split depends on the
+Best verified published result: 98.14 % (MEGALODON, Ma et al. 2024, table 7). The published split depends on the
 order of a directory; ours does not, so results compare within a few tenths only. Here: docs/results.md.
 
     python -m experiments.prepare --dataset=speech_commands/sc10 --data_dir=DIR

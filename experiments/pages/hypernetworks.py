@@ -14,7 +14,7 @@ LEVEL = "0.2"
 
 
 def page(directory: Path) -> str:
-    """The whole page as Markdown; draws the pictures. Raises UserError for a file that is no study."""
+    """The whole page as Markdown; draws the pictures. Raises UserError for a file that is not a study."""
     parts = [_read(directory / "intro.md")]
     for name, section in SECTIONS.items():
         path = directory / f"{name}.json"
@@ -25,7 +25,7 @@ def page(directory: Path) -> str:
             parts.append(section(name, result, directory) + _foot(name, result) + _read(directory / f"{name}.md"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is no file of experiments.study ({error!r}): run it again, or remove it"
+                f"{path} is not a file of experiments.study ({error!r}): run it again, or remove it"
             ) from error
     return "\n".join([*parts, _read(directory / "end.md")])
 

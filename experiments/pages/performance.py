@@ -8,7 +8,7 @@ from experiments.common.errors import UserError
 
 
 def page(directory: Path) -> str:
-    """The whole page as Markdown. Raises UserError for a file that is no benchmark's."""
+    """The whole page as Markdown. Raises UserError for a file that is not a benchmark result."""
     files = sorted(directory.glob("*.json"))
     return "\n".join([_remarks(directory / "intro.md"), *map(section, files), _remarks(directory / "tried.md")])
 
@@ -22,7 +22,7 @@ def section(path: Path) -> str:
         lines = [f"## {path.stem.replace('_', ' ')}", "", f"    {found['command']}", "", *table, ""]
         lines += [f"{found['hardware']}; {versions}; [{path.name}](performance/{path.name})."]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no file of experiments.benchmark: {error!r}") from error
+        raise UserError(f"{path} is not a file of experiments.benchmark: {error!r}") from error
     if path.with_suffix(".png").exists():
         lines += ["", f"![{path.stem}](performance/{path.stem}.png)"]
     return "\n".join([*lines, "", _remarks(path.with_suffix(".md"))])

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def page(directory: Path) -> str:
-    """The whole page as Markdown. Raises UserError for a file that is no result."""
+    """The whole page as Markdown. Raises UserError for a file that is not a result."""
     published = _read(directory / PUBLISHED)
     sections = [section(path) for path in sorted(directory.glob("*.json")) if path.name != PUBLISHED]
     return "\n".join([HEAD, *sections, recipes(published)])
@@ -59,7 +59,7 @@ def section(path: Path) -> str:
         versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
         lines += ["", f"{first['hardware']}; {versions}; [{path.name}](results/{path.name})."]
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise UserError(f"{path} is no file of experiments.pages.curves: {error!r}") from error
+        raise UserError(f"{path} is not a file of experiments.pages.curves: {error!r}") from error
     if (path.parent / f"{name}.png").exists():
         lines += ["", f"![curves of {name}](results/{name}.png)"]
     remarks = path.parent / f"{name}.md"

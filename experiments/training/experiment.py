@@ -63,7 +63,7 @@ class TrainConfig:
 class Config:
     """A whole experiment. `model` and `task` are groups whose fields depend on their `name`.
 
-    `hypernetwork` generates parameters of the model; None is no hypernetwork.
+    `hypernetwork` generates parameters of the model; None means no hypernetwork.
     `mesh` names the axes of the mesh of all devices, data, fsdp, fsdp_hidden and sequence, with sizes ("data=4,fsdp=2")
     or without ("data"); or is "pmap"; None is one device.
     `data_dir` holds prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.

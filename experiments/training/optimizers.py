@@ -240,7 +240,7 @@ def decay_beside(rate: Callable[[Any], Any], scales: Any, decays: Any) -> optax.
 
 
 def by_path(tree: Any, rules: tuple, default: float, where: str) -> Any:
-    """One number a leaf: the value of the last rule (regex, value) whose regex is found in the leaf's path."""
+    """One number per leaf: the value of the last rule (regex, value) whose regex is found in the leaf's path."""
     for rule in rules:
         pair = isinstance(rule, tuple | list) and len(rule) == 2
         if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], int | float):
@@ -248,7 +248,7 @@ def by_path(tree: Any, rules: tuple, default: float, where: str) -> Any:
     try:
         patterns = [(re.compile(pattern), float(value)) for pattern, value in rules]
     except re.error as error:
-        raise UserError(f"config.optimizer.{where}: {error.pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"config.optimizer.{where}: {error.pattern!r} is not a regular expression: {error}") from error
     used: set[str] = set()
     paths = []
 

@@ -7,7 +7,7 @@
     chunked     leaves in pieces of `chunk_size` numbers; delta_i = A trunk([code; c_i]) + a with a learned c_i a piece
                 and one A for all (von Oswald et al. 2020, arXiv 1906.00695): one piece's work in memory at a time
     recurrent   the same pieces from one LSTM, delta_i = A h_i + a,  h_i = LSTM([code; c_i], h_{i-1}): a piece depends
-                on those before it (arXiv 2209.07712)
+                on the previous one (arXiv 2209.07712)
 
 At the start every delta has the variance that `initial_variance` wants, for one reason: the trunk keeps the expected
 squared norm of the code (`energy`), so  Var(A h) = Var(A) energy.

@@ -117,7 +117,7 @@ def spec(
     """The parameters of `module` that `select` matches and `exclude` does not.
 
     `args` and `kwargs` are what the module is called with; arrays may be `jax.ShapeDtypeStruct`. Nothing is computed or
-    allocated. `stacked` matches leaves whose first axis counts layers (a scan over layers): it is no part of a fan.
+    allocated. `stacked` matches leaves whose first axis counts layers (a scan over layers): it is not part of a fan.
     Leaves without numbers (of size 0) stay as they are. With `draws` the module is initialised that often, from `seed`,
     to measure mean and variance of every leaf.
 

@@ -124,7 +124,7 @@ def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
 
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "layers.json").write_text('{"rows": []}')
-    with pytest.raises(UserError, match=r"layers.json is no file of experiments.benchmark"):
+    with pytest.raises(UserError, match=r"layers.json is not a file of experiments.benchmark"):
         performance.page(tmp_path)
 
 

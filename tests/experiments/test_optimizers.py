@@ -208,7 +208,7 @@ def test_shapes_are_enough_to_make_an_optimizer():
     ("rules", "message"),
     [
         ((("encoder/ssm", 0.0),), r"'encoder/ssm' matches no parameter; there are head, layer/bias, layer/kernel"),
-        ((("layer/(", 0.0),), r"'layer/\(' is no regular expression: missing \)"),
+        ((("layer/(", 0.0),), r"'layer/\(' is not a regular expression: missing \)"),
         ((("layer",),), r"\('layer',\) is not a pair of a regular expression and a number"),
         ((("layer", "0.1"),), r"\('layer', '0.1'\) is not a pair"),
         (((0.0, "layer"),), r"\(0.0, 'layer'\) is not a pair"),

@@ -25,7 +25,7 @@ def test_the_page_is_what_its_files_make(tmp_path):
 
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "rotation.json").write_text(json.dumps({"arms": {"mip": {}}}))
-    with pytest.raises(UserError, match=r"rotation\.json is no file of experiments\.study"):
+    with pytest.raises(UserError, match=r"rotation\.json is not a file of experiments\.study"):
         page.page(tmp_path)
 
 
