@@ -1,4 +1,4 @@
-"""One SeqBoat for every penalty on attention, on selective copying, where attention is worth most: as pareto_listops.py.
+"""One SeqBoat for every penalty on attention, on selective copying, where attention is worth most.
 
 python -m experiments.train --config=configs/hyper/pareto_copy.py --workdir=runs/pareto
 """
