@@ -92,7 +92,9 @@ def test_what_is_not_text_is_refused_by_name(tmp_path, kind, wrap):
         packed.read_text(path)
 
 
-@pytest.mark.parametrize("contents", [gzip.compress(gzip.compress(TEXT)), in_zip(("a.gz", gzip.compress(TEXT)))])
+@pytest.mark.parametrize(
+    "contents", [gzip.compress(gzip.compress(TEXT)), in_zip(("a.gz", gzip.compress(TEXT)))], ids=["gzip", "zip"]
+)
 def test_text_is_unpacked_once(tmp_path, contents):
     (tmp_path / "x").write_bytes(contents)
     with pytest.raises(UserError, match=r"x .* a gzip file, not text"):
