@@ -14,14 +14,14 @@ Colour = Literal["red", "green"]
 @dataclasses.dataclass(frozen=True)
 class Painted:
     colour: Colour = "red"
-    size: Literal[1, 2] | None = None
+    size: Literal[1, 2] = 1
     width: int | None = None
     name: str = "x"
     mixed: Colour | int = 3
 
 
-def test_literals_and_optional_literals_are_choices():
-    assert choices(Painted) == {"colour": ("red", "green"), "size": (1, 2, None)}
+def test_literals_are_choices():
+    assert choices(Painted) == {"colour": ("red", "green"), "size": (1, 2)}
     check_choices(Painted(width=5, name="blue", size=2))
 
 
@@ -30,8 +30,8 @@ def test_literals_and_optional_literals_are_choices():
     [
         ("colour", "blue", "colour='blue': must be one of red, green"),
         ("colour", None, "colour=None: must be one of red, green"),
-        ("size", 3, "size=3: must be one of 1, 2, None"),
-        ("size", [1], "size=[1]: must be one of 1, 2, None"),
+        ("size", 3, "size=3: must be one of 1, 2"),
+        ("size", [1], "size=[1]: must be one of 1, 2"),
     ],
 )
 def test_another_value_is_refused(field, value, message):

@@ -63,7 +63,7 @@ class HyperConfig:
     residual: bool = True
     init: Init = "fan_out"
     target_gain: float = 2.0
-    dtype: Dtype | None = None
+    dtype: str | None = None
 
     def __post_init__(self):
         if not self.hidden or min(self.hidden) < 1:
@@ -78,6 +78,8 @@ class HyperConfig:
             raise ValueError(f"negative_slope={self.negative_slope}: must be 0 or more")
         if not 0 < self.target_gain < math.inf:
             raise ValueError(f"target_gain={self.target_gain}: must be positive")
+        if self.dtype is not None and self.dtype not in (names := typing.get_args(Dtype)):
+            raise ValueError(f"dtype={self.dtype!r}: must be one of {', '.join(names)}, or None for each leaf's own")
         check_choices(self)
         kinds = typing.get_args(Kind)
         for head in (self.head, *(head for _, head in self.heads)):
