@@ -448,7 +448,7 @@ class Checkpoints:
         try:
             saved = self._known_to_orbax() / str(step) / "state"
             tree = handler.metadata(saved).tree
-            older = {metric_today(name): name for name in tree.get("metrics", {})}
+            older = {metric_today(name): name for name in tree.get("metrics") or {}}
             target = _with_metrics(jax.tree.map(_with_sharding, wanted), older)
             differences = _differences(tree, target, partial=partial)
             if differences and all(line.startswith("streams/") for line in differences):
@@ -496,7 +496,7 @@ def _first_best(scores: dict[int, float]) -> int | None:
 
 def _with_metrics(state: Any, names: Mapping[str, str]) -> Any:
     """The state with its metrics, if any, renamed."""
-    if not hasattr(state, "metrics"):
+    if getattr(state, "metrics", None) is None:
         return state
     return dataclasses.replace(state, metrics={names.get(name, name): sums for name, sums in state.metrics.items()})
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.common import cli
+from experiments.common import cli, runtime
 from experiments.common.errors import UserError
 from experiments.training import experiment
 
@@ -163,11 +163,11 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setattr(jax.config, "update", updates.__setitem__)
     with warnings.catch_warnings():
-        cli.use_compilation_cache()
+        runtime.use_compilation_cache()
     assert "jax_compilation_cache_dir" not in updates
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     with warnings.catch_warnings():
-        cli.use_compilation_cache()
+        runtime.use_compilation_cache()
     assert updates["jax_compilation_cache_dir"].startswith("/somewhere/seqboat/compiled/")
 
 
@@ -178,11 +178,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import app
-from experiments.common import cli
+from experiments.common import cli, runtime
 
 def main():
-    cli.SHORTEST_CACHED_COMPILATION = 0
-    cli.use_compilation_cache()
+    runtime.SHORTEST_CACHED_COMPILATION = 0
+    runtime.use_compilation_cache()
     compute = jax.jit(lambda x: jnp.sin(x) @ x)
     other = jax.jit(lambda x: jnp.cos(x) + 1)
     entries = lambda: {path: path.read_bytes() for path in Path(sys.argv[1].removeprefix("--cache=")).glob("*-cache")}
