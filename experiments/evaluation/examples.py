@@ -89,14 +89,12 @@ def initial_state(run: Run, streams: int) -> Any:
             "one-pass evaluation is for language models of a corpus (configs/lm)"
         )
     try:
-        state = jax.tree.map(
-            jnp.array, run.model.initial_state(streams)
-        )  # copied, because layers share zeros and each leaf is donated
+        # Copied, because layers share zeros and each leaf is donated.
+        state = jax.tree.map(jnp.array, run.model.initial_state(streams))
     except ValueError as error:
         raise UserError(f"this model cannot be evaluated in one pass: {error}") from error
-    return jax.device_put(
-        state, jax.devices()[0]
-    )  # committed like a step's result, or the step would be compiled twice
+    # Committed like a step's result, or the step would be compiled twice.
+    return jax.device_put(state, jax.devices()[0])
 
 
 def is_example(batch: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " B"]:

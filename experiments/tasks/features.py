@@ -47,7 +47,7 @@ class Standard:
     """Standardisation to mean 0 and standard deviation 1 over a whole source."""
 
     mean: float
-    deviation: float
+    std: float
 
     @classmethod
     def of(cls, source: Source, field: str) -> "Standard":
@@ -58,12 +58,12 @@ class Standard:
             count, total, squares = count + values.size, total + values.sum(), squares + np.square(values).sum()
         require(count > 0, f"there is no number of {field!r} in the train split")
         mean = total / count
-        deviation = math.sqrt(max(squares / count - mean**2, 0))
-        require(deviation > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
-        return cls(float(mean), deviation)
+        std = math.sqrt(max(squares / count - mean**2, 0))
+        require(std > 0, f"all numbers of {field!r} in the training data are {mean}: there is nothing to learn")
+        return cls(float(mean), std)
 
     def __call__(self, values: np.ndarray) -> Float[np.ndarray, "L 1"]:
-        return ((values[:, None] - self.mean) / self.deviation).astype(np.float32)
+        return ((values[:, None] - self.mean) / self.std).astype(np.float32)
 
 
 def byte_ids(data: bytes | np.ndarray) -> np.ndarray:

@@ -81,8 +81,8 @@ def gated_attention(p, m, active, config):
     elif config.attention_function == "relu2":
         weights = jnp.where(visible, jnp.maximum(scores, 0) ** 2, 0)
     else:  # Laplace: the value and slope of relu2 at sqrt(2)
-        mean, deviation = math.sqrt(0.5), math.sqrt(0.25 / math.pi)
-        weights = jnp.where(visible, (1 + jax.lax.erf((scores - mean) / (deviation * math.sqrt(2)))) / 2, 0)
+        mean, std = math.sqrt(0.5), math.sqrt(0.25 / math.pi)
+        weights = jnp.where(visible, (1 + jax.lax.erf((scores - mean) / (std * math.sqrt(2)))) / 2, 0)
     return dense(p["output"], (weights @ v) * gate)
 
 
