@@ -103,13 +103,21 @@ def check_sha256(path: Path, file: SourceFile) -> str | None:
     """The file's SHA-256. Raises UserError if it is not the published one. Directories are not checked."""
     if path.is_dir():
         return None
-    found = sha256(path)
+    found = source_digest(path)
     if file.sha256 not in (None, found):
         raise UserError(
             f"{path} is truncated, damaged or another version: its SHA-256 is {found}, not {file.sha256}; "
             f"download {file.url} again"
         )
     return found
+
+
+def source_digest(path: Path) -> str:
+    """The SHA-256 of a source file. Raises UserError if it cannot be read."""
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def record_source(builder: ArrayRecordBuilder, path: Path, digest: str | None) -> None:

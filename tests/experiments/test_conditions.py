@@ -242,12 +242,12 @@ def test_every_knob_of_a_hypernetwork_does_something(original):
     assert set(group.network.encoding) == {*ENCODING_KNOBS, "size", "tasks"}
     three = {"hypernetwork.network.encoding.inputs": 3}
     for name, value in NETWORK_KNOBS.items():
-        assert text({**three, f"hyper.network.{name}": value}) != original, name
+        assert text({**three, f"hypernetwork.network.{name}": value}) != original, name
     for name, value in ENCODING_KNOBS.items():
-        assert text({**three, f"hyper.network.encoding.{name}": value}) != original, name
+        assert text({**three, f"hypernetwork.network.encoding.{name}": value}) != original, name
     for name, (value, setting) in MORE_KNOBS.items():
-        with_it = {**three, **{f"hyper.network.{key}": other for key, other in setting.items()}}
-        assert text({**with_it, f"hyper.network.{name}": value}) != text(with_it), name
+        with_it = {**three, **{f"hypernetwork.network.{key}": other for key, other in setting.items()}}
+        assert text({**with_it, f"hypernetwork.network.{name}": value}) != text(with_it), name
 
 
 def test_options_are_read_from_a_config():

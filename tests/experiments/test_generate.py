@@ -32,7 +32,7 @@ PROMPT = bytes(range(256)) * 2 + b"the end"  # every byte, and more than a piece
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trained) -> Path:
-    """Untrained models, that of "ours" with its data taken away."""
+    """Untrained models, that of "credit_router" with its data taken away."""
     tmp = tmp_path_factory.mktemp("generate")
     text = tmp / "text.txt"
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
@@ -54,7 +54,7 @@ def folder(tmp_path_factory, trained) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(folder) -> tuple[Any, dict, int]:
-    return load_language_model(folder / "ours")
+    return load_language_model(folder / "credit_router")
 
 
 def sample(ours, prompt, batch=1, count=6, **settings):
@@ -147,7 +147,7 @@ def test_a_terminal_is_shown_nothing_that_it_would_obey(data, text):
 
 # The program
 
-ASKED = ["--workdir={tmp}/ours", "--prompt=The ", "--bytes=20"]
+ASKED = ["--workdir={tmp}/credit_router", "--prompt=The ", "--bytes=20"]
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no workdir": (["--prompt=a"], "--workdir=DIR is missing"),
     "missing workdir": (["--workdir={tmp}/nothing", "--prompt=a"], "there is no work directory {tmp}/nothing"),
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "seed": ([*ASKED, "--seed=-1"], "--seed=-1: must be in 0..4294967295"),
     "bytes": ([*ASKED, "--bytes=0"], "--bytes=0"),
     "batch": ([*ASKED, "--batch=0"], "--batch=0"),
-    "step": ([*ASKED, "--step=7"], "there is no checkpoint of step 7 in {tmp}/ours/checkpoints"),
+    "step": ([*ASKED, "--step=7"], "there is no checkpoint of step 7 in {tmp}/credit_router/checkpoints"),
 }
 DONE = {"one": ASKED, "again": ASKED, "three": [*ASKED, "--batch=3"]}
 

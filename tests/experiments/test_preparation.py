@@ -449,14 +449,14 @@ def test_reviews_that_are_missing_are_counted(small, tmp_path):
     assert "aclImdb has 3 labelled train reviews instead of 4" in refused("imdb_reviews", tmp_path)
 
 
-@pytest.mark.parametrize("target", ["preparation.hashlib.file_digest", "archives.tarfile.open"])
+@pytest.mark.parametrize("target", ["common.files.hashlib.file_digest", "data.archives.tarfile.open"])
 def test_a_disk_that_fails_is_named(small, tmp_path, monkeypatch, target):
     path = write_tar(tmp_path / "manual" / "aclImdb_v1.tar.gz", REVIEWS)
 
     def fails(*_, **__):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(f"experiments.data.{target}", fails)
+    monkeypatch.setattr(f"experiments.{target}", fails)
     assert refused("imdb_reviews", tmp_path) == f"cannot read {path}: [Errno 5] Input/output error"
 
 

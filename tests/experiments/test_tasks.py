@@ -728,7 +728,6 @@ def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
         *((module, "mean", value) for module in (image, pathfinder) for value in (math.nan, math.inf)),
         *((module, "std", value) for module in (image, pathfinder) for value in (math.nan, math.inf, -1.0)),
         (text, "validation_fraction", math.nan),
-        (corpus, "fractions", (math.nan, 0.5, 0.5)),
         (corpus, "length", 0),
         (corpus, "context", 8192),
         (corpus, "evaluation_bytes", 0),

@@ -67,7 +67,7 @@ WRONG = {
     "two results": (Returning(lambda y: (y, y)), r"Returning.* got a tuple"),
     "nothing": (Returning(lambda y: None), r"Returning.* got a NoneType"),
     "mixed": (Windowed(mixed=lambda x: x[:, :1], name="near"), r"near \(Windowed\).* mix .*got \(4, 1\)"),
-    "shown": (Windowed(shown=lambda x: x[:1], name="near"), r"near \(Windowed\).* project .*T rows.* got \(1, 6\)"),
+    "shown": (Windowed(shown=lambda x: x[:1], name="near"), r"near \(Windowed\).* context .*T rows.* got \(1, 6\)"),
 }
 
 

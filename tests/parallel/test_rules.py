@@ -128,7 +128,7 @@ def _bodies_of_loops_over_blocks(text) -> set[str]:
     found = set()
     for body in lines.values():
         for line in body:
-            if " while(" in line and "_compute/while" in line:
+            if " while(" in line and "sparse.advance/while" in line:
                 found.add(re.search(r"body=%([\w.\-]+)", line)[1])
     grown = True
     while grown:

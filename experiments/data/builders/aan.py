@@ -13,8 +13,8 @@ from experiments.data.preparation import (
     command,
     find_source,
     record_source,
-    sha256,
     show_progress,
+    source_digest,
 )
 
 ARCHIVE = SourceFile("lra_release.gz", "https://storage.googleapis.com/long-range-arena/lra_release.gz")
@@ -63,7 +63,7 @@ class Builder(ArrayRecordBuilder):
             missing = [name for name in FILES.values() if not (folder / name).is_file()]
             if not missing:
                 for name in FILES.values():
-                    record_source(self, folder / name, sha256(folder / name))
+                    record_source(self, folder / name, source_digest(folder / name))
                 return folder
             if len(missing) < len(FILES):
                 raise UserError(
