@@ -228,7 +228,7 @@ def test_unusable_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Checkpoints(tmp_path / "file")
     with pytest.raises(UserError, match="Not a directory"):
         Checkpoints(tmp_path / "file" / "below")
-    with pytest.raises(UserError, match=r"^checkpoints=gs://bucket/run: expected .* not an address"):
+    with pytest.raises(UserError, match=r"^checkpoints=gs://bucket/run: expected .* not a URL"):
         Checkpoints("gs://bucket/run")
     with pytest.raises(UserError, match="no checkpoint directory"):
         Checkpoints(tmp_path / "missing", read_only=True)

@@ -32,7 +32,7 @@ def experiment(light, monkeypatch):
     def build(values, one_device=False):
         return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
 
-    for module in (evaluation, restore):
+    for module in (seeds, restore):
         monkeypatch.setattr(module, "build", build)
     return build
 
@@ -211,7 +211,7 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
 @pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""
-    values, trained, train = tiny({"seed": 3}), [], evaluator.train
+    values, trained, train = tiny({"seed": 3}), [], seeds.train
 
     def stopped(experiment, workdir):
         trained.append(experiment.config.seed)

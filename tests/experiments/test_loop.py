@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from experiments.common import provenance
 from experiments.common.errors import UserError
 from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
@@ -62,7 +63,7 @@ def test_a_run(light, tmp_path, capsys):
 
     meta = Checkpoints(tmp_path / "run/checkpoints", read_only=True).read_meta()
     assert meta["config"] == json.loads(json.dumps(experiment.values))
-    assert set(meta["versions"]) == {"seqboat", "python", *loop.VERSIONED}
+    assert set(meta["versions"]) == {"seqboat", "python", *provenance.VERSIONED}
     assert "cpu" in meta["hardware"]
 
 

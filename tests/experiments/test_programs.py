@@ -225,7 +225,7 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
         ["--workdir={run}", "--out={tmp}/nothing/x.json"],
         "could not write in {tmp}/nothing: No such file or directory",
     ),
-    "result at an address": (["--workdir={run}", "--out=gs://bucket/x.json"], "not an address"),
+    "result at an address": (["--workdir={run}", "--out=gs://bucket/x.json"], "not a URL"),
     "hyper-input NaN": (["--workdir={run}", "--at=nan"], "--at"),
 }
 REPORT: dict[str, tuple[list[str], str]] = {
