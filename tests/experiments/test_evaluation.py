@@ -147,9 +147,9 @@ def test_a_run_against_another_and_itself(experiment, tiny, tmp_path, capsys):
     assert step["best"], "asked for by its number or not"
     same = evaluate_run(tmp_path / "0", against=tmp_path / "0")["against"]
     assert [metric["p_value"] for metric in same["metrics"].values()] == [1, 1]
-    assert [line.split(" is shown")[0] for line in same["verdicts"]] == [
-        "no difference in accuracy",
-        "no difference in loss",
+    assert [line.split(":")[0] for line in same["verdicts"]] == [
+        "no significant difference in accuracy",
+        "no significant difference in loss",
     ]
 
 
