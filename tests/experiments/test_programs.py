@@ -169,7 +169,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     ),
     "unknown variant": (
         ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
-        "unknown variant 'small': there are paper, ours, tiny, full, always, no_attention, s4d",
+        "unknown variant 'small': there are paper, credit_router, tiny, full, always, no_attention, s4d",
     ),
     "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
     "mesh": (
@@ -194,7 +194,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     ),
     "workdir is a file": (
         ["--config=configs/quickstart.py", "--workdir={tmp}/syntax.py", *SMALL],
-        "cannot write checkpoints in {tmp}/syntax.py/checkpoints: Not a directory",
+        "{tmp}/syntax.py/checkpoints: Not a directory",
     ),
     "workdir with a foreign checkpoint": (
         ["--config=configs/quickstart.py", "--workdir={tmp}/foreign", *SMALL],
@@ -208,7 +208,7 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "workdir is a file": (["--workdir={tmp}/syntax.py"], "there is no work directory {tmp}/syntax.py"),
     "no checkpoints": (["--workdir={tmp}/data"], "there is no checkpoint directory {tmp}/data/checkpoints"),
     "empty checkpoints": (["--workdir={tmp}/started"], "there is no checkpoint in {tmp}/started/checkpoints yet"),
-    "damaged": (["--workdir={tmp}/damaged"], "no usable checkpoint is left"),
+    "damaged": (["--workdir={tmp}/damaged"], "the checkpoint of step 4 in {tmp}/damaged/checkpoints is damaged"),
     "damaged step": (["--workdir={tmp}/damaged", "--step=4"], "step 4 in {tmp}/damaged/checkpoints is damaged"),
     "foreign": (["--workdir={tmp}/foreign"], "was not written by seqboat"),
     "unknown split": (["--workdir={run}", "--split=dev"], "no evaluation split 'dev'; this task has: validation, test"),
