@@ -239,7 +239,7 @@ def test_every_knob_of_a_hypernetwork_does_something(original):
     group = base.hyper("noise")
     known = {*NETWORK_KNOBS, *MORE_KNOBS, "encoding"}
     assert set(group.network) == known
-    assert set(group.network.encoding) == {*ENCODING_KNOBS, "size", "tasks"}
+    assert set(group.network.encoding) == {*ENCODING_KNOBS, "size"}
     three = {"hypernetwork.network.encoding.inputs": 3}
     for name, value in NETWORK_KNOBS.items():
         assert text({**three, f"hypernetwork.network.{name}": value}) != original, name

@@ -338,7 +338,7 @@ def test_another_checkpoints_evaluation_is_not_shown(run, tmp_path, as_looked, c
         caplog.clear()
         assert "0.625" not in write_report(workdir, out=tmp_path / "page.html").read_text()
         (record,) = caplog.records
-        assert f"{file} is left out" in record.getMessage()
+        assert f"{file} is ignored" in record.getMessage()
     assert not (workdir / "report.html").exists()
     file.write_text(json.dumps(ours))
     assert "0.625" in write_report(workdir, out=tmp_path / "page.html").read_text()
@@ -347,7 +347,9 @@ def test_another_checkpoints_evaluation_is_not_shown(run, tmp_path, as_looked, c
 def test_a_page_that_cannot_be_written_is_not_measured_for(run, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"could not write in {tmp_path}/file: Not a directory; --out=FILE"):
+    with pytest.raises(
+        UserError, match=f"could not write in {tmp_path}/file: Not a directory; choose another path with --out=FILE"
+    ):
         write_report(run, out=tmp_path / "file" / "page.html")
 
 
