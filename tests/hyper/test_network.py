@@ -363,7 +363,7 @@ def test_heads_by_pattern_and_a_pattern_that_matches_nothing():
     [
         (lambda: make().init(KEY, jnp.zeros(2), X), r"hyper-input of shape \(2,\): its last axis must have 1"),
         (lambda: make().init(KEY, jnp.array([1.5]), X), r"\[1\.5\] is outside its range 0\.0\.\.1\.0"),
-        (lambda: make().init(KEY, jnp.zeros((4, 1)), X), "this wants 1 axes"),
+        (lambda: make().init(KEY, jnp.zeros((4, 1)), X), "expected 1 axes"),
         (lambda: make(per_example=True).init(KEY, jnp.zeros((3, 1)), X), r"3 hyper-inputs for arrays \[\(4, 12\)\]"),
         (
             lambda: make(MLP((8,))).init(KEY, HALF, X),
