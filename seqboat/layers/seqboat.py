@@ -29,7 +29,6 @@ from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 # Sizes are 32-bit integers in compiled programs, as are sums of a few of them.
 MAX_SIZE = 2**30
 SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
-
 # Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
 # microseconds, is little beside them. Argued from these numbers, not measured.
 ACCELERATOR_BLOCKS = 32
