@@ -10,10 +10,6 @@ import numpy as np
 F32 = 1e-5
 BF16 = 1e-2
 
-# Test time is compile time: half of it, for tiny programs that need no fast code.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 # A SeqBoat of two layers that compiles in seconds, as differences from a config.
 SMALL_MODEL = {
     "model.layers": 2,
@@ -59,7 +55,7 @@ def tree_rms(tree) -> float:
 def value_and_vjp(fn):
     """`(cotangent, *args) -> (fn(*args), gradients of <cotangent, fn(*args)>)`, compiled once for each shape."""
 
-    @jit
+    @jax.jit
     @functools.wraps(fn)
     def run(cotangent, *args):
         value, transpose = jax.vjp(fn, *args)

@@ -5,6 +5,7 @@ Where a config was changed on purpose, `python -m tests.experiments.test_build` 
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import socket
@@ -21,10 +22,9 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments.common.config import differences, to_dataclass
 from experiments.common.errors import UserError
-from experiments.training.experiment import Config, TrainConfig, build
+from experiments.training.experiment import Config, Experiment, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
-from experiments.training.step import Steps
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -65,7 +65,9 @@ def model_of(config: ConfigDict) -> nn.Module:
     return build_model(config.model.to_dict(), to_dataclass(module.Config, fields, "config.task"))
 
 
+@functools.cache
 def parameters(model: nn.Module) -> Any:
+    """Shapes; many variants have one model."""
     if isinstance(model, DualEncoder):
         inputs, lengths = jnp.zeros((1, 1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)
     elif isinstance(model, MLP):
@@ -316,21 +318,11 @@ def model_text(values: dict[str, Any]) -> str:
     return f"{init}\n{jax.make_jaxpr(apply)(variables)}"
 
 
-def step_text(values: dict[str, Any]) -> str:
+def step_text(experiment: Experiment) -> str:
     """What a training step computes, and the initial state."""
-    config = to_dataclass(Config, values, "config")
-    batch = batch_of(config.train.batch_size)
-    steps = Steps(
-        build_model(config.model, FakeTask),
-        FakeTask.loss,
-        lambda params: make_optimizer(config.optimizer, config.train.steps, params),
-        batch,
-        seed=config.seed,
-        accumulate=config.train.accumulate,
-        activation_penalty=config.train.activation_penalty,
-    )
+    steps, config = experiment.steps, experiment.config
     init, state = jax.make_jaxpr(lambda: steps.init(config.seed), return_shape=True)()
-    return f"{init}\n{jax.make_jaxpr(steps.train)(state, batch)}"
+    return f"{init}\n{jax.make_jaxpr(steps.train)(state, batch_of(config.train.batch_size))}"
 
 
 @pytest.fixture(scope="module")
@@ -339,8 +331,8 @@ def original_model(tiny) -> str:
 
 
 @pytest.fixture(scope="module")
-def original_step(tiny) -> str:
-    return step_text(tiny())
+def original_step(light) -> str:
+    return step_text(light())
 
 
 def test_every_leaf_of_base_is_perturbed():
@@ -372,13 +364,13 @@ def test_every_knob_that_needs_another_does_something(tiny, knob):
 
 
 @pytest.mark.parametrize("knob", TRAIN_KNOBS)
-def test_every_knob_of_the_step_does_something(tiny, original_step, knob):
-    assert step_text(tiny({f"train.{knob}": TRAIN_KNOBS[knob]})) != original_step
+def test_every_knob_of_the_step_does_something(light, original_step, knob):
+    assert step_text(light({f"train.{knob}": TRAIN_KNOBS[knob]})) != original_step
 
 
-def test_the_seed_does_something(tiny, original_step):
+def test_the_seed_does_something(light, original_step):
     """It decides the initial parameters and dropout; the order of examples is tested with the tasks."""
-    assert step_text(tiny({"seed": 1})) != original_step
+    assert step_text(light({"seed": 1})) != original_step
 
 
 @pytest.mark.parametrize("knob", OPTIMIZER_KNOBS)
@@ -407,9 +399,9 @@ def test_numbers_as_inputs_need_no_vocabulary(tiny):
     assert model.config.vocabulary_size is None
     normal = build_model(tiny({"model.embedding_init": "normal"})["model"], sizes)
     biases = [
-        each.init(jax.random.key(0), jnp.ones((1, 1, 1)), jnp.ones(1, jnp.int32))["params"]["embedding"]["projection"][
-            "bias"
-        ]
+        jax.jit(each.init)(jax.random.key(0), jnp.ones((1, 1, 1)), jnp.ones(1, jnp.int32))["params"]["embedding"][
+            "projection"
+        ]["bias"]
         for each in (model, normal)
     ]
     assert not biases[0].any()

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, random_like
+from helpers import random_like
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,8 +85,8 @@ def test_mean_distance_is_weighted_by_attention(function, position, monkeypatch)
     q, k = (jnp.asarray(rng.normal(size=(length, 4)), jnp.float32) for _ in "qk")
     sizes = {"relative": 2 * length - 1, "slot": 6 * 3 - 1}
     table = jnp.asarray(rng.normal(size=sizes[position]), jnp.float32) if position in sizes else None
-    distances = jit(lambda active: measure.mean_distance(window, table, q, k, active))
-    weigh = jit(
+    distances = jax.jit(lambda active: measure.mean_distance(window, table, q, k, active))
+    weigh = jax.jit(
         lambda rows: attend(window, table, *(window.apply_rotary(x, rows) for x in (q, k)), jnp.eye(length), rows, rows)
     )
     for share in (0.15, 0.9):

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqboat import hyper
 from seqboat.paths import flatten
-from tests.helpers import jit
 from tests.hyper.targets import MLP, X
 
 KEY, HALF = jax.random.key(0), jnp.array([0.5])
@@ -39,10 +38,10 @@ def test_generation_is_outside_the_loop_over_time(steps):
     net, x = nn.RNN(nn.OptimizedLSTMCell(8)), jnp.ones((2, steps, 3))
     spec = hyper.spec(net, x)
     model = hyper.Hyper(net, hyper.mip(spec, hidden=(5, 37)))
-    variables = model.init(KEY, HALF, x)
+    variables = jax.eval_shape(model.init, KEY, HALF, x)
     heads = products(jax.make_jaxpr(model.apply)(variables, HALF, x).jaxpr, 37)
     assert heads == [False] * len(spec.leaves)  # one product a leaf, none in the scan
-    bound = hyper.bind(model, variables, HALF)
+    bound = jax.eval_shape(lambda v: hyper.bind(model, v, HALF), variables)
     assert products(jax.make_jaxpr(net.apply)(bound, x).jaxpr, 37) == []
     assert set(flatten(bound["params"])) == {leaf.path for leaf in spec}
 
@@ -53,7 +52,7 @@ def test_a_split_head_is_not_gathered():
     net = MLP((64, 64), 32, use_bias=False)
     spec = hyper.spec(net, X)
     model = hyper.Hyper(net, hyper.mip(spec))
-    variables = model.init(KEY, HALF, X)
+    variables = jax.jit(model.init)(KEY, HALF, X)
 
     def place(path, leaf):
         columns = path[-1].key == "kernel" and ("target" in str(path) or "full" in str(path))
@@ -87,7 +86,7 @@ class Wide(nn.Module):
 
 
 def temporary(fn, *args) -> int:
-    return jit(fn).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    return jax.jit(fn).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_three_million_parameters_in_chunks_train_in_twice_the_targets_memory():
@@ -117,9 +116,9 @@ def test_three_million_parameters_in_chunks_train_in_twice_the_targets_memory():
 def test_remat_changes_no_number():
     spec = hyper.spec(MLP(), X)
     network = hyper.mip(spec, hidden=(8,), head="chunked", chunk_size=50)
-    params = network.init(KEY, HALF)
+    params = jax.jit(network.init)(KEY, HALF)
     loss = lambda params: sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(network.apply(params, HALF)))
-    value, gradient = jit(jax.value_and_grad(loss))(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     with jax.disable_jit():
         plain, wanted = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(value, plain, rtol=1e-5)

@@ -17,7 +17,7 @@ GRID = jnp.linspace(0.01, 1, 25)[:, None]
 def diagnose(residual, kind):
     config = hyper.HyperConfig(encoding=hyper.Encoding(kind), residual=residual)
     model = hyper.Hyper(NET, hyper.HyperNetwork(SPEC, config))
-    variables = model.init(KEY, GRID[0], X)
+    variables = jax.jit(model.init)(KEY, GRID[0], X)
     return hyper.diagnose(model, variables, GRID, lambda v, z: jnp.sum(jnp.square(model.apply(v, z, X))))
 
 
@@ -40,11 +40,11 @@ def test_the_default_is_proportional_and_mip_is_not():
 def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_heads():
     encoding = hyper.Encoding("embedding", tasks=3, size=4)
     model = hyper.Hyper(NET, hyper.mip(SPEC, encoding=encoding, hidden=(8,)))
-    variables = model.init(KEY, jnp.array([0]), X)
+    variables = jax.jit(model.init)(KEY, jnp.array([0]), X)
     tasks = jnp.arange(2)[:, None]
-    before = continual.generate_tasks(model, variables, tasks)
+    before = jax.jit(lambda v: continual.generate_tasks(model, v, tasks))(variables)
     loss = lambda v, weight=None: continual.drift(continual.generate_tasks(model, v, tasks), before, weight)
-    value, gradient = jax.value_and_grad(loss)(variables)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(variables)
     assert value == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
     # Only the head moves, and theta is linear in it: sum (h dA)^2, a mean over both tasks.
@@ -66,12 +66,9 @@ def _hidden(model, trunk, task):
     spec = hyper.spec(NET, X, select="out/bias")
     narrow = hyper.HyperNetwork(spec, model.network.config)
     width = model.network.config.hidden[-1]
-    rows = []
-    for column in range(width):
-        kernel = jnp.zeros((width, 5)).at[column, 0].set(1)
-        params = {**trunk["params"], "full": {"kernel": {"out": {"bias": kernel}}}}
-        rows.append(narrow.apply({"params": params}, task)["out/bias"][0])
-    return jnp.stack(rows)
+    kernels = jnp.zeros((width, width, 5)).at[np.arange(width), np.arange(width), 0].set(1)
+    head = lambda kernel: {**trunk["params"], "full": {"kernel": {"out": {"bias": kernel}}}}
+    return jax.jit(jax.vmap(lambda kernel: narrow.apply({"params": head(kernel)}, task)["out/bias"][0]))(kernels)
 
 
 def test_importance_is_the_mean_squared_gradient_with_mean_one():
@@ -85,14 +82,16 @@ def test_importance_is_the_mean_squared_gradient_with_mean_one():
 def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
     network = hyper.mip(SPEC, hidden=(6,), head="recurrent", chunk_size=50)
     condition = jnp.array([0.3])
-    params = network.init(KEY, condition)["params"]
+    params = jax.jit(network.init)(KEY, condition)["params"]
     larger, grown = continual.grow(network, params, 3, jax.random.key(1))
-    before, after = network.apply({"params": params}, condition), larger.apply({"params": grown}, condition)
+    before, after = (
+        jax.jit(net.apply)({"params": own}, condition) for net, own in ((network, params), (larger, grown))
+    )
     for path, leaf in before.items():
         np.testing.assert_allclose(after[path], leaf, rtol=1e-6, atol=1e-7)
     assert grown["recurrent"]["kernel"].shape == (9, 50)
     loss = lambda p: sum(jnp.sum(jnp.sin(a)) for a in larger.apply({"params": p}, condition).values())
-    gradient = jax.grad(loss)(grown)["recurrent"]
+    gradient = jax.jit(jax.grad(loss))(grown)["recurrent"]
     assert np.any(gradient["kernel"][6:])
     assert np.any(gradient["lstm"]["hi"]["kernel"][6:, :6])
     with pytest.raises(ValueError, match="only a network with recurrent heads only can grow; this one has full"):

@@ -13,7 +13,7 @@ CELL = HyperLSTMCell(features=6, hyper_features=5, embedding=2)
 
 
 def test_every_scale_is_a_tenth_at_the_start_whatever_comes_in():
-    params = CELL.init(KEY, CELL.initialize_carry(KEY, X[:, 0].shape), X[:, 0])["params"]
+    params = jax.jit(CELL.init)(KEY, CELL.initialize_carry(KEY, X[:, 0].shape), X[:, 0])["params"]
     for name in ("hidden", "input"):
         z = params[f"{name}_offset"]  # A = 0: the small LSTM has no say yet
         assert not np.any(params[f"{name}_narrow"])
@@ -23,7 +23,7 @@ def test_every_scale_is_a_tenth_at_the_start_whatever_comes_in():
 
 def test_with_scales_of_one_it_is_the_layer_norm_lstm_step_by_step():
     hypered, plain = nn.RNN(CELL), nn.RNN(LayerNormLSTMCell(6))
-    params = hypered.init(KEY, X)["params"]["cell"]
+    params = jax.jit(hypered.init)(KEY, X)["params"]["cell"]
     for name in ("hidden", "input"):
         params[f"{name}_wide"] = jnp.full_like(params[f"{name}_wide"], 1 / 2)
     bias = jax.random.normal(KEY, (24,))
@@ -36,9 +36,9 @@ def test_with_scales_of_one_it_is_the_layer_norm_lstm_step_by_step():
 
 
 def test_the_small_lstm_changes_the_large_one_as_soon_as_its_scales_move():
-    params = nn.RNN(CELL).init(KEY, X)["params"]
+    params = jax.jit(nn.RNN(CELL).init)(KEY, X)["params"]
     loss = lambda params: jnp.sum(jnp.sin(nn.RNN(CELL).apply({"params": params}, X)))
-    gradient = jax.grad(loss)(params)["cell"]
+    gradient = jax.jit(jax.grad(loss))(params)["cell"]
     assert np.any(gradient["hidden_narrow"])
     assert np.any(gradient["input_narrow"])
     assert not np.any(gradient["hyper"]["input"]["kernel"])  # behind A = 0

@@ -9,7 +9,7 @@ import pytest
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk
 from seqboat.paths import flatten
-from tests.helpers import assert_close, jit
+from tests.helpers import assert_close
 from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 
 NET, KEY = MLP(), jax.random.key(0)
@@ -25,7 +25,7 @@ def make(net=NET, spec=SPEC, per_example=False, **fields) -> hyper.Hyper:
 
 def started(model: hyper.Hyper, condition, *args, **kwargs):
     """Variables without zeros: zero offsets and biases would hide what is not added."""
-    variables = jit(lambda: model.init(KEY, condition, *args, **kwargs))()
+    variables = jax.jit(lambda: model.init(KEY, condition, *args, **kwargs))()
     keys = iter(jax.random.split(jax.random.key(9), 99))
     noisy = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), variables["params"])
     return {**variables, "params": noisy}
@@ -56,8 +56,8 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
     variables = started(model, HALF, X)
     assert jax.tree.structure(own.init(KEY, conditions, X)) == jax.tree.structure(variables)
     loss = lambda params, model, z, x: jnp.sum(jnp.sin(model.apply({"params": params}, z, x)))
-    at_once = jit(jax.value_and_grad(lambda p: loss(p, own, conditions, X)))(variables["params"])
-    looped = jit(jax.value_and_grad(lambda p: sum(loss(p, model, conditions[i], X[i : i + 1]) for i in range(4))))(
+    at_once = jax.jit(jax.value_and_grad(lambda p: loss(p, own, conditions, X)))(variables["params"])
+    looped = jax.jit(jax.value_and_grad(lambda p: sum(loss(p, model, conditions[i], X[i : i + 1]) for i in range(4))))(
         variables["params"]
     )
     assert_close(at_once, looped, 1e-5, floor=1e-2)
@@ -72,7 +72,7 @@ def test_any_target_starts_as_itself_with_zero_heads_bit_for_bit(name):
     module, args, _ = TARGETS[name]
     model = make(module, hyper.spec(module, *args), init="zero")
     plain = jax.jit(module.init)(jax.random.key(5), *args)
-    variables = hyper.start_from(model.init(KEY, HALF, *args), plain)
+    variables = hyper.start_from(jax.jit(model.init)(KEY, HALF, *args), plain)
     for z in (0.0, 0.7):
         assert_equal(model.apply(variables, jnp.array([z]), *args), module.apply(plain, *args))
 
@@ -86,10 +86,10 @@ def assert_equal(got, wanted):
 def test_zero_heads_start_as_the_target_and_learn(head):
     """The trunk gets no gradient at first, and does as soon as the head has moved."""
     model = make(head=head, init="zero")
-    variables = model.init(KEY, HALF, X)
+    variables = jax.jit(model.init)(KEY, HALF, X)
     plain = NET.apply({"params": variables["params"]["target"]}, X)
     np.testing.assert_array_equal(model.apply(variables, HALF, X), plain)
-    loss = jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))))
+    loss = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))))
     gradient = loss(variables["params"])
     network = gradient["network"]
     first = {"full": ["full"], "scale": ["scale"], "low_rank": ["low_rank", "full"]}.get(head, [f"{head}/scale"])
@@ -110,9 +110,11 @@ def test_zero_heads_start_as_the_target_and_learn(head):
 def test_leaves_that_start_as_constants_are_conditioned_by_chunks_too(head):
     net = MLP(norm=True)
     model = make(net, hyper.spec(net, X, select="norm_0/scale", draws=4), head=head, init="matched", residual=False)
-    variables = model.init(KEY, HALF, X)
+    variables = jax.jit(model.init)(KEY, HALF, X)
     np.testing.assert_array_equal(hyper.bind(model, variables, HALF)["params"]["norm_0"]["scale"], 1)
-    gradient = jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X))))(variables["params"])
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))))(
+        variables["params"]
+    )
     assert np.any(gradient["network"][head]["scale"])
 
 
@@ -123,7 +125,7 @@ def test_the_seqboat_classifier_with_batch_statistics_and_dropout_under_a_scan_o
     variables = jax.jit(hypered.init)(KEY, HALF, TOKENS, LENGTHS)
     assert "batch_stats" in variables
 
-    @jit
+    @jax.jit
     def run(variables, train_key):
         out, changed = hypered.apply(
             variables, HALF, TOKENS, LENGTHS, True, rngs={"dropout": train_key}, mutable=["batch_stats"]
@@ -148,7 +150,7 @@ class Dropped(nn.Module):
 def test_dropout_draws_for_every_example_its_own():
     x, conditions = jnp.ones((2, 3)), jnp.full((2, 1), 0.5)
     model = make(Dropped(), hyper.spec(Dropped(), x), per_example=True)
-    variables = model.init(KEY, conditions, x)
+    variables = jax.jit(model.init)(KEY, conditions, x)
     out = model.apply(variables, conditions, x, True, rngs={"dropout": KEY})
     assert np.any((out[0] == 0) != (out[1] == 0))
 
@@ -168,7 +170,7 @@ def test_keywords_are_split_among_examples_too():
     conditions = jnp.linspace(0, 1, 4)[:, None]
     spec = hyper.spec(Masked(), x, mask=mask)
     model, own = make(Masked(), spec), make(Masked(), spec, per_example=True)
-    variables = model.init(KEY, HALF, x, mask=mask)
+    variables = jax.jit(model.init)(KEY, HALF, x, mask=mask)
     (y, total), sown = own.apply(variables, conditions, x, mask=mask, scale=2.0, mutable=["intermediates"])
     for i in range(4):
         one, sum_of_one = model.apply(variables, conditions[i], x[i : i + 1], mask=mask[i : i + 1], scale=2.0)
@@ -193,7 +195,7 @@ def test_every_layer_of_a_stack_has_factors_of_its_own():
 
     spec = hyper.spec(Stack(), X, stacked="dense/*")
     for head, kernel, bias in (("scale", (3, 1, 12), (3, 12)), ("low_rank", (3, 4), (3, 12))):
-        params = make(Stack(), spec, head=head).init(KEY, HALF, X)["params"]["network"]
+        params = jax.eval_shape(make(Stack(), spec, head=head).init, KEY, HALF, X)["params"]["network"]
         whole = params["scale"]["kernel"] if head == "scale" else params["full"]["kernel"]
         assert whole["dense"]["bias"].shape == (8, *bias)
         found = (
@@ -208,7 +210,7 @@ def test_partitioned_parameters_keep_their_names():
     boxed = nn.Dense(8, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), ("a", "b")))
     spec = hyper.spec(boxed, X)
     model = make(boxed, spec, init="zero")
-    variables = model.init(KEY, HALF, X)
+    variables = jax.jit(model.init)(KEY, HALF, X)
     names = nn.get_partition_spec(variables)["params"]["target"]["kernel"]
     assert names == jax.sharding.PartitionSpec("a", "b")
     plain = boxed.init(jax.random.key(5), X)
@@ -220,7 +222,8 @@ def test_partitioned_parameters_keep_their_names():
 
 def test_a_recurrent_head_starts_the_same_whatever_it_is_first_called_with():
     model = make(head="recurrent")
-    one, other = (model.init(KEY, jnp.array([z]), X) for z in (0.0, 1.0))
+    init = jax.jit(model.init)
+    one, other = (init(KEY, jnp.array([z]), X) for z in (0.0, 1.0))
     assert_equal(one, other)
 
 
@@ -228,7 +231,7 @@ def test_examples_cannot_share_a_changed_collection():
     net = MLP(batch_norm=True)
     model = make(net, hyper.spec(net, X), per_example=True)
     conditions = jnp.full((4, 1), 0.5)
-    variables = model.init(KEY, conditions, X)
+    variables = jax.jit(model.init)(KEY, conditions, X)
     assert model.apply(variables, conditions, X).shape == (4, 5)
     with pytest.raises(ValueError, match="cannot update a shared 'batch_stats'"):
         model.apply(variables, conditions, X, True, mutable=["batch_stats"])
@@ -237,7 +240,7 @@ def test_examples_cannot_share_a_changed_collection():
 def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
     for head, most in (("low_rank", 2), ("full", 12)):
         model = make(head=head, rank=2)
-        variables = model.init(KEY, HALF, X)
+        variables = jax.jit(model.init)(KEY, HALF, X)
         delta = model.network.apply({"params": variables["params"]["network"]}, HALF)["dense_0/kernel"]
         assert np.linalg.matrix_rank(np.asarray(delta), tol=1e-5) == most
 
@@ -245,7 +248,7 @@ def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
 def test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding():
     spec = hyper.spec(NET, X, select="out/kernel")
     network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8, 6), head="chunked", chunk_size=spec.size))
-    params = network.init(KEY, HALF)["params"]["chunked"]
+    params = jax.jit(network.init)(KEY, HALF)["params"]["chunked"]
     code = jnp.concatenate([network.config.encoding(HALF), params["chunks"][0]])
     hidden = Trunk(network.config).apply({"params": params["trunk"]}, code)
     std = (network.config.gain * network.config.encoding.energy / spec.size) ** 0.5
@@ -258,13 +261,13 @@ def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone()
     spec = hyper.spec(NET, X, select="dense_0/kernel")
     for head in ("chunked", "recurrent"):
         network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8,), head=head, chunk_size=48))
-        params = network.init(KEY, HALF)["params"]
+        params = jax.jit(network.init)(KEY, HALF)["params"]
 
         def pieces(chunks, head=head, params=params, network=network):
             changed = {"params": {**params, head: {**params[head], "chunks": chunks}}}
             return network.apply(changed, HALF)["dense_0/kernel"].reshape(4, 48)
 
-        jacobian = jax.jacrev(pieces)(params[head]["chunks"])  # (4, 48, 4, 8)
+        jacobian = jax.jit(jax.jacrev(pieces))(params[head]["chunks"])  # (4, 48, 4, 8)
         depends = np.abs(jacobian).max((1, 3)) > 0
         wanted = np.tri(4, dtype=bool) if head == "recurrent" else np.eye(4, dtype=bool)
         np.testing.assert_array_equal(depends, wanted)
@@ -272,7 +275,7 @@ def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone()
 
 def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
     config = hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=32, chunk_embedding=3)
-    params = hyper.HyperNetwork(SPEC, config).init(KEY, HALF)["params"]
+    params = jax.eval_shape(hyper.HyperNetwork(SPEC, config).init, KEY, HALF)["params"]
     pieces = sum(-(-leaf.size // 32) for leaf in SPEC)
     scales = len(SPEC.leaves)
     lstm = 4 * 6 * ((2 + 3) + 6 + 1)  # [code; c_i], the state, a bias
@@ -282,7 +285,7 @@ def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
 def test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell():
     spec = hyper.spec(NET, X, select="out/bias")
     network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=5))
-    params = network.init(KEY, HALF)["params"]["recurrent"]
+    params = jax.jit(network.init)(KEY, HALF)["params"]["recurrent"]
     x = jnp.concatenate([network.config.encoding(HALF), params["chunks"][0]])
     _, hidden = nn.OptimizedLSTMCell(6).apply({"params": params["lstm"]}, (jnp.zeros(6), jnp.zeros(6)), x)
     std = (network.config.gain * network.config.encoding.energy / 5) ** 0.5
@@ -292,7 +295,7 @@ def test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell():
 
 def test_a_factor_of_one_changes_nothing_and_others_scale_columns():
     model = make(head="scale", spec=hyper.spec(NET, X, select="dense_0/kernel"))
-    variables = model.init(KEY, HALF, X)
+    variables = jax.jit(model.init)(KEY, HALF, X)
     none = jax.tree.map(jnp.zeros_like, variables["params"]["network"])
     plain = {"params": variables["params"]["target"]}
     assert_equal(model.apply({"params": {**variables["params"], "network": none}}, HALF, X), NET.apply(plain, X))
@@ -313,7 +316,7 @@ def test_complex_parameters_are_generated():
     assert abs(spec["poles"].variance - 1) < 0.1
     for residual in (True, False):
         model = make(Complex(), spec, residual=residual, init="matched")
-        variables = model.init(KEY, HALF, X)
+        variables = jax.jit(model.init)(KEY, HALF, X)
         poles = hyper.bind(model, variables, HALF)["params"]["poles"]
         assert poles.dtype == jnp.complex64
         assert min(poles.real.std(), poles.imag.std()) > 0.1
@@ -321,7 +324,7 @@ def test_complex_parameters_are_generated():
 
 def test_generated_leaves_have_the_asked_dtype_and_theta0_keeps_its_own():
     model = make(dtype="bfloat16")
-    variables = model.init(KEY, HALF, X)
+    variables = jax.jit(model.init)(KEY, HALF, X)
     assert {a.dtype for a in jax.tree.leaves(hyper.bind(model, variables, HALF))} == {jnp.dtype("bfloat16")}
     assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -330,8 +333,8 @@ def test_a_hypernetwork_of_a_hypernetwork():
     inner = make(spec=hyper.spec(NET, X, select="out/*"))
     spec = hyper.spec(inner, HALF, X, select="network/trunk/*/kernel")
     outer = hyper.Hyper(inner, hyper.mip(spec))
-    variables = outer.init(KEY, jnp.array([0.2]), HALF, X)
-    gradient = jax.grad(lambda v: jnp.sum(outer.apply(v, jnp.array([0.2]), HALF, X)))(variables)
+    variables = jax.jit(outer.init)(KEY, jnp.array([0.2]), HALF, X)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(outer.apply(v, jnp.array([0.2]), HALF, X))))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.any(gradient["params"]["network"]["full"]["kernel"]["network"]["trunk"]["hidden_0"]["kernel"])
 
@@ -339,7 +342,7 @@ def test_a_hypernetwork_of_a_hypernetwork():
 def test_task_embeddings_condition_a_target():
     encoding = hyper.Encoding("embedding", tasks=3, size=4)
     model = make(encoding=encoding)
-    variables = model.init(KEY, jnp.array([0]), X)
+    variables = jax.jit(model.init)(KEY, jnp.array([0]), X)
     outs = [model.apply(variables, jnp.array([task]), X) for task in range(3)]
     assert min(np.abs(outs[i] - outs[i - 1]).max() for i in range(3)) > 1e-3
     with pytest.raises(ValueError, match="outside its range"):

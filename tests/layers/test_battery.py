@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, F32, assert_close, jit, normal, random_like, rms, tree_rms
+from helpers import BF16, F32, assert_close, normal, random_like, rms, tree_rms
 
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
@@ -73,7 +73,7 @@ class Case:
             (y, stats), changed = layer.apply({"params": params, **others}, x.astype(self.dtype), valid, mutable="taps")
             return y, (stats, changed["taps"])
 
-        @jit
+        @jax.jit
         def run(params, x, valid, cotangent, others):
             y, transpose, aux = jax.vjp(lambda p, x: apply(p, x, valid, others), params, x, has_aux=True)
             return y, *aux, transpose(cotangent.astype(y.dtype))
@@ -122,9 +122,12 @@ class Case:
         assert_close(got, expected, self.tolerance, floor=floor)
 
 
-@pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
+case_of = functools.cache(Case)
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
 def case(request):
-    return Case(request.param)
+    return case_of(request.param)
 
 
 REAL = sum(LENGTHS)
@@ -226,7 +229,7 @@ def test_a_sequence_alone_and_padded_longer_is_the_same(case):
     longer = jnp.concatenate([case.x[:1], 9 * normal(8, 1, 5, D)], 1)
     valid = jnp.arange(LENGTH + 5)[None] < LENGTHS[0]
     # Nobody asks for taps here, and nothing changes.
-    y, stats = jit(SeqBoatLayer(case.config).apply)({"params": params, **others}, longer.astype(case.dtype), valid)
+    y, stats = jax.jit(SeqBoatLayer(case.config).apply)({"params": params, **others}, longer.astype(case.dtype), valid)
     case.close(y[0, : LENGTHS[0]], case.packed(params)[0][0, : LENGTHS[0]])
     assert stats.elements == LENGTHS[0]
 
@@ -248,7 +251,8 @@ def test_a_batch_of_nothing_but_padding_is_finite(case):
 
 def test_float32_is_what_bfloat16_approximates():
     """The same weights, everything active so that no decision can flip."""
-    half, full = Case(CONFIGS["bfloat16"]), Case(dataclasses.replace(CONFIGS["bfloat16"], dtype="float32"))
+    half, full = case_of(CONFIGS["bfloat16"]), case_of(CAUSAL)
+    assert dataclasses.replace(half.config, dtype="float32") == full.config
     params, real = full.routed("all"), np.asarray(VALID)
     assert_close(half.packed(params)[0][real], full.packed(params)[0][real], BF16)
 
@@ -257,11 +261,9 @@ def test_float32_is_what_bfloat16_approximates():
 @pytest.mark.parametrize("config", [CAUSAL, dataclasses.replace(BOTH, window_size=None)], ids=["window", "full"])
 def test_other_lengths(config, length):
     x, valid = normal(0, 2, length, D), jnp.ones((2, length), bool)
-    variables = jit(SeqBoatLayer(config).init)(jax.random.key(0), x, valid)
-    packed, dense = (
-        jit(SeqBoatLayer(dataclasses.replace(config, form=form)).apply)(variables, x, valid)
-        for form in ("packed", "dense")
-    )
+    variables = random_like(jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid))
+    layers = [SeqBoatLayer(dataclasses.replace(config, form=form)) for form in ("packed", "dense")]
+    packed, dense = jax.jit(lambda *args: [layer.apply(*args) for layer in layers])(variables, x, valid)
     assert_close(packed, dense)
     assert 0 < packed[1].elements == 2 * length
 

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import jit
 from test_battery import BOTH, CAUSAL, VALID, Case
 
 from seqboat.layers.naive import seqboat_layer
@@ -33,7 +32,7 @@ CASES = {
 def test_the_layer_is_its_equations(config):
     case = Case(config)
 
-    @jit
+    @jax.jit
     def equations(params, x, cotangent):
         run = lambda params, x: seqboat_layer(params, x, VALID, config)
         with jax.numpy_rank_promotion("allow"):  # equations broadcast as they are written

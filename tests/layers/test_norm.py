@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, jit, normal, value_and_vjp
+from helpers import BF16, assert_close, normal, value_and_vjp
 
 from seqboat.layers.norm import NORMS, BatchNorm
 
@@ -139,5 +139,5 @@ def test_two_devices_have_the_statistics_of_one(partitioner):
 
         return compiler(jax.grad(scalar, has_aux=True))(inputs())
 
-    expected = with_gradient(functools.partial(apply, ()), jit)
-    assert_close(with_gradient(split, jit if partitioner == "shard_map" else lambda f: f), expected)
+    expected = with_gradient(functools.partial(apply, ()), jax.jit)
+    assert_close(with_gradient(split, jax.jit if partitioner == "shard_map" else lambda f: f), expected)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, jit, normal, random_like, tree_rms
+from helpers import assert_close, normal, random_like, tree_rms
 
 from seqboat.layers import credit, execution
 from seqboat.layers.feed_forward import FeedForward
@@ -80,7 +80,7 @@ def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
             y, stats = make(modules, form=form, blocks_per_iteration=blocks).apply({"params": params}, m, VALID)
             return jnp.vdot(y, cotangent), (y[VALID], stats)
 
-        return jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(variables["params"], m)
+        return jax.jit(jax.grad(scalar, argnums=(0, 1), has_aux=True))(variables["params"], m)
 
     (gradients, (y, stats)), expected = run("packed"), run("dense")
     assert all(0 < int(count) < 15 for count in stats.active)
@@ -93,7 +93,7 @@ def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
 def test_result_is_the_sum_of_active_modules_times_confidence():
     modules = OWN["three"][::2]
     variables, m = initial(make(modules)), normal(0, BATCH, LENGTH, D)
-    y, stats = jit(make(modules).apply)(variables, m, VALID)
+    y, stats = jax.jit(make(modules).apply)(variables, m, VALID)
     configurator = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"]["configurator"])
     temperature = np.exp(configurator["log_temperature"])
     logits = np.asarray(m) @ configurator["logits"]["kernel"] + configurator["logits"]["bias"]
@@ -103,7 +103,7 @@ def test_result_is_the_sum_of_active_modules_times_confidence():
     gate = np.where((margin > 0) & real, np.maximum(probability, 1 - probability), 0)
     expected = 0
     for i, module in enumerate(modules):
-        result = jit(module.apply)({"params": variables["params"][module.name]}, m.reshape(-1, D))
+        result = jax.jit(module.apply)({"params": variables["params"][module.name]}, m.reshape(-1, D))
         expected = expected + gate[..., i, None] * np.asarray(result).reshape(m.shape)
     assert_close(y, expected)
     assert_close(stats.active, ((margin > 0) & real).sum((0, 1)).astype(float))
@@ -116,7 +116,7 @@ def test_result_is_the_sum_of_active_modules_times_confidence():
 def test_statistics_are_sums_over_real_elements_and_so_add_up_over_batches():
     layer = make(OWN["row-wise"])
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
-    run = jit(layer.apply)
+    run = jax.jit(layer.apply)
     whole = run(variables, m, VALID)[1]
     parts = [run(variables, m[i : i + 1], VALID[i : i + 1])[1] for i in range(BATCH)]
     for name in ("active", "confidence", "probability", "elements"):
@@ -128,7 +128,7 @@ def test_always_and_no_module_have_no_configurator():
     always = make(OWN["row-wise"], always=True)
     variables = initial(always)
     assert set(variables["params"]) == {"own"}
-    y, stats = jit(always.apply)(variables, m, VALID)
+    y, stats = jax.jit(always.apply)(variables, m, VALID)
     assert_close(y, jnp.where(VALID[..., None], jnp.tanh(m * variables["params"]["own"]["scale"][None, None]), 0))
     assert stats.active == stats.confidence == stats.probability == stats.elements == 15
     never = make(())
@@ -237,7 +237,7 @@ def logit_gradients(router, train=True, seed=0, form="packed", lean=0.0):
         (y, _), changed = layer.apply({"params": params}, wide, VALID, train, mutable=["taps"], rngs=rngs)
         return jnp.vdot(y[..., :D], cotangent), (y[..., :D], changed["taps"]["active"][..., 0])
 
-    return jit(jax.grad(scalar, has_aux=True))(jnp.zeros((BATCH, LENGTH)))
+    return jax.jit(jax.grad(scalar, has_aux=True))(jnp.zeros((BATCH, LENGTH)))
 
 
 class Narrow(GatedAttentionUnit):
@@ -358,13 +358,15 @@ DROPPING = {
 def test_dropout_follows_its_key_and_is_off_without_training(module):
     layer = make((module,), always=True)
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
-    run = jit(lambda key, train: layer.apply(variables, m, VALID, train, rngs={"dropout": key})[0], static_argnums=1)
+    run = jax.jit(
+        lambda key, train: layer.apply(variables, m, VALID, train, rngs={"dropout": key})[0], static_argnums=1
+    )
     first, again, other = (run(jax.random.key(seed), True) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.asarray(first - other)).max() > 1e-3
     evaluated = run(jax.random.key(0), False)
     np.testing.assert_array_equal(evaluated, run(jax.random.key(1), False))
-    assert_close(evaluated, jit(layer.apply)(variables, m, VALID)[0])
+    assert_close(evaluated, jax.jit(layer.apply)(variables, m, VALID)[0])
     assert np.abs(np.asarray(first - evaluated)).max() > 1e-3
 
 
@@ -386,7 +388,7 @@ def test_dropout_in_the_backward_pass_is_that_of_the_forward_pass():
         rngs = {"dropout": jax.random.key(0)}
         return jnp.vdot(layer.apply(variables, m, VALID, True, rngs=rngs)[0], cotangent)
 
-    result, gradient = jit(jax.value_and_grad(value))(m)
+    result, gradient = jax.jit(jax.value_and_grad(value))(m)
     assert 0 < (np.asarray(gradient)[np.asarray(VALID)] == 0).mean() < 1
     assert_close(jnp.vdot(gradient, m), result)
 
@@ -395,7 +397,7 @@ def test_packed_blocks_draw_different_numbers():
     """Rows of ones in blocks of four: no two blocks drop the same."""
     layer = make((FeedForward(16, 0.5, F32, name="module"),), always=True)
     variables, rngs = initial(layer), {"dropout": jax.random.key(0)}
-    run = jit(lambda m, valid: layer.apply(variables, m, valid, True, rngs=rngs)[0])
+    run = jax.jit(lambda m, valid: layer.apply(variables, m, valid, True, rngs=rngs)[0])
     y = run(jnp.ones((1, 16, D)), jnp.ones((1, 16), bool))
     blocks = np.asarray(y).reshape(4, -1)
     assert len({block.tobytes() for block in blocks}) == 4
@@ -406,7 +408,7 @@ def test_nan_in_padding_reaches_no_real_element(form):
     """Keys and values of rows that may not be read are zeroed where they are made."""
     layer, m = make((gau(),), form=form), normal(0, BATCH, LENGTH, D)
     variables = initial(layer)
-    run = jit(lambda m: layer.apply(variables, m, VALID)[0][VALID])
+    run = jax.jit(lambda m: layer.apply(variables, m, VALID)[0][VALID])
     clean = run(jnp.where(VALID[..., None], m, 0))
     assert np.asarray(clean).any()
     np.testing.assert_array_equal(run(jnp.where(VALID[..., None], m, jnp.nan)), clean)
@@ -419,7 +421,7 @@ def test_blocks_are_no_larger_than_all_rows(size):
     m = normal(0, BATCH, LENGTH, D)
     variables = initial(make(modules))
     large = SparseModularActivation(modules, block_size=size, blocks_per_iteration=10**9)
-    assert_close(jit(large.apply)(variables, m, VALID), jit(make(modules).apply)(variables, m, VALID))
+    assert_close(jax.jit(large.apply)(variables, m, VALID), jax.jit(make(modules).apply)(variables, m, VALID))
 
 
 @pytest.mark.parametrize("field", ["block_size", "blocks_per_iteration"])

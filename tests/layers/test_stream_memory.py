@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, jit, normal, random_like
+from helpers import assert_close, normal, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,9 +90,9 @@ def test_modules_of_a_users_own_are_streamed(form, size):
     layer = make(modules, form=form)
     m, valid = normal(0, BATCH, LENGTH, D), jnp.ones((BATCH, LENGTH), bool)
     variables = random_like(jax.eval_shape(layer.init, jax.random.key(0), m, valid))
-    y, stats = jit(layer.apply)(variables, m, valid)
+    y, stats = jax.jit(layer.apply)(variables, m, valid)
     assert all(10 < int(count) < 66 for count in stats.active)
-    step = jit(lambda m, valid, state: layer.apply(variables, m, valid, False, state, method="advance"))
+    step = jax.jit(lambda m, valid, state: layer.apply(variables, m, valid, False, state, method="advance"))
     state = layer.initial_state(BATCH, jax.ShapeDtypeStruct((1, D), jnp.float32))
     assert [memory and memory.window for memory in state] == [None, 2]
     whole = -(-LENGTH // size) * size

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import F32, assert_close, jit, normal, random_like, rms, tree_rms
+from helpers import F32, assert_close, normal, random_like, rms, tree_rms
 
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
@@ -66,7 +66,7 @@ def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
             y, stats = run(params, x)
             return jnp.vdot(y, cotangent), (y[valid], stats)
 
-        return jit(jax.grad(value, argnums=(0, 1), has_aux=True))(params, x)
+        return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(params, x)
 
     gradients, out = scalar(lambda params, x: Encoder(config).apply({"params": params}, x, valid))
     expected, wanted = scalar(loop)
@@ -83,7 +83,7 @@ def test_what_is_stored_for_the_backward_pass_changes_no_number():
     def run(remat):
         model = Encoder(dataclasses.replace(ENCODER, remat=remat))
         value = lambda params: jnp.vdot(model.apply({"params": params}, x, valid)[0], cotangent)
-        return jit(jax.value_and_grad(value))(variables["params"])
+        return jax.jit(jax.value_and_grad(value))(variables["params"])
 
     expected = run("none")
     for remat in ("selective", "layer"):
@@ -91,7 +91,7 @@ def test_what_is_stored_for_the_backward_pass_changes_no_number():
 
 
 def test_every_layer_starts_from_its_own_numbers():
-    params = jit(Encoder(ENCODER).init)(jax.random.key(0), *encoder_inputs())["params"]["layers"]
+    params = jax.jit(Encoder(ENCODER).init)(jax.random.key(0), *encoder_inputs())["params"]["layers"]
     kernels = [params["ssm"][name] for name in ("delta", "alpha", "beta", "gamma", "omega")]
     kernels += [params["skip_projection"]["kernel"], params["gau"]["gamma"], params["gau"]["output"]["kernel"]]
     for leaf in (*kernels, params["sparse"]["configurator"]["logits"]["kernel"]):
@@ -104,7 +104,7 @@ def test_every_layer_starts_from_its_own_numbers():
 
 @functools.cache
 def compiled(model):
-    return jit(model.apply)
+    return jax.jit(model.apply)
 
 
 def classify(config, variables, inputs, lengths):
@@ -141,7 +141,7 @@ def test_a_symbol_outside_the_vocabulary_is_nan_for_its_sequence_alone_and_nothi
     np.testing.assert_array_equal(wrong[0], expected[0])
     np.testing.assert_array_equal(logits(jnp.where(padding, symbol, inputs))[0], expected[0])
     if isinstance(model, Classifier):
-        one = jit(jax.grad(lambda params, inputs: model.apply({"params": params}, inputs, LENGTHS).logits.sum()))
+        one = jax.jit(jax.grad(lambda params, inputs: model.apply({"params": params}, inputs, LENGTHS).logits.sum()))
         gradients = [one(variables["params"], jnp.where(padding, other, inputs)) for other in (0, symbol)]
         jax.tree.map(np.testing.assert_array_equal, *gradients)
 
@@ -150,7 +150,9 @@ def test_padding_of_numbers_may_be_nan():
     config = dataclasses.replace(CLASSIFIER, sinusoid=False, vocabulary_size=None, head="linear")
     model, inputs, (_, valid) = Classifier(config), normal(0, BATCH, LENGTH, 4), encoder_inputs()
     params = random_like(shapes(model, inputs, LENGTHS))["params"]
-    one = jit(jax.value_and_grad(lambda params, inputs: model.apply({"params": params}, inputs, LENGTHS).logits.sum()))
+    one = jax.jit(
+        jax.value_and_grad(lambda params, inputs: model.apply({"params": params}, inputs, LENGTHS).logits.sum())
+    )
     results = [one(params, jnp.where(valid[..., None], inputs, other)) for other in (0, jnp.nan)]
     jax.tree.map(np.testing.assert_array_equal, *results)
 
@@ -189,7 +191,7 @@ def test_language_model_depends_on_the_past_alone():
     x, encoder = normal(0, BATCH, LENGTH, D), {"params": variables["params"]["encoder"]}
     valid = jnp.ones((BATCH, LENGTH), bool)
     value = lambda x, t: Encoder(ENCODER).apply(encoder, x, valid)[0][:, t].sum()
-    gradient = jit(jax.grad(value))(x, 4)
+    gradient = jax.jit(jax.grad(value))(x, 4)
     assert rms(gradient[:, 5:]) <= F32 * rms(gradient[:, :5])  # the rounding of the FFT
     assert (np.abs(np.asarray(gradient[:, 4])) > 0).any(1).all()
 
@@ -209,7 +211,7 @@ def test_dropout_needs_training_and_a_key():
     model = LanguageModel(dataclasses.replace(LANGUAGE, encoder=dataclasses.replace(ENCODER, layer=dropping)))
     inputs = tokens()
     variables = random_like(shapes(model, inputs, LENGTHS))
-    run = jit(
+    run = jax.jit(
         lambda key, train: model.apply(variables, inputs, LENGTHS, train, rngs={"dropout": key}).logits,
         static_argnums=1,
     )

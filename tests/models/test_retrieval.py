@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, jit, random_like, rms
+from helpers import assert_close, random_like, rms
 
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import Encoder, EncoderConfig
@@ -32,7 +32,7 @@ def shapes(model: DualEncoder):
 
 
 VARIABLES = random_like(shapes(MODEL))
-apply = jit(MODEL.apply)
+apply = jax.jit(MODEL.apply)
 
 
 def test_logits_of_every_pair():
@@ -48,7 +48,7 @@ def encode(inputs: jax.Array, lengths: jax.Array) -> np.ndarray:
     valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
     params = VARIABLES["params"]
     x = jnp.where(valid[..., None], params["embedding"]["table"][inputs], 0)
-    encoded = jit(Encoder(ENCODER).apply)({"params": params["encoder"]}, x, valid)[0]
+    encoded = jax.jit(Encoder(ENCODER).apply)({"params": params["encoder"]}, x, valid)[0]
     rows = zip(np.asarray(encoded, np.float64), lengths.tolist(), strict=True)
     return np.stack([row[:length].sum(0) / max(length, 1) for row, length in rows])
 
@@ -109,7 +109,7 @@ def test_pairs_do_not_see_each_other():
 
 def test_every_parameter_has_a_finite_gradient():
     value = lambda params: jax.nn.log_softmax(MODEL.apply({"params": params}, pairs(), LENGTHS).logits)[:, 0].sum()
-    gradients = jit(jax.grad(value))(VARIABLES["params"])
+    gradients = jax.jit(jax.grad(value))(VARIABLES["params"])
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)}
     assert all(np.isfinite(leaf).all() for leaf in leaves.values())
     for name in ("embedding", "head_hidden", "head'"):
@@ -119,8 +119,8 @@ def test_every_parameter_has_a_finite_gradient():
 def test_dropout_is_of_training_alone():
     layer = dataclasses.replace(LAYER, dropout=0.5)
     model = DualEncoder(dataclasses.replace(CONFIG, encoder=dataclasses.replace(ENCODER, layer=layer)))
-    train = jit(lambda key: model.apply(VARIABLES, pairs(), LENGTHS, True, rngs={"dropout": key}).logits)
-    assert_close(jit(model.apply)(VARIABLES, pairs(), LENGTHS).logits, apply(VARIABLES, pairs(), LENGTHS).logits)
+    train = jax.jit(lambda key: model.apply(VARIABLES, pairs(), LENGTHS, True, rngs={"dropout": key}).logits)
+    assert_close(jax.jit(model.apply)(VARIABLES, pairs(), LENGTHS).logits, apply(VARIABLES, pairs(), LENGTHS).logits)
     first = train(jax.random.key(0))
     np.testing.assert_array_equal(first, train(jax.random.key(0)))
     assert rms(first - train(jax.random.key(1))) > 1e-2

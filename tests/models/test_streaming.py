@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, jit, random_like, rms, tree_rms
+from helpers import assert_close, random_like, rms, tree_rms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,8 +48,8 @@ class Case:
         self.lengths = jnp.full(batch, length)
         # The published initial values leave attention near zero: here every part matters.
         self.variables = random_like(jax.eval_shape(self.model.init, jax.random.key(0), self.tokens, self.lengths))
-        self.apply = jit(functools.partial(self.model.apply, mutable=["taps"]))
-        self.stream = jit(functools.partial(self.model.apply, method="stream", mutable=["taps"]))
+        self.apply = jax.jit(functools.partial(self.model.apply, mutable=["taps"]))
+        self.stream = jax.jit(functools.partial(self.model.apply, method="stream", mutable=["taps"]))
         self.learned = layer.activation == "learned"
         if self.learned:
             self.route("some")
@@ -295,7 +295,7 @@ def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
             output = model.apply({"params": params}, tokens, lengths, train)
         return (jnp.sin(3 * output.logits) * weights).sum()
 
-    gradient = jit(jax.grad(loss), static_argnums=1)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
     expected = gradient(mine.variables["params"], False)
     assert_close(gradient(mine.variables["params"], True), expected, floor=1e-2 * tree_rms(expected))
 
@@ -315,7 +315,7 @@ def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
             output, _ = model.apply({"params": params}, tokens, lengths, state, method="stream")
             return (jnp.sin(3 * output.logits) * weights).sum()
 
-        return jit(jax.grad(loss))(mine.variables["params"])
+        return jax.jit(jax.grad(loss))(mine.variables["params"])
 
     expected = gradient("dense")
     assert_close(gradient("packed"), expected, floor=1e-2 * tree_rms(expected))
@@ -340,7 +340,7 @@ def test_training_with_a_carried_state_is_truncated_backpropagation():
         return jnp.sin(3 * output.logits[:, 0]).sum()
 
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    run = jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     value, (d_params, d_state) = run(mine.variables["params"], floats, jax.random.key(0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(d_params))
     assert all(rms(leaf) > 0 for leaf in jax.tree.leaves(d_params["encoder"]["layers"]["gau"]["projection"]))

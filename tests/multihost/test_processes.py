@@ -52,8 +52,8 @@ class Run:
         command += [f"--config.{name}={value}" for name, value in changes.items()]
         cache = os.path.expanduser("~/.cache/seqboat/tests")
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-        quick = "--xla_backend_optimization_level=0"  # tiny programs: half of their time is compilation
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {quick}"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
         self.processes = []
         for process in range(processes):
             own = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, jit, normal, value_and_vjp
+from helpers import BF16, assert_close, normal, value_and_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,8 +138,8 @@ def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch)
     assert_close(value_and_vjp(joined)(cotangent, params, x), expected)
 
 
-STREAM = jit(ema.stream)
-WHOLE = jit(average("fft"))
+STREAM = jax.jit(ema.stream)
+WHOLE = jax.jit(average("fft"))
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, jit, normal, value_and_vjp
+from helpers import assert_close, normal, value_and_vjp
 
 from seqboat.ops.packing import compress, extract, map_blocks, pack, row_info
 
@@ -141,7 +141,7 @@ def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_ite
 def test_blocks_equal_plain_evaluation_in_values_and_gradients(block_size, left, right):
     sizes = {"block_size": block_size, "left": left, "right": right}
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
-    reference, fast = (jit(functools.partial(evaluate, functools.partial(f, **sizes))) for f in (plain, blocked))
+    reference, fast = (jax.jit(functools.partial(evaluate, functools.partial(f, **sizes))) for f in (plain, blocked))
     for count in (0, 1, 5, 8, ROWS):
         assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))
 
@@ -153,7 +153,7 @@ def test_several_blocks_at_once_are_as_one(block_size, left, right):
     sizes = {"left": left, "right": right}
     reference = functools.partial(plain, block_size=2 * block_size, **sizes)
     fast = functools.partial(blocked, block_size=block_size, blocks_per_iteration=2, **sizes)
-    reference, fast = (jit(functools.partial(evaluate, f)) for f in (reference, fast))
+    reference, fast = (jax.jit(functools.partial(evaluate, f)) for f in (reference, fast))
     for count in (0, 1, 5, ROWS):
         assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))
 
@@ -164,7 +164,7 @@ def test_rows_that_no_block_reads_may_hold_anything():
     params, own, halo = arguments(2, 2)
     poison = lambda x, start: jnp.where((jnp.arange(ROWS) >= start)[:, None], jnp.nan, x)
     args = params, own | {"x": poison(own["x"], 8)}, halo | {"x": poison(halo["x"], 10)}
-    run = jit(functools.partial(evaluate, functools.partial(blocked, **sizes)))
+    run = jax.jit(functools.partial(evaluate, functools.partial(blocked, **sizes)))
     cotangent = poison(normal(4, ROWS, WIDTH), 8)
     got, out = run(*args, jnp.int32(5), jnp.where(jnp.isnan(cotangent), 0, cotangent))
     expected, clean = run(params, own, halo, jnp.int32(5), jnp.where(jnp.isnan(cotangent), 0, cotangent))
@@ -177,7 +177,7 @@ def test_cotangents_of_blocks_that_did_not_run_are_not_read():
     cotangent = normal(4, ROWS, WIDTH)
     poisoned = jnp.where((jnp.arange(ROWS) >= 8)[:, None], jnp.nan, cotangent)
 
-    @jit
+    @jax.jit
     def gradient(cotangent):
         run = lambda x: fn(args[0], args[1] | {"x": x}, args[2], jnp.int32(5))["y"]
         return jax.vjp(run, args[1]["x"])[1](cotangent)
@@ -198,7 +198,7 @@ def test_integer_and_boolean_leaves_get_no_gradient():
 def test_the_number_of_blocks_that_run_follows_the_count():
     calls = []
     fn = lambda params, own, halo: jax.debug.callback(lambda: calls.append(1)) or own
-    run = jit(lambda count: map_blocks(fn, None, jnp.ones((ROWS, 1)), None, count, block_size=4))
+    run = jax.jit(lambda count: map_blocks(fn, None, jnp.ones((ROWS, 1)), None, count, block_size=4))
     for count, blocks in ((0, 0), (1, 1), (4, 1), (5, 2), (12, 3)):
         calls.clear()
         jax.block_until_ready(run(jnp.int32(count)))
@@ -211,8 +211,8 @@ def test_blocks_without_a_wanted_row_do_not_run_in_values_and_gradients():
     sizes = {"block_size": 2, "left": 2, "right": 2}
     wanted = jnp.zeros(ROWS, bool).at[jnp.array([3, 4, 9])].set(True)
     runs = jnp.repeat(wanted.reshape(-1, 2).any(1), 2)
-    fast = jit(functools.partial(evaluate, functools.partial(blocked, **sizes, wanted=jnp.pad(wanted, 2))))
-    reference = jit(functools.partial(evaluate, functools.partial(plain, **sizes)))
+    fast = jax.jit(functools.partial(evaluate, functools.partial(blocked, **sizes, wanted=jnp.pad(wanted, 2))))
+    reference = jax.jit(functools.partial(evaluate, functools.partial(plain, **sizes)))
     gradients, out = reference(*args, jnp.int32(ROWS), cotangent * runs[:, None])
     expected = gradients, jax.tree.map(lambda leaf: jnp.where(runs.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), out)
     assert_close(fast(*args, jnp.int32(ROWS), cotangent), expected)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, jit, normal, value_and_vjp
+from helpers import BF16, assert_close, normal, value_and_vjp
 
 from seqboat.ops.packing import row_info
 from seqboat.ops.window import Window
@@ -154,7 +154,7 @@ def test_keys_outside_the_window_and_of_other_sequences_leak_nothing(function):
     table = table + 3  # nothing is cut off by relu2
     query = 3 * 9 + 6  # element 6 of the sequence that is wholly active: it sees 4, 5 and itself
     seen = [query - 2, query - 1, query]
-    d_k, d_v = jit(jax.grad(lambda k, v: dense(window, table, q, k, v)[query].sum(), argnums=(0, 1)))(k, v)
+    d_k, d_v = jax.jit(jax.grad(lambda k, v: dense(window, table, q, k, v)[query].sum(), argnums=(0, 1)))(k, v)
     assert np.flatnonzero(np.abs(d_k).max(1)).tolist() == seen
     assert np.flatnonzero(np.abs(d_v).max(1)).tolist() == seen
 

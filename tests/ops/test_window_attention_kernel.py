@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, F32, assert_close, jit, normal, value_and_vjp
+from helpers import BF16, F32, assert_close, normal, value_and_vjp
 from jax.experimental.pallas import tpu
 
 from seqboat.ops.kernels.window_attention import KernelConfig, attend_packed, tile_metadata, unsupported_reason
@@ -69,7 +69,7 @@ def reference(window, active, table, q, k, v):
 def agree(window, backend="interpret", dtype=jnp.float32, tolerance=F32):
     """Values and gradients of q, k, v and the table at every activation, with clean and with poisoned empty slots."""
 
-    @jit
+    @jax.jit
     def both(cotangent, active, poison, *args):
         got, transpose, empty = jax.vjp(functools.partial(kernel, window, backend, active, poison), *args, has_aux=True)
         expected, transposed = jax.vjp(functools.partial(reference, window, active), *args)

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import pytest
-from helpers import jit
 from test_steps import values
 
 from experiments.training.experiment import build
@@ -13,11 +12,6 @@ from experiments.training.footprint import _abstract_batch, _axes, make_plan, st
 from seqboat.models.language_model import LanguageModel
 from seqboat.parallel.mesh import make_mesh
 from seqboat.paths import path_name
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly(monkeypatch):
-    monkeypatch.setattr(jax, "jit", jit)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, jit, normal, value_and_vjp
+from helpers import assert_close, normal, value_and_vjp
 from jax.sharding import AxisType, PartitionSpec
 
 from seqboat.layers.ema import EMA
@@ -75,7 +75,7 @@ def split_average(shards, method):
     piece = lambda params, x, valid: sequence.convolve(params, x, valid, "sequence", method)
     run = sharded(piece, shards, (WHOLE, SPLIT, SPLIT), SPLIT)
     # The gradient of `valid` is of no interest.
-    return jit(lambda cotangent, params, x, valid: value_and_gradient(run, cotangent, params, x, valid))
+    return jax.jit(lambda cotangent, params, x, valid: value_and_gradient(run, cotangent, params, x, valid))
 
 
 def value_and_gradient(fn, cotangent, params, x, valid):
@@ -83,7 +83,7 @@ def value_and_gradient(fn, cotangent, params, x, valid):
     return y, transpose(cotangent)
 
 
-REFERENCE = jit(
+REFERENCE = jax.jit(
     functools.partial(value_and_gradient, lambda params, x, valid: ema.convolve(params, x, valid, method="reference"))
 )
 
@@ -126,7 +126,7 @@ def test_the_layer_averages_its_piece_by_its_method(method):
 def test_half_precision_is_exchanged_in_float32():
     params, x = make_params(2, True), jnp.asarray(normal(5, BATCH, LENGTH, WIDTH), jnp.bfloat16)
     piece = lambda params, x: sequence.convolve(params, x, None, "sequence")
-    y = jit(sharded(piece, 8, (WHOLE, SPLIT), SPLIT))(params, x)
+    y = jax.jit(sharded(piece, 8, (WHOLE, SPLIT), SPLIT))(params, x)
     assert y.dtype == jnp.bfloat16
     # Half an ulp: float32 before the cast, so that rounding is all that differs from the float32 result.
     whole = ema.convolve(params, x.astype(jnp.float32), method="reference")
@@ -190,7 +190,7 @@ def split_last_active(shards, size):
         both = run({"x": x, "position": position}, active)
         return [rows["x"] for rows, _ in both], [(rows["position"], there) for rows, there in both]
 
-    @jit
+    @jax.jit
     def compute(cotangent, x, position, active):
         y, transpose, rest = jax.vjp(lambda x: floats(x, position, active), x, has_aux=True)
         return y, rest, transpose(cotangent)[0]

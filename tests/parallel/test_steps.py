@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, jit, tree_rms
+from helpers import assert_close, tree_rms
 
 from configs import quickstart
 from configs.lra import retrieval as lra_retrieval
@@ -53,11 +53,6 @@ CONFIGS = {
     "language model": (selective_copy, LANGUAGE),
     "pairs": (lra_retrieval, PAIRS),
 }
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly(monkeypatch):
-    monkeypatch.setattr(jax, "jit", jit)
 
 
 @pytest.fixture(autouse=True)
