@@ -1,5 +1,7 @@
 """Generation: what is drawn, from which state, and what a terminal is shown; and the program's mistakes in one line."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from configs.lm import bytes as recipe
 from configs.synthetic import recall
 from experiments.common.errors import UserError
 from experiments.evaluation.sampling import Sampling, Terminal, generate
+from experiments.training import manifest
 from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.restore import load_language_model
@@ -36,14 +39,15 @@ def folder(tmp_path_factory, trained) -> Path:
     tmp = tmp_path_factory.mktemp("generate")
     text = tmp / "text.txt"
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
-    for name, changes in {
-        "credit_router": {},
-        "paper": {"model.ssm_truncation": 5},
-        "full": {"model.window_size": None},
-    }.items():
-        config = recipe.get_config("credit_router,tiny")
-        config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **changes})
-        train(build(config.to_dict()), tmp / name)
+    config = recipe.get_config("credit_router,tiny")
+    config.update_from_flattened_dict({**SMALL, "task.files": (str(text),)})
+    train(build(config.to_dict()), tmp / "credit_router")
+    for name, changes in {"paper": {"ssm_truncation": 5}, "full": {"window_size": None}}.items():
+        checkpoint = Path(shutil.copytree(tmp / "credit_router", tmp / name)) / "checkpoints/0"
+        meta = json.loads((checkpoint / manifest.META).read_text())
+        meta["config"]["model"].update(changes)
+        (checkpoint / manifest.META).write_text(json.dumps(meta))
+        manifest.write(checkpoint, 0, {})
     text.unlink()
     config = recall.get_config()
     config.update_from_flattened_dict({"train.steps": 0, "train.tensorboard": False})

@@ -22,7 +22,9 @@ REPOSITORY = Path(__file__).parents[2]
 DRIVER = """
 import json, os, resource, runpy, sys, threading, time, traceback
 import experiments.training.experiment, experiments.training.loop, experiments.training.restore
-import experiments.common.cli, experiments.common.distributed
+import experiments.common.cli, experiments.common.distributed, experiments.evaluation.evaluator
+import experiments.evaluation.seeds, experiments.reports.writer, experiments.tasks.listops, configs.quickstart
+import matplotlib.pyplot
 
 def child(module, argv, limit, streams):
     for number, stream in enumerate(streams, start=1):

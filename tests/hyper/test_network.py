@@ -9,7 +9,7 @@ import pytest
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk
 from seqboat.paths import flatten
-from tests.helpers import assert_close
+from tests.helpers import assert_close, random_like
 from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 
 NET, KEY = MLP(), jax.random.key(0)
@@ -25,10 +25,7 @@ def make(net=NET, spec=SPEC, per_example=False, **fields) -> hyper.Hyper:
 
 def started(model: hyper.Hyper, condition, *args, **kwargs):
     """Variables without zeros: zero offsets and biases would hide what is not added."""
-    variables = jax.jit(lambda: model.init(KEY, condition, *args, **kwargs))()
-    keys = iter(jax.random.split(jax.random.key(9), 99))
-    noisy = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), variables["params"])
-    return {**variables, "params": noisy}
+    return random_like(jax.eval_shape(model.init, KEY, condition, *args, **kwargs))
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -54,7 +51,7 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
     model, own = make(head=head), make(head=head, per_example=True)
     conditions = jnp.linspace(0, 1, 4)[:, None]
     variables = started(model, HALF, X)
-    assert jax.tree.structure(own.init(KEY, conditions, X)) == jax.tree.structure(variables)
+    assert jax.tree.structure(jax.eval_shape(own.init, KEY, conditions, X)) == jax.tree.structure(variables)
     loss = lambda params, model, z, x: jnp.sum(jnp.sin(model.apply({"params": params}, z, x)))
     at_once = jax.jit(jax.value_and_grad(lambda p: loss(p, own, conditions, X)))(variables["params"])
     looped = jax.jit(jax.value_and_grad(lambda p: sum(loss(p, model, conditions[i], X[i : i + 1]) for i in range(4))))(
@@ -62,7 +59,7 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
     )
     assert_close(at_once, looped, 1e-5, floor=1e-2)
     rows = jnp.concatenate([model.apply(variables, conditions[i], X[i : i + 1]) for i in range(4)])
-    np.testing.assert_allclose(own.apply(variables, conditions, X), rows, rtol=1e-6, atol=1e-6)
+    assert_close(own.apply(variables, conditions, X), rows, 1e-6)
     one = own.apply(variables, conditions[:1], X[:1])
     np.testing.assert_allclose(one, model.apply(variables, conditions[0], X[:1]), rtol=1e-6, atol=1e-6)
 

@@ -220,24 +220,29 @@ def test_the_running_mean_becomes_exponential_after_a_hundred_batches():
 # How training reaches the configurator.
 
 
-@functools.cache
 def logit_gradients(router, train=True, seed=0, form="packed", lean=0.0):
     """d loss / d (logit of every element), and (y, active): a channel that the router alone reads shifts the logits."""
+    run = compiled_logit_gradients(router, train, form, lean, credit.CREDIT_HALO_FACTOR)
+    return run(jnp.zeros((BATCH, LENGTH)), jax.random.key(seed))
+
+
+@functools.cache
+def compiled_logit_gradients(router, train, form, lean, halo_factor):
+    assert halo_factor == credit.CREDIT_HALO_FACTOR
     variables, m, cotangent = initial(make((gau(),))), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
     params = variables["params"]
     kernel = jnp.concatenate([params["configurator"]["logits"]["kernel"], jnp.array([[0.0, 1.0]])])
     logits = {"kernel": kernel, "bias": params["configurator"]["logits"]["bias"] + jnp.array([0.0, lean])}
     params = {"gau": params["gau"], "configurator": {**params["configurator"], "logits": logits}}
     narrow = Narrow(D, 4, 6, gau().window, 8, dtype=F32, name="gau")
+    layer = make((narrow,), router=router, form=form)
 
-    def scalar(shift):
+    def scalar(shift, key):
         wide = jnp.concatenate([m, shift[..., None]], -1)
-        layer = make((narrow,), router=router, form=form)
-        rngs = {"dropout": jax.random.key(seed)}
-        (y, _), changed = layer.apply({"params": params}, wide, VALID, train, mutable=["taps"], rngs=rngs)
+        (y, _), changed = layer.apply({"params": params}, wide, VALID, train, mutable=["taps"], rngs={"dropout": key})
         return jnp.vdot(y[..., :D], cotangent), (y[..., :D], changed["taps"]["active"][..., 0])
 
-    return jax.jit(jax.grad(scalar, has_aux=True))(jnp.zeros((BATCH, LENGTH)))
+    return jax.jit(jax.grad(scalar, has_aux=True))
 
 
 class Narrow(GatedAttentionUnit):
