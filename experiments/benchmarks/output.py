@@ -33,6 +33,13 @@ def table(rows: list[Row]) -> Table:
     return found
 
 
+def markdown(rows: list[Row]) -> list[str]:
+    """The lines of a table with every column."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(text(row.get(name)) for name in columns) + " |" for row in rows]
+
+
 def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:
     """Writes OUT.json, and OUT.png if there is anything to plot."""
     out.parent.mkdir(parents=True, exist_ok=True)

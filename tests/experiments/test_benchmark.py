@@ -144,7 +144,7 @@ def test_the_page_is_what_its_files_make():
 
 def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
     row = {"case": "text", "rate": 0.5, "best_ms": 1.0}
-    ours = {**row, "contender": "sparse", "median_ms": 10.0, "speedup": 4.25}
+    ours = {**row, "contender": "sparse", "median_ms": 10.0, "speedup": 4.25, "speedup_quartiles": [4.0, 4.5]}
     rows = [ours, {**row, "contender": "published", "median_ms": 42.5}]
     rows += [{**row, "contender": "no attention", "rate": None, "median_ms": 5.0}]
     output.write(tmp_path / "layers", "layers", rows, keep_memory=True)
@@ -153,9 +153,32 @@ def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
     text = performance.page(tmp_path)
     assert text.startswith("# Title\n")
     assert "| layer | rate 0.5 | no attention |" in text
-    assert "| text | 42 → 10 (**4.2x**) | 5 |" in text
+    assert "| text | 42 → 10 (**4.2x**; 4 to 4.5) | 5 |" in text
     assert "| length | median ms |" in text
     assert "| 4,096 | 1234 |" in text
+
+
+def test_a_page_says_what_ran_on_an_accelerator(tmp_path):
+    """Or that nothing did. A part is a line, with its main numbers, and a table of its rows."""
+    assert "## Measured on accelerators\n\n**Not run on a GPU or TPU.**" in performance.page(tmp_path)
+    row = {"case": "enwik8", "rate": 0.12, "median_ms": 73.1, "tokens_per_second": 896000.0, "worst": [1.0, 2.5]}
+    parts = {"environment": {"status": "done", "seconds": 2, "output": ["", "devices: a|b", ""]}}
+    parts["language_model"] = {"status": "done", "seconds": 60, "command": "python -m x", "rows": [row]}
+    parts["ema"] = {"status": "out of time", "seconds": 60, "output": []}
+    (tmp_path / "accelerators").mkdir()
+    path = tmp_path / "accelerators" / "h100.json"
+    about = {"device_kind": "NVIDIA H100", "hardware": "1 x NVIDIA H100, 16 CPU cores", "versions": {"jax": "0.11.2"}}
+    path.write_text(json.dumps(about | {"parts": parts}))
+    text = performance.page(tmp_path)
+    assert "### NVIDIA H100\n\n1 x NVIDIA H100, 16 CPU cores; jax 0.11.2; `launch/accelerator.sh`." in text
+    assert "| environment | done | 2 | devices: a\\|b |" in text
+    assert "| language_model | done | 60 | enwik8 0.12: 73.1 ms, 8.96e+05 tokens per second |" in text
+    assert "| ema | out of time | 60 |  |" in text
+    assert "| enwik8 | 0.12 | 73.1 | 8.96e+05 | 1 to 2.5 |" in text
+    assert "Not run" not in text
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"h100.json is not a file of launch/accelerator.sh"):
+        performance.page(tmp_path)
 
 
 def test_a_file_of_something_else_is_named(tmp_path):
@@ -166,7 +189,7 @@ def test_a_file_of_something_else_is_named(tmp_path):
 
 def test_attention_kernels_are_checked_leaf_by_leaf_and_counted():
     """The suite's check refuses what is wrong in one gradient, and useful FLOPs count the pairs that are seen."""
-    settings = replace(SETTINGS, cases={"text": replace(SMALL["text"], length=48)})
+    settings = replace(SETTINGS, cases={"text": replace(SMALL["text"], batch=1, length=32)})
     rows = list(kernels.attention(settings))
     assert [row["rate"] for row in rows] == [0.25, 1.0]
     assert all(0 < row[leaf] < 1e-5 for row in rows for leaf in kernels.LEAVES)
