@@ -4,7 +4,7 @@ of accelerators/, and tried.md."""
 import json
 from pathlib import Path
 
-from experiments.benchmarks.output import Row, markdown
+from experiments.benchmarks.output import Row, markdown, text
 from experiments.common.errors import UserError
 from experiments.pages import accelerator
 

@@ -25,7 +25,7 @@ case "$1 ${2-}" in
     if [[ ${out##*/} == "${WRONG-}" ]]; then echo "error: dk differs"; exit 2; fi
     if [[ ${out##*/} == "${SLOW-}" ]]; then exec sleep 30; fi
     about='"hardware": "h", "device_kind": "d", "versions": {}, "command": "c"'
-    echo "{$about, \"rows\": [{\"case\": \"lm\"}]}" >"$out.json" ;;
+    printf '{%s, "rows": [{"case": "lm"}]}' "$about" >"$out.json" ;;
 esac
 """
 
