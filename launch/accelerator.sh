@@ -76,8 +76,7 @@ patience=1
 fields='' size=() # of the layers, where they are not the recipes'
 kernel_cases=text,lm,enwik8 cases=lm,text rates=0.12,1 rounds=(--rounds=10 --seconds=1) steps=()
 if [[ $rehearse ]]; then
-  export JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=${TMPDIR:-/tmp}/seqboat-rehearsal
-  export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+  export JAX_PLATFORMS=cpu
   fields=features=16,key_size=16,value_size=32,window_size=16,block_size=32, size=(--length=64 --batch=1 --depth=1)
   kernel_cases=lm cases=lm rates=1 rounds=(--rounds=1 --seconds=0) minutes=60 patience=10
   steps=(--config.train.steps=4 --config.train.batch_size=4 --config.train.log_every=2 --config.train.evaluate_every=4
@@ -101,6 +100,10 @@ esac
 
 mkdir -p "$out"
 touch "$out/finished"
+if [[ $rehearse ]]; then # many parts then compile the same program
+  JAX_COMPILATION_CACHE_DIR=$(cd "$out" && pwd)/compiled
+  export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+fi
 deadline=$((SECONDS + 60 * minutes))
 TRAINING_SECONDS=75 # kept for the last part
 export PYTHONUNBUFFERED=1
