@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks.output import Row, markdown, text
+from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.files import user_path, write_text
 
