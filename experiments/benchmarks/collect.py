@@ -40,4 +40,5 @@ def add(directory: Path, name: str, status: str, seconds: int) -> dict[str, Any]
 
 if __name__ == "__main__":
     part = add(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
-    print(f"{sys.argv[2]:26} {part['status']} after {sys.argv[4]} s", flush=True)
+    why = ": " + " ".join(part["output"]) if part["status"] == "skipped" else f" after {part['seconds']} s"
+    print(f"{sys.argv[2]:26} {part['status']}{why}", flush=True)

@@ -61,10 +61,10 @@ class Gradient:
             began = time.perf_counter()
             self._program = self._function.lower(*arguments).compile()
             self._seconds = time.perf_counter() - began
-        run = functools.partial(_run, self._program, *arguments)
+        run = functools.partial(wait, self._program, *arguments)
 
         def results():
-            (d_params, d_x), y = _run(self._exact_program(arguments), *arguments)
+            (d_params, d_x), y = wait(self._exact_program(arguments), *arguments)
             return y, d_params, d_x
 
         return Runner(run, results, self._seconds)
@@ -79,7 +79,8 @@ class Gradient:
         return self._exact
 
 
-def _run(program: Callable[..., Any], *arguments: Any) -> Any:
+def wait(program: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a compiled program until its result is ready."""
     return jax.block_until_ready(program(*arguments))
 
 
@@ -140,14 +141,14 @@ class Published:
             import torch
         except ImportError as error:
             raise UserError("--published needs PyTorch and einops: pip install torch einops") from error
+        self.torch = torch
         self.device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
         if self.device is None or (self.device == "cuda" and not torch.cuda.is_available()):
             raise UserError(f"--published: this PyTorch does not run on jax's {jax.default_backend()}; leave it out")
-        torch.set_float32_matmul_precision("high")
+        self.set_precision("high")
         spec = importlib.util.spec_from_file_location("published", path)
         if spec is None or spec.loader is None:
             raise UserError(f"--published: {path} is not a Python file")
-        self.torch = torch
         self.module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(self.module)
@@ -226,17 +227,17 @@ class Published:
     def tensor(self, array: Any) -> Any:
         return self.torch.from_numpy(np.array(array, np.float32)).to(self.device)
 
-    def wait(self) -> None:
-        """Until the device has finished."""
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
-
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
         """Full float32 products."""
-        self.torch.set_float32_matmul_precision("highest")
+        self.set_precision("highest")
         yield
-        self.torch.set_float32_matmul_precision("high")
+        self.set_precision("high")
+
+    def set_precision(self, name: str) -> None:
+        """Of float32 products on a GPU; "high" is TF32."""
+        if self.device == "cuda":
+            self.torch.set_float32_matmul_precision(name)
 
     def _runner(self, module, data: Data, convert, biases, time_first: bool = True) -> Runner:
         """A runner of a module that takes time-major or batch-major inputs. `biases` are pairs of a bias over two
@@ -262,7 +263,8 @@ class Published:
                 last["y"] = module(x)
             (last["y"] * cotangent).sum().backward()
             set_biases(original)
-            self.wait()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
 
         def results():
             with self.exact():

@@ -152,8 +152,9 @@ def ema_methods(settings: Settings) -> Iterator[Row]:
         layer, data = case.layer, signal(case.batch, case.length, case.layer.features, case.layer.dtype)
         width = layer.features
         params = ema_params(width, width if layer.causal else 2 * width, layer.state_size)
-        copy = functools.partial(block, jax.jit(lambda x: x + 1).lower(data.x).compile(), data.x)
-        for lags in dict.fromkeys((layer.ssm_truncation, None)):
+        copy = functools.partial(contenders.wait, jax.jit(lambda x: x + 1).lower(data.x).compile(), data.x)
+        cut = layer.ssm_truncation if (layer.ssm_truncation or case.length) < case.length else None
+        for lags in dict.fromkeys((cut, None)):
             runners: dict[str, contenders.Runner] = {}
             for method in ("fft", "chunked"):
                 try:
@@ -199,9 +200,4 @@ def product(dtype: str) -> tuple[Callable[[], object], int]:
     """A square product of random matrices, the machine's peak, and its FLOPs; large enough to fill an accelerator."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    return functools.partial(block, jax.jit(lambda a: a @ a).lower(a).compile(), a), 2 * size**3
-
-
-def block(program: Callable[..., Any], *arguments: Any) -> object:
-    """Run and wait."""
-    return jax.block_until_ready(program(*arguments))
+    return functools.partial(contenders.wait, jax.jit(lambda a: a @ a).lower(a).compile(), a), 2 * size**3

@@ -141,7 +141,7 @@ def lengths(settings: Settings) -> Iterator[Row]:
             bias = cases.threshold(cases.router_logits(case, variables, data), settings.rates[0])
             runners["layer", length] = contenders.ours(case, data).runner(cases.with_router_bias(variables, bias)).run
             copy = jax.jit(lambda x: x + 1).lower(data.x).compile()
-            runners["copy", length] = functools.partial(kernels.block, copy, data.x)
+            runners["copy", length] = functools.partial(contenders.wait, copy, data.x)
         race = settings.race(runners)
         for length in LENGTHS:
             grown = [race.ratio(what, (what, length), (what, LENGTHS[0])) for what in ("layer", "copy")]
