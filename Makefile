@@ -2,6 +2,7 @@
 # make test         what continuous integration runs
 # make test-all     everything, the heavy evidence too
 # make lint         format check, lint, types
+# make accelerator  check and time everything on this machine's GPU or TPU, in 12 minutes; ARGS=--help
 #
 # Each makes its own virtual environment in .venv. PYTHON=python3.13 VENV=.venv313 chooses the interpreter and a second
 # environment for it. Without make, see README.md.
@@ -14,11 +15,15 @@ SHELL := /bin/bash
 # pyenv puts a python3.13 on the path that only runs once a version is chosen: choose the one that has it.
 export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whence $(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: quickstart test test-all lint python clean
+.PHONY: quickstart accelerator test test-all lint python clean
 
 quickstart: $(VENV)/.run
 	$(RUN) -m experiments.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(RUN) -m experiments.evaluate --workdir=$(WORKDIR)
+
+# With the machine's own Python, whose jax knows the device.
+accelerator:
+	PYTHON=$(PYTHON) launch/accelerator.sh $(ARGS)
 
 # Two workers, for test time is compile time of one thread; a file stays with one worker, and so do its fixtures.
 test: lint

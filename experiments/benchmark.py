@@ -2,7 +2,8 @@
 
 Times forward and backward passes of our layers at given activation rates, against their always-active and no-attention
 forms, a transformer layer of equal width, and the published PyTorch layer if --published gives its authors' standalone
-file (renll/SeqBoat; it is executed, and needs torch and einops). All are timed in turn, in one process, in float32.
+file (renll/SeqBoat; it is executed, and needs torch and einops). All are timed in turn, in one process.
+--layer=dtype=bfloat16,blocks_per_iteration=32 changes fields of every case's layer, --batch and --length its size.
 docs/performance.md describes the suites.
 """
 
@@ -13,7 +14,8 @@ from absl import flags
 
 from experiments.benchmarks import output
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.suites import SUITES, Settings
+from experiments.benchmarks.settings import Changes, Settings
+from experiments.benchmarks.suites import SUITES
 from experiments.common import cli, runtime, terminal
 from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, user_path
@@ -23,11 +25,19 @@ _CASES = flags.DEFINE_list(
     "cases", ["text", "listops", "image", "speech", "lm", "enwik8"], "Benchmark cases (layers) to time."
 )
 _RATES = flags.DEFINE_list("rates", ["0.12", "0.5", "1.0"], "Activation rates to time at, each in 0..1.")
+_LAYER = flags.DEFINE_list("layer", [], "Fields of LayerConfig to change in every case: FIELD=VALUE,...")
+_BATCH = flags.DEFINE_integer("batch", None, "Batch size of every case.", lower_bound=1)
+_LENGTH = flags.DEFINE_integer("length", None, "Sequence length of every case.", lower_bound=1)
+_DEPTH = flags.DEFINE_integer("depth", None, "Layers of a model, in suites of models.", lower_bound=1)
 _PUBLISHED = flags.DEFINE_string("published", None, "Path of the published standalone PyTorch file to compare with.")
+_FORMS = flags.DEFINE_bool(
+    "forms", True, "Also time layers with attention everywhere and without, in suites of layers."
+)
 _TRANSFORMER = flags.DEFINE_bool("transformer", True, "Also time a transformer layer, in suites of layers.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Minimum number of rounds per comparison.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Minimum duration of a comparison in seconds.", lower_bound=0.0)
 _KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "Keep freed memory for the next step, as training does.")
+_PROFILE = flags.DEFINE_string("profile", None, "Directory for a jax.profiler trace of two more steps of each.")
 _OUT = flags.DEFINE_string("out", None, "Write the results to OUT.json, and a figure of the layers suite to OUT.png.")
 
 
@@ -37,13 +47,18 @@ def main() -> None:
         raise UserError(f"--suite={suite}: must be one of {', '.join(SUITES)}")
     if unknown := [name for name in names if name not in CASES]:
         raise UserError(f"--cases: there is no {unknown[0]!r}; there are {', '.join(CASES)}")
+    changes = Changes(tuple(_LAYER.value or ()), _BATCH.value, _LENGTH.value)
     settings = Settings(
-        cases=names,
+        cases={name: changes(CASES[name]) for name in names},
         rates=_rates(_RATES.value or []),
         rounds=_ROUNDS.value or 1,
         seconds=_SECONDS.value or 0.0,
         published=Path(_PUBLISHED.value) if _PUBLISHED.value else None,
+        forms=bool(_FORMS.value),
         transformer=bool(_TRANSFORMER.value),
+        changes=changes,
+        depth=_DEPTH.value,
+        profile=user_path(_PROFILE.value, "--profile") if _PROFILE.value else None,
     )
     out = user_path(_OUT.value, "--out") if _OUT.value else None
     if out:

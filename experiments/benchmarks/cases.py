@@ -1,8 +1,12 @@
-"""The benchmarked layers: those of the published recipes, at the recipes' lengths.
+"""The benchmarked layers: in width, window, attention function and direction those of the published recipes.
 
-`lm` uses the full kernel; `enwik8` is the same layer with the recipe's kernel of 2048 lags.
+They differ from the recipes in batch size, in having no dropout, and in router temperature, which costs nothing; and:
+text has LayerNorm and a table of relative positions (recipe: ScaleNorm, slot positions) and 4096 tokens for 4000;
+listops has the whole kernel (recipe: 1024 lags) and 2048 tokens for 2000; lm and enwik8 have width 512 (recipe: 616),
+and lm the whole kernel. `language_model.RECIPE` is the recipe's own layer of enwik8.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,16 +70,16 @@ def init_layer(case: Case, seed: int = 0) -> Any:
     return jax.jit(SeqBoatLayer(case.layer).init)(jax.random.key(seed), short, jnp.ones((1, 8), bool))
 
 
-def router_bias(case: Case, variables: Any, data: Data, rate: float) -> float:
-    """The bias on the activation logit at which this fraction of the batch's elements is active."""
+def router_logits(case: Case, variables: Any, data: Data) -> np.ndarray:
+    """The router's logits (B, L, 1, 2); `threshold` gives the bias for a rate."""
     layer = SeqBoatLayer(replace(case.layer, activation="learned"))
 
     @jax.jit
     def taps(variables, x, valid):
         return layer.apply(variables, x, valid, True, mutable=["taps", "batch_stats"])[1]["taps"]
 
-    u = taps(variables, data.x, data.valid)["sparse"]["configurator"]["router_logits"]
-    return threshold(np.asarray(u), rate)
+    with jax.default_matmul_precision("highest"):  # in which two implementations are compared
+        return np.asarray(taps(variables, data.x, data.valid)["sparse"]["configurator"]["router_logits"])
 
 
 def threshold(u: np.ndarray, rate: float) -> float:
@@ -89,6 +93,15 @@ def threshold(u: np.ndarray, rate: float) -> float:
     gaps = margins[first : target + near] - margins[first - 1 : target + near - 1]
     index = first + int(np.argmax(gaps))
     return -float(margins[index - 1 : index + 1].mean())
+
+
+def router_biases(logits: Callable[[Any], jax.Array], variables: Any, depth: int, rate: float) -> np.ndarray:
+    """One bias per layer of a stack; each depends on the biases of the previous layers. `logits` maps variables to the
+    router's logits of all layers (depth, ..., 2)."""
+    biases = np.zeros(depth)
+    for layer in range(depth):
+        biases[layer] = threshold(np.asarray(logits(with_router_bias(variables, biases))[layer]), rate)
+    return biases
 
 
 def with_router_bias(variables: Any, bias: float | np.ndarray) -> Any:

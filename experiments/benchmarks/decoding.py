@@ -1,6 +1,7 @@
 """Decoding steps of our language models, and of a transformer of equal width with a full key-value cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ import numpy as np
 
 from configs.lm import enwik8
 from experiments.benchmarks import memory
-from experiments.benchmarks.cases import threshold, with_router_bias
+from experiments.benchmarks.cases import router_biases, with_router_bias
+from experiments.benchmarks.settings import Row, Settings
 from experiments.evaluation.sampling import Sampling, make_step
 from experiments.tasks import corpus
 from experiments.training.models import build_model
@@ -52,15 +54,14 @@ class Decoder:
 
     def at_rate(self, rate: float) -> "Decoder":
         """A decoder with this activation rate in every layer on random symbols; biases are set layer by layer."""
-        symbols, biases = _symbols(1, SAMPLE).T, np.zeros(self.model.config.encoder.layers)
+        symbols = _symbols(1, SAMPLE).T
 
         @jax.jit
         def logits(variables):
             _, sown = self.model.apply(variables, symbols, jnp.full(1, SAMPLE), mutable=["taps"])
             return sown["taps"]["encoder"]["layers"]["sparse"]["configurator"]["router_logits"]
 
-        for layer in range(len(biases)):
-            biases[layer] = threshold(np.asarray(logits(with_router_bias(self.variables, biases))[layer]), rate)
+        biases = router_biases(logits, self.variables, self.model.config.encoder.layers, rate)
         return Decoder(self.model, with_router_bias(self.variables, biases), self.step)
 
     def read(self) -> Callable[[], object]:
@@ -155,6 +156,74 @@ class CachedTransformerLayer(nn.Module):
         attended = jax.nn.dot_product_attention(q, keys, values) + 0 * (k + v)
         x = x + nn.Dense(self.features)(attended.reshape(x.shape))
         return x + nn.Dense(self.features)(nn.gelu(nn.Dense(4 * self.features)(nn.LayerNorm()(x))))
+
+
+def suite(settings: Settings) -> Iterator[Row]:
+    """Time per generated element of the enwik8 models, tiny and full, at each rate: early and late in a stream, and
+    with several streams at once; against one read of all parameters, and a transformer with a cache of N rows.
+
+    `crossing` is the cache size above which our step is faster, interpolated between measured lengths; `over_ours` is
+    the transformer's time over ours at the highest rate.
+    """
+    early, late, many = (1, EARLY), (1, LATE), (MANY, LATE)
+    for name, model in models().items():
+        decoder = Decoder(model)
+        biased = {rate: decoder.at_rate(rate) for rate in settings.rates}
+        grown = biased[min(settings.rates)].grown()  # first, while there is no freed memory to reuse
+        caches = {length: _cached(settings, model, length) for length in LENGTHS}
+        runners: dict[Any, Callable[[], object]] = {
+            (rate, *stream): found.runner(*stream) for rate, found in biased.items() for stream in (early, late, many)
+        }
+        race = settings.race({"read": decoder.read(), **runners})
+        read, kept = race.ms("read") / STEPS, decoder.state_bytes()
+        of = lambda rate, stream, race=race: race.ms((rate, *stream)) / steps_of(stream[0])
+        del runners
+        ours = of(max(settings.rates), early)
+        yield {"model": name, "contender": "all parameters read once", "ms": read}
+        for rate in settings.rates:
+            yield {
+                "model": name,
+                "contender": "SeqBoat",
+                "rate": rate,
+                "kept_mb": kept / 1e6,
+                "grown_mb": None if grown is None or rate != min(settings.rates) else grown / 1e6,
+                "ms": of(rate, early),
+                **race.ratio("over_reading", (rate, *early), "read"),  # as many steps in a call
+                "late_ms": of(rate, late),
+                **race.ratio("late_over_early", (rate, *late), (rate, *early)),
+                "many_ms": of(rate, many),
+                "many_per_second": 1e3 * many[0] / of(rate, many),
+                "crossing": crossing(of(rate, early), caches),
+            }
+        for length, found in caches.items():
+            yield {
+                "model": name,
+                "contender": "transformer",
+                "rows": length,
+                "kept_mb": cache_bytes(model, length) / 1e6,
+                "ms": found,
+                "over_reading": found / read,
+                "over_ours": found / ours,
+                "layers_timed": layers_timed(model, length),
+            }
+
+
+def _cached(settings: Settings, model: LanguageModel, length: int) -> float:
+    """Milliseconds of the transformer at full depth, extrapolated from the layers that fit. Runs alone and first, since
+    its cache takes most of the memory."""
+    steps = LENGTHS[length]
+    few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest takes a minute
+    found = few.race({"cache": transformer(model, length)}).ms("cache") / steps
+    return found * model.config.encoder.layers / layers_timed(model, length)
+
+
+def crossing(ms: float, caches: dict[int, float]) -> str:
+    lengths = sorted(caches)
+    if ms <= caches[lengths[0]]:
+        return f"under {lengths[0]:,}"
+    if ms > caches[lengths[-1]]:
+        return f"over {lengths[-1]:,}"
+    return f"{np.interp(ms, [caches[length] for length in lengths], lengths):,.0f}"
 
 
 def _symbols(batch: int, count: int) -> jax.Array:

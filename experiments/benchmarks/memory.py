@@ -2,35 +2,38 @@
 
 Freed memory is not kept here: left-overs of the setup would hide what a step needs.
 
-python -m experiments.benchmarks.memory CASE CONTENDER RATE [PUBLISHED]
+`measure` runs this file in another process, with `main`'s arguments as a JSON object.
 """
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.benchmarks import cases, contenders
+from experiments.benchmarks.settings import Changes
 from experiments.common.errors import UserError
 
 PROCESS = Path("/proc/self")
 
 
-def main(name: str, contender: str, rate: str, published: str | None = None) -> None:
+def main(name: str, contender: str, rate: float, published: str | None, changes: dict[str, Any]) -> None:
     """Print the peak growth of the process in bytes while it computes gradients twice."""
-    case = cases.CASES[name]
+    case = Changes(**changes)(cases.CASES[name])
     data, theirs = cases.make_data(case), contenders.Published(Path(published)) if published else None
     layer = theirs.layer(case) if theirs else None
     variables = theirs.variables(case, layer) if theirs else cases.init_layer(case)
-    bias = cases.router_bias(case, variables, data, float(rate))
+    bias = cases.threshold(cases.router_logits(case, variables, data), rate)
     if contender == "published":
         assert theirs is not None
-        runner = theirs.runner(case, layer, data, bias)
+        runner = theirs.runner(case, data, layer, bias)
     elif contender == "transformer":
         runner = contenders.transformer(case, data)
     else:
-        runner = contenders.ours(case, cases.with_router_bias(variables, bias), data, contender)
+        runner = contenders.ours(case, data, contender).runner(cases.with_router_bias(variables, bias))
     PROCESS.joinpath("clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     runner.run()
@@ -38,15 +41,17 @@ def main(name: str, contender: str, rate: str, published: str | None = None) -> 
     print(json.dumps(_status("VmHWM") - before))
 
 
-def measure(name: str, contender: str, rate: float, published: Path | None) -> int:
+def measure(name: str, contender: str, rate: float, published: Path | None, changes: Changes) -> int:
     """`main` in another process. Raises UserError with its last line of output if it fails."""
     if not PROCESS.is_dir():
         raise UserError("--suite=memory reads /proc, which only Linux has")
-    command = [sys.executable, "-m", "experiments.benchmarks.memory", name, contender, str(rate)]
-    done = subprocess.run(command + ([str(published)] if published else []), capture_output=True, text=True)
+    given = {"name": name, "contender": contender, "rate": rate, "published": published and str(published)}
+    words = json.dumps({**given, "changes": dataclasses.asdict(changes)})
+    command = [sys.executable, "-m", "experiments.benchmarks.memory", words]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise UserError(f"memory of {contender} on {name} at {rate}: {words}")
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise UserError(f"memory of {contender} on {name} at {rate}: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -63,4 +68,4 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**json.loads(sys.argv[1]))

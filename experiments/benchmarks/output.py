@@ -1,10 +1,10 @@
 """Benchmark rows as text, as a JSON file with full provenance, and as a figure."""
 
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.table import Table
 
 from experiments.common.files import write_json
@@ -16,6 +16,8 @@ Row = dict[str, Any]
 def text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list | tuple):  # quartiles
+        return " to ".join(map(text, value))
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -31,13 +33,20 @@ def table(rows: list[Row]) -> Table:
     return found
 
 
+def markdown(rows: list[Row]) -> list[str]:
+    """The lines of a table with every column."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(text(row.get(name)) for name in columns) + " |" for row in rows]
+
+
 def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:
     """Writes OUT.json, and OUT.png if there is anything to plot."""
     out.parent.mkdir(parents=True, exist_ok=True)
     typed = re.sub(r"(--published=)\S*/", r"\1", command())
-    found = {"suite": suite, "command": typed, "hardware": hardware(), "keep_memory": keep_memory}
-    libraries = {name: importlib.metadata.version(name) for name in ("torch",) if _installed(name)}
-    write_json(Path(f"{out}.json"), {**found, "versions": versions() | libraries, "rows": rows})
+    found = {"suite": suite, "command": typed, "hardware": hardware(), "device_kind": jax.devices()[0].device_kind}
+    about = {"keep_memory": keep_memory, "versions": versions("torch")}
+    write_json(Path(f"{out}.json"), {**found, **about, "rows": rows})
     written = [Path(f"{out}.json")]
     if suite == "layers":
         draw(rows, Path(f"{out}.png"))
@@ -66,11 +75,3 @@ def draw(rows: list[Row], path: Path) -> None:
     axes[0][0].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
 from experiments.common import terminal
 from experiments.common.errors import Stopped, UserError
@@ -139,7 +138,9 @@ class _OrNone(flags.ArgumentParser):
 
 
 class _Group(flags.ArgumentParser):
-    def parse(self, argument: str) -> ConfigDict:
+    def parse(self, argument: str) -> Any:
+        from ml_collections import ConfigDict
+
         value = ast.literal_eval(argument)
         if not isinstance(value, dict):
             raise ValueError(
@@ -153,6 +154,8 @@ class _Group(flags.ArgumentParser):
 
 def define_config() -> flags.FlagHolder:
     """Defines --config=FILE and the overrides --config.GROUP.FIELD=value, of which the last wins."""
+    from ml_collections import ConfigDict, config_flags  # late: a program without a config runs without ml_collections
+
     parsers = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser, str: flags.ArgumentParser}
     for kind, parser in {**parsers, ConfigDict: _Group}.items():
         config_flags.register_flag_parser_for_type(kind, _OrNone(parser()))

@@ -1,20 +1,22 @@
 """From a config's values to frozen dataclasses, with an error that names the field."""
 
+import ast
 import dataclasses
 import difflib
 import itertools
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from experiments.common.errors import UserError
 from experiments.common.terminal import printable
+
+if TYPE_CHECKING:  # a program that reads no config runs without ml_collections
+    from ml_collections import ConfigDict
 
 T = TypeVar("T")
 
@@ -51,11 +53,34 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where}.{error}") from error
 
 
-def defaults(*classes: type, but: Collection[str] = (), **given: Any) -> ConfigDict:
+def with_fields(config: T, words: Iterable[str], where: str) -> T:
+    """A frozen dataclass with the fields of words "field=value" replaced; a value is a Python literal, or text.
+
+    Raises UserError as `to_dataclass` does, and for a word of another form.
+    """
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{where}={word}: expected field=value, separated by commas")
+        values[name] = _literal(text)
+    return to_dataclass(type(config), values, where)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def defaults(*classes: type, but: Collection[str] = (), **given: Any) -> "ConfigDict":
     """The fields of dataclasses with their defaults, as a config: `given` for those that have none, or another here.
 
     A field that may be None keeps its type while it is None. Fields in `but`, of nested dataclasses too, are left out.
     """
+    from ml_collections import ConfigDict
+
     config = ConfigDict()
     for cls in classes:
         hints = typing.get_type_hints(cls)
@@ -80,7 +105,9 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def _set(config: ConfigDict, name: str, hint: Any, value: Any) -> None:
+def _set(config: "ConfigDict", name: str, hint: Any, value: Any) -> None:
+    from ml_collections.config_dict import placeholder
+
     kinds = [option for option in typing.get_args(hint) if option is not type(None)]
     if type(None) in typing.get_args(hint) and len(kinds) == 1:
         config[name] = placeholder(_plain_type(kinds[0]))

@@ -15,10 +15,18 @@ from seqboat.version import __version__
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and the libraries that affect results."""
-    found = {name: importlib.metadata.version(name) for name in VERSIONED}
-    return {"seqboat": __version__, "python": platform.python_version(), **found}
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the libraries that affect results, `more` among them, as far as they are installed."""
+    found = {name: _version(name) for name in (*VERSIONED, *more)}
+    installed = {name: version for name, version in found.items() if version is not None}
+    return {"seqboat": __version__, "python": platform.python_version(), **installed}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def command() -> str:

@@ -1,23 +1,32 @@
-"""docs/performance.md: intro.md of docs/performance, a section for every NAME.json and its NAME.md, and tried.md."""
+"""docs/performance.md: intro.md of docs/performance, a section for every NAME.json and its NAME.md, one for every file
+of accelerators/, and tried.md."""
 
 import json
 from pathlib import Path
 
-from experiments.benchmarks.output import Row, text
+from experiments.benchmarks.output import Row, markdown, text
 from experiments.common.errors import UserError
+from experiments.pages import accelerator
 
 
 def page(directory: Path) -> str:
     """The whole page as Markdown. Raises UserError for a file that is not a benchmark result."""
-    files = sorted(directory.glob("*.json"))
-    return "\n".join([_remarks(directory / "intro.md"), *map(section, files), _remarks(directory / "tried.md")])
+    sections = [*map(section, sorted(directory.glob("*.json"))), accelerators(directory)]
+    return "\n".join([_remarks(directory / "intro.md"), *sections, _remarks(directory / "tried.md")])
+
+
+def accelerators(directory: Path) -> str:
+    """What launch/accelerator.sh found on each device, or that it was not run."""
+    found = [accelerator.section(path) for path in sorted((directory / "accelerators").glob("*.json"))]
+    remarks = _remarks(directory / "accelerators.md")
+    return "\n".join(["## Measured on accelerators", "", *(found or [accelerator.NOT_RUN, ""]), remarks])
 
 
 def section(path: Path) -> str:
     try:
         found = json.loads(path.read_text())
         rows = found["rows"]
-        table = _pivot(rows) if found["suite"] == "layers" else _plain(rows)
+        table = _pivot(rows) if found["suite"] == "layers" else markdown(rows)
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         lines = [f"## {path.stem.replace('_', ' ')}", "", f"    {found['command']}", "", *table, ""]
         lines += [f"{found['hardware']}; {versions}; [{path.name}](performance/{path.name})."]
@@ -44,14 +53,17 @@ def _pivot(rows: list[Row]) -> list[str]:
         for rate in rates:
             ours = of["sparse", rate]
             theirs = f"{of['published', rate]['median_ms']:.0f} → " if ("published", rate) in of else ""
-            speedup = f" (**{ours['speedup']:.1f}x**)" if "speedup" in ours else ""
+            speedup = f" (**{ours['speedup']:.1f}x**{_spread(ours)})" if "speedup" in ours else ""
             cells.append(f"{theirs}{ours['median_ms']:.0f}{speedup}")
         cells += [f"{of[form, None]['median_ms']:.0f}" if (form, None) in of else "" for form in forms]
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
-    return [*lines, "", "Milliseconds, published → ours."]
+    return [
+        *lines,
+        "",
+        "Milliseconds, published → ours.",
+    ]
 
 
-def _plain(rows: list[Row]) -> list[str]:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(text(row.get(name)) for name in columns) + " |" for row in rows]
+def _spread(row: Row) -> str:
+    """The quartiles, where the file has them."""
+    return "; " + text(row["speedup_quartiles"]) if "speedup_quartiles" in row else ""

@@ -11,11 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import cases, contenders, decoding, memory, output, suites
+from configs.lm import enwik8
+from experiments.benchmarks import cases, contenders, decoding, kernels, language_model, memory, output, suites
 from experiments.benchmarks.cases import CASES, Case
-from experiments.benchmarks.timing import interleave
+from experiments.benchmarks.settings import Changes, Settings, agree
+from experiments.benchmarks.timing import Race, Times, interleave
 from experiments.common.errors import UserError
 from experiments.pages import performance
+from experiments.tasks import corpus
+from experiments.training.models import build_model
+from experiments.training.optimizers import OptimizerConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 
@@ -26,7 +31,7 @@ SMALL = {
     ),
     "lm": Case(replace(CASES["lm"].layer, features=8, key_size=4, value_size=16, window_size=8, block_size=16), 1, 96),
 }
-SETTINGS = suites.Settings(("text",), (0.25, 1.0), rounds=1, seconds=0.0, published=None, transformer=True)
+SETTINGS = Settings({"text": SMALL["text"]}, (0.25, 1.0), rounds=1, seconds=0.0, transformer=True)
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def small(monkeypatch):
 
 def test_every_function_is_called_once_a_round_after_one_call_untimed():
     calls = []
-    times = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, seconds=0.0)
+    times = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, seconds=0.0).times
     assert calls[:3] == ["a", "b", "c"]
     assert all(sorted(calls[i : i + 3]) == ["a", "b", "c"] for i in range(3, 15, 3))
     assert [len(times[name].seconds) for name in "abc"] == [4, 4, 4]
@@ -66,24 +71,54 @@ def test_flops_of_an_active_element():
     assert cases.active_flops(SMALL["lm"]) == 3 * forward(9)
 
 
-def test_disagreement_is_relative_to_the_second():
-    one, two = jnp.array([3.0, 4.0]), jnp.array([3.0, 4.5])
-    assert contenders.disagreement((one, {"a": one}, one), (one, {"a": two}, one)) == pytest.approx(
-        0.5 / np.hypot(3, 4.5)
+def test_a_ratio_has_the_quartiles_of_its_rounds():
+    race = Race({"a": Times((2.0, 4.0, 9.0, 8.0, 5.0)), "b": Times((1.0, 1.0, 3.0, 1.0, 1.0))})
+    assert race.ratio("slower", "a", "b") == {"slower": 5.0, "slower_quartiles": [3.0, 5.0]}
+
+
+def test_disagreement_is_that_of_the_worst_leaf():
+    """A small leaf counts as much as a large one; relative to the second; equal zeros agree."""
+    one, two, large, zero = jnp.array([3.0, 4.0]), jnp.array([3.0, 4.5]), jnp.full(99, 1e6), jnp.zeros(2)
+    found = contenders.disagreement(
+        (one, {"a": {"small": one}, "b": large, "c": zero}, one),
+        (one, {"a": {"small": two}, "b": large, "c": zero}, one),
     )
+    assert found == ("d/a/small", pytest.approx(0.5 / np.hypot(3, 4.5)))
 
 
 def test_results_that_differ_are_not_compared():
     runner = lambda x: contenders.Runner(lambda: None, lambda: (jnp.ones(2), {"a": jnp.ones(3)}, x))
-    assert suites.agree("text", runner(jnp.ones(4)), runner(jnp.ones(4))) == 0
+    assert agree("text", runner(jnp.ones(4)), runner(jnp.ones(4)))["difference"] == 0
     for other in (jnp.full(4, 1.01), jnp.full(4, jnp.nan)):
-        with pytest.raises(UserError, match=r"text: our results and the published file's differ by"):
-            suites.agree("text", runner(other), runner(jnp.ones(4)))
+        with pytest.raises(UserError, match=r"text: our dx differs by (1.0e-02|nan) from the reference's"):
+            agree("text", runner(other), runner(jnp.ones(4)))
+    assert agree("text", runner(jnp.full(4, 1.00005)), runner(jnp.ones(4)))["worst_leaf"] == "dx"
+
+
+def test_fields_of_the_layer_are_changed_by_name():
+    case = Changes(("dtype=bfloat16", "blocks_per_iteration=4", "window_size=None"), batch=3, length=50)(CASES["text"])
+    layer = case.layer
+    assert (layer.dtype, layer.blocks_per_iteration, layer.window_size, layer.max_positions) == (
+        "bfloat16",
+        4,
+        None,
+        50,
+    )
+    assert (case.batch, case.length, layer.features) == (3, 50, CASES["text"].layer.features)
+    assert Changes()(CASES["text"]) == CASES["text"]
+
+
+def test_the_model_timed_is_that_of_the_recipe():
+    recipe = enwik8.get_config()
+    model = build_model(recipe.model.to_dict(), corpus.Config("enwik8"))
+    assert language_model.make_model(language_model.RECIPE, language_model.DEPTH) == model
+    assert OptimizerConfig(**recipe.optimizer.to_dict()) == language_model.OPTIMIZER
+    assert (language_model.RECIPE.batch, language_model.RECIPE.length) == (recipe.train.batch_size, recipe.task.length)
 
 
 def test_a_memory_process_that_fails_is_one_line():
     with pytest.raises(UserError, match=r"memory of sparse on words at 0.5: KeyError: 'words'"):
-        memory.measure("words", "sparse", 0.5, None)
+        memory.measure("words", "sparse", 0.5, None, Changes())
 
 
 def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
@@ -95,7 +130,8 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
     json_path, picture = output.write(tmp_path / "out", "layers", rows, keep_memory=False)
     stored = json.loads(json_path.read_text())
     assert stored["rows"] == rows
-    assert {"suite", "command", "hardware", "versions", "keep_memory"} <= set(stored)
+    assert {"suite", "command", "hardware", "device_kind", "versions", "keep_memory"} <= set(stored)
+    assert {"jax", "jaxlib", "flax"} <= set(stored["versions"])
     assert picture.stat().st_size > 1000
 
 
@@ -108,7 +144,7 @@ def test_the_page_is_what_its_files_make():
 
 def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
     row = {"case": "text", "rate": 0.5, "best_ms": 1.0}
-    ours = {**row, "contender": "sparse", "median_ms": 10.0, "speedup": 4.25}
+    ours = {**row, "contender": "sparse", "median_ms": 10.0, "speedup": 4.25, "speedup_quartiles": [4.0, 4.5]}
     rows = [ours, {**row, "contender": "published", "median_ms": 42.5}]
     rows += [{**row, "contender": "no attention", "rate": None, "median_ms": 5.0}]
     output.write(tmp_path / "layers", "layers", rows, keep_memory=True)
@@ -117,15 +153,103 @@ def test_a_page_shows_milliseconds_of_both_and_their_ratio(tmp_path):
     text = performance.page(tmp_path)
     assert text.startswith("# Title\n")
     assert "| layer | rate 0.5 | no attention |" in text
-    assert "| text | 42 → 10 (**4.2x**) | 5 |" in text
+    assert "| text | 42 → 10 (**4.2x**; 4 to 4.5) | 5 |" in text
     assert "| length | median ms |" in text
     assert "| 4,096 | 1234 |" in text
+
+
+def test_a_page_says_what_ran_on_an_accelerator(tmp_path):
+    """Or that nothing did. A part is a line, with its main numbers, and a table of its rows."""
+    assert "## Measured on accelerators\n\n**Not run on a GPU or TPU.**" in performance.page(tmp_path)
+    row = {"case": "enwik8", "rate": 0.12, "median_ms": 73.1, "tokens_per_second": 896000.0, "worst": [1.0, 2.5]}
+    parts = {"environment": {"status": "done", "seconds": 2, "output": ["", "devices: a|b", ""]}}
+    parts["language_model"] = {"status": "done", "seconds": 60, "command": "python -m x", "rows": [row]}
+    parts["ema"] = {"status": "out of time", "seconds": 60, "output": []}
+    (tmp_path / "accelerators").mkdir()
+    path = tmp_path / "accelerators" / "h100.json"
+    about = {"device_kind": "NVIDIA H100", "hardware": "1 x NVIDIA H100, 16 CPU cores", "versions": {"jax": "0.11.2"}}
+    path.write_text(json.dumps(about | {"parts": parts}))
+    text = performance.page(tmp_path)
+    assert "### NVIDIA H100\n\n1 x NVIDIA H100, 16 CPU cores; jax 0.11.2; `launch/accelerator.sh`." in text
+    assert "| environment | done | 2 | devices: a\\|b |" in text
+    assert "| language_model | done | 60 | enwik8 0.12: 73.1 ms, 8.96e+05 tokens per second |" in text
+    assert "| ema | out of time | 60 |  |" in text
+    assert "| enwik8 | 0.12 | 73.1 | 8.96e+05 | 1 to 2.5 |" in text
+    assert "Not run" not in text
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"h100.json is not a file of launch/accelerator.sh"):
+        performance.page(tmp_path)
 
 
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "layers.json").write_text('{"rows": []}')
     with pytest.raises(UserError, match=r"layers.json is not a file of experiments.benchmark"):
         performance.page(tmp_path)
+
+
+def test_attention_kernels_are_checked_leaf_by_leaf_and_counted():
+    """The suite's check refuses what is wrong in one gradient, and useful FLOPs count the pairs that are seen."""
+    settings = replace(SETTINGS, cases={"text": replace(SMALL["text"], batch=1, length=32)})
+    rows = list(kernels.attention(settings))
+    assert [row["rate"] for row in rows] == [0.25, 1.0]
+    assert all(0 < row[leaf] < 1e-5 for row in rows for leaf in kernels.LEAVES)
+    assert all(row["tflops"] > 0 and row["share_of_peak"] > 0 for row in rows)
+    window = replace(SMALL["text"].layer, window_size=2)
+    for causal, pairs in ((True, 1 + 2 + 3 + 3), (False, 3 + 4 + 4 + 3)):
+        case = Case(replace(window, causal=causal, position="rotary"), 1, 9)
+        assert kernels.useful_flops(case, np.array([4])) == 6 * pairs * (4 + 16)
+    assert kernels.random_rows(SMALL["text"], 0.25).sum() == 48
+
+
+def test_a_kernel_that_is_wrong_in_one_gradient_is_refused(monkeypatch):
+    problem = kernels.Attention.__new__(kernels.Attention)
+    ones = [jnp.ones(3)] * 4
+    problem.case, problem.inputs, problem.cotangent = SMALL["lm"], (), None
+    problem._exact = lambda *_: (ones[0], None, *ones[1:])
+    packed = kernels.Packed(None, (), None)
+    monkeypatch.setattr(packed, "results", lambda: (ones[0], None, ones[1], 1.01 * ones[2], ones[3]))
+    with pytest.raises(
+        UserError, match=r"lm: the kernel differs from attend by y 0.0e\+00, dq 0.0e\+00, dk 1.0e-02, dv"
+    ):
+        problem.check("lm", None, packed)
+
+
+def test_a_layer_agrees_with_its_dense_form(small):
+    rows = list(suites.agreement(replace(SETTINGS, rates=(0.25,))))
+    assert [(row["case"], row["rate"]) for row in rows] == [("text", 0.25)]
+    assert rows[0]["difference"] < 1e-5
+
+
+def test_methods_of_the_ema_beside_a_copy(monkeypatch):
+    """A method without a form is a row that says so."""
+    case = replace(SMALL["lm"], layer=replace(SMALL["lm"].layer, ssm_truncation=32))
+
+    def refuse(params, data, lags, method, run=kernels.ema_runner):
+        if lags and method == "chunked":
+            raise ValueError("no such form")
+        return run(params, data, lags, method)
+
+    monkeypatch.setattr(kernels, "ema_runner", refuse)
+    rows = list(kernels.ema_methods(replace(SETTINGS, cases={"lm": case})))
+    assert [(row["method"], row["lags"]) for row in rows] == [
+        ("chunked", 32),
+        ("fft", 32),
+        ("fft", 96),
+        ("chunked", 96),
+    ]
+    assert rows[0]["skipped"] == "no such form"
+    assert rows[-1]["difference"] < 1e-5
+    assert all(row["over_copy"] > 0 for row in rows[1:])
+
+
+@pytest.mark.slow  # .ci/run rehearses launch/accelerator.sh, which runs it too
+def test_a_training_step_at_forced_rates_and_its_profile(monkeypatch, tmp_path):
+    monkeypatch.setattr(language_model, "RECIPE", SMALL["lm"])
+    rows = list(language_model.steps(replace(SETTINGS, depth=2, rates=(0.25, 1.0), profile=tmp_path)))
+    assert [row["activation_rate"] for row in rows] == [pytest.approx(0.25, abs=0.05), 1.0]
+    assert all(row["tokens_per_second"] == pytest.approx(96e3 / row["median_ms"]) for row in rows)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_the_line_through_eleven_rates(small):
@@ -174,7 +298,7 @@ def test_a_cache_beyond_the_memory_is_timed_by_fewer_layers(monkeypatch):
 
 @pytest.mark.parametrize(("ms", "said"), [(0.5, "under 10"), (1.0, "under 10"), (2.0, "15"), (4.0, "over 20")])
 def test_the_crossing_is_between_the_lengths_measured(ms, said):
-    assert suites._crossing(ms, {10: 1.0, 20: 3.0}) == said
+    assert decoding.crossing(ms, {10: 1.0, 20: 3.0}) == said
 
 
 def test_a_published_file_that_is_none_is_refused(tmp_path):
@@ -187,9 +311,32 @@ def test_a_published_file_that_is_none_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("dtyp=float32", r"--layer.dtyp: unknown field; did you mean 'dtype'"),
+        ("dtype=float16", r"--layer.dtype='float16': must be one of float32, bfloat16"),
+        ("blocks_per_iteration=many", r"--layer.blocks_per_iteration='many': expected int"),
+        ("block_size=0", r"--layer.block_size=0: must be at least 1"),
+        ("causal", r"--layer=causal: expected field=value"),
+        ("layout={[]: 1}", r"--layer.layout='{\[\]: 1}': expected"),
+    ],
+)
+def test_fields_that_are_wrong_are_named(word, message):
+    with pytest.raises(UserError, match=message):
+        Changes((word,))(CASES["text"])
+
+
+def test_the_benchmark_imports_nothing_that_only_training_needs():
+    missing = ("grain", "array_record", "tensorflow_datasets", "ml_collections", "tensorboardX", "torch", "orbax")
+    script = f"import sys; sys.modules.update(dict.fromkeys({missing})); import experiments.benchmark"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--suite=all", "--suite=all: must be one of layers, memory"),
+        ("--suite=all", "--suite=all: must be one of layers, agreement"),
         ("--cases=text,words", "--cases: there is no 'words'; there are text"),
         ("--rates=0.5,2", "--rates: must be one or more numbers in 0..1"),
         ("--rates=half", "--rates: could not convert"),

@@ -97,7 +97,8 @@ def make_clone(folder: Path) -> Path:
     shutil.copytree(ROOT / "launch", folder / "launch")
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "experiments").mkdir()
-    (folder / "experiments" / "train.py").touch()
+    for program in ("train.py", "benchmark.py"):
+        (folder / "experiments" / program).touch()
     identity = ["-c", "user.name=test", "-c", "user.email=test", "-c", "commit.gpgsign=false"]
     for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message=all"]):
         subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
@@ -122,6 +123,8 @@ class Machine:
             "POLL_SECONDS": "0",
             "GRACE_SECONDS": "10",
             "LC_ALL": "C.UTF-8",
+            "ROOT": str(ROOT),
+            "REAL": sys.executable,
         }
         self.behave("exit 0")
         self.answers(pods=["READY"], requests=["ACTIVE"])

@@ -8,6 +8,7 @@ import pytest
 from fakes import ROOT
 
 SCRIPTS = [
+    "launch/accelerator.sh",
     "launch/tpu_pod.sh",
     "launch/tpu_worker.sh",
     "launch/local_procs.sh",
@@ -31,7 +32,9 @@ def test_is_an_executable_bash_script_that_stops_at_errors(script):
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["launch/tpu_pod.sh", "launch/local_procs.sh", "launch/slurm.sbatch"])
+@pytest.mark.parametrize(
+    "script", ["launch/accelerator.sh", "launch/tpu_pod.sh", "launch/local_procs.sh", "launch/slurm.sbatch"]
+)
 def test_help(machine, script):
     status, output = machine.run(script, "--help")
     assert status == 0
