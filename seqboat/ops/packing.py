@@ -201,10 +201,18 @@ def map_blocks(
 
 
 def _batched(fn, blocks: int, block_size: int, margins: int, params: Tree, own: Tree, halo: Tree) -> Tree:
-    """`fn` on N consecutive blocks at once, each with its own part of the halo."""
+    """`fn` on N consecutive blocks at once, each with its own part of the halo.
+
+    The parts overlap. They are joined from one view per block of margin instead of one slice per part: a window of 1024
+    rows takes 9 views, however large N is, and as many in the gradient.
+    """
 
     def windows(a, size):
-        return jnp.stack([a[first : first + size] for first in range(0, blocks * block_size, block_size)])
+        extra = -(-size // block_size) - 1
+        rows = (blocks + extra) * block_size
+        a = jnp.pad(a, [(0, rows - a.shape[0]), *[(0, 0)] * (a.ndim - 1)])
+        a = a.reshape(-1, block_size, *a.shape[1:])
+        return jnp.concatenate([a[first : first + blocks] for first in range(extra + 1)], axis=1)[:, :size]
 
     own = jax.tree.map(lambda a: windows(a, block_size), own)
     halo = jax.tree.map(lambda a: windows(a, block_size + margins), halo)
