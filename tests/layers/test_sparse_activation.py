@@ -243,6 +243,9 @@ def logit_gradients(router, train=True, seed=0, form="packed", lean=0.0):
 class Narrow(GatedAttentionUnit):
     """Attention that does not see the last channel."""
 
+    def mixes_packed(self):
+        return False
+
     def context(self, x, rows):
         return super().context(x[:, :-1], rows)
 
