@@ -112,7 +112,7 @@ class LayerConfig:
 
     def _check_kernel(self) -> None:
         where = "attention_method='pallas'"
-        if self.form != "packed":
+        if self.form == "dense":
             raise ValueError(f"{where}: only form='packed' has a kernel")
         if self.attention_dropout:
             raise ValueError(f"{where}: the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'")

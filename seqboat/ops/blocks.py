@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ class Blocks(NamedTuple):
     The first `filled` () rows after the left margin are filled. A block reads its own rows, `left` rows before and
     `right` rows after them. `blocks_per_iteration` blocks are computed at once, batched: more work for an accelerator
     between loop conditions, at the cost of up to that many empty blocks. `wanted` marks the rows whose results are
-    used, None for all.
+    used, None for all. `every`: all blocks are computed, so that the number of iterations is known to the compiler.
     """
 
     filled: Int[Array, ""]
@@ -28,6 +28,7 @@ class Blocks(NamedTuple):
     right: int = 0
     blocks_per_iteration: int = 1
     wanted: Bool[Array, "T"] | None = None
+    every: bool = False
 
     def at_once(self, number: int) -> "Blocks":
         """The same rows in blocks of `number` times the size, one per iteration."""
@@ -68,12 +69,13 @@ def map_blocks(
         long = lambda tree, size: jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), tree)
         shapes = jax.eval_shape(fn, params, long(own, size), long(halo, size + margins))
         return jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
+    floats, rest, merge = split_floats((params, own, halo))
     number, order = (blocks.filled + size - 1) // size, None
+    loop = _Loop(fn, again, merge, total, size, blocks.left, blocks.right, blocks.every)
     if blocks.wanted is not None:
         used = blocks.wanted[blocks.left : total - blocks.right].reshape(-1, size).any(1)
         number, order = used.sum(), jnp.argsort(~used, stable=True)
-    floats, rest, merge = split_floats((params, own, halo))
-    return _run(_Loop(fn, again, merge, total, size, blocks.left, blocks.right), floats, rest, number, order)
+    return _run(loop, floats, rest, number, order)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,6 +89,12 @@ class _Loop:
     size: int
     left: int
     right: int
+    every: bool
+
+    def each(self, number: Array, order: Array | None, step: Callable[[Array, Tree], Tree], start: Tree) -> Tree:
+        """`step` for every block that is computed: the first `number` blocks, or those that are first in `order`."""
+        last = (self.total - self.left - self.right) // self.size if self.every else number
+        return jax.lax.fori_loop(0, last, lambda i, carry: step(i if order is None else order[i], carry), start)
 
     def read(self, tree: Tree, index: Array) -> Tree:
         """A block's own rows."""
@@ -120,15 +128,10 @@ def _write(tree: Tree, first: Array, update: Tree) -> Tree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(loop: _Loop, floats: Tree, rest: Tree, number: Array, order: Array | None) -> Tree:
-    """The results of the first `number` blocks, or of those that are first in `order`."""
     apply = lambda i: loop.fn(*loop.merge(loop.arguments(floats, i), loop.arguments(rest, i)))
     out = jax.tree.map(lambda s: jnp.zeros((loop.total, *s.shape[1:]), s.dtype), jax.eval_shape(apply, 0))
 
-    def step(i, out):
-        i = i if order is None else order[i]
-        return _write(out, loop.left + i * loop.size, apply(i))
-
-    return jax.lax.fori_loop(0, number, step, out)
+    return loop.each(number, order, lambda i, out: _write(out, loop.left + i * loop.size, apply(i)), out)
 
 
 def _forward(loop: _Loop, *args: Any) -> tuple[Tree, tuple]:
@@ -143,7 +146,6 @@ def _backward(loop: _Loop, saved: tuple, cotangent: Tree) -> tuple:
     cotangent, _, _ = split_floats(cotangent)
 
     def step(i, gradient):
-        i = i if order is None else order[i]
         own = loop.arguments(floats, i), loop.arguments(rest, i), loop.read(out, i), loop.read(cotangent, i)
         d_params, d_own, d_halo = loop.transpose(*own)
         params, own, halo = gradient
@@ -153,7 +155,7 @@ def _backward(loop: _Loop, saved: tuple, cotangent: Tree) -> tuple:
             _write(halo, i * loop.size, jax.tree.map(jnp.add, loop.read_around(halo, i), d_halo)),
         )
 
-    return jax.lax.fori_loop(0, number, step, jax.tree.map(jnp.zeros_like, floats)), None, None, None
+    return loop.each(number, order, step, jax.tree.map(jnp.zeros_like, floats)), None, None, None
 
 
 _run.defvjp(_forward, _backward)
@@ -170,8 +172,8 @@ def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree) 
 
     def windows(a, size):
         views = -(-size // block_size)
-        rows = (number + views - 1) * block_size
-        a = jnp.pad(a, [(0, rows - a.shape[0]), *[(0, 0)] * (a.ndim - 1)])
+        short = (number + views - 1) * block_size - a.shape[0]
+        a = jnp.pad(a, [(0, short), *[(0, 0)] * (a.ndim - 1)]) if short else a
         a = a.reshape(-1, block_size, *a.shape[1:])
         return jnp.concatenate([a[first : first + number] for first in range(views)], axis=1)[:, :size]
 
@@ -179,6 +181,37 @@ def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree) 
     halo = jax.tree.map(lambda a: windows(a, blocks.left + block_size + blocks.right), halo)
     out = jax.vmap(fn, in_axes=(None, 0, 0))(params, own, halo)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
+
+
+def switch(index: Int[Array, ""], branches: Sequence[Callable[..., Tree]], *args: Tree) -> Tree:
+    """`branches[index](*args)`, whose gradient recomputes the branch: only the arguments are stored.
+
+    `jax.lax.switch` would store what every branch wants to keep. Integer and boolean leaves get no gradient. Branches
+    must not close over traced arrays.
+    """
+    floats, rest, merge = split_floats(args)
+
+    def choose(index, make: Callable[[Callable], Callable], *args):
+        return jax.lax.switch(index, [make(branch) for branch in branches], *args)
+
+    @jax.custom_vjp
+    def run(floats, rest, index):
+        return choose(index, lambda branch: lambda floats, rest: branch(*merge(floats, rest)), floats, rest)
+
+    def forward(floats, rest, index):
+        return run(floats, rest, index), (floats, rest, index)
+
+    def backward(saved, cotangent):
+        floats, rest, index = saved
+
+        def transpose(branch):
+            value = lambda floats, rest: split_floats(branch(*merge(floats, rest)))[0]
+            return lambda floats, rest, cotangent: jax.vjp(lambda f: value(f, rest), floats)[1](cotangent)[0]
+
+        return choose(index, transpose, floats, rest, split_floats(cotangent)[0]), None, None
+
+    run.defvjp(forward, backward)
+    return run(floats, rest, index)
 
 
 def split_floats(tree: Tree) -> tuple[Tree, Tree, Callable[[Tree, Tree], Tree]]:

@@ -18,7 +18,7 @@ class Packing(NamedTuple):
     """Maps between rows and slots: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `filled` ()
     slots.
 
-    T is B L rounded up to whole blocks, plus a margin of empty slots on each side.
+    T is a whole number of blocks, plus a margin of empty slots on each side.
     """
 
     source: Array
@@ -42,10 +42,15 @@ class RowInfo(NamedTuple):
     weight: Array | None = None
 
 
-def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: int = 0) -> Packing:
-    """Assign slots to the active rows by one cumulative sum and one scatter of indices; the first gets slot `left`."""
+def pack(
+    active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: int = 0, room: int | None = None
+) -> Packing:
+    """Assign slots to the active rows by one cumulative sum and one scatter of indices; the first gets slot `left`.
+
+    At most `room` rows may be active, by default all. T is `room` rounded up to whole blocks, and the margins.
+    """
     flat = active.reshape(-1)
-    capacity = left + -(-flat.shape[0] // block_size) * block_size + right
+    capacity = left + -(-(flat.shape[0] if room is None else room) // block_size) * block_size + right
     slot = left - 1 + jnp.cumsum(flat, dtype=jnp.int32)
     source = jnp.full(capacity, -1, jnp.int32)
     source = source.at[jnp.where(flat, slot, capacity)].set(
