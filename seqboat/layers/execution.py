@@ -3,8 +3,9 @@
     program = functional(module, ...)                     the module as a pure function
     result, taps, memory = run(program, stretch, how, memory)
 
-`dense` computes every row and masks: the reference. `packed` computes blocks of active rows, as many as there are.
-`in_place` is for short pieces of streams.
+`dense` computes every row and masks: the reference. `packed` computes blocks of active rows, as many as there are, in
+loops. The host of a GPU would read their conditions, so on accelerators it becomes `switched`: all rows of the smallest
+of some capacities that holds the active ones. `in_place` is for short pieces of streams.
 """
 
 import dataclasses
@@ -25,16 +26,20 @@ from seqboat.layers.streaming import WorkingMemory
 from seqboat.layers.windowed import WindowedModule
 from seqboat.modules import check_rows, describe_module, modes
 from seqboat.ops import neighbours
+from seqboat.ops.blocks import Blocks, map_blocks, switch
 from seqboat.ops.neighbours import Around, Stretch
-from seqboat.ops.packing import RowInfo, compress, extract, map_blocks, pack, row_info
+from seqboat.ops.packing import RowInfo, compress, extract, pack, row_info
 from seqboat.parallel import sequence
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-Form = Literal["packed", "dense"]
+Form = Literal["packed", "dense", "switched"]
 Tree = Any
 
 # Blocks projected at once for a windowed module, whose projection needs no halo: saves 5 to 8 % of a layer on a CPU.
+# Sixteen save 2 to 3 % more at rate 1, and lose as much and more at low rates, where most of the last block is empty.
 PROJECTED_BLOCKS = 4
+# Capacities of the switched form, evenly spaced: at most an eighth of all rows is computed in vain.
+CAPACITIES = 8
 # The largest tile of any attention kernel, in rows.
 TILE = 128
 # Methods that return rows (T, D); others return trees of T rows.
@@ -43,7 +48,7 @@ FINAL = ("__call__", "mix", "finish")
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """The form, rows per block, blocks per iteration (`ops.packing.map_blocks`), and how sequences are split.
+    """The form, rows per block, blocks per iteration (`ops.blocks.Blocks`), and how sequences are split.
 
     Blocks and iterations are never larger than all rows, rounded up to tiles of 128.
     """
@@ -57,6 +62,16 @@ class How:
         for field in ("block_size", "blocks_per_iteration"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+
+    def rows_per_block(self, rows: int) -> int:
+        return min(self.block_size, -(-rows // TILE) * TILE)  # at most all rows, in whole tiles
+
+    def compute(self, streaming: bool) -> Callable:
+        """The function that computes this form on this backend. Streams, which keep packed rows, have no switch."""
+        if self.form == "dense":
+            return _dense
+        switched = self.form == "switched" or jax.default_backend() != "cpu"
+        return _switched if switched and not streaming else _packed
 
 
 class Program(NamedTuple):
@@ -87,9 +102,9 @@ class Result(NamedTuple):
 
     y: Array
     taps: dict[str, Array]
-    shown: Tree
-    position: Array
-    place: Array
+    shown: Tree = None
+    position: Any = None
+    place: Any = None
 
 
 def run(
@@ -98,7 +113,7 @@ def run(
     """The module's result and taps at the computed elements of the stretch, unspecified elsewhere, and the updated
     memory of a stream. In the packed form a row sees `reach` times the module's halo of computed rows."""
     around = _around(program, stretch, how, memory, reach)
-    result = (_dense if how.form == "dense" else _packed)(program, around, how, reach)
+    result = how.compute(memory is not None)(program, around, how, reach)
     if memory is not None:
         memory = memory.remember(result.shown, result.position, result.place[:, around.own])
     back = lambda a: a.reshape(*around.stretch.computed.shape, *a.shape[1:])[:, around.own]
@@ -129,67 +144,66 @@ def _dense(program: Program, around: Around, how: How, reach: int) -> Result:
     return Result(y, {**taps, **more}, shown, rows.position, place)
 
 
-def _packed(program: Program, around: Around, how: How, reach: int) -> Result:
-    """Blocks of packed rows."""
-    stretch = around.stretch
+def _switched(program: Program, around: Around, how: How, reach: int) -> Result:
+    """Packed rows in the smallest of CAPACITIES capacities that holds them: one decision, and within it no loop of
+    unknown length. The gradient recomputes the chosen branch."""
+    size = around.stretch.computed.size
+    block = how.rows_per_block(size)
+    rooms = sorted({-(-size * k // (CAPACITIES * block)) * block for k in range(1, CAPACITIES + 1)})
+
+    def within(room, params, stretch):
+        return _packed(program._replace(params=params), around._replace(stretch=stretch), how, reach, room)[:2]
+
+    index = (around.stretch.computed.sum() > np.asarray(rooms[:-1], np.int32)).sum()
+    branches = [functools.partial(within, room) for room in rooms]
+    return Result(*switch(index, branches, program.params, around.stretch))
+
+
+def _packed(program: Program, around: Around, how: How, reach: int, room: int | None = None) -> Result:
+    """Blocks of packed rows: those that are filled, in loops, or all that `room` rows take."""
+    stretch, static = around.stretch, room is not None
     left, right = program.halo(stretch.m.shape[1], reach)
-    block_size = min(how.block_size, -(-stretch.computed.size // TILE) * TILE)  # at most all rows, in whole tiles
-    blocks = -(-stretch.computed.size // block_size)
-    trip = min(how.blocks_per_iteration, blocks)
+    size = stretch.computed.size if room is None else room
+    block_size = how.rows_per_block(size)
+    blocks = -(-size // block_size)
+    trip = -(-blocks // -(-blocks // how.blocks_per_iteration))
     # Single blocks are projected several at once; otherwise as many as an iteration has, so that no capacity is wasted.
-    projected = min(PROJECTED_BLOCKS, blocks) if program.windowed and trip == 1 else trip
-    packing = pack(stretch.computed, projected * block_size, left=left, right=right)
+    projected = trip if static or trip > 1 or not program.windowed else min(PROJECTED_BLOCKS, blocks)
+    packing = pack(stretch.computed, projected * block_size, left=left, right=right, room=room)
     rows, x = compress((around.rows(), stretch.m.reshape(-1, stretch.m.shape[-1])), packing)
     place = packing.slot.reshape(stretch.computed.shape)
     wanted = None
     if around.shown is not None:  # remembered rows are seen, but need no result
         wanted = compress(stretch.computed.at[:, : around.own.start].set(False).reshape(-1), packing)
-    each = functools.partial(
-        map_blocks,
-        params=program.params,
-        count=packing.filled,
-        block_size=block_size,
-        left=left,
-        right=right,
-        blocks_per_iteration=trip,
-        wanted=wanted,
-    )
-    own = {"x": x, "slot": jnp.arange(x.shape[0], dtype=jnp.int32)}
+    cut = Blocks(packing.filled, block_size, left, right, trip, wanted, every=static)
+    slot = jnp.arange(x.shape[0], dtype=jnp.int32)
+
+    def project(method: str, *args: Tree) -> tuple[Tree, dict[str, Array]]:
+        """A row-wise method; its blocks may be larger than those that are mixed."""
+        fn = lambda params, own, _: program.apply(params, own[0], method, *own[1:])
+        if static:  # margins are projected too, which is cheaper than cutting them off and padding the result
+            return fn(program.params, (slot, *args), None)
+        return map_blocks(fn, program.params, (slot, *args), None, cut.at_once(projected))
+
     if not program.windowed:
-        call = lambda params, own, _: program.apply(params, own["slot"], "__call__", own["x"])
-        y, taps = extract(each(call, own=own, halo=None), packing)
-        return Result(y, taps, None, rows.position, place)
-    project = functools.partial(each, block_size=projected * block_size, blocks_per_iteration=1)
-    y, taps, shown = _packed_windowed(program, {**own, "rows": rows}, project, each, lambda s: around.recall(s, place))
-    y, taps = extract((y, taps), packing)
+        return Result(*extract(project("__call__", x), packing))
+    shown, taps = project("context", x, rows)
+    shown = around.recall(shown, place)
+    y, more = _mix(program, project, cut, (slot, x, rows), shown)
+    y, taps = extract((y, {**taps, **more}), packing)
     return Result(y, taps, shown, rows.position, place)
 
 
-def _packed_windowed(program: Program, own: dict, project: Callable, each: Callable, recall: Callable):
-    """A windowed module over packed rows, projected in larger blocks than mixed; also returns what its rows exposed."""
-    apply, rows = program.apply, own["rows"]
-    shown, taps = project(lambda p, own, _: apply(p, own["slot"], "context", own["x"], own["rows"]), own=own, halo=None)
-    shown = recall(shown)
-    if program.module.has_kernel() and rows.weight is None:  # credit weights keys, which kernels do not support
-        y, more = _mix_by_kernel(program, own, shown, project, each)
-    else:
-        y, more = each(
-            lambda p, own, halo: apply(p, own["slot"], "mix", own["x"], halo["shown"], own["rows"], halo["rows"]),
-            own=own,
-            halo={"shown": shown, "rows": rows},
-        )
-    return y, {**taps, **more}, shown
-
-
-def _mix_by_kernel(program: Program, own: dict, shown: Tree, project: Callable, each: Callable):
-    """`mix` of a module whose middle part processes all packed rows at once."""
-    apply = program.apply
-    q, asked = project(lambda p, own, _: apply(p, own["slot"], "query", own["x"], own["rows"]), own=own, halo=None)
-    where = [each.keywords[name] for name in ("count", "left", "right")]  # type: ignore[attr-defined]
-    mixed, read = apply(program.params, own["slot"], "mix_packed", q, shown, own["rows"], *where)
-    finish = lambda p, own, _: apply(p, own["slot"], "finish", own["x"], own["mixed"])
-    y, finished = project(finish, own={**own, "mixed": mixed}, halo=None)
-    return y, {**asked, **read, **finished}
+def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):
+    """`mix` of packed rows, in three parts where the module has them."""
+    slot, x, rows = own
+    if program.module.mixes_packed() and rows.weight is None:  # credit weights keys
+        q, asked = project("query", x, rows)
+        mixed, read = program.apply(program.params, slot, "mix_packed", q, shown, rows, cut)
+        y, finished = project("finish", x, mixed)
+        return y, {**asked, **read, **finished}
+    fn = lambda params, own, halo: program.apply(params, own[0], "mix", own[1], halo[0], own[2], halo[1])
+    return map_blocks(fn, program.params, own, (shown, rows), cut)
 
 
 def run_in_place(

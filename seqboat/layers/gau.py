@@ -9,6 +9,7 @@ from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
+from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.positions import T5_BUCKETS
 from seqboat.ops.window import Window
@@ -22,7 +23,8 @@ class GatedAttentionUnit(WindowedModule):
         y = (attend(q, k, v) * g) W_o + b_o
 
     z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. v and the attention
-    weights have dropout if a "dropout" RNG is given; with `kernel` (`WindowedModule`) the weights have none.
+    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel` or in blocks
+    (`ops.window_attention.attend_packed`), and with `attention_dropout` by `mix`.
     """
 
     features: int
@@ -45,8 +47,8 @@ class GatedAttentionUnit(WindowedModule):
         size = sizes.get(self.window.position)
         self.table = None if size is None else self.param("position_bias", truncated_normal(), (size,))
 
-    def has_kernel(self) -> bool:
-        return self.kernel
+    def mixes_packed(self) -> bool:
+        return not self.attention_dropout
 
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
@@ -74,10 +76,8 @@ class GatedAttentionUnit(WindowedModule):
         """Queries."""
         return self._rotated(x, rows, 0)
 
-    def mix_packed(
-        self, q: Float[Array, "T Z"], halo: dict, rows: RowInfo, count: Array, left: int, right: int
-    ) -> Array:
-        return attend_packed(self.window, self.table, q, halo["k"], halo["v"], rows, count, left=left, right=right)
+    def mix_packed(self, q: Float[Array, "T Z"], halo: dict, rows: RowInfo, blocks: Blocks) -> Float[Array, "T E"]:
+        return attend_packed(self.window, self.table, q, halo["k"], halo["v"], rows, blocks, kernel=self.kernel)
 
     def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T E"]) -> Float[Array, "T D"]:
         gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))

@@ -34,7 +34,7 @@ SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "b
 ACCELERATOR_BLOCKS = 32
 
 # Values saved for the backward pass instead of recomputed, by their names in `jax.ad_checkpoint`.
-SAVED_NAMES = ("ssm", "sum", "result")
+SAVED_NAMES = ("ssm", "sum", "result", "blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class LayerConfig:
 
     def _check_kernel(self) -> None:
         where = "attention_method='pallas'"
-        if self.form != "packed":
+        if self.form == "dense":
             raise ValueError(f"{where}: only form='packed' has a kernel")
         if self.attention_dropout:
             raise ValueError(f"{where}: the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'")

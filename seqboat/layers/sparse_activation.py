@@ -98,7 +98,7 @@ class SparseModularActivation(nn.Module):
                 after.append(memory)
                 continue
             stretch = neighbours.own(m, active, memory.now[:, None] if memory else self.layout.start(m.shape[1]))
-            if memories and self.form == "packed" and m.shape[1] <= MAX_IN_PLACE_LENGTH and not train:
+            if memories and self.form != "dense" and m.shape[1] <= MAX_IN_PLACE_LENGTH and not train:
                 result, taps, new = execution.run_in_place(self._program(module, False), m, active, memory)
             else:
                 result, taps, new = execution.run(self._program(module, train), stretch, how, memory)

@@ -14,14 +14,14 @@ class WindowedModule(nn.Module):
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo also has rows of other
     sequences: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
-    A module whose `has_kernel()` is True also defines mix in three parts, the middle one over all packed rows at once,
-    of which `count` are filled (`ops.packing.map_blocks`):
+    A module whose `mixes_packed()` is True also defines mix in three parts, the middle one over all packed rows at
+    once, of which `blocks` are filled:
     `query(x, rows) -> q`, row-wise;
-    `mix_packed(q, halo, rows, count, left, right) -> mixed`;
+    `mix_packed(q, halo, rows, blocks) -> mixed`;
     `finish(x, mixed) -> y`, row-wise.
     """
 
-    def has_kernel(self) -> bool:
+    def mixes_packed(self) -> bool:
         return False
 
     def halo(self, length: int) -> tuple[int, int]:

@@ -1,11 +1,9 @@
-"""Active rows of a batch as one packed sequence, and functions over a data-dependent number of blocks of it.
+"""Active rows of a batch as one packed sequence.
 
 The batch is flattened to B L rows. Its active rows, in order, fill the first slots of a packed array; the rest stays
 empty. Nothing is dropped at any activation rate, and the cost scales with the number of filled slots.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +18,7 @@ class Packing(NamedTuple):
     """Maps between rows and slots: `source` (T,) slot -> row, or -1; `slot` (B L,) row -> slot, or -1; `filled` ()
     slots.
 
-    T is B L rounded up to whole blocks, plus a margin of empty slots on each side.
+    T is a whole number of blocks, plus a margin of empty slots on each side.
     """
 
     source: Array
@@ -44,10 +42,15 @@ class RowInfo(NamedTuple):
     weight: Array | None = None
 
 
-def pack(active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: int = 0) -> Packing:
-    """Assign slots to the active rows by one cumulative sum and one scatter of indices; the first gets slot `left`."""
+def pack(
+    active: Bool[Array, "B L"], block_size: int, *, left: int = 0, right: int = 0, room: int | None = None
+) -> Packing:
+    """Assign slots to the active rows by one cumulative sum and one scatter of indices; the first gets slot `left`.
+
+    At most `room` rows may be active, by default all. T is `room` rounded up to whole blocks, and the margins.
+    """
     flat = active.reshape(-1)
-    capacity = left + -(-flat.shape[0] // block_size) * block_size + right
+    capacity = left + -(-(flat.shape[0] if room is None else room) // block_size) * block_size + right
     slot = left - 1 + jnp.cumsum(flat, dtype=jnp.int32)
     source = jnp.full(capacity, -1, jnp.int32)
     source = source.at[jnp.where(flat, slot, capacity)].set(
@@ -97,131 +100,3 @@ def _move_backward(indices, cotangent):
 
 
 _move.defvjp(_move_forward, _move_backward)
-
-
-def map_blocks(
-    fn: Callable[[Tree, Tree, Tree], Tree],
-    params: Tree,
-    own: Tree,
-    halo: Tree,
-    count: Int[Array, ""],
-    *,
-    block_size: int,
-    left: int = 0,
-    right: int = 0,
-    blocks_per_iteration: int = 1,
-    wanted: Bool[Array, "T"] | None = None,
-) -> Tree:
-    """`fn(params, own block, halo block)` over the blocks that hold the first `count` rows; 0 everywhere else.
-
-    Leaves of `own` and `halo` have T rows: a margin of `left` rows, a whole number of blocks, a margin of `right` rows.
-    A block sees its own `block_size` rows of `own`, and of `halo` also `left` rows before and `right` rows after them.
-    `fn` returns a tree with `block_size` rows per leaf; the result has margins too, of zeros. The number of blocks is
-    data-dependent, so the cost scales with `count`, and `fn` must not mix a row with empty ones (pass it a leaf that
-    tells them apart). An iteration of the loop computes `blocks_per_iteration` blocks at once, batched: more work for
-    an accelerator between loop conditions, at the cost of up to that many empty blocks. The rows must then be a whole
-    number of iterations. `wanted` marks the rows whose results are used: iterations without one are skipped.
-
-    The gradient runs over the same blocks, recomputes `fn` on each and transposes it: only the arguments are stored.
-    Integer and boolean leaves get no gradient. `fn` must not close over traced arrays.
-    """
-    if blocks_per_iteration > 1:
-        fn = functools.partial(_batched, fn, blocks_per_iteration, block_size, left + right)
-        block_size *= blocks_per_iteration
-    leaves = jax.tree.leaves((own, halo))
-    total = leaves[0].shape[0]
-    if (total - left - right) % block_size or any(leaf.shape[0] != total for leaf in leaves):
-        margins = f" between margins of {left} and {right}" if left or right else ""
-        rows = [leaf.shape[0] for leaf in leaves]
-        raise ValueError(f"rows {rows} are not the same whole number of blocks of {block_size}{margins}")
-    if total == left + right:  # no blocks
-        long = lambda tree, size: jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), tree)
-        shapes = jax.eval_shape(fn, params, long(own, block_size), long(halo, left + block_size + right))
-        return jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
-    blocks, order = (count + block_size - 1) // block_size, None
-    if wanted is not None:
-        used = wanted[left : total - right].reshape(-1, block_size).any(1)
-        blocks, order = used.sum(), jnp.argsort(~used, stable=True)
-    float_part, rest, merge = _split_floats((params, own, halo))
-
-    def read(tree, index):
-        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, left + index * block_size, block_size), tree)
-
-    def read_around(tree, index):
-        size = left + block_size + right
-        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, index * block_size, size), tree)
-
-    def write(tree, first, update):
-        return jax.tree.map(lambda a, u: jax.lax.dynamic_update_slice_in_dim(a, u, first, 0), tree, update)
-
-    def block_of(trees, index):
-        params, own, halo = trees
-        return params, read(own, index), read_around(halo, index)
-
-    def apply(floats, rest):
-        return fn(*merge(floats, rest))
-
-    def block_index(i, order):
-        return i if order is None else order[i]
-
-    @jax.custom_vjp
-    def run(floats, rest, blocks, order):
-        shapes = jax.eval_shape(apply, block_of(floats, 0), block_of(rest, 0))
-        out = jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
-
-        def step(i, out):
-            i = block_index(i, order)
-            return write(out, left + i * block_size, apply(block_of(floats, i), block_of(rest, i)))
-
-        return jax.lax.fori_loop(0, blocks, step, out)
-
-    def forward(floats, rest, blocks, order):
-        return run(floats, rest, blocks, order), (floats, rest, blocks, order)
-
-    def backward(saved, cotangent):
-        floats, rest, blocks, order = saved
-        cotangent, _, _ = _split_floats(cotangent)
-
-        def step(i, gradient):
-            i = block_index(i, order)
-            constants = block_of(rest, i)
-            _, transpose = jax.vjp(lambda f: _split_floats(apply(f, constants))[0], block_of(floats, i))
-            (d_params, d_own, d_halo) = transpose(read(cotangent, i))[0]
-            params, own, halo = gradient
-            return (
-                jax.tree.map(jnp.add, params, d_params),
-                write(own, left + i * block_size, d_own),
-                write(halo, i * block_size, jax.tree.map(jnp.add, read_around(halo, i), d_halo)),
-            )
-
-        return jax.lax.fori_loop(0, blocks, step, jax.tree.map(jnp.zeros_like, floats)), None, None, None
-
-    run.defvjp(forward, backward)
-    return run(float_part, rest, blocks, order)
-
-
-def _batched(fn, blocks: int, block_size: int, margins: int, params: Tree, own: Tree, halo: Tree) -> Tree:
-    """`fn` on N consecutive blocks at once, each with its own part of the halo."""
-
-    def windows(a, size):
-        return jnp.stack([a[first : first + size] for first in range(0, blocks * block_size, block_size)])
-
-    own = jax.tree.map(lambda a: windows(a, block_size), own)
-    halo = jax.tree.map(lambda a: windows(a, block_size + margins), halo)
-    out = jax.vmap(fn, in_axes=(None, 0, 0))(params, own, halo)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
-
-
-def _split_floats(tree: Tree) -> tuple[Tree, Tree, Callable[[Tree, Tree], Tree]]:
-    """The tree's float leaves, its other leaves, and a function that puts them together."""
-
-    def is_float(leaf):
-        return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-
-    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
-    rest = jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
-
-    def merge(floats, rest):
-        return jax.tree.map(lambda a, b: b if a is None else a, floats, rest, is_leaf=lambda leaf: leaf is None)
-
-    return floats, rest, merge

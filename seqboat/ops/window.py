@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -61,3 +62,15 @@ class Window:
         if self.position == "slot" and self.size is not None:
             return positions.slot_bias(table, query.rank, key.rank, self.size)
         return positions.t5_bias(table, query.position, key.position, self.causal)
+
+    def scores(self, table: Float[Array, "P"] | None, q: Array, k: Array, query: RowInfo, key: RowInfo) -> Array:
+        """s_ij = scale q_i . k_j + bias_ij of every pair (Q, J), visible or not, in float32."""
+        q = (q.astype(jnp.float32) * self.scale(query, q.shape[-1])).astype(q.dtype)
+        scores = jnp.einsum("qz,jz->qj", q, k, preferred_element_type=jnp.float32)
+        return scores if table is None else scores + self.bias(table.astype(jnp.float32), query, key)
+
+    def phi(self, scores: Float[Array, "Q J"]) -> Float[Array, "Q J"]:
+        """max(s, 0)^2, or Laplace 0.5 (1 + erf((s - mean) / (deviation sqrt 2)))."""
+        if self.function == "relu2":
+            return jnp.square(jax.nn.relu(scores))
+        return 0.5 * (1 + jax.lax.erf((scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2))))

@@ -4,19 +4,20 @@ Element i of a sequence's activated elements reads element j iff |i - j| <= w, o
 the last w activated keys and values, however far apart they stood (Ren et al. 2023, arXiv 2306.11197).
 
 `attend` is the masked dense form over any rows: the reference over all rows of a batch, and what a fast form computes
-for one block of packed rows, whose keys are its own rows and `w` to each side (`packing.map_blocks`). `attend_packed`
-is the same over all packed rows, by a kernel.
+for one block of packed rows, whose keys are its own rows and `w` to each side (`blocks.map_blocks`). `attend_packed`
+is the same over all packed rows, without weights of keys and without dropout.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seqboat.ops.block_attention import attend_blocks
+from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import RowInfo
-from seqboat.ops.window import LAPLACE_DEVIATION, LAPLACE_MEAN, Window
+from seqboat.ops.window import Window
 
 # How far above the highest score that is read one that is not may stand.
 MAX_UNREAD_MARGIN = 30.0
@@ -44,10 +45,7 @@ def attend(
     """
     if not (q.shape[0] and k.shape[0]):
         return jnp.zeros((q.shape[0], v.shape[1]), v.dtype)
-    q = (q.astype(jnp.float32) * window.scale(query, q.shape[-1])).astype(q.dtype)
-    scores = jnp.einsum("qz,jz->qj", q, k, preferred_element_type=jnp.float32)
-    if table is not None:
-        scores += window.bias(table.astype(jnp.float32), query, key)
+    scores = window.scores(table, q, k, query, key)
     visible = window.visible(query, key)
     if window.function == "softmax":
         read = visible if key.weight is None else visible & (key.weight[None, :] > 0)
@@ -55,10 +53,8 @@ def attend(
         highest = jnp.where(jnp.isfinite(highest), highest, 0)
         # A key that is not read may score as high as it likes: its credit is bounded, and its exponential must be too.
         weights = jnp.exp(jnp.where(read, scores - highest, jnp.minimum(scores - highest, MAX_UNREAD_MARGIN)))
-    elif window.function == "relu2":
-        weights = jnp.square(jax.nn.relu(scores))
     else:
-        weights = 0.5 * (1 + jax.lax.erf((scores - LAPLACE_MEAN) / (LAPLACE_DEVIATION * math.sqrt(2))))
+        weights = window.phi(scores)
     weights = jnp.where(visible, weights, 0)
     if key.weight is not None:
         weights *= _bounded(key.weight[None, :], weights) if window.function == "softmax" else key.weight[None, :]
@@ -72,13 +68,16 @@ def attend(
 
 
 def attend_packed(
-    window: Window, table, q: Array, k: Array, v: Array, rows: RowInfo, count: Array, *, left, right
+    window: Window, table: Array | None, q: Array, k: Array, v: Array, rows: RowInfo, blocks: Blocks, *, kernel: bool
 ) -> Array:
-    """`attend` over packed rows by the Pallas kernel of this backend, interpreted and slow on a CPU
-    (`ops.kernels.window_attention.attend_packed`)."""
+    """`attend` over packed rows (T, ...), in blocks (`ops.block_attention`) or by the Pallas kernel of this backend,
+    interpreted and slow on a CPU (`ops.kernels.window_attention`). Keys have no weights."""
+    if not kernel:
+        return attend_blocks(window, table, q, k, v, rows, blocks)
     from seqboat.ops.kernels.window_attention import attend_packed as run
 
-    return run(window, table, q, k, v, rows, count, left=left, right=right, backend=_backend())
+    left, right = blocks.left, blocks.right
+    return run(window, table, q, k, v, rows, blocks.filled, left=left, right=right, backend=_backend())
 
 
 def kernel_unsupported_reason(window: Window) -> str | None:

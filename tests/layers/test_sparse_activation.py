@@ -248,6 +248,9 @@ def compiled_logit_gradients(router, train, form, lean, halo_factor):
 class Narrow(GatedAttentionUnit):
     """Attention that does not see the last channel."""
 
+    def mixes_packed(self):
+        return False
+
     def context(self, x, rows):
         return super().context(x[:, :-1], rows)
 

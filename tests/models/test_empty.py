@@ -15,8 +15,9 @@ from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 from seqboat.models.mlp import MLP, MLPConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 from seqboat.ops import ema, s4d
+from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.convolution import fft_convolve, swap
-from seqboat.ops.packing import RowInfo, compress, extract, map_blocks, pack, row_info
+from seqboat.ops.packing import RowInfo, compress, extract, pack, row_info
 from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
 
@@ -106,16 +107,8 @@ def test_packing_of_nothing(batch, length):
     assert packing.filled == 0
     packed = compress({"x": jnp.zeros((0, 5))}, packing)
     assert packed["x"].shape == (3, 5)
-    y = map_blocks(
-        lambda p, own, halo: own["x"] @ p,
-        jnp.ones((5, 6)),
-        packed,
-        packed,
-        packing.filled,
-        block_size=4,
-        left=2,
-        right=1,
-    )
+    blocks = Blocks(packing.filled, 4, 2, 1)
+    y = map_blocks(lambda p, own, halo: own["x"] @ p, jnp.ones((5, 6)), packed, packed, blocks)
     assert y.shape == (3, 6)
     assert extract(y, packing).shape == (0, 6)
     some = row_info(jnp.ones((1, 3), bool))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers import assert_close, normal, value_and_vjp
 
-from seqboat.ops.packing import compress, extract, map_blocks, pack, row_info
+from seqboat.ops.blocks import Blocks, map_blocks
+from seqboat.ops.packing import compress, extract, pack, row_info
 
 PATTERNS = {
     "none": np.zeros((3, 7), bool),
@@ -130,8 +131,7 @@ def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_ite
     """With margins of zeros around all rows."""
     fn = functools.partial(neighbours, left=left, right=right)
     own, halo = jax.tree.map(lambda leaf: jnp.pad(leaf, [(left, right)] + [(0, 0)] * (leaf.ndim - 1)), (own, halo))
-    sizes = {"block_size": block_size, "left": left, "right": right, "blocks_per_iteration": blocks_per_iteration}
-    out = map_blocks(fn, params, own, halo, count, **sizes, wanted=wanted)
+    out = map_blocks(fn, params, own, halo, Blocks(count, block_size, left, right, blocks_per_iteration, wanted))
     return jax.tree.map(lambda leaf: leaf[left : left + ROWS], out)
 
 
@@ -198,7 +198,7 @@ def test_integer_and_boolean_leaves_get_no_gradient():
 def test_the_number_of_blocks_that_run_follows_the_count():
     calls = []
     fn = lambda params, own, halo: jax.debug.callback(lambda: calls.append(1)) or own
-    run = jax.jit(lambda count: map_blocks(fn, None, jnp.ones((ROWS, 1)), None, count, block_size=4))
+    run = jax.jit(lambda count: map_blocks(fn, None, jnp.ones((ROWS, 1)), None, Blocks(count, 4)))
     for count, blocks in ((0, 0), (1, 1), (4, 1), (5, 2), (12, 3)):
         calls.clear()
         jax.block_until_ready(run(jnp.int32(count)))
@@ -219,9 +219,12 @@ def test_blocks_without_a_wanted_row_do_not_run_in_values_and_gradients():
 
 
 def test_rows_that_are_not_a_whole_number_of_blocks_are_rejected():
+    run = lambda halo, *sizes: map_blocks(
+        lambda params, own, halo: own, None, jnp.ones(12), halo, Blocks(jnp.int32(1), *sizes)
+    )
     with pytest.raises(ValueError, match="not the same whole number of blocks of 5"):
-        map_blocks(lambda params, own, halo: own, None, jnp.ones(12), None, jnp.int32(1), block_size=5)
+        run(None, 5)
     with pytest.raises(ValueError, match="not the same whole number of blocks of 4"):
-        map_blocks(lambda params, own, halo: own, None, jnp.ones(12), jnp.ones(8), jnp.int32(1), block_size=4)
+        run(jnp.ones(8), 4)
     with pytest.raises(ValueError, match="blocks of 4 between margins of 2 and 1"):
-        map_blocks(lambda params, own, halo: own, None, jnp.ones(12), None, jnp.int32(1), block_size=4, left=2, right=1)
+        run(None, 4, 2, 1)
