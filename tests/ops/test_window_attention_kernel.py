@@ -136,12 +136,19 @@ def band_of_weights(q, active):
 
 
 def test_pairs_of_tiles_that_do_not_meet_are_not_written():
-    """So they are NaN when interpreted, and every comparison above also shows that none is read."""
-    band, met = band_of_weights(normal(0, 96, 16), jnp.ones((1, 96), bool))
+    """So they are NaN when interpreted, and every comparison above also shows that none is read. Of those that meet,
+    some are visible as a whole."""
+    q = normal(0, 96, 16) / 4
+    band, met = band_of_weights(q, jnp.ones((1, 96), bool))
+    met = np.broadcast_to(np.asarray(met)[:, :, None, None], band.shape)
     assert band.shape == (6, 4, 16, 16)
     assert met.any()
-    assert not met.all()
-    np.testing.assert_array_equal(np.isnan(band), np.broadcast_to(~met[:, :, None, None], band.shape))
+    np.testing.assert_array_equal(np.isnan(band), ~met)
+    row, key = np.ogrid[:96, :96]
+    visible = (key <= row) & (row - key <= 40) & (row < 76)
+    expected = np.where(visible, np.exp(np.asarray(q) @ np.asarray(q).T), 0).reshape(6, 16, 6, 16).swapaxes(1, 2)
+    for i, slot in zip(*np.nonzero(met[:, :, 0, 0]), strict=True):
+        assert_close(band[i, slot], expected[i, i + slot - 3])
 
 
 @pytest.mark.parametrize(("size", "left", "right"), [(9, 4, 2), (3, 12, 7)], ids=["narrower", "wider"])
