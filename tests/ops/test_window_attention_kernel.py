@@ -1,6 +1,7 @@
 """The kernels against `attend` over all rows: interpreted on a CPU, and lowered for the hardware."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from helpers import BF16, F32, assert_close, normal, value_and_vjp
 from jax.experimental.pallas import tpu
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from seqboat.ops.kernels import window_attention
 from seqboat.ops.kernels.window_attention import KernelConfig, attend_packed, tile_metadata, unsupported_reason
 from seqboat.ops.packing import RowInfo, compress, extract, pack, row_info
 from seqboat.ops.window import Window
@@ -88,15 +91,12 @@ def name(window):
     return "-".join(map(str, (window.function, window.position, "causal" if window.causal else "both", window.size)))
 
 
-# Windows within a tile, wider than a tile, and wider than a sequence.
+# Windows within a tile, wider than a tile, and wider than a sequence: each function, position kind and direction.
 WINDOWS = [
     Window(5, True, "softmax", "relative"),
-    Window(17, False, "softmax", "none"),
-    Window(5, False, "laplace", "slot"),
-    Window(40, True, "laplace", "rotary"),
-    Window(20, False, "relu2", "relative"),
-    Window(5, True, "relu2", "none"),
     Window(40, False, "softmax", "slot"),
+    Window(20, False, "laplace", "rotary"),
+    Window(17, False, "relu2", "none"),
     Window(None, True, "relu2", "t5"),
 ]
 
@@ -106,9 +106,11 @@ def test_equals_the_reference(window):
     agree(window)
 
 
-@pytest.mark.parametrize("function", ["softmax", "laplace"])
-def test_half_precision(function):
-    agree(Window(5, True, function, "relative"), dtype=jnp.bfloat16, tolerance=BF16)
+@pytest.mark.parametrize(
+    "window", [Window(17, False, "softmax", "none"), Window(5, True, "laplace", "relative")], ids=name
+)
+def test_half_precision(window):
+    agree(window, dtype=jnp.bfloat16, tolerance=BF16)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,36 @@ def test_half_precision(function):
 def test_the_form_for_a_tpu_equals_the_reference(window):
     with tpu.force_tpu_interpret_mode():
         agree(window, "tpu")
+
+
+@jit
+def band_of_weights(q, active):
+    """The band of a softmax over the keys of three tiles back, and which of its pairs of tiles meet."""
+    left, length = 40, active.shape[1]
+    plan = KernelConfig(Window(left, True, "softmax", "none"), left, 0, 16, 16, "interpret")
+    rows = jax.tree.map(lambda x: jnp.pad(x, (left, 0)), row_info(active))
+    known = tile_metadata(plan, rows, jnp.int32(length - 20))
+    q = q.reshape(-1, 16, q.shape[1])
+    (band,) = window_attention._weights(plan, None, q, q, known, jnp.zeros((*q.shape[:2], 1)), [q.dtype])
+    row, slot = jnp.ogrid[: band.shape[0], : band.shape[1]]
+    met = row + slot - plan.before(len(q))
+    return band, (met >= known.met_by_query[0, :, None]) & (met < known.met_by_query[1, :, None])
+
+
+def test_pairs_of_tiles_that_do_not_meet_are_not_written():
+    """So they are NaN when interpreted, and every comparison above also shows that none is read. Of those that meet,
+    some are visible as a whole."""
+    q = normal(0, 96, 16) / 4
+    band, met = band_of_weights(q, jnp.ones((1, 96), bool))
+    met = np.broadcast_to(np.asarray(met)[:, :, None, None], band.shape)
+    assert band.shape == (6, 4, 16, 16)
+    assert met.any()
+    np.testing.assert_array_equal(np.isnan(band), ~met)
+    row, key = np.ogrid[:96, :96]
+    visible = (key <= row) & (row - key <= 40) & (row < 76)
+    expected = np.where(visible, np.exp(np.asarray(q) @ np.asarray(q).T), 0).reshape(6, 16, 6, 16).swapaxes(1, 2)
+    for i, slot in zip(*np.nonzero(met[:, :, 0, 0]), strict=True):
+        assert_close(band[i, slot], expected[i, i + slot - 3])
 
 
 @pytest.mark.parametrize(("size", "left", "right"), [(9, 4, 2), (3, 12, 7)], ids=["narrower", "wider"])
@@ -175,20 +207,8 @@ LOOKED_UP = (Window(128, False, "softmax", "relative"), 4, 4096, 64, 256, jnp.fl
 SLOTS = (Window(128, False, "relu2", "slot"), 1, 16000, 30, 60, jnp.float32)
 
 
-# jax 0.11 deprecates this backend; until another replaces it, it is lowered where it is not deprecated.
-TRITON = pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="jax 0.11 deprecates Pallas's Triton backend")
-
-
-@pytest.mark.parametrize(
-    ("backend", "platform", "call", "case"),
-    [
-        pytest.param("triton", "cuda", "__gpu$xla.gpu.triton", case, marks=TRITON)
-        for case in (LM, TEXT, SPEECH, LOOKED_UP, SLOTS)
-    ]
-    + [("tpu", "tpu", "tpu_custom_call", case) for case in (LM, TEXT, SPEECH)],
-)
-def test_lowers_for_the_hardware(backend, platform, call, case):
-    """Values and gradients: one kernel forward and three backward."""
+def trace(case, backend):
+    """Values and gradients of a layer's attention, traced."""
     window, batch, length, key_size, value_size, dtype = case
     left, right = window.halo(length)
     total = left + batch * length + right
@@ -202,8 +222,65 @@ def test_lowers_for_the_hardware(backend, platform, call, case):
         return out, transpose(out)
 
     q, v = shape((total, key_size), dtype), shape((total, value_size), dtype)
-    traced = jax.jit(run).trace(table, q, q, v, rows, shape((), jnp.int32))
-    assert traced.lower(lowering_platforms=(platform,)).as_text().count(f"@{call}(") == 4
+    return jax.jit(run).trace(table, q, q, v, rows, shape((), jnp.int32))
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("backend", "platform", "call", "case"),
+    [("triton", "cuda", "__gpu$xla.gpu.triton", case) for case in (LM, TEXT, SPEECH, LOOKED_UP, SLOTS)]
+    + [("tpu", "tpu", "tpu_custom_call", case) for case in (LM, TEXT, SPEECH)],
+)
+def test_lowers_for_the_hardware(backend, platform, call, case):
+    """Three kernels forward and five backward; two and five where the function has no totals."""
+    device = AbstractDevice("NVIDIA H100", 132, "gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("_",), abstract_device=device if platform == "cuda" else None)):
+        text = trace(case, backend).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(f"@{call}(") == (8 if case[0].function == "softmax" else 7)
+
+
+def counted(jaxpr) -> np.ndarray:
+    """Multiply-adds and exponentials of a kernel that meets one tile: a loop over tiles runs once."""
+    total = np.zeros(2)
+    for eqn in jaxpr.eqns:
+        size = sum(out.aval.size for out in eqn.outvars if eqn.primitive.name in ("dot_general", "exp"))
+        if eqn.primitive.name == "dot_general":
+            (over, _), _ = eqn.params["dimension_numbers"]
+            total[0] += size * math.prod(eqn.invars[0].aval.shape[axis] for axis in over)
+        elif eqn.primitive.name == "exp":
+            total[1] += size
+        inner = [body for key, body in eqn.params.items() if key in ("jaxpr", "body_jaxpr", "call_jaxpr")]
+        for body in inner:
+            total += eqn.params.get("length", 1) * counted(getattr(body, "jaxpr", body))
+        if "branches" in eqn.params:
+            total += np.max([counted(branch.jaxpr) for branch in eqn.params["branches"]], axis=0)
+    return total
+
+
+def work(case, tile=64):
+    """The multiply-adds and exponentials of every kernel for a pair of rows."""
+    found = []
+    for eqn in trace(case, "triton").jaxpr.eqns:
+        if eqn.primitive.name == "pallas_call":
+            name, (_, programs) = eqn.params["jaxpr"].debug_info.func_name, eqn.params["grid_mapping"].grid
+            # Programs of a pair of tiles: one for pairs, one for each tile of columns for sums.
+            programs = 1 if name in ("weights", "score_gradient") else programs
+            found.append((name, *(programs * counted(eqn.params["jaxpr"]) / tile**2)))
+    return found
+
+
+@pytest.mark.parametrize(("function", "exponentials"), [("softmax", 3), ("relu2", 0), ("laplace", 3)])
+def test_each_needed_product_is_done_once(function, exponentials):
+    """5 Z + 3 E multiply-adds per pair of rows, of which Z are for the totals of softmax."""
+    window = Window(1024, True, function, "none")
+    kernels = work((window, *LM[1:]))
+    keys, values = {"log_totals", "weights", "query_gradient", "key_gradient"}, LM[4]
+    softmax = function == "softmax"
+    assert len(kernels) == (8 if softmax else 7)
+    for name, products, _ in kernels:
+        assert products == (LM[3] if name in keys else values), name
+    assert sum(products for _, products, _ in kernels) == (3712 if softmax else 3584)
+    assert sum(count for _, _, count in kernels) == pytest.approx(exponentials, rel=0.05)
 
 
 NONE, SLOT = Window(5, True, "softmax", "none"), Window(5, True, "softmax", "slot")

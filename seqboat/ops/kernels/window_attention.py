@@ -2,27 +2,36 @@
 
     o_i = sum_j phi(s_i)_j v_j,   s_ij = scale q_i . k_j + bias_ij,   over the keys that row i sees
 
-as defined by `seqboat.ops.window_attention.attend`, without a matrix of scores: a program owns one tile of rows, loops
-over the tiles that it meets, and recomputes the scores in the backward pass from a saved log-sum-exp. Four kernels
-(`attention_tiles`): o over queries and tiles of values, dq over queries, dk over keys, dv over keys and tiles of
-values. None accumulates into another's result, so they are deterministic.
+as defined by `seqboat.ops.window_attention.attend`. The values of a gated attention unit are 8 to 10 times as wide as
+its keys, so scores are not recomputed for each tile of values, as in flash attention: the weights of the pairs of tiles
+that can meet, a band of the matrix of weights, are stored in the dtype of v, and most kernels are plain products of
+tiles (`attention_tiles`).
+
+    forward     log_totals (softmax), weights, values
+    backward    weights from the kept log_totals, score_gradient, query_gradient, key_gradient, value_gradient
+
+None accumulates into another's result, so they are deterministic. A visible pair costs 5 Z + 3 E multiply-adds and 3
+exponentials with softmax. A band has T (left + tile + right) numbers, without a window size the square of a sequence,
+and exists within a pass only: between forward and backward o and log_totals are kept.
 
 The grid covers all tiles, but a tile meets only those that its first and last row can reach within their sequences, and
-a tile past the last filled row meets none and writes zeros: the cost scales with `count`. Around the kernels margins
-are removed, widths padded to powers of two, and the result padded again: copies of O(T (Z + E)).
+a tile past the last filled row meets none and writes zeros: the cost scales with `count`. Pairs of tiles that do not
+meet are never written and never read. Around the kernels margins are removed, widths padded to powers of two, and the
+result padded again: copies of O(T (Z + E)). On a TPU the bands are also copied by tiles of keys.
 
-The gradient of a bias table is computed outside the kernels: dS (T (left + tile + right) float32, and as many int32
-indices) is written out and summed by one scatter, as in the reference. On a GPU that scatter uses atomics: it is the
-only nondeterministic operation, unless XLA is run with --xla_gpu_deterministic_ops.
+The gradient of a bias table is computed outside the kernels: dS is summed by one scatter, as in the reference. On a GPU
+that scatter uses atomics: it is the only nondeterministic operation, unless XLA is run with
+--xla_gpu_deterministic_ops.
 
 Float32 products have the platform's default precision, as in the reference (TF32 with Triton).
 
 Tested in interpret mode and lowered; never run on the hardware. (Both compilers accept the result ahead of time: Triton
-3.9 for compute capabilities 8.0 and 9.0, libtpu 0.0.42 for TPU v4, v5e, v5p and v6e.)
+3.9 for compute capabilities 8.0 and 9.0, without spilled registers, libtpu 0.0.51 for TPU v5e.)
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +49,24 @@ TILES: dict[str, tuple[int, int]] = {"triton": (64, 128), "tpu": (128, 512), "in
 # The smallest side of a matrix product in Triton.
 SMALLEST = 16
 WARPS = 4
+
+
+class Kernel(NamedTuple):
+    """A body of `attention_tiles` and how many of its steps Triton keeps in flight with 2-byte numbers."""
+
+    body: Callable
+    stages: int
+
+
+KERNELS = {
+    "log_totals": Kernel(tiles.log_totals, 2),
+    "weights": Kernel(tiles.weights, 1),
+    "values": Kernel(tiles.product, 3),
+    "score_gradient": Kernel(tiles.score_gradient, 3),
+    "query_gradient": Kernel(tiles.product, 3),
+    "key_gradient": Kernel(tiles.transposed_product, 3),
+    "value_gradient": Kernel(tiles.transposed_product, 3),
+}
 # The part of a TPU core's VMEM, of at least 16 MiB, available to a program's windows.
 WINDOW_BYTES = 14 * 2**20
 # Segments of unfilled rows, and of unreadable keys.
@@ -48,8 +75,9 @@ UNFILLED, UNREADABLE_SEGMENT = 2**31 - 1, -1
 
 class TileMetadata(NamedTuple):
     """Metadata of n tiles of rows: `query` (n, tile, 4) and `key` (n, 4, tile) hold segment, rank, position and
-    padding; `met_by_query` and `met_by_key` (3, n) the first tile that a tile meets, the one past the last, and the
-    start of the window of tiles that it could meet."""
+    padding; `met_by_query` (5, n) and `met_by_key` (3, n) the first tile that a tile meets, the one past the last, and
+    the start of the window of tiles that it could meet; by query also the segment of all of its queries and that of all
+    of its keys, if they have the same and are readable."""
 
     query: Array
     key: Array
@@ -115,9 +143,8 @@ def _check(plan: KernelConfig, table, q: Array, k: Array, v: Array, rows: RowInf
     reason = unsupported_reason(plan.window, plan.backend)
     if reason:
         raise ValueError(reason)
-    has_table = plan.window.position not in ("none", "rotary")
-    if has_table != (table is not None):
-        raise ValueError(f"position {plan.window.position!r} {'needs a' if has_table else 'has no'} table")
+    if plan.has_table != (table is not None):
+        raise ValueError(f"position {plan.window.position!r} {'needs a' if plan.has_table else 'has no'} table")
     if rows.weight is not None:
         raise ValueError("keys with weights are not supported: use attend")
     for size in (plan.tile, plan.value_tile):
@@ -134,11 +161,12 @@ def _check(plan: KernelConfig, table, q: Array, k: Array, v: Array, rows: RowInf
             f"{total} rows are not a whole number of tiles of {plan.tile} between {plan.left} and {plan.right}"
         )
     if plan.windowed:
-        # Queries, their cotangents, metadata and saved values, double-buffered;
-        # all rows are padded to lanes of 128.
+        # What `score_gradient` holds: values, their cotangents, weights and the gradient of the scores,
+        # double-buffered; all rows are padded to lanes of 128.
         lanes = lambda width: pl.cdiv(width, 128) * 128
-        row = lanes(q.shape[1]) * q.dtype.itemsize + lanes(v.shape[1]) * v.dtype.itemsize + 2 * lanes(4) * 4
-        held = 2 * plan.reach(inner // plan.tile) * plan.tile * row
+        n, width = inner // plan.tile, lanes(v.shape[1]) * v.dtype.itemsize
+        pairs = plan.slots(n) * lanes(plan.tile) * (v.dtype.itemsize + k.dtype.itemsize)
+        held = 2 * plan.tile * ((plan.reach(n) + 1) * width + pairs)
         if held > WINDOW_BYTES:
             raise ValueError(f"a window of {held >> 20} MiB does not fit in {WINDOW_BYTES >> 20} MiB of a TPU core")
 
@@ -158,12 +186,18 @@ def tile_metadata(plan: KernelConfig, rows: RowInfo, count: Int[Array, ""]) -> T
     segment = jnp.where(filled, segment, UNFILLED).astype(jnp.int32)
     readable = jnp.where(filled & active, segment, UNREADABLE_SEGMENT)
     tiled = lambda *x: jnp.stack(x, axis=-1).reshape(-1, plan.tile, len(x))
+    sole = [_sole_segment(x.reshape(-1, plan.tile), mixed) for x, mixed in ((segment, -2), (readable, -3))]
     return TileMetadata(
         tiled(segment, rank, position, blank),
         tiled(readable, rank, position, blank).swapaxes(1, 2),
-        _met(plan, segment, count, plan.left, plan.right),
+        jnp.concatenate([_met(plan, segment, count, plan.left, plan.right), jnp.stack(sole)]),
         _met(plan, segment, count, plan.right, plan.left),
     )
+
+
+def _sole_segment(segment: Int[Array, "n tile"], mixed: int) -> Int[Array, "n"]:
+    """The segment of the rows of each tile; `mixed` for a tile with several."""
+    return jnp.where(segment.min(axis=1) == segment.max(axis=1), segment[:, 0], mixed)
 
 
 def _met(
@@ -204,16 +238,22 @@ def _around(plan: KernelConfig, x, split: int = 0) -> pl.BlockSpec:
     return pl.BlockSpec((n, rows, width), lambda i, e: (0, 0, e if split else 0))
 
 
-def _call(plan: KernelConfig, kernel, met, inputs: list, table, outputs: list, value_tiles: int = 1) -> tuple:
-    """Run a kernel over n x `value_tiles` programs; inputs are (array, spec), outputs (shape, spec)."""
-    n = met.shape[1]
-    if table is not None:
-        inputs = [*inputs, (table, pl.BlockSpec(table.shape, lambda i, e: (0,)))]
+def _full(x) -> pl.BlockSpec:
+    return pl.BlockSpec(x.shape, lambda i, e: (0,) * len(x.shape))
+
+
+def _call(plan: KernelConfig, name: str, met, inputs: list, outputs: list, programs: int = 1) -> tuple:
+    """Run a kernel with n x `programs` programs; inputs are (array, spec), outputs (shape, spec)."""
+    kernel = KERNELS[name]
     arrays, specs = (list(x) for x in zip(*inputs, strict=True))
     shapes, out_specs = (list(x) for x in zip(*outputs, strict=True))
-    common = {"out_shape": shapes, "interpret": plan.backend == "interpret", "name": kernel.__name__}
-    body = functools.partial(kernel, plan)
-    grid = (n, value_tiles)
+    common: dict[str, Any] = {"out_shape": shapes, "interpret": plan.backend == "interpret", "name": name}
+    grid = (met.shape[1], programs)
+
+    def body(*refs):
+        kernel.body(plan, *refs)
+
+    body.__name__ = name  # shown by profilers
     if plan.windowed:
         run = pl.pallas_call(
             body,
@@ -222,13 +262,12 @@ def _call(plan: KernelConfig, kernel, met, inputs: list, table, outputs: list, v
             **common,
         )
     else:
-        # Two tiles in flight for 2-byte numbers, one for 4-byte ones: at Z 128 Triton then uses 97 and 128 KiB of
-        # shared memory, of the 163 KiB of compute capability 8.0.
-        stages = 2 if arrays[0].dtype.itemsize < 4 else 1
+        # One stage less for 4-byte numbers: at most 96 KiB of shared memory at Z 128.
+        stages = kernel.stages if arrays[0].dtype.itemsize < 4 else max(kernel.stages - 1, 1)
         run = pl.pallas_call(
             body,
             grid=grid,
-            in_specs=[pl.BlockSpec(met.shape, lambda i, e: (0, 0)), *specs],
+            in_specs=[_full(met), *specs],
             out_specs=out_specs,
             compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=stages),
             **common,
@@ -247,42 +286,83 @@ def _attend(plan: KernelConfig, table, q: Array, k: Array, v: Array, known: Tile
 
 
 def _forward(plan: KernelConfig, table, q: Array, k: Array, v: Array, known: TileMetadata):
-    part = plan.value_tile
-    inputs = [(q, _own(q)), (known.query, _own(known.query))]
-    inputs += [(k, _around(plan, k)), (known.key, _around(plan, known.key)), (v, _around(plan, v, part))]
-    outputs = [_out(v.shape, v.dtype, part), _out((*v.shape[:2], 1), jnp.float32)]
-    o, log_total = _call(plan, tiles.read, known.met_by_query, inputs, table, outputs, v.shape[2] // part)
+    log_total = jnp.zeros((*q.shape[:2], 1), jnp.float32)
+    if plan.window.function == "softmax":
+        inputs = [(q, _own(q)), (known.query, _own(known.query)), *_keys(plan, table, k, known)]
+        (log_total,) = _call(plan, "log_totals", known.met_by_query, inputs, [_out(log_total.shape, jnp.float32)])
+    (band,) = _weights(plan, table, q, k, known, log_total, [v.dtype])
+    o = _product(plan, "values", known.met_by_query, band, v, v.dtype)
     return o, (table, q, k, v, known, o, log_total)
 
 
 def _backward(plan: KernelConfig, residuals, d_o: Array):
     table, q, k, v, known, o, log_total = residuals
-    credit = (d_o.astype(jnp.float32) * o.astype(jnp.float32)).sum(axis=2, keepdims=True)
-    saved, part = jnp.concatenate([log_total, credit], axis=2), plan.value_tile
-    around = lambda x, split=0: (x, _around(plan, x, split))
-
-    own = [(x, _own(x)) for x in (q, known.query, saved, d_o)]
-    outputs = [_out(q.shape, q.dtype)]
-    if table is not None:
-        outputs.append(_out((q.shape[0], plan.reach(q.shape[0]), plan.tile, plan.tile), jnp.float32))
-    met = [around(k), around(known.key), around(v)]
-    d_q, *d_scores = _call(plan, tiles.query_gradient, known.met_by_query, own + met, table, outputs)
-
-    own, met = [(x, _own(x)) for x in (k, known.key)], [around(x) for x in (q, known.query, saved)]
-    inputs = [*own, (v, _own(v)), *met, around(d_o)]
-    (d_k,) = _call(plan, tiles.key_gradient, known.met_by_key, inputs, table, [_out(k.shape, k.dtype)])
-    inputs, outputs = [*own, *met, around(d_o, part)], [_out(v.shape, v.dtype, part)]
-    (d_v,) = _call(plan, tiles.value_gradient, known.met_by_key, inputs, table, outputs, v.shape[2] // part)
-    d_table = _table_gradient(plan, table, known, *d_scores) if d_scores else None
+    softmax = plan.window.function == "softmax"
+    # Otherwise XLA would keep the band of the forward pass for this one.
+    log_total, d_o = jax.lax.optimization_barrier((log_total, d_o))
+    band, *slope = _weights(plan, table, q, k, known, log_total, [v.dtype] * (1 if softmax else 2))
+    credit = jnp.zeros_like(log_total)
+    if softmax:
+        slope, credit = [band], (d_o.astype(jnp.float32) * o.astype(jnp.float32)).sum(axis=2, keepdims=True)
+    own = [(x, _own(x)) for x in (*slope, d_o, credit)]
+    outputs = [_out(band.shape, k.dtype)]
+    inputs = [*own, (v, _around(plan, v))]
+    (d_scores,) = _call(plan, "score_gradient", known.met_by_query, inputs, outputs, _pair_programs(plan, band))
+    d_q = _product(plan, "query_gradient", known.met_by_query, d_scores, k, q.dtype)
+    d_k = _product(plan, "key_gradient", known.met_by_key, d_scores, q, k.dtype)
+    d_v = _product(plan, "value_gradient", known.met_by_key, band, d_o, v.dtype)
+    d_table = None if table is None else _table_gradient(plan, table, known, d_scores)
     return d_table, d_q, d_k, d_v, None
+
+
+def _keys(plan: KernelConfig, table, k: Array, known: TileMetadata) -> list:
+    """What scores need of the tiles that are met."""
+    inputs = [(x, _around(plan, x)) for x in (k, known.key)]
+    return inputs if table is None else [*inputs, (table, _full(table))]
+
+
+def _weights(plan: KernelConfig, table, q: Array, k: Array, known: TileMetadata, log_total, dtypes: list) -> tuple:
+    """The band of weights and, for a second dtype, that of their derivatives by the scores."""
+    n = q.shape[0]
+    bands = [_out((n, plan.slots(n), plan.tile, plan.tile), dtype) for dtype in dtypes]
+    inputs = [*((x, _own(x)) for x in (q, known.query, log_total)), *_keys(plan, table, k, known)]
+    return _call(plan, "weights", known.met_by_query, inputs, bands, _pair_programs(plan, bands[0][0]))
+
+
+def _pair_programs(plan: KernelConfig, band) -> int:
+    """On a GPU a program for each pair; on a TPU one for all pairs of a tile, since a program costs as much as one."""
+    return 1 if plan.windowed else band.shape[1]
+
+
+def _product(plan: KernelConfig, name: str, met, band: Array, x: Array, dtype) -> Array:
+    """The band, or its transpose, times x, over tiles of columns."""
+    split = min(plan.value_tile, x.shape[2])
+    spec = _own(band)
+    if KERNELS[name].body is tiles.transposed_product:
+        band, spec = (_by_key(plan, band), spec) if plan.windowed else (band, _full(band))
+    inputs = [(band, spec), (x, _around(plan, x, split))]
+    return _call(plan, name, met, inputs, [_out(x.shape, dtype, split)], x.shape[2] // split)[0]
+
+
+def _by_key(plan: KernelConfig, band: Array) -> Array:
+    """The band by tiles of keys: slot s of tile j is slot s of tile j - s + before. A TPU's program then holds its own
+    pairs as one piece."""
+    n, slots = band.shape[:2]
+    own, slot = jnp.ogrid[:n, :slots]
+    return band[jnp.clip(own - slot + plan.before(n), 0, n - 1), slot]
 
 
 def _table_gradient(plan: KernelConfig, table: Array, known: TileMetadata, d_scores: Array) -> Array:
     """The sum of dS over the pairs of each table entry."""
-    met = known.met_by_query[2][:, None] + jnp.arange(d_scores.shape[1])[None]
+    n, slots = d_scores.shape[:2]
+    row, slot = jnp.ogrid[:n, :slots]
+    met = row + slot - plan.before(n)
+    first, end = known.met_by_query[:2, :, None]
+    written = ((met >= first) & (met < end))[:, :, None, None]
     query = tuple(known.query[:, None, :, c, None] for c in range(3))
-    key = tuple(known.key[:, c][met][:, :, None] for c in range(3))
+    key = tuple(known.key[:, c][jnp.clip(met, 0, n - 1)][:, :, None] for c in range(3))
     entry = tiles.table_entry(plan.window, table.shape[0], query, key)
+    d_scores = jnp.where(written, d_scores.astype(jnp.float32), 0)
     total = jnp.zeros(table.shape, jnp.float32).at[entry.reshape(-1)].add(d_scores.reshape(-1))
     return total.astype(table.dtype)
 
