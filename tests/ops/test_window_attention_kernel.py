@@ -121,7 +121,7 @@ def test_the_form_for_a_tpu_equals_the_reference(window):
         agree(window, "tpu")
 
 
-@jit
+@jax.jit
 def band_of_weights(q, active):
     """The band of a softmax over the keys of three tiles back, and which of its pairs of tiles meet."""
     left, length = 40, active.shape[1]
