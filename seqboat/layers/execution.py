@@ -190,20 +190,25 @@ def _packed(program: Program, around: Around, how: How, reach: int, room: int | 
     shown, taps = project("context", x, rows)
     shown = around.recall(shown, place)
     y, more = _mix(program, project, cut, (slot, x, rows), shown)
-    y, taps = extract((y, {**taps, **more}), packing)
-    return Result(y, taps, shown, rows.position, place)
+    return Result(*extract((y, {**taps, **more}), packing), shown, rows.position, place)
 
 
 def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):
-    """`mix` of packed rows, in three parts where the module has them."""
-    slot, x, rows = own
-    if program.module.mixes_packed() and rows.weight is None:  # credit weights keys
+    """`mix` of packed rows: in three parts, or in blocks, of which is kept what the module wants to know again."""
+    (slot, x, rows), module, plain = own, program.module, own[2].weight is None  # credit weights keys
+    if plain and module.mixes_packed():
         q, asked = project("query", x, rows)
         mixed, read = program.apply(program.params, slot, "mix_packed", q, shown, rows, cut)
         y, finished = project("finish", x, mixed)
         return y, {**asked, **read, **finished}
-    fn = lambda params, own, halo: program.apply(params, own[0], "mix", own[1], halo[0], own[2], halo[1])
-    return map_blocks(fn, program.params, own, (shown, rows), cut)
+    keep = plain and module.keeps()
+
+    def mix(params, own, halo, *known):
+        args = own[1], halo[0], own[2], halo[1], *known
+        result, taps = program.apply(params, own[0], "mix_keeping" if keep else "mix", *args)
+        return ((_checked(module, "mix", own[1], result[0]), taps), result[1]) if keep else (result, taps)
+
+    return map_blocks(mix, program.params, own, (shown, rows), cut, keep)
 
 
 def run_in_place(
@@ -214,9 +219,8 @@ def run_in_place(
 
     def where_needed(method, *args):
         streams = np.arange(len(m), dtype=np.int32)[:, None]
-        each = functools.partial(
-            jax.vmap(lambda slot, *args: program.apply(program.params, slot, method, *args)), streams
-        )
+        one = lambda slot, *args: program.apply(program.params, slot, method, *args)
+        each = functools.partial(jax.vmap(one), streams)
         nothing = lambda *args: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(each, *args))
         return jax.lax.cond(active.any(), each, nothing, *args)
 

@@ -14,6 +14,8 @@ class WindowedModule(nn.Module):
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo also has rows of other
     sequences: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
+    A module whose `keeps()` is True also defines `mix_keeping(x, halo, rows, halo_rows, known=None) -> (y, kept)`. Trees
+    of rows `kept` are stored, and are `known` in the backward pass, which then need not compute them again.
     A module whose `mixes_packed()` is True also defines mix in three parts, the middle one over all packed rows at
     once, of which `blocks` are filled:
     `query(x, rows) -> q`, row-wise;
@@ -22,6 +24,9 @@ class WindowedModule(nn.Module):
     """
 
     def mixes_packed(self) -> bool:
+        return False
+
+    def keeps(self) -> bool:
         return False
 
     def halo(self, length: int) -> tuple[int, int]:

@@ -1,13 +1,13 @@
-"""Window attention over packed rows in blocks, with a gradient that recomputes the scores only.
+"""Window attention of one block of rows, with a gradient that recomputes the scores only.
 
     o_i = sum_j p_ij v_j,    p_ij = exp(s_ij - l_i) with l_i = log sum_j exp(s_ij) (softmax), or phi(s_ij)
 
-The forward pass keeps o (T, E) and l (T,). From the cotangent do of o, the backward pass computes
+The caller keeps o (Q, E) and l (Q,) and gives them back. From the cotangent do of o, the backward pass computes
 
     dp_ij = do_i . v_j    ds_ij = p_ij (dp_ij - do_i . o_i), or phi'(s_ij) dp_ij    dv_j = sum_i p_ij do_i
 
-and the gradients of q, k and the table as those of the scores: a product of T x (1 + window) x E less than recomputing
-o. As in `ops.window_attention.attend`, scores, p and ds are float32, and products have the operands' type.
+and the gradients of q, k and the table as those of the scores: a product of Q x J x E less than recomputing o.
+As in `ops.window_attention.attend`, scores, p and ds are float32, and products have the operands' type.
 """
 
 import functools
@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.window import Window
 
@@ -29,27 +28,22 @@ class Attended(NamedTuple):
     log_total: Array
 
 
-def attend_blocks(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_block(
     window: Window,
     table: Float[Array, "P"] | None,
-    q: Float[Array, "T Z"],
-    k: Float[Array, "T Z"],
-    v: Float[Array, "T E"],
-    rows: RowInfo,
-    blocks: Blocks,
-) -> Float[Array, "T E"]:
-    """Row i: `attend` over the rows within `blocks.left` and `blocks.right` of its block; 0 for blocks not computed.
-
-    q and k come from `window.apply_rotary`. `rows.weight` must be None.
-    """
-    forward, again = (functools.partial(f, window) for f in (_attend, _known))
-    return map_blocks(forward, table, {"q": q, "rows": rows}, {"k": k, "v": v, "rows": rows}, blocks, again).o
-
-
-def _attend(window: Window, table: Array | None, query: dict, key: dict) -> Attended:
-    """One block of queries and the keys around it."""
-    v, visible = key["v"], window.visible(query["rows"], key["rows"])
-    scores = window.scores(table, query["q"], key["k"], query["rows"], key["rows"])
+    q: Float[Array, "Q Z"],
+    k: Float[Array, "J Z"],
+    v: Float[Array, "J E"],
+    query: RowInfo,
+    key: RowInfo,
+    known: Attended | None = None,
+) -> Attended:
+    """`attend` and l, or `known` if this was computed before. There is no gradient of l, and keys have no weights."""
+    if known is not None:
+        return known
+    visible = window.visible(query, key)
+    scores = window.scores(table, q, k, query, key)
     if window.function != "softmax":
         o = _product("qj,je->qe", jnp.where(visible, window.phi(scores), 0).astype(v.dtype), v)
         return Attended(o.astype(v.dtype), jnp.zeros(o.shape[0], jnp.float32))
@@ -63,21 +57,15 @@ def _attend(window: Window, table: Array | None, query: dict, key: dict) -> Atte
     return Attended(o.astype(v.dtype), highest + jnp.log(total))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _known(window: Window, table: Array | None, own: tuple[dict, Attended], key: dict) -> Attended:
-    """`_attend` of a block whose result is known."""
-    return own[1]
-
-
 def _forward(window: Window, *args: Any) -> tuple[Attended, tuple]:
-    return _known(window, *args), args
+    result = attend_block(window, *args)
+    return result, (*args[:6], result)
 
 
 def _backward(window: Window, saved: tuple, cotangent: Attended) -> tuple:
-    table, (query, known), key = saved
-    v, d_o, visible = key["v"], cotangent.o, window.visible(query["rows"], key["rows"])
-    score = lambda table, q, k: window.scores(table, q, k, query["rows"], key["rows"])
-    scores, transpose = jax.vjp(score, table, query["q"], key["k"])
+    table, q, k, v, query, key, known = saved
+    d_o, visible = cotangent.o, window.visible(query, key)
+    scores, transpose = jax.vjp(lambda table, q, k: window.scores(table, q, k, query, key), table, q, k)
     d_weights = _product("qe,je->qj", d_o, v)
     if window.function == "softmax":
         weights = jnp.where(visible, jnp.exp(scores - known.log_total[:, None]), 0)
@@ -86,12 +74,11 @@ def _backward(window: Window, saved: tuple, cotangent: Attended) -> tuple:
     else:
         weights, slope = jax.vjp(lambda s: jnp.where(visible, window.phi(s), 0), scores)
         (d_scores,) = slope(d_weights)
-    d_table, d_q, d_k = transpose(d_scores)
     d_v = _product("qj,qe->je", weights.astype(d_o.dtype), d_o).astype(v.dtype)
-    return d_table, ({"q": d_q, "rows": None}, None), {"k": d_k, "v": d_v, "rows": None}
+    return *transpose(d_scores), d_v, None, None, None
 
 
-_known.defvjp(_forward, _backward)
+attend_block.defvjp(_forward, _backward)
 
 
 def _product(axes: str, a: Array, b: Array) -> Array:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from seqboat.ops.block_attention import attend_blocks
 from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.window import Window
@@ -68,12 +67,10 @@ def attend(
 
 
 def attend_packed(
-    window: Window, table: Array | None, q: Array, k: Array, v: Array, rows: RowInfo, blocks: Blocks, *, kernel: bool
+    window: Window, table: Array | None, q: Array, k: Array, v: Array, rows: RowInfo, blocks: Blocks
 ) -> Array:
-    """`attend` over packed rows (T, ...), in blocks (`ops.block_attention`) or by the Pallas kernel of this backend,
-    interpreted and slow on a CPU (`ops.kernels.window_attention`). Keys have no weights."""
-    if not kernel:
-        return attend_blocks(window, table, q, k, v, rows, blocks)
+    """`attend` over packed rows (T, ...) by the Pallas kernel of this backend, interpreted and slow on a CPU
+    (`ops.kernels.window_attention`). Keys have no weights."""
     from seqboat.ops.kernels.window_attention import attend_packed as run
 
     left, right = blocks.left, blocks.right

@@ -248,7 +248,7 @@ def compiled_logit_gradients(router, train, form, lean, halo_factor):
 class Narrow(GatedAttentionUnit):
     """Attention that does not see the last channel."""
 
-    def mixes_packed(self):
+    def keeps(self):
         return False
 
     def context(self, x, rows):
