@@ -245,14 +245,14 @@ def recurrent_step(
 class WindowState(NamedTuple):
     """The state of B streams of an average truncated to K lags, zeros at the start.
 
-    `average` (B, D, N) is h, which holds the last K elements; `recent` (B, K, D) has these elements, in a ring where
-    `oldest` (B,) is the slot of the oldest. There is no smaller state: a kernel of K arbitrary lags responds to each of
-    the last K - 1 elements on its own.
+    `average` (B, D, N) is h, which holds the last K elements; `recent` (B, K + 1, D) has these elements and one more,
+    in a ring where `next` (B,) is the slot of the next one. There is no much smaller state: a kernel of K arbitrary
+    lags responds to each of the last K - 1 elements on its own.
     """
 
     average: Array
     recent: Array
-    oldest: Array
+    next: Array
 
 
 State = Array | WindowState
@@ -264,7 +264,7 @@ def initial_state(batch: int, width: int, size: int, truncation: int | None, dty
     average = jnp.zeros((batch, width, size), jnp.float32)
     if truncation is None:
         return average
-    return WindowState(average, jnp.zeros((batch, truncation, width), dtype), jnp.zeros(batch, jnp.int32))
+    return WindowState(average, jnp.zeros((batch, truncation + 1, width), dtype), jnp.zeros(batch, jnp.int32))
 
 
 def stream(
@@ -286,26 +286,27 @@ def stream(
         return state, y.astype(x.dtype)
     left, recent = _exchange(state, x, lengths)
     average, y = _stream(params, state.average, x, lengths)
-    taps = state.recent.shape[1]
-    less, tail = _stream(params.tail(taps), jnp.zeros_like(average), left, lengths)
-    oldest = (state.oldest + lengths) % taps
-    return WindowState(average - less, recent, oldest), (y - tail).astype(x.dtype)
+    slots = recent.shape[1]
+    less, tail = _stream(params.tail(slots - 1), jnp.zeros_like(average), left, lengths)
+    return WindowState(average - less, recent, (state.next + lengths) % slots), (y - tail).astype(x.dtype)
 
 
 def _exchange(
     state: WindowState, x: Float[Array, "B L D"], lengths: Int[Array, "B"]
-) -> tuple[Float[Array, "B L D"], Float[Array, "B K D"]]:
-    """The elements that leave the window as those of x enter, K steps before each, and the ring after it. The ring is
-    updated in place if the state is not used again."""
-    taps, (batch, length, _) = state.recent.shape[1], x.shape
-    steps = np.arange(length)[None]
-    slot = (state.oldest[:, None] + steps) % taps
-    left = jnp.take_along_axis(state.recent, slot[..., None], axis=1)
-    if length > taps:  # these entered in this piece
-        left = jnp.concatenate([left[:, :taps], x[:, :-taps].astype(left.dtype)], axis=1)
-    kept = (steps < lengths[:, None]) & (steps >= lengths[:, None] - taps)
-    slot = jnp.where(kept, slot, taps)
-    return left, state.recent.at[np.arange(batch)[:, None], slot].set(x.astype(left.dtype), mode="drop")
+) -> tuple[Float[Array, "B L D"], Float[Array, "B K+1 D"]]:
+    """The elements that leave the window as those of x enter, K steps before each, and the ring after it."""
+    slots, (batch, length, _) = state.recent.shape[1], x.shape
+    stream, steps = np.arange(batch)[:, None], np.arange(length)[None]
+    slot = (state.next[:, None] + steps) % slots
+    read = lambda ring: ring.at[stream, (slot + 1) % slots].get(mode="promise_in_bounds")
+    kept = (steps < lengths[:, None]) & (steps >= lengths[:, None] - slots)
+    recent = state.recent.at[stream, jnp.where(kept, slot, slots)].set(x.astype(state.recent.dtype), mode="drop")
+    if length == 1:  # what is read is still there: a ring that is read after it was written is updated in place
+        return read(recent), recent
+    left = read(state.recent)
+    if length >= slots:  # the others entered in this piece
+        left = jnp.concatenate([left[:, : slots - 1], x[:, : 1 - slots].astype(left.dtype)], axis=1)
+    return left, recent
 
 
 def _stream(

@@ -38,7 +38,7 @@ def folder(tmp_path_factory, trained) -> Path:
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
     for name, changes in {
         "credit_router": {},
-        "paper": {"model.ssm_truncation": 5},
+        "truncated_s4d": {"model.ssm_truncation": 5, "model.ssm": "s4d"},
         "full": {"model.window_size": None},
     }.items():
         config = recipe.get_config("credit_router,tiny")
@@ -157,9 +157,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "classifier": (["--workdir={tmp}/classifier", "--prompt=a"], "holds a Classifier: expected a language model"),
     "no bytes": (["--workdir={tmp}/recall", "--prompt=a"], "symbols are not bytes: a prompt needs a model of bytes"),
     "cut kernel": (
-        ["--workdir={tmp}/paper", "--prompt=a"],
-        "this model cannot generate: ssm_truncation=5 cannot be streamed: a truncated kernel has no state to "
-        "resume from; train with None, as the variant :credit_router does",
+        ["--workdir={tmp}/truncated_s4d", "--prompt=a"],
+        "this model cannot generate: ssm_truncation=5 cannot be streamed: only ssm='ema' has a state for a truncated "
+        "kernel; train with None",
     ),
     "no window": (["--workdir={tmp}/full", "--prompt=a"], "window_size=None cannot be streamed"),
     "temperature": ([*ASKED, "--temperature=-1"], "--temperature=-1.0: must be 0, or in 1e-30..1e+30"),
