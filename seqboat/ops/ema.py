@@ -293,7 +293,7 @@ def stream(
 
 def _exchange(
     state: WindowState, x: Float[Array, "B L D"], lengths: Int[Array, "B"]
-) -> tuple[Float[Array, "B L D"], Float[Array, "B K+1 D"]]:
+) -> tuple[Float[Array, "B L D"], Float[Array, "B slots D"]]:
     """The elements that leave the window as those of x enter, K steps before each, and the ring after it."""
     slots, (batch, length, _) = state.recent.shape[1], x.shape
     stream, steps = np.arange(batch)[:, None], np.arange(length)[None]
