@@ -362,9 +362,9 @@ def test_the_lines_of_the_documentation(untrained):
     ("changes", "message"),
     [
         (
-            {"model.ssm_truncation": 5},
-            "config.task.carry_state=True: config.model.ssm_truncation=5 cannot be streamed: a truncated kernel has no "
-            "state to resume from; train with None, as the variant :credit_router does",
+            {"model.ssm_truncation": 5, "model.ssm": "s4d"},
+            "config.task.carry_state=True: config.model.ssm_truncation=5 cannot be streamed: only ssm='ema' has a "
+            "state for a truncated kernel; train with None",
         ),
         ({"model.window_size": None}, "config.task.carry_state=True: config.model.window_size=None cannot be streamed"),
         (

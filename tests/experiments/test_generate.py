@@ -42,7 +42,7 @@ def folder(tmp_path_factory, trained) -> Path:
     config = recipe.get_config("credit_router,tiny")
     config.update_from_flattened_dict({**SMALL, "task.files": (str(text),)})
     train(build(config.to_dict()), tmp / "credit_router")
-    for name, changes in {"paper": {"ssm_truncation": 5}, "full": {"window_size": None}}.items():
+    for name, changes in {"truncated_s4d": {"ssm": "s4d", "ssm_truncation": 5}, "full": {"window_size": None}}.items():
         checkpoint = Path(shutil.copytree(tmp / "credit_router", tmp / name)) / "checkpoints/0"
         meta = json.loads((checkpoint / manifest.META).read_text())
         meta["config"]["model"].update(changes)
@@ -161,9 +161,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "classifier": (["--workdir={tmp}/classifier", "--prompt=a"], "holds a Classifier: expected a language model"),
     "no bytes": (["--workdir={tmp}/recall", "--prompt=a"], "symbols are not bytes: a prompt needs a model of bytes"),
     "cut kernel": (
-        ["--workdir={tmp}/paper", "--prompt=a"],
-        "this model cannot generate: ssm_truncation=5 cannot be streamed: a truncated kernel has no state to "
-        "resume from; train with None, as the variant :credit_router does",
+        ["--workdir={tmp}/truncated_s4d", "--prompt=a"],
+        "this model cannot generate: ssm_truncation=5 cannot be streamed: only ssm='ema' has a state for a truncated "
+        "kernel; train with None",
     ),
     "no window": (["--workdir={tmp}/full", "--prompt=a"], "window_size=None cannot be streamed"),
     "temperature": ([*ASKED, "--temperature=-1"], "--temperature=-1.0: must be 0, or in 1e-30..1e+30"),
