@@ -39,15 +39,18 @@ def folder(tmp_path_factory, trained) -> Path:
     tmp = tmp_path_factory.mktemp("generate")
     text = tmp / "text.txt"
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
-    config = recipe.get_config("credit_router,tiny")
-    config.update_from_flattened_dict({**SMALL, "task.files": (str(text),)})
-    train(build(config.to_dict()), tmp / "credit_router")
-    for name, changes in {"truncated_s4d": {"ssm": "s4d", "ssm_truncation": 5}, "full": {"window_size": None}}.items():
-        checkpoint = Path(shutil.copytree(tmp / "credit_router", tmp / name)) / "checkpoints/0"
-        meta = json.loads((checkpoint / manifest.META).read_text())
-        meta["config"]["model"].update(changes)
-        (checkpoint / manifest.META).write_text(json.dumps(meta))
-        manifest.write(checkpoint, 0, {})
+    for name, changes in {
+        "credit_router": {},
+        "truncated_s4d": {"model.ssm_truncation": 5, "model.ssm": "s4d"},
+    }.items():
+        config = recipe.get_config("credit_router,tiny")
+        config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **changes})
+        train(build(config.to_dict()), tmp / name)
+    checkpoint = Path(shutil.copytree(tmp / "credit_router", tmp / "full")) / "checkpoints/0"
+    meta = json.loads((checkpoint / manifest.META).read_text())
+    meta["config"]["model"]["window_size"] = None
+    (checkpoint / manifest.META).write_text(json.dumps(meta))
+    manifest.write(checkpoint, 0, {})
     text.unlink()
     config = recall.get_config()
     config.update_from_flattened_dict({"train.steps": 0, "train.tensorboard": False})
