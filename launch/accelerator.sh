@@ -183,8 +183,9 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
   export PYTHONPATH=$wheels/site${PYTHONPATH:+:$PYTHONPATH}
 fi
 part environment 60 "$python" -c 'import jax, subprocess, sys; print(sys.version, jax.__version__, jax.devices())
-if jax.default_backend() == "gpu": subprocess.run(["nvidia-smi"])'
-((!status)) || { printf 'error: jax does not start; see %s\n' "$out/log.txt" >&2 && exit 1; }
+if jax.default_backend() == "gpu": subprocess.run(["nvidia-smi"])
+if jax.default_backend() == "cpu" and not sys.argv[1]: sys.exit("jax finds no GPU or TPU")' "$rehearse"
+((!status)) || fail "jax does not start or finds no GPU or TPU; see $out/log.txt; --rehearse runs on a CPU"
 
 check kernels 60 kernels '' --cases="$kernel_cases" --rates="$rates"
 check kernels_bfloat16 60 kernels dtype=bfloat16 --cases="$kernel_cases" --rates="$rates"
