@@ -418,7 +418,7 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
             other.to_dict(),
             "recall with a LanguageModel has no streams: one-pass evaluation is for language models of a corpus",
         ),
-        (values({"model.ssm_truncation": 5}), "this model cannot be evaluated in one pass: ssm_truncation=5 cannot be"),
+        (values({"model.window_size": None}), "this model cannot be evaluated in one pass: window_size=None cannot be"),
     ):
         with pytest.raises(UserError, match="^" + message):
             score(Run(build(config), {}, 0), "test", streams=1)
