@@ -1,4 +1,4 @@
-"""What launch/accelerator.sh runs on: prints versions and devices. Fails without a GPU or TPU, unless given an argument.
+"""What launch/accelerator.sh runs on: prints versions and devices; without a GPU or TPU it fails, but for an argument.
 
 Needs only jax, before anything else is imported.
 """
