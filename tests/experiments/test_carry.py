@@ -299,20 +299,21 @@ def rows_of_a_device(experiment: Experiment) -> set[int]:
 
 
 def test_streams_split_over_a_mesh_are_those_of_one_device(values, one_device, on_one, tmp_path):
-    """The first steps on one device, the others on a mesh, of which every device holds its rows of the state."""
+    """The first steps and the last on one device, those between on a mesh, of which every device holds its rows."""
     split = build(values({**ON_DEVICES, "mesh": "data=2,fsdp=2,fsdp_hidden=2"}))
     assert rows_of_a_device(split) == {1}
     workdir = Path(shutil.copytree(on_one, tmp_path / "run"))
     for step in (8, 9):
         shutil.rmtree(workdir / f"checkpoints/{step}")
-    train(split, workdir)
+    run_until_stopped(split, workdir, "batch", 9)
+    train(one_device, workdir)
     assert_same_streams(workdir, on_one, one_device)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,fsdp_hidden=2", "data=4,fsdp_hidden=2"])
 def test_streams_begun_on_a_mesh_are_those_of_one_device(values, one_device, on_one, tmp_path, mesh):
-    """The last steps on one device."""
+    """The state is made there; the last steps are on one device."""
     split = build(values({**ON_DEVICES, "mesh": mesh}))
     assert rows_of_a_device(split) == {1}
     run_until_stopped(split, tmp_path, "batch", 6)

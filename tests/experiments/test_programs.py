@@ -215,6 +215,7 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
         "could not write in {tmp}/nothing: No such file or directory",
     ),
     "result at an address": (["--workdir={run}", "--out=gs://bucket/x.json"], "not a URL"),
+    "no streams": (["--workdir={run}", "--streams=1"], "short_listops with a Classifier has no streams"),
     "hyper-input NaN": (["--workdir={run}", "--at=nan"], "--at"),
 }
 REPORT: dict[str, tuple[list[str], str]] = {
