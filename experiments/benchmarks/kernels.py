@@ -14,6 +14,7 @@ from experiments.benchmarks.cases import Case
 from experiments.benchmarks.settings import Row, Settings, agree, tolerance
 from experiments.common.errors import UserError
 from seqboat.ops import ema
+from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import Packing, RowInfo, compress, extract, pack, row_info
 from seqboat.ops.window_attention import attend, attend_packed, kernel_unsupported_reason
 
@@ -105,7 +106,8 @@ class Attention:
         return differences
 
     def _forward_and_backward(self, inputs: Arrays, cotangent, rows: RowInfo, count) -> Arrays:
-        run = functools.partial(attend_packed, rows=rows, count=count, left=self.left, right=self.right)
+        blocks = Blocks(count, self.case.layer.block_size, self.left, self.right)
+        run = functools.partial(attend_packed, rows=rows, blocks=blocks, kernel=True)
         y, transpose = jax.vjp(functools.partial(run, self.window), *inputs)
         return y, *transpose(cotangent)
 

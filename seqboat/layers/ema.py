@@ -1,6 +1,7 @@
 """The damped EMA as a layer, holding the parameters of `ops.ema`."""
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.initializers import alternating, truncated_normal
@@ -26,10 +27,15 @@ class EMA(nn.Module):
     def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         return self.advance(x, valid, None)[0]
 
+    @nn.nowrap
+    def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> ema.State:
+        """The state of B streams at their start; `row` (1, D) is an example of the input."""
+        return ema.initial_state(batch, row.shape[1], self.state_size, self.truncation, row.dtype)
+
     @nn.compact
     def advance(
-        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: Float[Array, "B D N"] | None
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D N"] | None]:
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: ema.State | None
+    ) -> tuple[Float[Array, "B L D"], ema.State | None]:
         """The average over pieces of streams starting from `state`, if any, and the state after their last valid
         elements."""
         width = x.shape[-1]

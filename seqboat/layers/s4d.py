@@ -28,6 +28,11 @@ class S4D(nn.Module):
     def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         return self.advance(x, valid, None)[0]
 
+    @nn.nowrap
+    def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B D N"]:
+        """The state of B streams at their start; `row` (1, D) is an example of the input."""
+        return jnp.zeros((batch, row.shape[1], self.state_size), jnp.complex64)
+
     @nn.compact
     def advance(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], state: Complex[Array, "B D N"] | None

@@ -1,7 +1,7 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
 import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -137,8 +137,8 @@ class LayerConfig:
             "causal": (self.causal, "the layer looks ahead; train with causal=True"),
             "norm": (self.norm != "batch", "it uses statistics of whole batches; use layer, scale or rms"),
             "ssm_truncation": (
-                self.ssm_truncation is None,
-                "a truncated kernel has no state to resume from; train with None, as the variant :credit_router does",
+                self.ssm_truncation is None or self.ssm == "ema",
+                "only ssm='ema' has a state for a truncated kernel; train with None",
             ),
             "window_size": (
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
@@ -171,11 +171,12 @@ class LayerConfig:
         extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
 
-    def make_ssm(self, name: str) -> EMA | S4D:
+    def make_ssm(self, **owner: None) -> EMA | S4D:
+        """The state space model; `parent=None` for an unattached module."""
         if self.ssm == "s4d":
-            return S4D(self.state_size, self.causal, self.ssm_truncation, name=name)
-        truncation, method, axis = self.ssm_truncation, self.ema_method, self.layout.length
-        return EMA(self.state_size, self.causal, truncation=truncation, method=method, axis=axis, name=name)
+            return S4D(self.state_size, self.causal, self.ssm_truncation, name="ssm", **owner)
+        method, axis = self.ema_method, self.layout.length
+        return EMA(self.state_size, self.causal, self.ssm_truncation, method, axis, name="ssm", **owner)
 
     def make_modules(self, **owner: None) -> tuple[nn.Module, ...]:
         """The modules that the configurator chooses from; `parent=None` for unattached modules."""
@@ -204,9 +205,9 @@ class LayerConfig:
 
 
 class LayerState(NamedTuple):
-    """A layer's state for B streams: that of its state space model (B, D, N), and a memory per module."""
+    """A layer's state for B streams: that of its state space model, and a memory per module."""
 
-    ssm: Array
+    ssm: Any
     memories: Memories
 
 
@@ -241,14 +242,13 @@ class SeqBoatLayer(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> LayerState:
-        """The initial state of N streams. Raises ValueError for a layer that cannot be streamed."""
+        """The initial state of B streams. Raises ValueError for a layer that cannot be streamed."""
         config = self.config
         config.check_streaming(own_modules=self.modules is None)
-        kind = jnp.float32 if config.ssm == "ema" else jnp.complex64
         row = jax.ShapeDtypeStruct((1, config.features), jnp.dtype(config.dtype))
         modules = config.make_modules(parent=None) if self.modules is None else self.modules
         return LayerState(
-            jnp.zeros((batch, config.features, config.state_size), kind),
+            config.make_ssm(parent=None).initial_state(batch, row),
             SparseModularActivation(modules, parent=None).initial_state(batch, row),
         )
 
@@ -266,7 +266,7 @@ class SeqBoatLayer(nn.Module):
         if config.norm_placement == "pre":
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
-        e, after = config.make_ssm("ssm").advance(x, valid, state and state.ssm)
+        e, after = config.make_ssm().advance(x, valid, state and state.ssm)
         e = checkpoint_name(e, "ssm")
         tap(self, "ssm_out", e)
         m = drop(nn.silu(e))

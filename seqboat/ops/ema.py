@@ -5,6 +5,12 @@ p = sigmoid(delta) and q = 1 - p sigmoid(alpha) in (0, 1).  Unrolled, y is a con
 kappa[l] = sum_n gamma_n / sqrt(N) p_n beta_n q_n^l.  A bidirectional average adds a second kernel over the elements
 after t; both include lag 0.
 
+A kernel truncated to K lags has a recurrence too: what entered K steps ago leaves the state,
+
+    h_t = q h_{t-1} + p beta (x_t - q^K x_{t-K}),
+
+so that every form of the full kernel computes a truncated one, by a second pass over x delayed by K.
+
 Names follow the published code, not the paper: `delta` is the paper's alpha (weight), `alpha` its delta (damping).
 """
 
@@ -21,10 +27,11 @@ from seqboat.ops.convolution import direct_convolve, fft_convolve, swap
 Method = Literal["auto", "fft", "chunked", "reference"]
 
 CHUNK = 64
-# On a CPU the FFT is faster up to this length, chunks beyond it; truncated kernels always need the FFT.
+# On a CPU the FFT is faster up to this length, chunks beyond it. With a truncated kernel chunks take 1.7 to 1.9 times
+# as long as the FFT at 4,096 and 16,000 elements.
 LONGEST_FFT = 4096
-# On an accelerator chunks use the matrix units: some 400 FLOP and 10 bytes per element, whereas the FFT moves 60 bytes.
-# Derived from these numbers, not measured.
+# On an accelerator chunks use the matrix units: some 400 FLOP and 14 bytes per element, about twice that if the kernel
+# is truncated, whereas the FFT moves 60 bytes. Derived from these numbers, not measured.
 ACCELERATOR_CHUNK = 128
 
 
@@ -46,6 +53,11 @@ class EMAParams(NamedTuple):
         width = self.omega.shape[0]
         rows = slice(width, 2 * width) if ahead else slice(0, width)
         return EMAParams(self.delta[rows], self.alpha[rows], self.beta[rows], self.gamma[rows], self.omega)
+
+    def tail(self, lags: int) -> "EMAParams":
+        """The parameters of one direction whose kernel is kappa[lags], kappa[lags + 1], ...; without a direct term."""
+        c = coefficients(self)
+        return self._replace(beta=jnp.exp(lags * c.log_decay) * self.beta, omega=jnp.zeros_like(self.omega))
 
     @property
     def directions(self) -> list[tuple[bool, "EMAParams"]]:
@@ -110,9 +122,9 @@ def convolve(
 
     Elements that are not `valid` enter the average as zeros but keep their own direct term omega x.
 
-    `truncation` cuts the kernel to that many lags, as the published recipes do; None keeps the full kernel, and the
-    result then equals the recurrence of `recurrent_step` exactly. Computed in float32, returned in x's dtype. Without
-    elements it is empty.
+    `truncation` cuts the kernel to that many lags, as the published recipes do; None keeps the full kernel. The result
+    equals that of `stream` exactly. Computed in float32, returned in x's dtype; on an accelerator, chunks of a bfloat16
+    x are multiplied by kernels rounded to bfloat16. Without elements it is empty.
     """
     if not x.size:
         return x
@@ -121,9 +133,7 @@ def convolve(
     taps = length if truncation is None else min(truncation, length)
     method = choose(method, length, truncation)
     if method == "chunked":
-        if taps < length:
-            raise ValueError(f"a kernel truncated to {taps} lags has no chunked form: use method='fft'")
-        y = _chunked(params, signal, _chunk())[0]
+        y = _chunked(params, signal, _chunk(), taps)[0]
     else:
         y = _by_kernels(params, signal, taps, method)
     return (y + _direct(params, x)).astype(x.dtype)
@@ -142,10 +152,12 @@ def convolve_piece(
     """
     signal, length = _signal(x, valid), x.shape[1]
     if not x.size:
-        return signal, tuple(jnp.zeros((len(x), *own.delta.shape), jnp.float32) for _, own in params.directions)
+        return signal.astype(jnp.float32), tuple(
+            jnp.zeros((len(x), *own.delta.shape), jnp.float32) for _, own in params.directions
+        )
     method = choose(method, length, None)
     if method == "chunked":
-        y, leaving = _chunked(params, signal, _chunk())
+        y, leaving = _chunked(params, signal, _chunk(), length)
     else:
         y = _by_kernels(params, signal, length, method)
         leaving = [_leaving(own, signal, ahead) for ahead, own in params.directions]
@@ -173,7 +185,7 @@ def continuation(
 
 def _by_kernels(params: EMAParams, x: Float[Array, "B L D"], taps: int, method: Method) -> Float[Array, "B L D"]:
     apply, kernel_of = (direct_convolve, naive_kernel) if method == "reference" else (fft_convolve, kernel)
-    return apply(x, *(kernel_of(own, taps) for _, own in params.directions))
+    return apply(x.astype(jnp.float32), *(kernel_of(own, taps) for _, own in params.directions))
 
 
 def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[Array, "D B N"]:
@@ -186,14 +198,13 @@ def _leaving(params: EMAParams, x: Float[Array, "B L D"], ahead: bool) -> Float[
     if not ahead:  # distances count from the end, so padding comes before the first element
         fine, coarse, padding = fine[::-1], coarse[::-1], padding[::-1]
     c = coefficients(params)
-    rows = jnp.pad(swap(x), ((0, 0), (0, 0), padding))
+    rows = jnp.pad(swap(x.astype(jnp.float32)), ((0, 0), (0, 0), padding))
     parts = jnp.einsum("bdac,dnc->dban", rows.reshape(*rows.shape[:2], outer, inner), c.decay(fine))
     return jnp.einsum("dban,dna->dbn", parts, c.input[..., None] * c.decay(coarse))
 
 
 def _signal(x: Float[Array, "B L D"], valid: Bool[Array, "B L"] | None) -> Float[Array, "B L D"]:
-    """The averaged values: float32, zero where an element is not valid."""
-    x = x.astype(jnp.float32)
+    """The averaged values: zero where an element is not valid."""
     return x if valid is None else jnp.where(valid[..., None], x, 0)
 
 
@@ -201,13 +212,16 @@ def choose(method: Method, length: int, truncation: int | None) -> Method:
     """Resolves "auto" for this backend and sequence length; returns other methods unchanged."""
     if method != "auto":
         return method
-    if truncation is not None and truncation < length:
-        return "fft"
-    return "fft" if jax.default_backend() == "cpu" and length <= LONGEST_FFT else "chunked"
+    truncated = truncation is not None and truncation < length
+    return "fft" if _on_cpu() and (truncated or length <= LONGEST_FFT) else "chunked"
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _chunk() -> int:
-    return CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+    return CHUNK if _on_cpu() else ACCELERATOR_CHUNK
 
 
 def _direct(params: EMAParams, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -223,30 +237,87 @@ def recurrent_step(
     Exactly what an untruncated `convolve` computes at this position, for any number of steps before it.
     """
     c = coefficients(params)
-    state = jnp.exp(c.log_decay)[None] * state + c.input[None] * x.astype(jnp.float32)[..., None]
+    # q h = h + (q - 1) h: rounding a q near 1 would change q^K by K roundings, all of one sign.
+    state = state + jnp.expm1(c.log_decay)[None] * state + c.input[None] * x.astype(jnp.float32)[..., None]
     y = jnp.einsum("bdn,dn->bd", state, c.output) + _direct(params, x)
     return state, y.astype(x.dtype)
 
 
-def stream(
-    params: EMAParams,
-    state: Float[Array, "B D N"],
-    x: Float[Array, "B L D"],
-    lengths: Int[Array, "B"] | None = None,
-) -> tuple[Float[Array, "B D N"], Float[Array, "B L D"]]:
-    """`recurrent_step` over pieces of any length: the state after each piece's last valid element, and its outputs.
+class WindowState(NamedTuple):
+    """The state of B streams of an average truncated to K lags, zeros at the start.
 
-    `lengths` are the true lengths of the pieces, 0..L; outputs beyond them are meaningless.
+    `average` (B, D, N) is h, which holds the last K elements; `recent` (B, K + 1, D) has these elements and one more,
+    in a ring where `next` (B,) is the slot of the next one. There is no much smaller state: a kernel of K arbitrary
+    lags responds to each of the last K - 1 elements on its own.
+    """
+
+    average: Array
+    recent: Array
+    next: Array
+
+
+State = Array | WindowState
+
+
+def initial_state(batch: int, width: int, size: int, truncation: int | None, dtype: jnp.dtype) -> State:
+    """The state of B streams at their start: (B, D, N) in float32, for a truncated kernel with its last elements in
+    `dtype`, that of x."""
+    average = jnp.zeros((batch, width, size), jnp.float32)
+    if truncation is None:
+        return average
+    return WindowState(average, jnp.zeros((batch, truncation + 1, width), dtype), jnp.zeros(batch, jnp.int32))
+
+
+def stream(
+    params: EMAParams, state: State, x: Float[Array, "B L D"], lengths: Int[Array, "B"] | None = None
+) -> tuple[State, Float[Array, "B L D"]]:
+    """The average of a piece of B streams from the `state` before it: the state after each piece's last valid element,
+    and the outputs. The kernel is truncated if the state is a `WindowState`.
+
+    `lengths` are the true lengths of the pieces, 0..L; outputs beyond them are meaningless. In pieces of any lengths,
+    the outputs are those of `convolve` for the whole streams.
     """
     if params.bidirectional:
         raise ValueError("a bidirectional average looks ahead and cannot be streamed")
-    batch, length, _ = x.shape
     if not x.size:
         return state, x
-    lengths = jnp.full(batch, length) if lengths is None else lengths
+    lengths = jnp.full(len(x), x.shape[1]) if lengths is None else lengths
+    if not isinstance(state, WindowState):
+        state, y = _stream(params, state, x, lengths)
+        return state, y.astype(x.dtype)
+    left, recent = _exchange(state, x, lengths)
+    average, y = _stream(params, state.average, x, lengths)
+    slots = recent.shape[1]
+    less, tail = _stream(params.tail(slots - 1), jnp.zeros_like(average), left, lengths)
+    return WindowState(average - less, recent, (state.next + lengths) % slots), (y - tail).astype(x.dtype)
+
+
+def _exchange(
+    state: WindowState, x: Float[Array, "B L D"], lengths: Int[Array, "B"]
+) -> tuple[Float[Array, "B L D"], Float[Array, "B slots D"]]:
+    """The elements that leave the window as those of x enter, K steps before each, and the ring after it."""
+    slots, (batch, length, _) = state.recent.shape[1], x.shape
+    stream, steps = np.arange(batch)[:, None], np.arange(length)[None]
+    slot = (state.next[:, None] + steps) % slots
+    read = lambda ring: ring.at[stream, (slot + 1) % slots].get(mode="promise_in_bounds")
+    kept = (steps < lengths[:, None]) & (steps >= lengths[:, None] - slots)
+    recent = state.recent.at[stream, jnp.where(kept, slot, slots)].set(x.astype(state.recent.dtype), mode="drop")
+    if length == 1:  # what is read is still there: a ring that is read after it was written is updated in place
+        return read(recent), recent
+    left = read(state.recent)
+    if length >= slots:  # the others entered in this piece
+        left = jnp.concatenate([left[:, : slots - 1], x[:, : 1 - slots].astype(left.dtype)], axis=1)
+    return left, recent
+
+
+def _stream(
+    params: EMAParams, state: Float[Array, "B D N"], x: Float[Array, "B L D"], lengths: Int[Array, "B"]
+) -> tuple[Float[Array, "B D N"], Float[Array, "B L D"]]:
+    """`stream` with the whole kernel, y in float32."""
+    length = x.shape[1]
     valid = jnp.arange(length)[None] < lengths[:, None]
     if length == 1:
-        after, y = recurrent_step(params, state, x[:, 0])
+        after, y = recurrent_step(params, state, x[:, 0].astype(jnp.float32))
         return jnp.where(valid[..., None], after, state), y[:, None]
     y, _ = convolve_piece(params, x, valid)
     y += continuation(params, (state,), length)
@@ -255,47 +326,117 @@ def stream(
     moved = jnp.take_along_axis(_signal(x, valid), jnp.maximum(source, 0)[..., None], axis=1)
     leaving = _leaving(params, jnp.where(source[..., None] >= 0, moved, 0), False).swapaxes(0, 1)
     decay = jnp.exp(lengths.astype(jnp.float32)[:, None, None] * coefficients(params).log_decay[None])
-    return decay * state + leaving, y.astype(x.dtype)
+    return decay * state + leaving, y
 
 
 def _chunked(
-    params: EMAParams, x: Float[Array, "B L D"], chunk: int
+    params: EMAParams, x: Float[Array, "B L D"], chunk: int, taps: int
 ) -> tuple[Float[Array, "B L D"], list[Float[Array, "D B N"]]]:
-    """The average without omega x, and the outgoing state in each direction, from zero states.
+    """The average without omega x, in float32; for taps = L also the outgoing state of each direction from zero states.
 
-    One product with the Toeplitz matrix of a chunk, with N extra columns per direction for the chunk's contribution to
-    the state; one scan over the M chunks; one product for the contributions of incoming states.
+    One product with the Toeplitz matrix of a chunk and one for its contribution to the state; one scan over the M
+    chunks; one product for the contributions of incoming states. For a truncated kernel, the same products of x delayed
+    by `taps` with the kernel's tail are subtracted, before the scan where they concern states.
     """
     batch, length, width = x.shape
     count = -(-length // chunk)
+    x = x.astype(jnp.float32) if _on_cpu() else x
     # (D, B, L): all rows' channels first.
-    rows = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).reshape(1, -1, width)
-    blocks = swap(rows).reshape(width, batch, count, chunk)
+    rows = swap(jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0))).reshape(1, -1, width))
+    rows = rows.reshape(width, batch, count * chunk)
+    in_chunks = lambda rows: rows.reshape(width, batch, count, chunk)
     forms = [_chunk_form(own, chunk, ahead) for ahead, own in params.directions]
-    columns = jnp.concatenate([sum(f.within for f in forms), *(f.into_state for f in forms)], -1)
-    product = jnp.einsum("dbmj,djk->dbmk", blocks, columns)
-    y, *added = jnp.split(product, np.cumsum([chunk] + [params.gamma.shape[1]] * len(forms))[:-1], -1)
-    entering, leaving = [], []
-    rest = length % chunk
-    for form, own in zip(forms, added, strict=True):
-        step = functools.partial(_carry, jnp.exp(chunk * form.log_decay)[:, None])
-        nothing = jnp.zeros_like(own[:, :, 0])
-        last, before = jax.lax.scan(step, nothing, jnp.moveaxis(own, 2, 0), reverse=form.ahead)
-        if rest and not form.ahead:  # the last chunk was padded: take the state after its last valid element
-            last = jnp.exp(rest * form.log_decay)[:, None] * before[-1]
-            last += _leaving(params.direction(False), x[:, length - rest :], False)
-        entering.append(jnp.moveaxis(before, 0, 2))
-        leaving.append(last)
+    within = functools.reduce(jnp.add, [form.within for form in forms])
+    y, added = _products(in_chunks(rows), within, [form.into_state for form in forms])
+    for i, (ahead, own) in enumerate(params.directions if taps < length else []):
+        tail = _chunk_form(own.tail(taps), chunk, ahead)
+        less, (left,) = _products(in_chunks(_delay(rows, taps, ahead)), tail.within, [tail.into_state])
+        y -= less
+        added[i] -= left
+    entering = [_entering(form, own) for form, own in zip(forms, added, strict=True)]
     y += jnp.einsum(
-        "dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([f.out_of_state for f in forms], 1)
+        "dbmn,dni->dbmi", jnp.concatenate(entering, -1), jnp.concatenate([form.out_of_state for form in forms], 1)
     )
     y = swap(y.reshape(1, width, -1)).reshape(batch, -1, width)[:, :length]
-    return y, leaving
+    last, pieces = x[:, (count - 1) * chunk :], zip(forms, params.directions, entering, added, strict=True)
+    return y, [_after_chunks(form, own, last, *states) for form, (_, own), *states in pieces]
+
+
+def _delay(x: Array, steps: int, ahead: bool) -> Array:
+    """x shifted by that many steps along axis 2, later or, if `ahead`, earlier; zeros enter."""
+    shift = (-steps, steps, 0) if ahead else (steps, -steps, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [shift if axis == 2 else (0, 0, 0) for axis in range(x.ndim)])
+
+
+def _products(
+    blocks: Float[Array, "D B M C"], within: Float[Array, "D C C"], into_states: list[Float[Array, "D C N"]]
+) -> tuple[Float[Array, "D B M C"], list[Float[Array, "D B M N"]]]:
+    """What the elements of a chunk give to each other, and what they add to the state in each direction."""
+    if _on_cpu():  # one product of all columns is faster
+        product = jnp.einsum("dbmj,djk->dbmk", blocks, jnp.concatenate([within, *into_states], -1))
+        y, *added = jnp.split(product, np.cumsum([a.shape[-1] for a in (within, *into_states)])[:-1], -1)
+        return y, added
+    # A truncated kernel subtracts from a state what was added to it before: both must be the same to the last bits, so
+    # these few products take no shortcut in precision.
+    precise = functools.partial(jnp.einsum, "dbmj,djn->dbmn", precision=jax.lax.Precision.HIGHEST)
+    return _toeplitz_product(blocks, within), [precise(blocks.astype(jnp.float32), into) for into in into_states]
+
+
+@jax.custom_vjp
+def _toeplitz_product(blocks: Float[Array, "D B M J"], matrix: Float[Array, "D J K"]) -> Float[Array, "D B M K"]:
+    """blocks times matrix, both in the blocks' dtype, summed in float32; so are the gradients.
+
+    Rounding the cotangent loses nothing: that of an average returned in this dtype has no more digits.
+    """
+    return _sum_products("dbmj,djk->dbmk", blocks, matrix.astype(blocks.dtype))
+
+
+def _toeplitz_gradients(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    blocks, matrix = saved
+    cotangent = cotangent.astype(blocks.dtype)
+    d_blocks = _sum_products("dbmk,djk->dbmj", cotangent, matrix.astype(blocks.dtype))
+    return d_blocks.astype(blocks.dtype), _sum_products("dbmj,dbmk->djk", blocks, cotangent)
+
+
+_sum_products = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+_toeplitz_product.defvjp(
+    lambda blocks, matrix: (_toeplitz_product(blocks, matrix), (blocks, matrix)), _toeplitz_gradients
+)
+
+
+def _entering(form: "_ChunkForm", added: Float[Array, "D B M N"]) -> Float[Array, "D B M N"]:
+    """The state that enters each chunk, from zero:  h_{m+1} = q^C h_m + added_m  or, looking ahead, from the last chunk
+    to the first. One chunk after the other on a CPU; in log M parallel steps elsewhere."""
+    chunk = form.within.shape[1]
+    decay = jnp.exp(chunk * form.log_decay)
+    if _on_cpu():
+        step = functools.partial(_carry, decay[:, None])
+        _, before = jax.lax.scan(step, jnp.zeros_like(added[:, :, 0]), jnp.moveaxis(added, 2, 0), reverse=form.ahead)
+        return jnp.moveaxis(before, 0, 2)
+    width, _, count, size = added.shape
+    decay = jnp.broadcast_to(decay[:, None, None], (width, 1, count, size))
+    _, after = jax.lax.associative_scan(_join, (decay, added), reverse=form.ahead, axis=2)
+    return _delay(after, 1, form.ahead)
 
 
 def _carry(decay: Array, state: Array, added: Array) -> tuple[Array, Array]:
     """The state after a chunk, and the state before it."""
     return decay * state + added, state
+
+
+def _join(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """h -> a h + b, then h -> c h + d."""
+    (a, b), (c, d) = first, second
+    return a * c, c * b + d
+
+
+def _after_chunks(
+    form: "_ChunkForm", params: EMAParams, x: Float[Array, "B R D"], entering: Array, added: Array
+) -> Float[Array, "D B N"]:
+    """The state that leaves the last chunk, which holds `x` before its padding, or the first one if looking ahead."""
+    if form.ahead:
+        return jnp.exp(form.within.shape[1] * form.log_decay)[:, None] * entering[:, :, 0] + added[:, :, 0]
+    return jnp.exp(x.shape[1] * form.log_decay)[:, None] * entering[:, :, -1] + _leaving(params, x, False)
 
 
 class _ChunkForm(NamedTuple):

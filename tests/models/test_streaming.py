@@ -26,8 +26,8 @@ CONFIGS = {
     "rotary, relu2, window wider than blocks, centred router": dataclasses.replace(
         LAYER, position="rotary", attention_function="relu2", window_size=9, router=RouterConfig(centered=True)
     ),
-    "slot, feed-forward, rms after": dataclasses.replace(
-        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post"
+    "slot, feed-forward, rms after, truncated": dataclasses.replace(
+        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post", ssm_truncation=5
     ),
     "t5, laplace, always": dataclasses.replace(
         LAYER, position="t5", attention_function="laplace", activation="always", blocks_per_iteration=2
@@ -363,7 +363,7 @@ def test_a_state_holds_what_is_promised_and_no_more():
 
 MESH = Layout(Rules(), (("sequence", 2),))
 REFUSED = {
-    "ssm_truncation=5 cannot be streamed: a truncated kernel.*:credit_router": {"ssm_truncation": 5},
+    "ssm_truncation=5 cannot be streamed: only ssm='ema' has a state": {"ssm_truncation": 5, "ssm": "s4d"},
     "window_size=None cannot be streamed": {"window_size": None},
     "layout=.* cannot be streamed: pieces cannot be split; split batches over the mesh, not sequences": {
         "layout": MESH

@@ -9,6 +9,7 @@ import pytest
 from helpers import BF16, assert_close, normal, value_and_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import fftconvolve
 
 from seqboat.ops import ema
 from seqboat.ops.ema import EMAParams
@@ -56,7 +57,7 @@ def test_fast_forms_equal_the_reference(length, directions, truncation, monkeypa
     params, x, cotangent = make_params(directions), normal(5, BATCH, length, WIDTH), normal(6, BATCH, length, WIDTH)
     expected = value_and_vjp(average("reference", truncation))(cotangent, params, x)
     assert_close(expected[0], numpy_average(params, x, truncation=truncation))
-    for method in ("fft",) if truncation else ("fft", "chunked"):
+    for method in ("fft", "chunked"):
         assert_close(value_and_vjp(average(method, truncation))(cotangent, params, x), expected)
 
 
@@ -73,7 +74,43 @@ def test_the_dispatcher_takes_the_form_that_its_comment_promises(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not uses_fft(None)
-    assert uses_fft(5)
+    assert not uses_fft(5)
+
+
+def slow_decay(params):
+    """q near 1 - 1e-4: nothing has decayed within these tests."""
+    return params._replace(delta=0 * params.delta, alpha=params.alpha / 10 - 8.5)
+
+
+@pytest.mark.parametrize(("directions", "truncations"), [(1, (62,)), (2, (21, 24))])
+def test_chunks_compute_a_kernel_of_any_truncation(directions, truncations, monkeypatch):
+    """A multiple of a chunk or not, and all but the last lag, whether or not elements have decayed when they leave."""
+    monkeypatch.setattr(ema, "CHUNK", 8)
+
+    def in_all(method):
+        return lambda params, x: [average(method, truncation)(params, x) for truncation in truncations]
+
+    got, expected = value_and_vjp(in_all("chunked")), value_and_vjp(in_all("reference"))
+    params, x = make_params(directions), normal(5, BATCH, 63, WIDTH)
+    cotangents = [normal(6 + truncation, BATCH, 63, WIDTH) for truncation in truncations]
+    for own in (params, slow_decay(params)):
+        assert_close(got(cotangents, own, x), expected(cotangents, own, x))
+
+
+def test_chunks_on_an_accelerator(monkeypatch):
+    """In both precisions: a bfloat16 signal is multiplied by rounded kernels."""
+    params, x, cotangent = make_params(2), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
+    half, half_cotangent = x.astype(jnp.bfloat16), cotangent.astype(jnp.bfloat16)
+    reference = value_and_vjp(average("reference", 21))
+    monkeypatch.setattr(ema, "ACCELERATOR_CHUNK", 8)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got = value_and_vjp(average("auto", 21))
+    for own in (params, slow_decay(params)):
+        assert_close(got(cotangent, own, x), reference(cotangent, own, x))
+    y, (d_params, d_x) = got(half_cotangent, params, half)
+    assert y.dtype == d_x.dtype == jnp.bfloat16
+    expected = reference(half_cotangent.astype(jnp.float32), params, half.astype(jnp.float32))
+    assert_close((y, (d_params, d_x)), expected, BF16)
 
 
 @pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
@@ -154,6 +191,54 @@ def test_streamed_in_any_pieces_equals_the_whole(pieces):
         start += length
 
 
+def test_a_truncated_kernel_is_streamed_in_pieces_of_any_lengths():
+    """Each stream at its own pace, in pieces longer and shorter than the window, or step by step."""
+    window, params, x = 5, slow_decay(make_params()), normal(5, BATCH, 64, WIDTH)
+    whole = average("reference", window)(params, x)
+    state, done, rng = (
+        ema.initial_state(BATCH, WIDTH, STATES, window, x.dtype),
+        np.zeros(BATCH, int),
+        np.random.default_rng(0),
+    )
+    for size in (8, 8, 1, 1, 8, 1, 8, 1, 8):
+        count = rng.integers(0, size + 1, BATCH)
+        piece = np.full((BATCH, size, WIDTH), np.nan, np.float32)
+        for row, source, start, end in zip(piece, x, done, done + count, strict=True):
+            row[: end - start] = source[start:end]
+        state, y = STREAM(params, state, piece, jnp.asarray(count))
+        for row, wanted, start, end in zip(y, whole, done, done + count, strict=True):
+            assert_close(row[: end - start], wanted[start:end])
+        done += count
+
+
+def test_gradients_flow_through_pieces_of_a_truncated_kernel():
+    def pieces(params, x):
+        state, first = ema.stream(params, ema.initial_state(BATCH, WIDTH, STATES, 5, x.dtype), x[:, :9])
+        return jnp.concatenate([first, ema.stream(params, state, x[:, 9:])[1]], 1)
+
+    params, x, cotangent = make_params(), normal(5, BATCH, 10, WIDTH), normal(6, BATCH, 10, WIDTH)
+    expected = value_and_vjp(average("reference", 5))(cotangent, params, x)
+    assert_close(value_and_vjp(pieces)(cotangent, params, x), expected)
+
+
+def test_a_truncated_kernel_does_not_drift():
+    """Over 100,000 steps with q = 0.9999, where what leaves the window was rounded many times since it entered."""
+    length, window, params = 100_000, 1000, slow_decay(make_params())
+    x = normal(5, 1, length, WIDTH)
+    kernel = numpy_kernel(params, window)
+    whole = np.asarray(params.omega) * np.asarray(x[0]) + np.stack(
+        [fftconvolve(np.asarray(x[0, :, i], float), kernel[i])[:length] for i in range(WIDTH)], 1
+    )
+
+    @jax.jit
+    def run(params, x):
+        state = ema.initial_state(1, WIDTH, STATES, window, x.dtype)
+        return jax.lax.scan(lambda state, now: ema.stream(params, state, now[None, None]), state, x)[1]
+
+    y = run(params, x[0])[:, 0, 0]
+    assert_close(y[-2 * window :], whole[-2 * window :])
+
+
 def test_padding_after_the_valid_elements_has_no_effect():
     """Of three streams, one is given everything, one a part and one nothing, or a piece of one element or none."""
     params, state, x = make_params(), normal(7, 3, WIDTH, STATES), normal(5, 3, 8, WIDTH)
@@ -175,15 +260,16 @@ def test_padding_after_the_valid_elements_has_no_effect():
 def test_half_precision_is_computed_in_float32():
     params, x = make_params(), normal(5, BATCH, 63, WIDTH)
     half = jnp.asarray(x, jnp.bfloat16)
-    _, streamed = ema.stream(params, jnp.zeros((BATCH, WIDTH, STATES)), half)
-    for y in (average("fft")(params, half), streamed):
+    streamed = [
+        STREAM(params, ema.initial_state(BATCH, WIDTH, STATES, truncation, half.dtype), half)[1]
+        for truncation in (None, 5)
+    ]
+    for y, truncation in ((average("fft")(params, half), None), (streamed[0], None), (streamed[1], 5)):
         assert y.dtype == jnp.bfloat16
-        assert_close(y, numpy_average(params, half), BF16)
+        assert_close(y, numpy_average(params, half, truncation=truncation), BF16)
 
 
-def test_what_cannot_be_computed_is_refused():
+def test_a_bidirectional_average_is_not_streamed():
     x = normal(5, BATCH, 7, WIDTH)
     with pytest.raises(ValueError, match="cannot be streamed"):
         ema.stream(make_params(2), jnp.zeros((BATCH, WIDTH, STATES)), x)
-    with pytest.raises(ValueError, match="truncated to 3 lags has no chunked form"):
-        ema.convolve(make_params(), x, truncation=3, method="chunked")
