@@ -245,6 +245,7 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm_counts_padding": (True, {"norm": "batch"}),
     "final_norm_affine": (False, {"norm_placement": "pre"}),
     "router.credit_share": (0.5, {"router.straight_through": True}),
+    "router.eviction_cost": (True, {"router.key_credit": True}),
 }
 UNTOUCHED = {
     "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",
