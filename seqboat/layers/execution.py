@@ -36,7 +36,6 @@ Form = Literal["packed", "dense", "switched"]
 Tree = Any
 
 # Blocks projected at once for a windowed module, whose projection needs no halo: saves 5 to 8 % of a layer on a CPU.
-# Sixteen save 2 to 3 % more at rate 1, and lose as much and more at low rates, where most of the last block is empty.
 PROJECTED_BLOCKS = 4
 # Capacities of the switched form, evenly spaced: at most an eighth of all rows is computed in vain.
 CAPACITIES = 8
@@ -49,7 +48,6 @@ FINAL = ("__call__", "mix", "finish")
 @dataclasses.dataclass(frozen=True)
 class How:
     """The form, rows per block, blocks per iteration (`ops.blocks.Blocks`), and how sequences are split.
-
     Blocks and iterations are never larger than all rows, rounded up to tiles of 128.
     """
 
@@ -155,8 +153,7 @@ def _switched(program: Program, around: Around, how: How, reach: int) -> Result:
         return _packed(program._replace(params=params), around._replace(stretch=stretch), how, reach, room)[:2]
 
     index = (around.stretch.computed.sum() > np.asarray(rooms[:-1], np.int32)).sum()
-    branches = [functools.partial(within, room) for room in rooms]
-    return Result(*switch(index, branches, program.params, around.stretch))
+    return Result(*switch(index, [functools.partial(within, room) for room in rooms], program.params, around.stretch))
 
 
 def _packed(program: Program, around: Around, how: How, reach: int, room: int | None = None) -> Result:
@@ -190,7 +187,8 @@ def _packed(program: Program, around: Around, how: How, reach: int, room: int | 
     shown, taps = project("context", x, rows)
     shown = around.recall(shown, place)
     y, more = _mix(program, project, cut, (slot, x, rows), shown)
-    return Result(*extract((y, {**taps, **more}), packing), shown, rows.position, place)
+    y, taps = extract((y, {**taps, **more}), packing)
+    return Result(y, taps, shown, rows.position, place)
 
 
 def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):

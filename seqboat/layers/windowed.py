@@ -14,8 +14,9 @@ class WindowedModule(nn.Module):
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo also has rows of other
     sequences: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
-    A module whose `keeps()` is True also defines `mix_keeping(x, halo, rows, halo_rows, known=None) -> (y, kept)`. Trees
-    of rows `kept` are stored, and are `known` in the backward pass, which then need not compute them again.
+    A module whose `keeps()` is True also defines `mix_keeping(x, halo, rows, halo_rows, known=None) -> (y, kept)`. The
+    tree of rows `kept` is stored, and is `known` in the backward pass, which then need not compute it again.
+
     A module whose `mixes_packed()` is True also defines mix in three parts, the middle one over all packed rows at
     once, of which `blocks` are filled:
     `query(x, rows) -> q`, row-wise;
