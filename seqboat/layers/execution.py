@@ -192,14 +192,14 @@ def _packed(program: Program, around: Around, how: How, reach: int, room: int | 
 
 
 def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):
-    """`mix` of packed rows: in three parts, or in blocks, of which is kept what the module wants to know again."""
+    """`mix` of packed rows: block by block, which takes the least memory, or in three parts, the fewest operations."""
     (slot, x, rows), module, plain = own, program.module, own[2].weight is None  # credit weights keys
-    if plain and module.mixes_packed():
+    keep = plain and module.keeps() and not cut.every
+    if plain and module.mixes_packed() and not keep:
         q, asked = project("query", x, rows)
         mixed, read = program.apply(program.params, slot, "mix_packed", q, shown, rows, cut)
         y, finished = project("finish", x, mixed)
         return y, {**asked, **read, **finished}
-    keep = plain and module.keeps()
 
     def mix(params, own, halo, *known):
         args = own[1], halo[0], own[2], halo[1], *known

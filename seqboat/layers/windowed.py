@@ -22,6 +22,7 @@ class WindowedModule(nn.Module):
     `query(x, rows) -> q`, row-wise;
     `mix_packed(q, halo, rows, blocks) -> mixed`;
     `finish(x, mixed) -> y`, row-wise.
+    Of a module with both, loops of unknown length use the former, which takes less memory, and accelerators the latter.
     """
 
     def mixes_packed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Window attention of one block of rows, with a gradient that recomputes the scores only.
+"""Window attention over packed rows in blocks, with a gradient that recomputes the scores only.
 
     o_i = sum_j p_ij v_j,    p_ij = exp(s_ij - l_i) with l_i = log sum_j exp(s_ij) (softmax), or phi(s_ij)
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.window import Window
 
@@ -28,7 +29,28 @@ class Attended(NamedTuple):
     log_total: Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_blocks(
+    window: Window,
+    table: Float[Array, "P"] | None,
+    q: Float[Array, "T Z"],
+    k: Float[Array, "T Z"],
+    v: Float[Array, "T E"],
+    rows: RowInfo,
+    blocks: Blocks,
+) -> Float[Array, "T E"]:
+    """Row i: `attend` over the rows within `blocks.left` and `blocks.right` of its block; 0 for blocks not computed.
+
+    q and k come from `window.apply_rotary`. `rows.weight` must be None.
+    """
+
+    def attend(table, own, halo, known=None):
+        (q, query), (k, v, key) = own, halo
+        found = attend_block(window, table, q, k, v, query, key, known)
+        return found.o, found
+
+    return map_blocks(attend, table, (q, rows), (k, v, rows), blocks, keep=True)
+
+
 def attend_block(
     window: Window,
     table: Float[Array, "P"] | None,
@@ -39,9 +61,14 @@ def attend_block(
     key: RowInfo,
     known: Attended | None = None,
 ) -> Attended:
-    """`attend` and l, or `known` if this was computed before. There is no gradient of l, and keys have no weights."""
-    if known is not None:
-        return known
+    """`attend` and l. If they are `known`, they are not computed again, and have the gradient above, but none of l."""
+    args = window, table, q, k, v, query, key
+    return _attend(*args) if known is None else _known(*args, known)
+
+
+def _attend(
+    window: Window, table: Array | None, q: Array, k: Array, v: Array, query: RowInfo, key: RowInfo
+) -> Attended:
     visible = window.visible(query, key)
     scores = window.scores(table, q, k, query, key)
     if window.function != "softmax":
@@ -57,9 +84,14 @@ def attend_block(
     return Attended(o.astype(v.dtype), highest + jnp.log(total))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _known(window: Window, *args: Any) -> Attended:
+    """`_attend` of a block whose result, the last argument, is known."""
+    return args[-1]
+
+
 def _forward(window: Window, *args: Any) -> tuple[Attended, tuple]:
-    result = attend_block(window, *args)
-    return result, (*args[:6], result)
+    return args[-1], args
 
 
 def _backward(window: Window, saved: tuple, cotangent: Attended) -> tuple:
@@ -78,7 +110,7 @@ def _backward(window: Window, saved: tuple, cotangent: Attended) -> tuple:
     return *transpose(d_scores), d_v, None, None, None
 
 
-attend_block.defvjp(_forward, _backward)
+_known.defvjp(_forward, _backward)
 
 
 def _product(axes: str, a: Array, b: Array) -> Array:

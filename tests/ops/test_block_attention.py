@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import BF16, F32, assert_close, normal
 
-from seqboat.ops.block_attention import attend_block
-from seqboat.ops.blocks import Blocks, map_blocks
+from seqboat.ops.block_attention import attend_blocks
+from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import compress, extract, pack, row_info
 from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
@@ -33,13 +33,9 @@ def blocked(window, at_once, active, poison, table, q, k, v):
     q, k = window.apply_rotary(q, rows), window.apply_rotary(k, rows)
     rows, *qkv = compress((rows, q, k, v), packing)
     q, k, v = (jnp.where((packing.source >= 0)[:, None], x, poison.astype(x.dtype)) for x in qkv)
-
-    def attend(table, own, halo, known=None):
-        known = attend_block(window, table, own[0], *halo[:2], own[1], halo[2], known)
-        return known.o, known
-
-    cut = Blocks(packing.filled, BLOCK, left, right, at_once)
-    return extract(map_blocks(attend, table, (q, rows), (k, v, rows), cut, keep=True), packing)
+    return extract(
+        attend_blocks(window, table, q, k, v, rows, Blocks(packing.filled, BLOCK, left, right, at_once)), packing
+    )
 
 
 def dense(window, active, table, q, k, v):
