@@ -4,8 +4,8 @@
 # make lint         format check, lint, types
 # make accelerator  check and time everything on this machine's GPU or TPU, in 12 minutes; ARGS=--help
 #
-# Each makes its own virtual environment in .venv. PYTHON=python3.13 VENV=.venv313 chooses the interpreter and a second
-# environment for it. Without make, see README.md.
+# All but `accelerator`, which uses PYTHON as it is, make a virtual environment in .venv. PYTHON=python3.13 VENV=.venv313
+# chooses the interpreter and a second environment for it. Without make, see README.md.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -11,6 +11,7 @@ def get_config(variant: str = "paper"):
     config.task.validation_examples = 2_000
     config.task.test_examples = 2_000
     config.task.data_seed = 0
+    config.task.tokens = "8-40"
     config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=16, max_positions=64)
     config.model.update(block_size=64, norm_placement="post")
     config.optimizer.update(learning_rate=4e-3, warmup_steps=200, weight_decay=0.01)

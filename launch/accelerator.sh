@@ -182,9 +182,8 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --no-deps --upgrade --target="$wheels/site" "$wheels"/*.whl
   export PYTHONPATH=$wheels/site${PYTHONPATH:+:$PYTHONPATH}
 fi
-part environment 60 "$python" -c 'import jax, subprocess, sys; print(sys.version, jax.__version__, jax.devices())
-if jax.default_backend() == "gpu": subprocess.run(["nvidia-smi"])'
-((!status)) || { printf 'error: jax does not start; see %s\n' "$out/log.txt" >&2 && exit 1; }
+part environment 60 "$python" -m experiments.benchmarks.device ${rehearse:+--rehearse}
+((!status)) || fail "jax does not start or finds no GPU or TPU; see $out/log.txt; --rehearse runs on a CPU"
 
 check kernels 60 kernels '' --cases="$kernel_cases" --rates="$rates"
 check kernels_bfloat16 60 kernels dtype=bfloat16 --cases="$kernel_cases" --rates="$rates"

@@ -1,5 +1,7 @@
 """Associative recall: 8 pairs of key and value among 48 positions, then the 8 keys again. Chance is 1 in 16.
 
+The window of 24 slots holds all pairs and the queries before the last one, 8 x 2 + 7, if the blanks stay inactive.
+
 python -m experiments.train --config=configs/synthetic/recall.py --workdir=runs/recall
 """
 
@@ -11,4 +13,5 @@ def get_config(variant: str = "paper"):
     for field in ("symbols", "alphabet"):
         del config.task[field]
     config.task.update(name="recall", length=48, pairs=8, keys=16, values=16)
+    config.model.window_size = 24
     return config

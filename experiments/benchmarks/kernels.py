@@ -107,7 +107,7 @@ class Attention:
 
     def _forward_and_backward(self, inputs: Arrays, cotangent, rows: RowInfo, count) -> Arrays:
         blocks = Blocks(count, self.case.layer.block_size, self.left, self.right)
-        run = functools.partial(attend_packed, rows=rows, blocks=blocks, kernel=True)
+        run = functools.partial(attend_packed, rows=rows, blocks=blocks)
         y, transpose = jax.vjp(functools.partial(run, self.window), *inputs)
         return y, *transpose(cotangent)
 

@@ -235,7 +235,7 @@ def read_task(config: Config) -> tuple[Any, Any]:
         raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
     module = importlib.import_module(module_name)
     if not hasattr(module, "Config"):
-        raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Task")
+        raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Config")
     return module, to_dataclass(module.Config, fields, "config.task")
 
 

@@ -39,8 +39,8 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     workdir = user_path(workdir, "workdir")
     task, settings = experiment.task, experiment.config.train
     init = functools.partial(experiment.steps.init, experiment.config.seed)
-    abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
     source = source_of(workdir, init_from)
+    abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
     variables = {} if source is None else initial_variables(experiment, source)  # and errors of the source
     with Checkpoints(
         workdir / CHECKPOINTS,

@@ -186,9 +186,9 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
 
 def _around(experiment: Experiment, target: Run) -> dict[str, Any]:
     """A new hypernetwork around a trained target."""
-    state = jax.jit(lambda: experiment.steps.init(experiment.config.seed))()
+    variables = jax.jit(lambda: experiment.steps.variables(experiment.config.seed))()
     try:
-        return hyper.start_from({"params": state.params, "batch_stats": state.batch_stats}, target.variables)
+        return hyper.start_from(variables, target.variables)
     except ValueError as error:
         raise UserError(f"--init_from: {error}") from error
 
@@ -236,5 +236,5 @@ def _unwrap(state: Any) -> Any:
 
 
 def _abstract(experiment: Experiment) -> tuple[Any, Any]:
-    state = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
-    return state.params, state.batch_stats
+    variables = jax.eval_shape(lambda: experiment.steps.variables(experiment.config.seed))
+    return variables["params"], variables["batch_stats"]

@@ -162,11 +162,16 @@ class Steps:
         choices = max(out.layers.probability.size, 1)  # layers x modules
         return total + penalty * probability / choices, (metrics, weight, changed)
 
-    def init(self, seed: int) -> TrainState:
+    def variables(self, seed: int) -> dict[str, Any]:
+        """Initial `params` and `batch_stats`."""
         # One element suffices: parameter shapes do not depend on the length, and initialisation stays cheap.
-        key, example = jax.random.fold_in(jax.random.key(seed), INITIALISATION), self.example
-        variables = self.model.init({"params": key}, *arguments(one_element(example)))
-        params, stats = variables["params"], variables.get("batch_stats", {})
+        key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
+        variables = self.model.init({"params": key}, *arguments(one_element(self.example)))
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    def init(self, seed: int) -> TrainState:
+        variables, key, example = self.variables(seed), jax.random.key(seed), self.example
+        params, stats = variables["params"], variables["batch_stats"]
         empty = lambda count: self.model.initial_state(count) if self.num_streams else {}
         batch = with_streams(example, empty(len(example["inputs"])))
         shapes = jax.eval_shape(lambda: self.gradients(params, stats, batch, key)[2])

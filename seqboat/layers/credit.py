@@ -35,12 +35,13 @@ def credit(
 
     A random `credit_share` of the inactive elements is computed along with the active ones: the result of such an
     element enters with weight p (`straight_through`), and every computed element is attended as a key with weight
-    w = p + stop_gradient(a - p)  (`key_credit`). The gradient flows only into p, divided by the share for inactive
-    elements, so that its expectation is that of a share of 1.
+    w = p + stop_gradient(a - p)  (`key_credit`), and takes the slot of another one with w too (`eviction_cost`;
+    `ops.window_attention.attend`). The gradient flows only into p, divided by the share for inactive elements, so that
+    its expectation is that of a share of 1.
 
     `run(stretch, reach=)` computes the module, without gradient into its parameters. In the packed form credit is
     local: it sees CREDIT_HALO_FACTOR times the window of *computed* rows. If few are active, it misses far neighbours
-    that the exact value, and the dense form, include.
+    and evictions that the exact value, and the dense form, include.
     """
     sampled = valid & ~gate.active
     if not router.straight_through:
@@ -50,7 +51,9 @@ def credit(
     probability = jnp.where(gate.active, 1, 1 / router.credit_share) * gate.probability
     stretch = stretch._replace(m=jax.lax.stop_gradient(stretch.m), computed=gate.active | sampled)
     if router.key_credit:  # inactive keys have weight 0 and receive credit
-        stretch = stretch._replace(read=stretch.computed, weight=_straight_through(gate.active, probability))
+        weight = _straight_through(gate.active, probability)
+        occupancy = weight if router.eviction_cost else None
+        stretch = stretch._replace(read=stretch.computed, weight=weight, occupancy=occupancy)
     result, stop = run(stretch, reach=CREDIT_HALO_FACTOR)[0], jax.lax.stop_gradient
     paid = jnp.where(sampled, probability, 0)[..., None] * stop(result)
     worth = jnp.where(gate.active[..., None], stop(gate.chosen)[..., None] * result, paid)

@@ -36,7 +36,6 @@ Form = Literal["packed", "dense", "switched"]
 Tree = Any
 
 # Blocks projected at once for a windowed module, whose projection needs no halo: saves 5 to 8 % of a layer on a CPU.
-# Sixteen save 2 to 3 % more at rate 1, and lose as much and more at low rates, where most of the last block is empty.
 PROJECTED_BLOCKS = 4
 # Capacities of the switched form, evenly spaced: at most an eighth of all rows is computed in vain.
 CAPACITIES = 8
@@ -49,7 +48,6 @@ FINAL = ("__call__", "mix", "finish")
 @dataclasses.dataclass(frozen=True)
 class How:
     """The form, rows per block, blocks per iteration (`ops.blocks.Blocks`), and how sequences are split.
-
     Blocks and iterations are never larger than all rows, rounded up to tiles of 128.
     """
 
@@ -155,8 +153,7 @@ def _switched(program: Program, around: Around, how: How, reach: int) -> Result:
         return _packed(program._replace(params=params), around._replace(stretch=stretch), how, reach, room)[:2]
 
     index = (around.stretch.computed.sum() > np.asarray(rooms[:-1], np.int32)).sum()
-    branches = [functools.partial(within, room) for room in rooms]
-    return Result(*switch(index, branches, program.params, around.stretch))
+    return Result(*switch(index, [functools.partial(within, room) for room in rooms], program.params, around.stretch))
 
 
 def _packed(program: Program, around: Around, how: How, reach: int, room: int | None = None) -> Result:
@@ -195,15 +192,21 @@ def _packed(program: Program, around: Around, how: How, reach: int, room: int | 
 
 
 def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):
-    """`mix` of packed rows, in three parts where the module has them."""
-    slot, x, rows = own
-    if program.module.mixes_packed() and rows.weight is None:  # credit weights keys
+    """`mix` of packed rows: block by block, which takes the least memory, or in three parts, the fewest operations."""
+    (slot, x, rows), module, plain = own, program.module, own[2].weight is None  # credit weights keys
+    keep = plain and module.keeps() and not cut.every
+    if plain and module.mixes_packed() and not keep:
         q, asked = project("query", x, rows)
         mixed, read = program.apply(program.params, slot, "mix_packed", q, shown, rows, cut)
         y, finished = project("finish", x, mixed)
         return y, {**asked, **read, **finished}
-    fn = lambda params, own, halo: program.apply(params, own[0], "mix", own[1], halo[0], own[2], halo[1])
-    return map_blocks(fn, program.params, own, (shown, rows), cut)
+
+    def mix(params, own, halo, *known):
+        args = own[1], halo[0], own[2], halo[1], *known
+        result, taps = program.apply(params, own[0], "mix_keeping" if keep else "mix", *args)
+        return ((_checked(module, "mix", own[1], result[0]), taps), result[1]) if keep else (result, taps)
+
+    return map_blocks(mix, program.params, own, (shown, rows), cut, keep)
 
 
 def run_in_place(
@@ -214,9 +217,8 @@ def run_in_place(
 
     def where_needed(method, *args):
         streams = np.arange(len(m), dtype=np.int32)[:, None]
-        each = functools.partial(
-            jax.vmap(lambda slot, *args: program.apply(program.params, slot, method, *args)), streams
-        )
+        one = lambda slot, *args: program.apply(program.params, slot, method, *args)
+        each = functools.partial(jax.vmap(one), streams)
         nothing = lambda *args: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(each, *args))
         return jax.lax.cond(active.any(), each, nothing, *args)
 

@@ -9,6 +9,7 @@ from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
+from seqboat.ops.block_attention import Attended, attend_block, attend_blocks
 from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.positions import T5_BUCKETS
@@ -23,8 +24,8 @@ class GatedAttentionUnit(WindowedModule):
         y = (attend(q, k, v) * g) W_o + b_o
 
     z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. v and the attention
-    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel` or in blocks
-    (`ops.window_attention.attend_packed`), and with `attention_dropout` by `mix`.
+    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel`, or in blocks that keep
+    what they read, unless there is `attention_dropout`.
     """
 
     features: int
@@ -50,6 +51,9 @@ class GatedAttentionUnit(WindowedModule):
     def mixes_packed(self) -> bool:
         return not self.attention_dropout
 
+    def keeps(self) -> bool:
+        return not self.attention_dropout and not self.kernel
+
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
 
@@ -72,12 +76,21 @@ class GatedAttentionUnit(WindowedModule):
         q = self.query(x, rows)
         return self.finish(x, attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop))
 
+    def mix_keeping(
+        self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo, known: Attended | None = None
+    ) -> tuple[Float[Array, "T D"], Attended]:
+        """`mix` without dropout of weights, and what the rows read."""
+        q = self.query(x, rows)
+        known = attend_block(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, known)
+        return self.finish(x, known.o), known
+
     def query(self, x: Float[Array, "T D"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries."""
         return self._rotated(x, rows, 0)
 
     def mix_packed(self, q: Float[Array, "T Z"], halo: dict, rows: RowInfo, blocks: Blocks) -> Float[Array, "T E"]:
-        return attend_packed(self.window, self.table, q, halo["k"], halo["v"], rows, blocks, kernel=self.kernel)
+        attend = attend_packed if self.kernel else attend_blocks
+        return attend(self.window, self.table, q, halo["k"], halo["v"], rows, blocks)
 
     def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T E"]) -> Float[Array, "T D"]:
         gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))

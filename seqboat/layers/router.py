@@ -20,13 +20,16 @@ class RouterConfig:
 
     `centered` subtracts a running mean over training steps from its input. `straight_through` adds, in training, a
     credit-assignment gradient for what inactive elements would have contributed, at a random `credit_share` of them.
-    `key_credit` adds one for computed elements being attended as keys. `initial_bias` is added to the activation logit.
-    `temperature_scale` times sqrt(D) is the initial tau.
+    `key_credit` adds one for computed elements being attended as keys, from which `eviction_cost` subtracts what the
+    key was worth that an active element pushes out of a finite window (docs/router.md). `initial_bias` is added to the
+    activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises ValueError for numbers out of range,
+    and for `eviction_cost` without `key_credit`.
     """
 
     centered: bool = False
     straight_through: bool = False
     key_credit: bool = False
+    eviction_cost: bool = False
     credit_share: float = 1.0
     initial_bias: float = 0.0
     temperature_scale: float = 1.0
@@ -36,6 +39,8 @@ class RouterConfig:
             raise ValueError(f"credit_share={self.credit_share}: must be above 0 and at most 1")
         if not self.temperature_scale > 0:
             raise ValueError(f"temperature_scale={self.temperature_scale}: must be positive")
+        if self.eviction_cost and not self.key_credit:
+            raise ValueError("eviction_cost=True needs key_credit=True, from which it is subtracted")
 
     @property
     def has_credit(self) -> bool:

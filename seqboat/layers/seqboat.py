@@ -101,6 +101,8 @@ class LayerConfig:
             raise ValueError(f"feed_forward_size={self.feed_forward_size}: must be 0 (none) or more")
         if self.position == "slot" and self.window_size is None:
             raise ValueError("position='slot' needs a window_size: its table covers the distances within a window")
+        if self.router.eviction_cost and self.window_size is None:
+            raise ValueError("router.eviction_cost=True needs a window_size: without a window no key is evicted")
         if self.position == "rotary" and self.key_size % 2:
             raise ValueError(f"key_size={self.key_size}: rotary positions rotate pairs of channels, so it must be even")
         if self.attention_method == "pallas":
@@ -144,10 +146,7 @@ class LayerConfig:
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
                 "it must be finite here: the window is kept as state",
             ),
-            "layout": (
-                self.layout.length is None,
-                "pieces cannot be split; split batches over the mesh, not sequences",
-            ),
+            "layout": (not self.layout.length, "pieces cannot be split; split batches over the mesh, not sequences"),
         }
         for field, (fine, why) in refused.items():
             if not fine:

@@ -144,7 +144,7 @@ def around(memory: WorkingMemory, stretch: Stretch) -> Around:
         remembered.position,
         there,
         there,
-        None if stretch.weight is None else jnp.ones(there.shape, stretch.weight.dtype),
+        *jax.tree.map(lambda leaf: jnp.ones(there.shape, leaf.dtype), (stretch.weight, stretch.occupancy)),
     )
     return neighbours.join(before, stretch, None, remembered.rows)
 

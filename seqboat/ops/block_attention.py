@@ -2,12 +2,12 @@
 
     o_i = sum_j p_ij v_j,    p_ij = exp(s_ij - l_i) with l_i = log sum_j exp(s_ij) (softmax), or phi(s_ij)
 
-The forward pass keeps o (T, E) and l (T,). From the cotangent do of o, the backward pass computes
+The caller keeps o (Q, E) and l (Q,) and gives them back. From the cotangent do of o, the backward pass computes
 
     dp_ij = do_i . v_j    ds_ij = p_ij (dp_ij - do_i . o_i), or phi'(s_ij) dp_ij    dv_j = sum_i p_ij do_i
 
-and the gradients of q, k and the table as those of the scores: a product of T x (1 + window) x E less than recomputing
-o. As in `ops.window_attention.attend`, scores, p and ds are float32, and products have the operands' type.
+and the gradients of q, k and the table as those of the scores: a product of Q x J x E less than recomputing o.
+As in `ops.window_attention.attend`, scores, p and ds are float32, and products have the operands' type.
 """
 
 import functools
@@ -42,14 +42,35 @@ def attend_blocks(
 
     q and k come from `window.apply_rotary`. `rows.weight` must be None.
     """
-    forward, again = (functools.partial(f, window) for f in (_attend, _known))
-    return map_blocks(forward, table, {"q": q, "rows": rows}, {"k": k, "v": v, "rows": rows}, blocks, again).o
+
+    def attend(table, own, halo, known=None):
+        (q, query), (k, v, key) = own, halo
+        found = attend_block(window, table, q, k, v, query, key, known)
+        return found.o, found
+
+    return map_blocks(attend, table, (q, rows), (k, v, rows), blocks, keep=True)
 
 
-def _attend(window: Window, table: Array | None, query: dict, key: dict) -> Attended:
-    """One block of queries and the keys around it."""
-    v, visible = key["v"], window.visible(query["rows"], key["rows"])
-    scores = window.scores(table, query["q"], key["k"], query["rows"], key["rows"])
+def attend_block(
+    window: Window,
+    table: Float[Array, "P"] | None,
+    q: Float[Array, "Q Z"],
+    k: Float[Array, "J Z"],
+    v: Float[Array, "J E"],
+    query: RowInfo,
+    key: RowInfo,
+    known: Attended | None = None,
+) -> Attended:
+    """`attend` and l. If they are `known`, they are not computed again, and have the gradient above, but none of l."""
+    args = window, table, q, k, v, query, key
+    return _attend(*args) if known is None else _known(*args, known)
+
+
+def _attend(
+    window: Window, table: Array | None, q: Array, k: Array, v: Array, query: RowInfo, key: RowInfo
+) -> Attended:
+    visible = window.visible(query, key)
+    scores = window.scores(table, q, k, query, key)
     if window.function != "softmax":
         o = _product("qj,je->qe", jnp.where(visible, window.phi(scores), 0).astype(v.dtype), v)
         return Attended(o.astype(v.dtype), jnp.zeros(o.shape[0], jnp.float32))
@@ -64,20 +85,19 @@ def _attend(window: Window, table: Array | None, query: dict, key: dict) -> Atte
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _known(window: Window, table: Array | None, own: tuple[dict, Attended], key: dict) -> Attended:
-    """`_attend` of a block whose result is known."""
-    return own[1]
+def _known(window: Window, *args: Any) -> Attended:
+    """`_attend` of a block whose result, the last argument, is known."""
+    return args[-1]
 
 
 def _forward(window: Window, *args: Any) -> tuple[Attended, tuple]:
-    return _known(window, *args), args
+    return args[-1], args
 
 
 def _backward(window: Window, saved: tuple, cotangent: Attended) -> tuple:
-    table, (query, known), key = saved
-    v, d_o, visible = key["v"], cotangent.o, window.visible(query["rows"], key["rows"])
-    score = lambda table, q, k: window.scores(table, q, k, query["rows"], key["rows"])
-    scores, transpose = jax.vjp(score, table, query["q"], key["k"])
+    table, q, k, v, query, key, known = saved
+    d_o, visible = cotangent.o, window.visible(query, key)
+    scores, transpose = jax.vjp(lambda table, q, k: window.scores(table, q, k, query, key), table, q, k)
     d_weights = _product("qe,je->qj", d_o, v)
     if window.function == "softmax":
         weights = jnp.where(visible, jnp.exp(scores - known.log_total[:, None]), 0)
@@ -86,9 +106,8 @@ def _backward(window: Window, saved: tuple, cotangent: Attended) -> tuple:
     else:
         weights, slope = jax.vjp(lambda s: jnp.where(visible, window.phi(s), 0), scores)
         (d_scores,) = slope(d_weights)
-    d_table, d_q, d_k = transpose(d_scores)
     d_v = _product("qj,qe->je", weights.astype(d_o.dtype), d_o).astype(v.dtype)
-    return d_table, ({"q": d_q, "rows": None}, None), {"k": d_k, "v": d_v, "rows": None}
+    return *transpose(d_scores), d_v, None, None, None
 
 
 _known.defvjp(_forward, _backward)

@@ -36,12 +36,7 @@ class Blocks(NamedTuple):
 
 
 def map_blocks(
-    fn: Callable[[Tree, Tree, Tree], Tree],
-    params: Tree,
-    own: Tree,
-    halo: Tree,
-    blocks: Blocks,
-    again: Callable[[Tree, tuple[Tree, Tree], Tree], Tree] | None = None,
+    fn: Callable[..., Tree], params: Tree, own: Tree, halo: Tree, blocks: Blocks, keep: bool = False
 ) -> Tree:
     """`fn(params, own block, halo block)` over the blocks that hold the first `filled` rows; 0 everywhere else.
 
@@ -52,13 +47,12 @@ def map_blocks(
     `wanted` row are skipped.
 
     The gradient runs over the same blocks, recomputes `fn` on each and transposes it: only the arguments are stored.
-    With `again`, the result is stored as well, and the gradient is that of `again(params, (own, result), halo)`, which
-    must have the same value and gradients and need not recompute what the result tells.
+    With `keep`, `fn` returns a pair, of which the first is the result and the second is stored as well: the gradient is
+    that of `fn(params, own block, halo block, stored block)`, which need not recompute what it is given.
     Integer and boolean leaves get no gradient. `fn` must not close over traced arrays.
     """
     if blocks.blocks_per_iteration > 1:
-        batched = functools.partial(functools.partial, _batched, blocks)
-        fn, again, blocks = batched(fn), again and batched(again), blocks.at_once(blocks.blocks_per_iteration)
+        fn, blocks = functools.partial(_batched, blocks, fn), blocks.at_once(blocks.blocks_per_iteration)
     leaves = jax.tree.leaves((own, halo))
     total, size, margins = leaves[0].shape[0], blocks.block_size, blocks.left + blocks.right
     if (total - margins) % size or any(leaf.shape[0] != total for leaf in leaves):
@@ -68,10 +62,11 @@ def map_blocks(
     if total == margins:  # no blocks
         long = lambda tree, size: jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), tree)
         shapes = jax.eval_shape(fn, params, long(own, size), long(halo, size + margins))
+        shapes = shapes[0] if keep else shapes
         return jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
     floats, rest, merge = split_floats((params, own, halo))
     number, order = (blocks.filled + size - 1) // size, None
-    loop = _Loop(fn, again, merge, total, size, blocks.left, blocks.right, blocks.every)
+    loop = _Loop(fn, keep, merge, total, size, blocks.left, blocks.right, blocks.every)
     if blocks.wanted is not None:
         used = blocks.wanted[blocks.left : total - blocks.right].reshape(-1, size).any(1)
         number, order = used.sum(), jnp.argsort(~used, stable=True)
@@ -83,7 +78,7 @@ class _Loop:
     """What is static about a loop: see `map_blocks`. `merge` puts the float leaves and the others together."""
 
     fn: Callable
-    again: Callable | None
+    keep: bool
     merge: Callable
     total: int
     size: int
@@ -111,15 +106,22 @@ class _Loop:
         params, own, halo = trees
         return params, self.read(own, index), self.read_around(halo, index)
 
-    def transpose(self, floats: Tree, rest: Tree, result: Tree | None, cotangent: Tree) -> Tree:
+    def call(self, floats: Tree, rest: Tree, *known: Tree) -> tuple[Tree, Tree]:
+        """A block's result, and what is kept of it."""
+        value = self.fn(*self.merge(floats, rest), *known)
+        return value if self.keep else (value, None)
+
+    def compute(self, floats: Tree, rest: Tree, number: Array, order: Array | None) -> tuple[Tree, Tree]:
+        """`call` of all blocks."""
+        block = lambda i: self.call(self.arguments(floats, i), self.arguments(rest, i))
+        out = jax.tree.map(lambda s: jnp.zeros((self.total, *s.shape[1:]), s.dtype), jax.eval_shape(block, 0))
+        return self.each(number, order, lambda i, out: _write(out, self.left + i * self.size, block(i)), out)
+
+    def transpose(self, floats: Tree, rest: Tree, kept: Tree, cotangent: Tree) -> Tree:
         """The gradient of a block's arguments."""
-
-        def call(floats):
-            params, own, halo = self.merge(floats, rest)
-            value = self.fn(params, own, halo) if self.again is None else self.again(params, (own, result), halo)
-            return split_floats(value)[0]
-
-        return jax.vjp(call, floats)[1](cotangent)[0]
+        known = (kept,) if self.keep else ()
+        value = lambda floats: split_floats(self.call(floats, rest, *known)[0])[0]
+        return jax.vjp(value, floats)[1](cotangent)[0]
 
 
 def _write(tree: Tree, first: Array, update: Tree) -> Tree:
@@ -128,25 +130,20 @@ def _write(tree: Tree, first: Array, update: Tree) -> Tree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(loop: _Loop, floats: Tree, rest: Tree, number: Array, order: Array | None) -> Tree:
-    apply = lambda i: loop.fn(*loop.merge(loop.arguments(floats, i), loop.arguments(rest, i)))
-    out = jax.tree.map(lambda s: jnp.zeros((loop.total, *s.shape[1:]), s.dtype), jax.eval_shape(apply, 0))
-
-    return loop.each(number, order, lambda i, out: _write(out, loop.left + i * loop.size, apply(i)), out)
+    return loop.compute(floats, rest, number, order)[0]
 
 
 def _forward(loop: _Loop, *args: Any) -> tuple[Tree, tuple]:
-    out = _run(loop, *args)
-    if loop.again is not None:
-        out = jax.tree.map(lambda leaf: checkpoint_name(leaf, "blocks"), out)
-    return out, (*args, None if loop.again is None else out)
+    result, kept = loop.compute(*args)
+    return result, (*args, jax.tree.map(lambda leaf: checkpoint_name(leaf, "blocks"), kept))
 
 
 def _backward(loop: _Loop, saved: tuple, cotangent: Tree) -> tuple:
-    floats, rest, number, order, out = saved
+    floats, rest, number, order, kept = saved
     cotangent, _, _ = split_floats(cotangent)
 
     def step(i, gradient):
-        own = loop.arguments(floats, i), loop.arguments(rest, i), loop.read(out, i), loop.read(cotangent, i)
+        own = loop.arguments(floats, i), loop.arguments(rest, i), loop.read(kept, i), loop.read(cotangent, i)
         d_params, d_own, d_halo = loop.transpose(*own)
         params, own, halo = gradient
         return (
@@ -161,7 +158,7 @@ def _backward(loop: _Loop, saved: tuple, cotangent: Tree) -> tuple:
 _run.defvjp(_forward, _backward)
 
 
-def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree) -> Tree:
+def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree, *known: Tree) -> Tree:
     """`fn` on N consecutive blocks at once, each with its own part of the halo.
 
     The parts overlap. They are joined from one view per block of margin instead of one slice per part: a window of 1024
@@ -177,9 +174,9 @@ def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree) 
         a = a.reshape(-1, block_size, *a.shape[1:])
         return jnp.concatenate([a[first : first + number] for first in range(views)], axis=1)[:, :size]
 
-    own = jax.tree.map(lambda a: windows(a, block_size), own)
+    own, known = jax.tree.map(lambda a: windows(a, block_size), (own, known))
     halo = jax.tree.map(lambda a: windows(a, blocks.left + block_size + blocks.right), halo)
-    out = jax.vmap(fn, in_axes=(None, 0, 0))(params, own, halo)
+    out = jax.vmap(lambda own, halo, known: fn(params, own, halo, *known))(own, halo, known)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
 
 

@@ -18,13 +18,15 @@ Tree = Any
 
 class Stretch(NamedTuple):
     """Consecutive elements of B sequences: `m` (B, S, D) and, each (B, S), their `position`, whether a module is
-    `computed` there, whether others may `read` them, and the `weight` with which they do, or None for 1."""
+    `computed` there, whether others may `read` them, and the `weight` and `occupancy` with which they do
+    (`ops.packing.RowInfo`)."""
 
     m: Array
     position: Array
     computed: Any
     read: Array
     weight: Array | None = None
+    occupancy: Array | None = None
 
 
 class Around(NamedTuple):
@@ -43,7 +45,8 @@ class Around(NamedTuple):
             rows = row_info(read)
         else:
             rows = row_info(read & (stretch.weight > 0.5))
-            rows = rows._replace(active=read.reshape(-1), weight=stretch.weight.reshape(-1))
+            weight, occupancy = jax.tree.map(jnp.ravel, (stretch.weight, stretch.occupancy))
+            rows = rows._replace(active=read.reshape(-1), weight=weight, occupancy=occupancy)
         return rows._replace(position=stretch.position.reshape(-1))
 
     def recall(self, seen: Tree, place: Array) -> Tree:

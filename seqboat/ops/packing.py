@@ -31,7 +31,8 @@ class RowInfo(NamedTuple):
 
     `segment`: its sequence in the batch. `position`: its index there. `rank`: the number of active rows before it in
     its sequence. `total`: the number of active rows in its sequence. `active`: whether it may be read. `weight`: its
-    weight as a key, or None for 1.
+    weight as a key, or None for 1. `occupancy`: the same number, whose gradient is that of taking a slot of others'
+    windows, or None if that has none.
     """
 
     segment: Array
@@ -40,6 +41,7 @@ class RowInfo(NamedTuple):
     total: Array
     active: Array
     weight: Array | None = None
+    occupancy: Array | None = None
 
 
 def pack(

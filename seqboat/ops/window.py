@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,15 @@ PositionKind = Literal["none", "relative", "slot", "rotary", "t5"]
 # Laplace approximates relu2: equal value and slope at sqrt(2) (Ma et al. 2022, section 3.4).
 LAPLACE_MEAN = math.sqrt(0.5)
 LAPLACE_DEVIATION = math.sqrt(0.25 / math.pi)
+
+
+class Eviction(NamedTuple):
+    """On one side of each query, (Q, J): the keys that have a `slot` of its window if active, the active key that
+    `enters` the window when one of these is switched off, and the one that `leaves` it when one is switched on."""
+
+    slot: Array
+    enters: Array
+    leaves: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,23 @@ class Window:
         if self.size is not None:
             see &= jnp.abs(query.rank[:, None] - key.rank[None, :]) <= self.size
         return see
+
+    def evictions(self, query: RowInfo, key: RowInfo) -> Iterator[Eviction]:
+        """What switching a key does to the windows of active queries: for the keys before a query and, unless causal,
+        those after it. A query's own key takes no slot of its window. Raises ValueError without a `size`."""
+        if self.size is None:
+            raise ValueError("without a window size no key is evicted")
+        present = key.active[None, :] & (query.segment[:, None] == key.segment[None, :])
+        active = jnp.asarray(key.weight)[None, :] > 0.5
+        before = query.rank[:, None] - key.rank[None, :]
+        # An inactive key before a query, once active, is one slot farther away, since it counts in the query's rank.
+        sides = [(before, before + ~active), (-before, -before)]
+        for distance, slot in sides[: 1 if self.causal else 2]:
+            yield Eviction(
+                present & (slot >= 1) & (slot <= self.size),
+                present & active & (distance == self.size + 1),
+                present & active & (distance == self.size),
+            )
 
     def apply_rotary(self, x: Float[Array, "T Z"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries or keys as `attend` wants them: turned by their positions, if those are rotary."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,19 +12,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
 
 from configs import quickstart
 from experiments.common import cli
+from experiments.data import identity
+from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
 from experiments.training.optimizers import make_optimizer
+from experiments.training.sharding import OneDevice
 from experiments.training.step import Steps, TrainState
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
-from tests.helpers import SMALL_MODEL
+from tests.helpers import SMALL_MODEL, random_like
 
 TINY = {
     "task.train_examples": 200,
@@ -70,6 +75,30 @@ def tiny() -> Callable[..., dict[str, Any]]:
     return values
 
 
+class Remembering(OneDevice):
+    """One device that traces and compiles the steps of one experiment once, however often that is trained."""
+
+    programs: dict[Any, Any] = {}
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
+
+    def abstract(self, init):
+        return self.once(("abstract", init.func, init.args), lambda: jax.eval_shape(init))
+
+    def create(self, init):
+        return self.once(("create", init.func, init.args), lambda: jax.jit(init))()
+
+    def compile(self, train, state, batch):
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves((state, batch)))
+        return self.once((train, shapes), lambda: OneDevice.compile(self, train, state, batch))
+
+    def evaluate(self, evaluate):
+        return self.once(evaluate, lambda: jax.jit(evaluate))
+
+
 # A model of one table instead of a SeqBoat: what the loop and the step do with a model, without its compile time.
 
 
@@ -114,25 +143,41 @@ class Light(nn.Module):
         return Output(logits, stats)
 
 
-@pytest.fixture(scope="session")
-def light(tiny) -> Callable[..., Experiment]:
-    """light({"train.steps": 8}) is the tiny experiment on the light model; `loss` replaces the task's own."""
+# What differs between experiments with the same steps.
+PLAN = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 
-    def experiment(changes: dict[str, Any] | None = None, loss: Callable | None = None) -> Experiment:
-        built = build(tiny(changes))
+
+@pytest.fixture(scope="session")
+def light(tiny, remembering) -> Callable[..., Experiment]:
+    """light({"train.steps": 8}) is the tiny experiment on the light model; `loss` replaces the task's own.
+
+    Those with the same steps share their programs, as the learning rate is always that of the tiny plan.
+    """
+    shared: dict[str, Steps] = {}
+
+    def make_steps(built: Experiment, loss: Callable | None) -> Steps:
         config, encoder, task = built.config, built.model.config.encoder, built.task  # type: ignore[attr-defined]
         model = Light(LightConfig(encoder, task.config.classes, task.config.vocabulary_size, encoder.layer.dropout))
-        steps = Steps(
+        return Steps(
             model,
             loss or task.loss,
-            lambda params: make_optimizer(config.optimizer, config.train.steps, params),
+            lambda params: make_optimizer(config.optimizer, TINY["train.steps"], params),
             task.train_batch(0),
             seed=config.seed,
             accumulate=config.train.accumulate,
             activation_penalty=config.train.activation_penalty,
             evaluation_metrics=task.evaluation_metrics,
         )
-        return dataclasses.replace(built, model=model, steps=steps)
+
+    def experiment(changes: dict[str, Any] | None = None, loss: Callable | None = None) -> Experiment:
+        built = build(tiny(changes))
+        settings = {name: value for name, value in built.values["train"].items() if name not in PLAN}
+        key = json.dumps({**built.values, "train": settings})
+        steps = shared.get(key) if loss is None else None
+        steps = steps or make_steps(built, loss)
+        if loss is None:
+            shared[key] = steps
+        return remembering(dataclasses.replace(built, model=steps.model, steps=steps))
 
     return experiment
 
@@ -140,12 +185,55 @@ def light(tiny) -> Callable[..., Experiment]:
 @pytest.fixture(scope="session")
 def initial() -> Callable[[Experiment], TrainState]:
     """The initial state of an experiment, by the program that the loop compiles."""
-    return lambda experiment: jax.jit(functools.partial(experiment.steps.init, experiment.config.seed))()
+    return lambda experiment: experiment.partition.create(
+        functools.partial(experiment.steps.init, experiment.config.seed)
+    )
 
 
 @pytest.fixture(scope="session")
-def trained(tiny, tmp_path_factory) -> Path:
+def remembering() -> Callable[[Experiment], Experiment]:
+    """remembering(experiment) is that experiment on one device, its steps compiled once."""
+    return lambda experiment: dataclasses.replace(experiment, partition=Remembering())
+
+
+@pytest.fixture(scope="session")
+def seqboat(tiny, remembering) -> Experiment:
+    """The tiny SeqBoat."""
+    return remembering(build(tiny()))
+
+
+@pytest.fixture(scope="session")
+def trained(seqboat, tmp_path_factory) -> Path:
     """The work directory of a finished run of the tiny SeqBoat. Not to be changed: copy it."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train(build(tiny()), workdir)
+    train(seqboat, workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def untrained() -> Callable[..., Path]:
+    """untrained(values, workdir) is that work directory, with a checkpoint of random parameters; nothing is compiled.
+
+    Its router's bias makes some elements active, and some not. `whole` saves all that a run needs to resume.
+    """
+
+    def save(values: dict[str, Any], workdir: Path, step: int = 0, whole: bool = False, **metrics: float) -> Path:
+        experiment = build(values)
+        steps, seed, task = experiment.steps, experiment.config.seed, experiment.task
+        variables = random_like(jax.eval_shape(lambda: steps.variables(seed)))
+        sparse = variables["params"].get("encoder", {}).get("layers", {}).get("sparse", {})
+        if "configurator" in sparse:
+            logits = sparse["configurator"]["logits"]
+            logits["bias"] = jnp.zeros_like(logits["bias"]).at[:, 1::2].set(2.0)
+        state = variables
+        if whole:
+            shapes = jax.eval_shape(lambda: steps.init(seed))
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            state = dataclasses.replace(zeros, **variables, bad_step=np.int32(-1))
+        meta = {"config": values, "versions": {"jax": "1"}, "data": identity.remember(task)}
+        best = {"best_metric": task.selection_metric, "higher_is_better": task.higher_is_better}
+        with Checkpoints(workdir / "checkpoints", keep=9, **best) as checkpoints:
+            checkpoints.save(step, state, meta, metrics or None)
+        return workdir
+
+    return save

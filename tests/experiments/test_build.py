@@ -245,6 +245,7 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm_counts_padding": (True, {"norm": "batch"}),
     "final_norm_affine": (False, {"norm_placement": "pre"}),
     "router.credit_share": (0.5, {"router.straight_through": True}),
+    "router.eviction_cost": (True, {"router.key_credit": True}),
 }
 UNTOUCHED = {
     "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",
@@ -273,8 +274,9 @@ OPTIMIZER_KNOBS = {
     "learning_rate_scales": (("kernel", 0.5),),
     "clip_norm": 0.5,
 }
-TRAIN_KNOBS = {"steps": 7, "batch_size": 10, "accumulate": 2, "activation_penalty": 0.1}
+TRAIN_KNOBS = {"batch_size": 10, "accumulate": 2, "activation_penalty": 0.1}
 LOOP_KNOBS = {
+    "steps": "test_the_schedule_ends_with_the_run, and test_loop.py",
     "log_every": "test_loop.py: test_every_knob_of_the_loop",
     "evaluate_every": "test_loop.py: test_every_knob_of_the_loop",
     "checkpoint_every": "test_loop.py: test_every_knob_of_the_loop",
@@ -383,6 +385,16 @@ def test_every_knob_of_the_optimizer_does_something(tiny, knob):
         return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
 
     assert update(tiny({f"optimizer.{knob}": OPTIMIZER_KNOBS[knob]})) != update(tiny())
+
+
+def test_the_schedule_ends_with_the_run(tiny):
+    params = {"kernel": jnp.ones((2, 2))}
+
+    def update(steps: int) -> str:
+        optimizer = build(tiny({"train.steps": steps})).steps.make_optimizer(params)
+        return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
+
+    assert update(7) != update(6)
 
 
 def test_the_name_chooses_the_class(tiny):

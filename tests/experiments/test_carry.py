@@ -1,6 +1,7 @@
 """Carried state: rows of batches are streams that continue across steps and resumes; a corpus in one pass."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_programs import assert_one_line, run_all
 from test_resume import assert_same_run, run_until_stopped
 
 from configs.lm import bytes as recipe
@@ -66,12 +66,12 @@ def values(tmp_path_factory) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def frozen(values) -> tuple[Experiment, list[Any], list[float]]:
+def frozen(values, initial) -> tuple[Experiment, list[Any], list[float]]:
     """A SeqBoat whose parameters never move, computed in two parts: its states before and after every step of an epoch
     and two more, and each step's loss."""
     settings = {"train.accumulate": 2, "optimizer.learning_rate_scales": ((".", 0.0),), "optimizer.clip_norm": 1e9}
     experiment = build(values({**CARRIED, **settings}))
-    state = jax.jit(lambda: experiment.steps.init(0))()
+    state = initial(experiment)
     update = jax.jit(experiment.steps.train)
     states, losses = [state], []
     for step in range(SEGMENTS + 2):
@@ -83,45 +83,52 @@ def frozen(values) -> tuple[Experiment, list[Any], list[float]]:
 
 
 @pytest.fixture(scope="module")
-def streams(frozen) -> dict[str, np.ndarray]:
-    """The whole streams of an epoch, side by side."""
-    batches = [frozen[0].task.train_batch(step) for step in range(SEGMENTS)]
-    joined = {name: np.concatenate([b[name] for b in batches], 1) for name in ("inputs", "targets", "weights")}
-    return joined | {"lengths": sum(b["lengths"] for b in batches)}
-
-
-def test_the_loss_of_every_step_is_that_of_the_whole_streams_and_then_they_begin_again(frozen, streams):
-    experiment, states, losses = frozen
-    variables = {"params": states[0].params}
-    apply = jax.jit(experiment.model.apply)
-    each = cross_entropy(
-        apply(variables, streams["inputs"], streams["lengths"]).logits, jnp.asarray(streams["targets"])
-    )
-    share = lambda a: (a * streams["weights"]).reshape(BATCH, SEGMENTS, LENGTH).sum((0, 2))
-    expected = share(np.asarray(each, np.float64)) / share(np.ones_like(each))
-    np.testing.assert_allclose(losses[:SEGMENTS], expected, rtol=1e-5)
-    np.testing.assert_allclose(losses[SEGMENTS:], expected[:2], rtol=1e-5)
-    batch = experiment.task.train_batch(1)
-    alone = cross_entropy(apply(variables, batch["inputs"], batch["lengths"]).logits, jnp.asarray(batch["targets"]))
-    assert abs(float(alone.mean()) - expected[1]) > 1e-4, "what came before matters"
-
-
-def test_the_first_gradient_is_the_parallel_one(frozen):
-    """Read from the optimiser's first moment: Adam would hide its scale. The second is not: there is a state."""
+def parallel(frozen) -> Callable[..., tuple[np.ndarray, Any]]:
+    """Of a batch of whole streams, or of their beginnings: the loss of every byte, and the gradient of the mean."""
     experiment, states, _ = frozen
 
     @jax.jit
-    @jax.grad
-    def gradient(params, batch):
+    @functools.partial(jax.grad, has_aux=True)
+    def run(params, batch):
         out = experiment.model.apply({"params": params}, batch["inputs"], batch["lengths"], True)
-        return (cross_entropy(out.logits, batch["targets"]) * batch["weights"]).sum() / batch["weights"].sum()
+        each = cross_entropy(out.logits, batch["targets"])
+        return (each * batch["weights"]).sum() / batch["weights"].sum(), each
+
+    def losses_and_gradient(*batches):
+        padding = [jax.tree.map(np.zeros_like, batches[0])] * (SEGMENTS - len(batches))
+        joined = {
+            name: np.concatenate([b[name] for b in (*batches, *padding)], 1)
+            for name in ("inputs", "targets", "weights")
+        }
+        gradient, each = run(states[0].params, joined | {"lengths": sum(b["lengths"] for b in batches)})
+        return np.asarray(each, np.float64), gradient
+
+    return losses_and_gradient
+
+
+def test_the_loss_of_every_step_is_that_of_the_whole_streams_and_then_they_begin_again(frozen, parallel):
+    experiment, _, losses = frozen
+    batches = [experiment.task.train_batch(step) for step in range(SEGMENTS)]
+    each, _ = parallel(*batches)
+    weights = np.concatenate([batch["weights"] for batch in batches], 1)
+    share = lambda a: (a * weights).reshape(BATCH, SEGMENTS, LENGTH).sum((0, 2))
+    expected = share(each) / share(np.ones_like(each))
+    np.testing.assert_allclose(losses[:SEGMENTS], expected, rtol=1e-5)
+    np.testing.assert_allclose(losses[SEGMENTS:], expected[:2], rtol=1e-5)
+    alone, _ = parallel(batches[1])
+    assert abs(float(alone[:, :LENGTH].mean()) - expected[1]) > 1e-4, "what came before matters"
+
+
+def test_the_first_gradient_is_the_parallel_one(frozen, parallel):
+    """Read from the optimiser's first moment: Adam would hide its scale. The second is not: there is a state."""
+    experiment, states, _ = frozen
 
     def distance(step):
         b1 = experiment.config.optimizer.b1
         found = jax.tree.map(
             lambda new, old: (new - b1 * old) / (1 - b1), states[step + 1].opt_state.first, states[step].opt_state.first
         )
-        expected = gradient(states[step].params, experiment.task.train_batch(step))
+        _, expected = parallel(experiment.task.train_batch(step))
         squares = lambda tree: sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(tree))
         return math.sqrt(squares(jax.tree.map(jnp.subtract, found, expected)) / squares(expected))
 
@@ -181,7 +188,7 @@ class Light(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def light(values) -> Experiment:
+def light(values, remembering) -> Experiment:
     plan = {"train.steps": 10, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
     built = build(values({**CARRIED, **plan, "train.accumulate": 2, "optimizer.warmup_steps": 2}))
     config, task = built.config, built.task
@@ -195,7 +202,7 @@ def light(values) -> Experiment:
         accumulate=config.train.accumulate,
         num_streams=BATCH,
     )
-    return dataclasses.replace(built, model=model, steps=steps)
+    return remembering(dataclasses.replace(built, model=model, steps=steps))
 
 
 @pytest.fixture(scope="module")
@@ -262,32 +269,56 @@ def test_a_seqboat_resumes_bit_for_bit(values, tmp_path):
 # Several devices.
 
 
-ON_DEVICES = {"train.steps": 9, "train.log_every": 1, "train.evaluate_every": 4, "train.checkpoint_every": 4}
+ON_DEVICES = {**CARRIED, "train.steps": 9, "train.log_every": 1, "train.evaluate_every": 4, "train.checkpoint_every": 4}
 
 
 @pytest.fixture(scope="module")
-def on_one(values, tmp_path_factory) -> Path:
+def one_device(values, remembering) -> Experiment:
+    return remembering(build(values(ON_DEVICES)))
+
+
+@pytest.fixture(scope="module")
+def on_one(one_device, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("one")
-    train(build(values({**CARRIED, **ON_DEVICES})), workdir)
+    train(one_device, workdir)
     return workdir
 
 
-@pytest.mark.parametrize(
-    "mesh", ["data=2,fsdp=2,fsdp_hidden=2", pytest.param("data=4,fsdp_hidden=2", marks=pytest.mark.slow)]
-)
-def test_streams_split_over_a_mesh_are_those_of_one_device(values, on_one, tmp_path, mesh):
-    """Losses, validation and the state after, of which every device holds its rows; the last steps on one device."""
-    split = build(values({**CARRIED, **ON_DEVICES, "mesh": mesh}))
-    abstract = split.partition.abstract(lambda: split.steps.init(0))
-    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(abstract.streams)} == {1}
-    run_until_stopped(split, tmp_path, "batch", 6)
-    experiment = build(values({**CARRIED, **ON_DEVICES}))
-    train(experiment, tmp_path)
-    (step, state, found), (expected_step, expected, records) = (whole(path, experiment) for path in (tmp_path, on_one))
+def assert_same_streams(workdir: Path, on_one: Path, one_device: Experiment) -> None:
+    """Losses, validation and the state after."""
+    (step, state, found), (expected_step, expected, records) = (whole(path, one_device) for path in (workdir, on_one))
     assert step == expected_step == 9
     assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in records]
     assert_close([line["loss"] for line in found], [line["loss"] for line in records])
     assert_close((state.params, state.streams), (expected.params, expected.streams), floor=1e-2)
+
+
+def rows_of_a_device(experiment: Experiment) -> set[int]:
+    abstract = experiment.partition.abstract(lambda: experiment.steps.init(0))
+    return {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(abstract.streams)}
+
+
+def test_streams_split_over_a_mesh_are_those_of_one_device(values, one_device, on_one, tmp_path):
+    """The first steps and the last on one device, those between on a mesh, of which every device holds its rows."""
+    split = build(values({**ON_DEVICES, "mesh": "data=2,fsdp=2,fsdp_hidden=2"}))
+    assert rows_of_a_device(split) == {1}
+    workdir = Path(shutil.copytree(on_one, tmp_path / "run"))
+    for step in (8, 9):
+        shutil.rmtree(workdir / f"checkpoints/{step}")
+    run_until_stopped(split, workdir, "batch", 9)
+    train(one_device, workdir)
+    assert_same_streams(workdir, on_one, one_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,fsdp_hidden=2", "data=4,fsdp_hidden=2"])
+def test_streams_begun_on_a_mesh_are_those_of_one_device(values, one_device, on_one, tmp_path, mesh):
+    """The state is made there; the last steps are on one device."""
+    split = build(values({**ON_DEVICES, "mesh": mesh}))
+    assert rows_of_a_device(split) == {1}
+    run_until_stopped(split, tmp_path, "batch", 6)
+    train(one_device, tmp_path)
+    assert_same_streams(tmp_path, on_one, one_device)
 
 
 def whole(workdir: Path, experiment: Experiment) -> tuple[int, Any, list[dict[str, Any]]]:
@@ -305,31 +336,42 @@ def whole(workdir: Path, experiment: Experiment) -> tuple[int, Any, list[dict[st
 
 
 @pytest.fixture(scope="module")
-def untrained(values, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("untrained") / "run"
-    train(build(values({"model.ssm_truncation": None})), workdir)
-    return workdir
+def plain(untrained, values, tmp_path_factory) -> Path:
+    """A run without streams."""
+    return untrained(values({"model.ssm_truncation": None}), tmp_path_factory.mktemp("untrained") / "run", whole=True)
 
 
 @pytest.fixture(scope="module")
-def losses(untrained) -> Callable[[np.ndarray], np.ndarray]:
-    """The parallel form's cross-entropy of every byte of a text of up to 30, in nats."""
-    run = load(untrained)
+def logits(plain) -> Callable[[np.ndarray], jax.Array]:
+    """The parallel form's logits of a text of up to 40 symbols."""
+    run = load(plain)
     apply = jax.jit(run.model.apply)
 
+    def parallel(ids: np.ndarray) -> jax.Array:
+        padded = np.zeros((1, 40), np.int32)
+        padded[0, : len(ids)] = ids
+        return apply(run.variables, padded, np.array([len(ids)], np.int32)).logits[:, : len(ids)]
+
+    return parallel
+
+
+@pytest.fixture(scope="module")
+def losses(logits) -> Callable[[np.ndarray], np.ndarray]:
+    """The parallel form's cross-entropy of every byte of a text, in nats."""
+
     def each(data: np.ndarray) -> np.ndarray:
-        ids = jnp.zeros((1, 31), jnp.int32).at[0, 1 : 1 + len(data)].set(data.astype(int) + 1)
-        logits = apply(run.variables, ids[:, :-1], jnp.array([len(data)])).logits
-        return np.asarray(cross_entropy(logits, ids[:, 1:]), np.float64)[0, : len(data)]
+        ids = data.astype(np.int32) + 1
+        found = np.asarray(logits(np.concatenate([[0], ids[:-1]]))[0], np.float64)
+        return np.log(np.exp(found).sum(1)) - found[np.arange(len(ids)), ids]
 
     return each
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_one_pass_is_the_likelihood_of_the_whole_text(untrained, losses, count):
+def test_one_pass_is_the_likelihood_of_the_whole_text(plain, losses, count, capsys):
     """Of several streams: of each part after the `context` bytes before it. And it can be compared with another."""
-    result = evaluate_run(untrained, streams=count, against=untrained if count == 1 else None)
-    data, total = load(untrained).task.bytes["test"], 0.0
+    result = evaluate_run(plain, streams=count, against=plain if count == 1 else None)
+    data, total = load(plain).task.bytes["test"], 0.0
     assert len(data) == 30
     for row in range(count):
         first, end = len(data) * row // count, len(data) * (row + 1) // count
@@ -337,21 +379,21 @@ def test_one_pass_is_the_likelihood_of_the_whole_text(untrained, losses, count):
         total += losses(data[first - before : end])[before:].sum()
     assert result["bits_per_byte"] == pytest.approx(total / len(data) / math.log(2), rel=1e-5)
     assert (result["protocol"], result["streams"]) == ("one pass with carried state", count)
-    file = untrained / f"one_pass_{count}_test_0.json"
+    assert "data_changed" not in result
+    assert "warning" not in capsys.readouterr().err
+    file = plain / f"one_pass_{count}_test_0.json"
     assert json.loads(file.read_text()) == json.loads(json.dumps(result))
     if count == 1:
         assert result["against"]["metrics"]["bits_per_byte"]["p_value"] == 1
 
 
-def test_the_lines_of_the_documentation(untrained):
+def test_the_lines_of_the_documentation(plain, logits):
     """As written there, except for the work directory: the pieces give the results of the full text."""
     text = (Path(__file__).parents[2] / "docs/streaming.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
-    exec(block.replace("runs/x", str(untrained)), names)
-    ids = jnp.asarray(np.frombuffer(b"An endless text, in pieces of any length", np.uint8).astype(np.int32)[None] + 1)
-    run = names["run"]
-    whole = jax.jit(run.model.apply)(run.variables, ids, jnp.array([ids.shape[1]])).logits
+    exec(block.replace("runs/x", str(plain)), names)
+    whole = logits(np.frombuffer(b"An endless text, in pieces of any length", np.uint8).astype(np.int32) + 1)
     assert_close(names["output"].logits, whole[:, -names["lengths"][0] :])
 
 
@@ -393,12 +435,12 @@ def test_other_tasks_have_no_streams(tiny):
         build(values)
 
 
-def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, untrained):
+def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, plain):
     carried = build(values(CARRIED))
     with pytest.raises(UserError, match=r"different config.task.carry_state or batch_size: .* by --init_from"):
-        train(carried, untrained)
-    taken = initial_variables(carried, untrained)
-    jax.tree.map(np.testing.assert_array_equal, taken["params"], load(untrained).variables["params"])
+        train(carried, plain)
+    taken = initial_variables(carried, plain)
+    jax.tree.map(np.testing.assert_array_equal, taken["params"], load(plain).variables["params"])
 
 
 def test_a_piece_of_another_length_is_not_resumed(values, light, unbroken):
@@ -418,15 +460,16 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
             other.to_dict(),
             "recall with a LanguageModel has no streams: one-pass evaluation is for language models of a corpus",
         ),
-        (values({"model.ssm_truncation": 5}), "this model cannot be evaluated in one pass: ssm_truncation=5 cannot be"),
+        (values({"model.window_size": None}), "this model cannot be evaluated in one pass: window_size=None cannot be"),
     ):
         with pytest.raises(UserError, match="^" + message):
             score(Run(build(config), {}, 0), "test", streams=1)
 
 
-def test_a_mistake_at_the_terminal_is_one_line(untrained):
-    (done,) = run_all([("experiments.evaluate", [f"--workdir={untrained}", "--streams=31"], None)])
-    assert assert_one_line(done) == "--streams=31: the test split has 30 bytes; choose 1..30\n"
+def test_more_streams_than_bytes_are_refused(values):
+    run = Run(build(values({"model.ssm_truncation": None})), {}, 0)
+    with pytest.raises(UserError, match=r"^--streams=31: the test split has 30 bytes; choose 1\.\.30$"):
+        score(run, "test", streams=31)
 
 
 # Other data.
@@ -444,18 +487,16 @@ def another_text(tmp_path) -> Path:
 CHANGED = r"config\.task\.files\[0\]: 600 bytes, sha256 [0-9a-f]{12} -> 560 bytes, sha256 [0-9a-f]{12}"
 
 
-def test_an_evaluation_of_other_data_says_so(untrained, another_text, capsys):
-    assert "data_changed" not in evaluate_run(untrained)
-    assert "warning" not in capsys.readouterr().err
-    result = evaluate_run(untrained, data_dir=str(another_text.parent))
+def test_an_evaluation_of_other_data_says_so(plain, another_text, capsys):
+    result = evaluate_run(plain, data_dir=str(another_text.parent))
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(f"warning: {re.escape(str(untrained))} was trained on different data: {CHANGED}", line)
+    assert re.fullmatch(f"warning: {re.escape(str(plain))} was trained on different data: {CHANGED}", line)
     assert re.fullmatch(CHANGED, *result["data_changed"])
     show(result)
 
 
-def test_resuming_on_other_data_says_so(values, untrained, another_text, tmp_path, capsys):
-    shutil.copytree(untrained, tmp_path / "run")
+def test_resuming_on_other_data_says_so(values, plain, another_text, tmp_path, capsys):
+    shutil.copytree(plain, tmp_path / "run")
     train(build(values({"model.ssm_truncation": None, "task.files": (str(another_text),)})), tmp_path / "run")
     assert re.search(f"changed since that checkpoint: the data, {CHANGED}\n", capsys.readouterr().out)
 

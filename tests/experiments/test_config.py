@@ -268,7 +268,7 @@ def test_mistakes_in_training(changes, message):
         ({"seed": 2**32}, "config.seed=4294967296: must be in 0..4294967295"),
         ({"task.name": "imdb"}, "config.task.name='imdb': there is no file experiments/tasks/imdb.py"),
         ({"task.name": "../x"}, "config.task.name='../x': there is no file experiments/tasks/../x.py"),
-        ({"task.name": "base"}, "config.task.name='base': experiments/tasks/base.py holds no Task"),
+        ({"task.name": "base"}, "config.task.name='base': experiments/tasks/base.py holds no Config"),
         ({"task.train_examples": 0}, "config.task.train_examples=0: must be at least 1"),
         ({"task.data_seed": "x"}, "config.task.data_seed='x': expected int, got str"),
         ({"task.length": 5}, "config.task.length: unknown field; there are"),

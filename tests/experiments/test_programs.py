@@ -165,10 +165,6 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "not UTF-8": ([*QUICK[:1], "--workdir={tmp}/\udcff"], r"--workdir={tmp}/\udcff: must be UTF-8"),
     "more seeds than there are": ([*QUICK, "--seeds=99999999999"], "--seeds=99999999999: must be at most 4294967295"),
     "refused seed": ([*QUICK, "--config.seed=-1"], "config.seed=-1: must be in 0..4294967295"),
-    "rule without effect": (
-        [*QUICK, "--config.optimizer.weight_decays=(('decoder', 0.0),)"],
-        "config.optimizer.weight_decays: 'decoder' matches no parameter; there are ",
-    ),
     "unknown variant": (
         ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
         "unknown variant 'small': there are paper, credit_router, tiny, full, always, no_attention, s4d",
@@ -194,14 +190,6 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         ["--config=configs/lra/text.py", "--workdir={tmp}/new", "--config.data_dir={tmp}/data"],
         "data set 'imdb_reviews/plain_text' is not in {tmp}/data",
     ),
-    "workdir is a file": (
-        ["--config=configs/quickstart.py", "--workdir={tmp}/syntax.py", *SMALL],
-        "{tmp}/syntax.py/checkpoints: Not a directory",
-    ),
-    "workdir with a foreign checkpoint": (
-        ["--config=configs/quickstart.py", "--workdir={tmp}/foreign", *SMALL],
-        "was not written by seqboat",
-    ),
     "init_from nothing": ([*QUICK[:1], "--workdir={tmp}/init", *SMALL, "--init_from={tmp}/nothing"], "{tmp}/nothing"),
 }
 EVALUATE: dict[str, tuple[list[str], str]] = {
@@ -218,7 +206,6 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "negative step": (["--workdir={run}", "--step=-1"], "--step=-1"),
     "step is no number": (["--workdir={run}", "--step=best"], "--step=best"),
     "against nothing": (["--workdir={run}", "--against={tmp}/nothing"], "there is no work directory {tmp}/nothing"),
-    "against a run without checkpoints": (["--workdir={run}", "--against={tmp}/started"], "there is no checkpoint in"),
     "result below a file": (
         ["--workdir={run}", "--out={tmp}/empty.py/x.json"],
         "--out={tmp}/empty.py/x.json: Not a directory",
@@ -228,6 +215,7 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
         "could not write in {tmp}/nothing: No such file or directory",
     ),
     "result at an address": (["--workdir={run}", "--out=gs://bucket/x.json"], "not a URL"),
+    "no streams": (["--workdir={run}", "--streams=1"], "short_listops with a Classifier has no streams"),
     "hyper-input NaN": (["--workdir={run}", "--at=nan"], "--at"),
 }
 REPORT: dict[str, tuple[list[str], str]] = {

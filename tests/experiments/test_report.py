@@ -17,20 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_like
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.common.errors import UserError
 from experiments.data import listops as expressions
 from experiments.evaluation.evaluator import evaluate_run, seal
-from experiments.reports import measure, page, pictures
+from experiments.reports import measure, page, pictures, writer
 from experiments.reports.history import read_history
 from experiments.reports.writer import write_report
 from experiments.tasks import base, pathfinder, retrieval, speech_commands
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.experiment import build
-from experiments.training.restore import load
+from experiments.training.restore import Run, load
 from seqboat.ops.packing import row_info
 from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
@@ -117,20 +114,6 @@ def test_an_attended_distance_stands_for_its_sequences_elements():
 # Runs of every kind
 
 
-def untrained(values, workdir: Path) -> Path:
-    """A work directory whose checkpoint has random parameters, but for the router's bias; nothing is compiled."""
-    experiment = build(values)
-    shapes = jax.eval_shape(lambda: experiment.steps.init(0))
-    state = {name: random_like(getattr(shapes, name)) for name in ("params", "batch_stats")}
-    sparse = state["params"]["encoder"]["layers"].get("sparse", {})
-    if "configurator" in sparse:  # some elements are active, and some not
-        bias = sparse["configurator"]["logits"]["bias"]
-        sparse["configurator"]["logits"]["bias"] = jnp.zeros_like(bias).at[:, 1::2].set(2.0)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(0, state, {"config": values, "versions": {"jax": "1"}})
-    return workdir
-
-
 @pytest.fixture
 def measured(monkeypatch) -> list[measure.Measured]:
     """What reports measure, as they do."""
@@ -146,13 +129,20 @@ def run(trained, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked(run) -> measure.Measured:
-    return measure.measure(load(run), "test", 12)
+def loaded(run) -> Run:
+    return load(run)
 
 
-def test_rates_are_those_of_evaluation(run, looked):
-    """All 40 examples, in batches of another size."""
-    whole = measure.measure(load(run), "test", 40)
+@pytest.fixture(scope="module")
+def looked(loaded) -> measure.Measured:
+    return measure.measure(loaded, "test", 12)
+
+
+def test_rates_are_those_of_evaluation(run, loaded, looked, monkeypatch):
+    """All 40 examples, in batches of another size, the last of them filled up."""
+    monkeypatch.setattr(measure, "ELEMENTS", 12 * looked.valid.shape[1])
+    whole = measure.measure(loaded, "test", 40, 3)
+    assert {margin.position for margin in whole.margins} == {3}
     result = evaluate_run(run)
     np.testing.assert_allclose(whole.rates(), result["activation_rate"], rtol=1e-5)
     assert whole.total == looked.total == 40
@@ -171,13 +161,13 @@ def check_margins(found, count):
         assert np.abs(margin.channels).min() > 0
 
 
-def test_a_margin_is_the_sum_over_channels(run, looked):
+def test_a_margin_is_the_sum_over_channels(loaded, looked):
     check_margins(looked.margins, 2)
     for margin in looked.margins:
         first = looked.active[margin.series, 0]
         assert first[margin.position] == (margin.logits > 0)
     with pytest.raises(UserError, match=r"--element=40: the first example has \d+ elements"):
-        measure.measure(load(run), "test", 1, 40)
+        measure.margins(loaded, {}, 40, 40)
 
 
 # The page
@@ -261,16 +251,16 @@ def assert_page(path: Path, found: measure.Measured | None = None) -> Reader:
     return reader
 
 
-def test_the_page_of_a_trained_run(run, looked):
+def test_the_page_of_a_trained_run(run, loaded, looked, monkeypatch):
     reader = assert_page(write_report(run, examples=12), looked)
     text = " ".join("".join(reader.text).split())
     accuracy, error = looked.metrics["accuracy"]
     assert f"{accuracy:.3f} ± {error:.3f}" in text
-    assert f"{load(run).task.baseline('test')['accuracy']:.3f}" in text
+    assert f"{loaded.task.baseline('test')['accuracy']:.3f}" in text
     assert "always the commonest class" in text
     assert "12 of 40 examples" in text
     # The marked symbols of four examples, of each layer.
-    task = load(run).task
+    task = loaded.task
     for series in range(2):
         wanted = ""
         for number in (0, 4, 7, 11):
@@ -283,6 +273,7 @@ def test_the_page_of_a_trained_run(run, looked):
         assert f"{margin.logits:+.4f}" in text
     assert len([name for name, _ in reader.tags if name == "img"]) == 9
     first = (run / "report.html").read_bytes()
+    monkeypatch.setattr(measure, "measure", lambda *_: looked)
     write_report(run, examples=12)
     assert (run / "report.html").read_bytes() == first, "the same again"
 
@@ -291,15 +282,16 @@ BLANK = "data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode()
 
 
 @pytest.fixture
-def as_looked(looked, monkeypatch):
-    """Reports of the trained run, which measure nothing again and draw nothing."""
+def as_looked(loaded, looked, monkeypatch):
+    """Reports of the trained run, which load and measure nothing again and draw nothing."""
+    monkeypatch.setattr(writer, "load", lambda *_: loaded)
     monkeypatch.setattr(measure, "measure", lambda *_: looked)
     monkeypatch.setattr(pictures, "_uri", lambda figure: pictures.plt.close(figure) or BLANK)
 
 
-def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
+def test_the_evaluation_is_shown_where_there_is_one(run, loaded, tmp_path, as_looked):
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
-    step = load(workdir).step
+    step = loaded.step
     file = workdir / f"evaluation_test_{step}.json"
     result = {"accuracy": 0.625, "examples": 40, "activation_rate": [0.875, 0.125], "baseline": {"accuracy": 0.4375}}
     result |= {"step": step, "seal": seal(workdir, step)}
@@ -326,10 +318,10 @@ def test_the_evaluation_is_shown_where_there_is_one(run, tmp_path, as_looked):
             write_report(workdir)
 
 
-def test_another_checkpoints_evaluation_is_not_shown(run, tmp_path, as_looked, caplog):
+def test_another_checkpoints_evaluation_is_not_shown(run, loaded, tmp_path, as_looked, caplog):
     """Of another step, of other parameters, and one that does not say."""
     workdir = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html")))
-    step = load(workdir).step
+    step = loaded.step
     other = next(n for n in (2, 4, 6) if n != step)
     ours = {"step": step, "accuracy": 0.625, "examples": 40, "seal": seal(workdir, step)}
     file = workdir / f"evaluation_test_{step}.json"
@@ -344,7 +336,7 @@ def test_another_checkpoints_evaluation_is_not_shown(run, tmp_path, as_looked, c
     assert "0.625" in write_report(workdir, out=tmp_path / "page.html").read_text()
 
 
-def test_a_page_that_cannot_be_written_is_not_measured_for(run, tmp_path, monkeypatch):
+def test_a_page_that_cannot_be_written_is_not_measured_for(run, tmp_path, as_looked, monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
     with pytest.raises(
@@ -378,7 +370,7 @@ def other(tiny, task, model=None, **changes):
 CLASSIFIER_ONLY = ("head", "sinusoid", "embedding_init")
 
 
-def test_a_model_without_attention(tiny, tmp_path):
+def test_a_model_without_attention(tiny, untrained, tmp_path):
     never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
     text = "".join(assert_page(write_report(never, examples=4)).text)
     assert "0 %" in text
@@ -387,7 +379,7 @@ def test_a_model_without_attention(tiny, tmp_path):
         assert said in text
 
 
-def test_a_language_model(tiny, tmp_path, measured):
+def test_a_language_model(tiny, untrained, tmp_path, measured):
     (tmp_path / "text").write_bytes(b"<b>one & two</b>\n\xff " * 60)
     task = {"name": "corpus", "files": (str(tmp_path / "text"),), "length": 32, "context": 16}
     model = {"without": CLASSIFIER_ONLY, "with": {"name": "language_model", "causal": True}}
@@ -406,20 +398,26 @@ def test_a_language_model(tiny, tmp_path, measured):
 NUMBERS = range(12)
 
 
-def reports_on(module, source, values, tmp_path, monkeypatch, measured) -> tuple[Reader, measure.Measured, str]:
-    monkeypatch.setattr(module, "open_split", lambda *_: source)
-    path = write_report(untrained(values, tmp_path / "run"), examples=12)
-    assert len(measured) == 1
-    assert measured[0].total == len(source)
-    reader = assert_page(path, measured[0])
-    return reader, measured[0], "".join(reader.text)
+@pytest.fixture
+def reports_on(untrained, tmp_path, monkeypatch, measured):
+    """reports_on(module, source, values): the page, what was measured, and the text, of a task of that module."""
+
+    def report(module, source, values) -> tuple[Reader, measure.Measured, str]:
+        monkeypatch.setattr(module, "open_split", lambda *_: source)
+        path = write_report(untrained(values, tmp_path / "run"), examples=12)
+        assert len(measured) == 1
+        assert measured[0].total == len(source)
+        reader = assert_page(path, measured[0])
+        return reader, measured[0], "".join(reader.text)
+
+    return report
 
 
 def images(reader: Reader) -> int:
     return len([name for name, _ in reader.tags if name == "img"])
 
 
-def test_pixels_with_two_modules_and_a_centred_router(tiny, tmp_path, monkeypatch, measured):
+def test_pixels_with_two_modules_and_a_centred_router(tiny, reports_on):
     rng = np.random.default_rng(0)
     source = [{"image": rng.integers(0, 256, (8, 8), np.uint8), "label": i % 2} for i in NUMBERS]
     values = other(
@@ -427,7 +425,7 @@ def test_pixels_with_two_modules_and_a_centred_router(tiny, tmp_path, monkeypatc
         {"name": "pathfinder", "resolution": 8},
         **{"model.feed_forward_size": 8, "model.router.centered": True},
     )
-    reader, found, _ = reports_on(pathfinder, source, values, tmp_path, monkeypatch, measured)
+    reader, found, _ = reports_on(pathfinder, source, values)
     assert found.names == ("layer 1, gau", "layer 1, feed forward", "layer 2, gau", "layer 2, feed forward")
     check_margins(found.margins, 4)
     assert list(found.spans) == ["layer 1, gau", "layer 2, gau"]
@@ -435,11 +433,11 @@ def test_pixels_with_two_modules_and_a_centred_router(tiny, tmp_path, monkeypatc
     assert images(reader) == 2 + 1 + 4 + 4
 
 
-def test_a_waveform_with_attention_always(tiny, tmp_path, monkeypatch, measured):
+def test_a_waveform_with_attention_always(tiny, reports_on):
     rng = np.random.default_rng(0)
     source = [{"audio": rng.normal(size=20 + i), "label": i % 10} for i in NUMBERS]
     values = other(tiny, {"name": "speech_commands", "length": 30}, **{"model.activation": "always"})
-    reader, found, text = reports_on(speech_commands, source, values, tmp_path, monkeypatch, measured)
+    reader, found, text = reports_on(speech_commands, source, values)
     assert found.rates().tolist() == [1, 1]
     assert found.active[:, 3].sum(1).tolist() == [23, 23], "no padding"
     assert '100 %attention is always on (activation="always")' in text
@@ -449,11 +447,11 @@ def test_a_waveform_with_attention_always(tiny, tmp_path, monkeypatch, measured)
     assert images(reader) == 1 + 1 + 4
 
 
-def test_pairs_of_documents(tiny, tmp_path, monkeypatch, measured):
+def test_pairs_of_documents(tiny, reports_on):
     source = [{"text1": b"a" * (5 + i), "text2": b"<c>" * 4, "label": i % 2} for i in NUMBERS]
     model = {"without": CLASSIFIER_ONLY, "with": {"name": "retrieval"}}
     values = other(tiny, {"name": "retrieval", "length": 20}, model)
-    reader, found, _ = reports_on(retrieval, source, values, tmp_path, monkeypatch, measured)
+    reader, found, _ = reports_on(retrieval, source, values)
     assert found.valid.sum(1).tolist() == [length for i in NUMBERS for length in (5 + i, 12)]
     # The symbols marked are those of both documents of four pairs.
     places = [place for number in (0, 4, 7, 11) for place in (2 * number, 2 * number + 1)]
@@ -524,12 +522,12 @@ def test_curves_leave_out_what_is_not_theirs(tmp_path):
     assert history.last_step() == 4
 
 
-def test_symbols_are_what_people_read(looked, run):
+def test_symbols_are_what_people_read(looked, loaded):
     assert (
         "".join(base.byte_symbol(number) for number in (0, *(byte + 1 for byte in b"a <\n\x00\x7f\xff")))
         == "∅a <↵\n···"
     )
-    task = load(run).task
+    task = loaded.task
     example = looked.examples[0]
     text = "".join(task.symbol(number) for number in example["inputs"][: int(example["lengths"])].tolist())
     assert text.split() == expressions.render(example["inputs"][: int(example["lengths"])].tolist()).split()

@@ -277,13 +277,15 @@ def test_bits_are_nats_over_the_logarithm_of_two(data_dir):
     assert not task.higher_is_better
 
 
-def test_the_labels_of_short_listops_are_the_values_of_its_inputs():
-    task = short_listops.Task(FEW, batch_size=5, seed=0)
+@pytest.mark.parametrize(("tokens", "least", "most"), [("8-40", 8, 40), ("40-128", 40, 128)])
+def test_the_labels_of_short_listops_are_the_values_of_its_inputs(tokens, least, most):
+    task = short_listops.Task(dataclasses.replace(FEW, tokens=tokens), batch_size=5, seed=0)
+    assert task.train_batch(0)["inputs"].shape[1] == most
     found = set()
     for batch in [*task.evaluation_batches("test"), *(task.train_batch(step) for step in range(60))]:
         for inputs, length, target in zip(batch["inputs"], batch["lengths"], batch["targets"], strict=True):
             tokens = inputs[:length].tolist()
-            assert 8 <= length <= 64
+            assert least <= length <= most
             assert expressions.evaluate(tokens) == target
             found.add(tuple(tokens))
     assert len(found) == 345, "all of train and test, nothing in both"

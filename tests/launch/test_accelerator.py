@@ -19,6 +19,7 @@ TIMED = [
 # As the benchmark: rows in the file of --out. The collector is the real one, of the standard library.
 BEHAVIOUR = """
 case "$1 ${2-}" in
+  "-m experiments.benchmarks.device") [[ ! ${DEVICELESS-} || ${3-} ]] ;;
   "-m experiments.benchmarks.collect") cd "$ROOT" && exec "$REAL" "$@" ;;
   "-m experiments.benchmark")
     for argument; do case $argument in --out=*) out=${argument#*=} ;; esac; done
@@ -52,6 +53,14 @@ def parts_run(machine):
 
 def suites(machine):
     return [call for call in machine.calls("python") if call[:2] == ["-m", "experiments.benchmark"]]
+
+
+def test_a_machine_without_a_gpu_is_refused_and_can_rehearse(accelerator):
+    status, output, parts = accelerator(DEVICELESS="1")
+    assert status == 2
+    assert "jax does not start or finds no GPU or TPU" in output
+    assert list(parts) == ["environment"]
+    assert accelerator("--rehearse", DEVICELESS="1")[0] == 0
 
 
 def test_checks_come_first_then_times_then_training(machine, accelerator):

@@ -14,6 +14,7 @@ from seqboat.layers import credit, execution
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.router import LatentConfigurator, RouterConfig
+from seqboat.layers.seqboat import LayerConfig
 from seqboat.layers.sparse_activation import SparseModularActivation
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.window import Window
@@ -223,24 +224,26 @@ def test_the_running_mean_becomes_exponential_after_a_hundred_batches():
 def logit_gradients(router, train=True, seed=0, form="packed", lean=0.0):
     """d loss / d (logit of every element), and (y, active): a channel that the router alone reads shifts the logits."""
     run = compiled_logit_gradients(router, train, form, lean, credit.CREDIT_HALO_FACTOR)
-    return run(jnp.zeros((BATCH, LENGTH)), jax.random.key(seed))
+    m, cotangent = normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
+    gradient, (y, active, _) = run(jnp.zeros((BATCH, LENGTH)), jax.random.key(seed), m, cotangent)
+    return gradient, (y, active)
 
 
 @functools.cache
-def compiled_logit_gradients(router, train, form, lean, halo_factor):
+def compiled_logit_gradients(router, train, form, lean, halo_factor, window=gau().window):
     assert halo_factor == credit.CREDIT_HALO_FACTOR
-    variables, m, cotangent = initial(make((gau(),))), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
-    params = variables["params"]
+    params = initial(make((gau(),)))["params"]
     kernel = jnp.concatenate([params["configurator"]["logits"]["kernel"], jnp.array([[0.0, 1.0]])])
     logits = {"kernel": kernel, "bias": params["configurator"]["logits"]["bias"] + jnp.array([0.0, lean])}
     params = {"gau": params["gau"], "configurator": {**params["configurator"], "logits": logits}}
-    narrow = Narrow(D, 4, 6, gau().window, 8, dtype=F32, name="gau")
+    narrow = Narrow(D, 4, 6, window, 8, dtype=F32, name="gau")
     layer = make((narrow,), router=router, form=form)
 
-    def scalar(shift, key):
+    def scalar(shift, key, m, cotangent):
         wide = jnp.concatenate([m, shift[..., None]], -1)
         (y, _), changed = layer.apply({"params": params}, wide, VALID, train, mutable=["taps"], rngs={"dropout": key})
-        return jnp.vdot(y[..., :D], cotangent), (y[..., :D], changed["taps"]["active"][..., 0])
+        active, confidence = (changed["taps"][name][..., 0] for name in ("active", "confidence"))
+        return jnp.vdot(y[..., :D], cotangent), (y[..., :D], active, confidence)
 
     return jax.jit(jax.grad(scalar, has_aux=True))
 
@@ -249,6 +252,9 @@ class Narrow(GatedAttentionUnit):
     """Attention that does not see the last channel."""
 
     def mixes_packed(self):
+        return False
+
+    def keeps(self):
         return False
 
     def context(self, x, rows):
@@ -330,6 +336,71 @@ def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean
     monkeypatch.setattr(credit, "CREDIT_HALO_FACTOR", LENGTH)
     packed, dense = (logit_gradients(router, form=form, lean=lean)[0] for form in ("packed", "dense"))
     assert_close(packed, dense)
+
+
+EVICTING = dataclasses.replace(BOTH, eviction_cost=True)
+WINDOWS = {
+    "packed": ("packed", gau().window),
+    "dense": ("dense", gau().window),
+    "both directions": ("packed", Window(1, False, "softmax", "relative")),
+    "both directions, laplace": ("dense", Window(2, False, "laplace", "relative")),
+    "relu2": ("packed", Window(1, True, "relu2", "none")),
+}
+
+
+def evicting(case, monkeypatch):
+    """`compiled_logit_gradients` with all that EVICTING pays, and arguments for it."""
+    monkeypatch.setattr(credit, "CREDIT_HALO_FACTOR", LENGTH)
+    form, window = WINDOWS[case]
+    run = compiled_logit_gradients(EVICTING, True, form, 0.0, LENGTH, window)
+    return run, jnp.zeros((BATCH, LENGTH)), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_credit_with_eviction_cost_is_what_switching_one_element_changes_for_others(case, monkeypatch):
+    """For the element's own result, which has its confidence, the cotangent is zero."""
+    run, zero, m, cotangent = evicting(case, monkeypatch)
+    temperature = jnp.exp(initial(make((gau(),)))["params"]["configurator"]["log_temperature"])[None]
+    paid, changes = [], []
+    for place in range(LENGTH):
+        others = cotangent.at[:, place].set(0)
+        gradient, (y, active, confidence) = run(zero, jax.random.key(0), m, others)
+        flipped = zero.at[:, place].set(jnp.where(active[:, place], -100, 100))
+        after = run(flipped, jax.random.key(0), m, others)[1][0]
+        change = jnp.where(active[:, place], 1, -1) * ((y - after) * others).sum((1, 2))
+        changes.append(change * (confidence * (1 - confidence) / temperature)[:, place])
+        paid.append(gradient[:, place])
+    paid, changes = (np.stack(values, 1)[np.asarray(VALID)] for values in (paid, changes))
+    assert min((changes[np.asarray(active)[VALID]] != 0).sum(), (changes[~np.asarray(active)[VALID]] != 0).sum()) > 2
+    assert_close(paid, changes)
+
+
+def test_eviction_cost_changes_credit_and_no_value(monkeypatch):
+    run, zero, m, cotangent = evicting("packed", monkeypatch)
+    gradient, (y, active, _) = run(zero, jax.random.key(0), m, cotangent)
+    free, (expected, _) = logit_gradients(BOTH)
+    assert_close(y, expected)
+    assert np.abs(np.asarray(gradient - free))[np.asarray(active)].max() > 1e-4
+
+
+def test_eviction_cost_is_causal_and_independent_of_batch_mates(monkeypatch):
+    run, zero, m, cotangent = evicting("packed", monkeypatch)
+    key, early = jax.random.key(0), jnp.arange(LENGTH) < 5
+    past = jnp.where(early[None, :, None], cotangent, 0)
+    later = jnp.where(early[None, :, None], m, normal(2, BATCH, LENGTH, D))
+    assert_close(run(zero, key, later, past)[0][:, :5], run(zero, key, m, past)[0][:, :5])
+    assert_close(run(zero, key, m.at[1].set(later[1, ::-1]), cotangent)[0][0], run(zero, key, m, cotangent)[0][0])
+
+
+def test_eviction_cost_needs_key_credit_and_a_window():
+    with pytest.raises(ValueError, match="eviction_cost=True needs key_credit=True"):
+        RouterConfig(eviction_cost=True)
+    with pytest.raises(ValueError, match="eviction_cost=True needs a window_size: without a window no key is evicted"):
+        LayerConfig(4, 2, 4, window_size=None, router=EVICTING)
+    layer = make((gau().clone(window=Window(None, True, "softmax", "relative")),), router=EVICTING)
+    run = functools.partial(layer.apply, initial(layer), rngs={"dropout": jax.random.key(0)})
+    with pytest.raises(ValueError, match="without a window size no key is evicted"):
+        jax.eval_shape(lambda m: run(m, VALID, True), normal(0, BATCH, LENGTH, D))
 
 
 # Modules that may not, and randomness.

@@ -280,7 +280,7 @@ def test_taps_are_those_of_the_whole():
 def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     """In evaluation a short one is computed in place; in training with what its router is paid."""
     mine, train = case("relative"), size > MAX_IN_PLACE_LENGTH
-    router = RouterConfig(straight_through=True, key_credit=True)
+    router = RouterConfig(straight_through=True, key_credit=True, eviction_cost=True)
     model = LanguageModel(
         LanguageModelConfig(EncoderConfig(dataclasses.replace(LAYER, router=router), LAYERS), VOCABULARY)
     )

@@ -149,7 +149,7 @@ def test_other_layers_train_as_on_one_device(name, mesh, changes):
 @pytest.mark.parametrize("mesh", ["sequence", "data"])
 def test_credit_on_a_mesh_pays_as_on_one_device(mesh):
     """Credit has no value, only a gradient for the router: it shows in the optimiser's first moment."""
-    changes = {"model.router.key_credit": True, "model.router.straight_through": True}
+    changes = {f"model.router.{name}": True for name in ("key_credit", "straight_through", "eviction_cost")}
     got, expected = run("language model", mesh, **changes), run("language model", None, **changes)
     assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
 
