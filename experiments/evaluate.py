@@ -1,6 +1,7 @@
 """Evaluate a trained run:  python -m experiments.evaluate --workdir=runs/x [--step=N] [--split=test] [--against=runs/y]
 
     python -m experiments.evaluate --workdir=runs/lm --streams=1      a corpus in one pass with carried state
+    python -m experiments.evaluate --workdir=runs/lm --parameter_dtype=int8      beside the same parameters in float32
 
 Prints metrics with standard errors over examples, per-class precision and recall, and examples and elements per second,
 and writes them to evaluation_SPLIT_STEP.json or --out. With --against, adds a paired test against another run on the
@@ -27,6 +28,7 @@ _AT = cli.define_hyper_input()
 _STREAMS = flags.DEFINE_integer(
     "streams", None, "Evaluate a corpus in one pass, as N streams; 1 is exact.", lower_bound=1
 )
+_PARAMETER_DTYPE = cli.define_parameter_dtype()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data directory, if it has moved since training.")
 
 
@@ -45,8 +47,8 @@ def main() -> None:
             refuse_unwritable(workdir)
         except UserError as error:  # somebody else's run: show the numbers all the same
             logging.warning("%s; without it the result is printed and not saved", error)
-    at, streams = cli.hyper_input(_AT), _STREAMS.value
-    result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, at=at, streams=streams)
+    options = {"at": cli.hyper_input(_AT), "streams": _STREAMS.value, "parameter_dtype": _PARAMETER_DTYPE.value}
+    result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, **options)
     show(result)
     sys.stdout.flush()
     out = out or workdir / result_file(result)

@@ -15,6 +15,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training.restore import load_language_model
+from seqboat.quantization import quantize
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run; its data is not needed.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
@@ -24,6 +25,7 @@ _BATCH = flags.DEFINE_integer("batch", 1, "Number of samples to generate.", lowe
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Sampling temperature; 0 always takes the likeliest byte.")
 _TOP_K = flags.DEFINE_integer("top_k", None, "Sample from the K likeliest bytes only.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the smallest set of bytes with at least this total probability.")
+_PARAMETER_DTYPE = cli.define_parameter_dtype()
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 
 
@@ -34,6 +36,7 @@ def main() -> None:
     sampling = Sampling(_TEMPERATURE.value or 0.0, _TOP_K.value, _TOP_P.value or 0.0, _SEED.value or 0)
     prompt, batch, count = _PROMPT.value or b"", _BATCH.value or 1, _BYTES.value or 1
     model, variables, step = load_language_model(user_path(_WORKDIR.value, "--workdir"), _STEP.value)
+    variables = quantize(variables, _PARAMETER_DTYPE.value)
     drawn = generate(model, variables, prompt, sampling, batch=batch, count=count)
     if batch == 1:
         terminal = Terminal()

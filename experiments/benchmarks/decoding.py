@@ -18,6 +18,7 @@ from experiments.tasks import corpus
 from experiments.training.models import build_model
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
+from seqboat.quantization import quantize
 
 # Positions in a stream, and numbers of streams decoded together.
 EARLY, LATE, MANY = 1000, 1_000_000, 16
@@ -26,6 +27,8 @@ EARLY, LATE, MANY = 1000, 1_000_000, 16
 STEPS, FEWER_STEPS = 32, 8
 # Elements decoded between two measurements of the process's memory.
 STREAMED = 20_000
+# Kernels beside float32.
+DTYPES = ("bfloat16", "int8")
 # Rows of a transformer's cache: steps per call.
 LENGTHS = {16: 32, 64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
 # Length of the random sequence on which the router's biases are chosen.
@@ -63,6 +66,13 @@ class Decoder:
 
         biases = router_biases(logits, self.variables, self.model.config.encoder.layers, rate)
         return Decoder(self.model, with_router_bias(self.variables, biases), self.step)
+
+    def quantized(self, dtype: str) -> "Decoder":
+        """A decoder whose kernels are in this dtype."""
+        return Decoder(self.model, quantize(self.variables, dtype), self.step)
+
+    def parameter_mb(self) -> float:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.variables)) / 1e6
 
     def read(self) -> Callable[[], object]:
         """Reads and sums all parameters, once per decoding step of a call."""
@@ -163,7 +173,8 @@ def suite(settings: Settings) -> Iterator[Row]:
     with several streams at once; against one read of all parameters, and a transformer with a cache of N rows.
 
     `crossing` is the cache size above which our step is faster, interpolated between measured lengths; `over_ours` is
-    the transformer's time over ours at the highest rate.
+    the transformer's time over ours at the highest rate. There also the same model with kernels in fewer bits: how much
+    shorter its step is, alone and with several streams.
     """
     early, late, many = (1, EARLY), (1, LATE), (MANY, LATE)
     for name, model in models().items():
@@ -173,6 +184,10 @@ def suite(settings: Settings) -> Iterator[Row]:
         caches = {length: _cached(settings, model, length) for length in LENGTHS}
         runners: dict[Any, Callable[[], object]] = {
             (rate, *stream): found.runner(*stream) for rate, found in biased.items() for stream in (early, late, many)
+        }
+        fewer_bits = {dtype: biased[max(settings.rates)].quantized(dtype) for dtype in DTYPES}
+        runners |= {
+            (dtype, *stream): found.runner(*stream) for dtype, found in fewer_bits.items() for stream in (early, many)
         }
         race = settings.race({"read": decoder.read(), **runners})
         read, kept = race.ms("read") / STEPS, decoder.state_bytes()
@@ -194,6 +209,19 @@ def suite(settings: Settings) -> Iterator[Row]:
                 "many_ms": of(rate, many),
                 "many_per_second": 1e3 * many[0] / of(rate, many),
                 "crossing": crossing(of(rate, early), caches),
+            }
+        for dtype, smaller in fewer_bits.items():
+            rate = max(settings.rates)
+            yield {
+                "model": name,
+                "contender": f"SeqBoat, {dtype} kernels",
+                "rate": rate,
+                "parameter_mb": smaller.parameter_mb(),
+                "ms": of(dtype, early),
+                **race.ratio("speedup", (rate, *early), (dtype, *early)),
+                "many_ms": of(dtype, many),
+                "many_per_second": 1e3 * many[0] / of(dtype, many),
+                **race.ratio("many_speedup", (rate, *many), (dtype, *many)),
             }
         for length, found in caches.items():
             yield {

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from absl import app, flags
@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 
 from experiments.common import terminal
 from experiments.common.errors import Stopped, UserError
+from seqboat.quantization import ParameterDtype
 
 # The largest integer of a flag: that of a seed.
 MAX_INTEGER = 2**32 - 1
@@ -198,6 +199,12 @@ class _Bytes(flags.ArgumentParser):
 
 def define_bytes(name: str, default: str, text: str) -> flags.FlagHolder:
     return flags.DEFINE(_Bytes(), name, default, text)
+
+
+def define_parameter_dtype() -> flags.FlagHolder:
+    return flags.DEFINE_enum(
+        "parameter_dtype", "float32", get_args(ParameterDtype), "Numbers in which the kernels of dense layers are kept."
+    )
 
 
 def define_hyper_input() -> flags.FlagHolder:

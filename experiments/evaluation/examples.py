@@ -17,6 +17,7 @@ from experiments.common.errors import UserError
 from experiments.training.restore import Run
 from experiments.training.step import Sums
 from seqboat.models.language_model import LanguageModel
+from seqboat.quantization import quantized_products
 
 # The p-value below which a paired test calls two runs different.
 SIGNIFICANT = 0.05
@@ -45,7 +46,8 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
 
     @functools.partial(jax.jit, donate_argnums=2)
     def examine(variables, batch, state):
-        found = run.experiment.steps.evaluate_examples(variables, {**batch, "streams": state} if state else batch)
+        with quantized_products():
+            found = run.experiment.steps.evaluate_examples(variables, {**batch, "streams": state} if state else batch)
         return found.total, found.examples, found.streams
 
     state = {} if streams is None else initial_state(run, streams)

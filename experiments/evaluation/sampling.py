@@ -16,6 +16,7 @@ from experiments.tasks.features import BYTE_VOCABULARY, byte_ids
 from seqboat.layers.streaming import fork
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
+from seqboat.quantization import quantized_products
 
 # The range by which float32 logits can be divided.
 TEMPERATURES = (1e-30, 1e30)
@@ -92,7 +93,8 @@ def make_step(model: LanguageModel, sampling: Sampling) -> Any:
 
     @functools.partial(jax.jit, donate_argnums=2)
     def step(variables, last, state, number):
-        output, state = model.apply(variables, last[:, None], jnp.ones_like(last), state, method="stream")
+        with quantized_products():
+            output, state = model.apply(variables, last[:, None], jnp.ones_like(last), state, method="stream")
         return sampling.draw(output.logits[:, 0], number), state
 
     return step
@@ -101,7 +103,8 @@ def make_step(model: LanguageModel, sampling: Sampling) -> Any:
 def _generate(model, variables, ids: np.ndarray, sampling: Sampling, batch: int, count: int, state):
     @functools.partial(jax.jit, donate_argnums=2)
     def read(variables, ids, state, length):
-        return model.apply(variables, ids[None], length[None], state, method="stream")[1]
+        with quantized_products():
+            return model.apply(variables, ids[None], length[None], state, method="stream")[1]
 
     state = _placed(state)
     for first in range(0, len(ids) - 1, PIECE):

@@ -276,12 +276,15 @@ def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     read, *rows = suites.decode(replace(SETTINGS, rates=(0.0, 1.0)))
     assert read["contender"] == "all parameters read once"
     assert read["ms"] > 0
-    closed, opened, *cached = rows
+    closed, opened, bfloat16, int8, *cached = rows
     assert (closed["rate"], opened["rate"]) == (0.0, 1.0)
     assert closed["kept_mb"] == sum(leaf.nbytes for leaf in jax.tree.leaves(model.initial_state(1))) / 1e6
     for row in (closed, opened):
         assert row["late_over_early"] == pytest.approx(row["late_ms"] / row["ms"])
         assert row["many_per_second"] == pytest.approx(2e3 / row["many_ms"])
+    assert (bfloat16["contender"], int8["contender"]) == ("SeqBoat, bfloat16 kernels", "SeqBoat, int8 kernels")
+    assert int8["parameter_mb"] < bfloat16["parameter_mb"]
+    assert int8["speedup"] == pytest.approx(opened["ms"] / int8["ms"])
     assert [(row["contender"], row["rows"], row["layers_timed"]) for row in cached] == [
         ("transformer", 8, 2),
         ("transformer", 16, 2),

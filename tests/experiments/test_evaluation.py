@@ -208,6 +208,16 @@ def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_pa
     assert "confusion" not in summary["metrics"]
 
 
+def test_fewer_bits_are_compared_with_the_same_run_in_float32(experiment, tiny, tmp_path):
+    """This model of one table has no kernel: both evaluations are equal."""
+    loop.train(experiment(tiny()), tmp_path)
+    result = evaluate_run(tmp_path, parameter_dtype="int8")
+    assert result["against"]["workdir"] == str(tmp_path)
+    assert result["against"]["differences"] == ["parameter_dtype: int8 -> float32"]
+    assert result["against"]["metrics"]["loss"]["difference"] == 0
+    assert (tmp_path / f"evaluation_test_{result['step']}_int8.json").is_file()
+
+
 @pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""

@@ -18,6 +18,7 @@ from experiments.common.errors import UserError
 from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training import manifest
 from experiments.training.restore import load_language_model
+from seqboat.quantization import quantize
 from tests.helpers import SMALL_MODEL
 
 SMALL = {
@@ -174,12 +175,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "top_k": ([*ASKED, "--top_k=0"], "--top_k=0: must be at least 1"),
     "top_p 0": ([*ASKED, "--top_p=0"], "--top_p=0.0: must be above 0 and at most 1"),
     "top_p 2": ([*ASKED, "--top_p=2"], "--top_p=2.0: must be above 0 and at most 1"),
+    "parameter_dtype": ([*ASKED, "--parameter_dtype=int4"], "--parameter_dtype=int4: value should be one of"),
     "seed": ([*ASKED, "--seed=-1"], "--seed=-1: must be in 0..4294967295"),
     "bytes": ([*ASKED, "--bytes=0"], "--bytes=0"),
     "batch": ([*ASKED, "--batch=0"], "--batch=0"),
     "step": ([*ASKED, "--step=7"], "there is no checkpoint of step 7 in {tmp}/credit_router/checkpoints"),
 }
-DONE = {"one": ASKED, "three": [*ASKED, "--batch=3"]}
+DONE = {"one": ASKED, "three": [*ASKED, "--batch=3"], "int8": [*ASKED, "--parameter_dtype=int8"]}
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +208,14 @@ def test_the_program_prints_what_is_generated(results, ours):
     assert one.out == texts[0] + "\n"
     assert three.out == "".join(f"{'-' * 80}\n{text}\n" for text in texts)
     assert "bytes/s" in one.err
+
+
+def test_the_program_generates_with_int8_kernels(results, ours):
+    """The flag reaches the parameters: the same bytes as with quantized ones here."""
+    model, variables, step = ours
+    (row,) = sample((model, quantize(variables, "int8"), step), b"The ", count=20)
+    assert results["int8"].code == 0
+    assert results["int8"].out == Terminal().text(b"The " + row.tobytes(), final=True) + "\n"
 
 
 def test_refusals_come_before_the_first_byte_is_asked_for(ours):
