@@ -10,7 +10,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
 
     paper: nothing. credit_router: centred input and credit for the router (docs/router.md), the SSM's whole kernel.
     tiny: what the recipe says, for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none.
-    s4d: another SSM.
+    random, strided: attention at half of all positions, whatever the tokens are. s4d: another SSM.
     """
     changes = {
         "paper": lambda: None,
@@ -18,6 +18,8 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "tiny": lambda: tiny(config),
         "full": lambda: config.model.update(window_size=None, position=_without_slots(config.model.position)),
         "always": lambda: config.model.update(activation="always"),
+        "random": lambda: config.model.update(activation="random", activation_rate=0.5),
+        "strided": lambda: config.model.update(activation="strided", activation_rate=0.5),
         "no_attention": lambda: config.model.update(activation="never"),
         "s4d": lambda: config.model.update(ssm="s4d"),
     }

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.common.config import differences
 from experiments.common.errors import Stopped, UserError
 from experiments.common.files import write_json
-from experiments.evaluation.evaluator import evaluate_run
+from experiments.evaluation.evaluator import evaluate_run, read_result
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
@@ -31,10 +31,7 @@ def run_seeds(
     """
     results = []
     for seed in range(values["seed"], values["seed"] + count):
-        directory = workdir / f"seed_{seed}"
-        _refuse_another_config(directory, {**values, "seed": seed})
-        train_whole(build({**values, "seed": seed}), directory, f"seed {seed}")
-        results.append(evaluate_run(directory, split))
+        results.append(run_seed({**values, "seed": seed}, workdir / f"seed_{seed}", split))
     summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
     summary |= {f"{name}s": [result[name] for result in results] for name in ("step", "seal")}
     summary["metrics"] = {
@@ -51,6 +48,28 @@ def run_seeds(
     shown(summary)
     write_json(workdir / SUMMARY_FILE, summary)
     return summary
+
+
+def run_seed(values: dict[str, Any], directory: Path, split: str = "test") -> dict[str, Any]:
+    """Trains and evaluates one config; what is there of this run already, is not done again. Raises UserError for a
+    directory with a run of another config, Stopped if asked to stop."""
+    _refuse_another_config(directory, values)
+    if found := finished(values, directory, split):
+        return found
+    train_whole(build(values), directory, f"seed {values['seed']}")
+    return evaluate_run(directory, split)
+
+
+def finished(values: dict[str, Any], directory: Path, split: str = "test") -> dict[str, Any] | None:
+    """The evaluation of the best step of a run that is at its last step, if it has been written."""
+    if not (directory / CHECKPOINTS).is_dir():
+        return None
+    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+    if not steps or steps[-1] < values["train"]["steps"]:
+        return None
+    found = [read_result(path, directory) for path in sorted(directory.glob(f"evaluation_{split}_*.json"))]
+    return next((result for result in found if result and result.get("best") and "parameter_dtype" not in result), None)
 
 
 def train_whole(experiment: Experiment, workdir: Path, what: str) -> None:

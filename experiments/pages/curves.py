@@ -34,14 +34,19 @@ def main() -> None:
             runs[label] = read_run(Path(workdir))
         except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise UserError(f"a file of the run in {workdir} is damaged: {error!r}") from error
+    out = Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(runs, out)
+    print(f"written {out}.json and {out}.png")
+
+
+def write(runs: dict[str, Any], out: Path) -> None:
+    """Writes OUT.json and OUT.png. Raises UserError for runs that have no metric in common."""
     headlines = {test.get("selection_metric", "accuracy") for run in runs.values() for test in run["test"]}
     if len(headlines) > 1:
         raise UserError(f"these runs have no metric in common: {' and '.join(sorted(headlines))}")
-    out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(f"{out}.json"), runs)
     draw(runs, Path(f"{out}.png"))
-    print(f"written {out}.json and {out}.png")
 
 
 def read_run(workdir: Path) -> dict[str, Any]:

@@ -191,6 +191,7 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
     dense = {name: np.asarray(value, np.float64) for name, value in of("params")["logits"].items()}
     if run.model.config.encoder.layer.router.centered:
         m = m - np.asarray(of("batch_stats")["mean"], np.float64)[:, None]
+    rate = run.variables.get("batch_stats", {}).get("encoder", {}).get("rate", {"threshold": 0.0})
     found = []
     for layer in range(logits.shape[0]):
         for module in range(logits.shape[2]):
@@ -200,7 +201,7 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
                 np.diff(dense[name][layer][..., 2 * module : 2 * module + 2])[..., 0] for name in ("kernel", "bias")
             )
             series = layer * logits.shape[2] + module
-            found.append(Margin(series, at, m[layer, at] * weight, float(bias), float(difference[at])))
+            found.append(Margin(series, at, m[layer, at] * weight, float(bias - rate["threshold"]), float(difference[at])))
     return tuple(found)
 
 

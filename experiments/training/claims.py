@@ -25,9 +25,13 @@ PATIENCE = 150.0
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
+class InUse(UserError):
+    """Another process, or another part of this one, holds the directory."""
+
+
 class Claim:
-    """Held from its creation to `release` or the end of the process. Raises UserError if another process, or another
-    part of this one, holds the directory, naming the process, its machine and its start."""
+    """Held from its creation to `release` or the end of the process. Raises InUse, which names the process that holds
+    the directory, its machine and its start, and UserError for a directory that cannot be written."""
 
     def __init__(self, directory: Path):
         path, deadline = directory / _FILE, time.monotonic() + PATIENCE
@@ -35,7 +39,7 @@ class Claim:
             while (descriptor := _locked(path)) is None:
                 holder = _holder(path)
                 if holder.get("host", socket.gethostname()) == socket.gethostname() or time.monotonic() > deadline:
-                    raise UserError(
+                    raise InUse(
                         f"{directory} is in use by {_describe(holder)}: wait for its end, or choose another directory"
                     )
                 time.sleep(1)

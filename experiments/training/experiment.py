@@ -131,6 +131,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     task = build_task(config, partition.rows)
     model: Any = build_model(config.model, task.config)
     example = task.train_batch(0)
+    _check_rate(config, model)
     if config.hypernetwork is not None:
         if partition.layout.sizes:
             raise UserError(f"config.mesh={config.mesh!r}: with config.hypernetwork a run takes one device")
@@ -157,6 +158,15 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         sharded=sharded,
     )
     return Experiment(plain, config, model, task, steps, partition)
+
+
+def _check_rate(config: Config, model: nn.Module) -> None:
+    encoder = getattr(model.config, "encoder", None)
+    if encoder and encoder.layer.router.target_rate is not None and config.train.activation_penalty:
+        raise UserError(
+            f"config.train.activation_penalty={config.train.activation_penalty:g}: must be 0 with "
+            f"config.model.router.target_rate={encoder.layer.router.target_rate:g}, which decides the rate itself"
+        )
 
 
 def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) -> bool:

@@ -96,7 +96,7 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     attention = layer.features * (layer.key_size + 3 * layer.value_size) + keys * (layer.key_size + layer.value_size)
     active = layer.attention * attention + 2 * layer.features * layer.feed_forward_size
     if layer.activation != "learned":
-        rate = 1.0 if layer.activation == "always" else 0.0
+        rate = {"always": 1.0, "never": 0.0}.get(layer.activation, layer.activation_rate)
     head = layer.features * model.vocabulary_size if isinstance(experiment.model, LanguageModel) else 0
     # A retrieval example has two lengths, so two sequences.
     elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)

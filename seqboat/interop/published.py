@@ -6,11 +6,12 @@ the caller's. A Linear's weight is transposed, `hx_proj` is split into router an
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
+from seqboat.layers.router import Pattern
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import ClassifierConfig
 from seqboat.ops.positions import T5_BUCKETS
@@ -88,7 +89,7 @@ def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
         entries["rel_pos_bias.rel_pos_bias"] = Entry((6 * (config.window_size or 0) - 1,), {table: _same})
     elif config.position == "t5":
         entries["rel_pos_bias.relative_attention_bias"] = Entry((T5_BUCKETS, 1), {table: lambda a: a[:, 0]})
-    options = 0 if config.activation == "always" else 2
+    options = 0 if config.activation in get_args(Pattern) else 2
     skip, logits = ("params", "skip_projection"), ("params", "sparse", "configurator", "logits")
     weight: dict[Path, Callable] = {(*skip, "kernel"): lambda a: a[options:].T}
     bias: dict[Path, Callable] = {(*skip, "bias"): lambda a: a[options:]}

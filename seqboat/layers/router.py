@@ -2,28 +2,32 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from seqboat.choices import check_choices
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.taps import tap
+
+Pattern = Literal["always", "random", "strided"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RouterConfig:
-    """Training of the configurator. The defaults are the published router, which gets no gradient from inactive
-    elements.
+    """How the router, the latent configurator, is trained. The defaults are the published router: its logits get a
+    gradient from the confidence of active elements alone (and from `config.train.activation_penalty`, at all elements).
 
     `centered` subtracts a running mean over training steps from its input. `straight_through` adds, in training, a
     credit-assignment gradient for what inactive elements would have contributed, at a random `credit_share` of them.
     `key_credit` adds one for computed elements being attended as keys, from which `eviction_cost` subtracts what the
-    key was worth that an active element pushes out of a finite window (docs/router.md). `initial_bias` is added to the
-    activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises ValueError for numbers out of range,
-    and for `eviction_cost` without `key_credit`.
+    key was worth that an active element pushes out of a finite window (docs/router.md). `target_rate` is the mean
+    activation rate of all layers that `RateControl` keeps: at most that, with `rate_control` "ceiling", or "exact".
+    `initial_bias` is added to the activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises
+    ValueError for numbers out of range, and for `eviction_cost` without `key_credit`.
     """
 
     centered: bool = False
@@ -31,10 +35,17 @@ class RouterConfig:
     key_credit: bool = False
     eviction_cost: bool = False
     credit_share: float = 1.0
+    target_rate: float | None = None
+    rate_control: Literal["ceiling", "exact"] = "ceiling"
     initial_bias: float = 0.0
     temperature_scale: float = 1.0
 
     def __post_init__(self):
+        check_choices(self)
+        if self.target_rate is not None and not 0 < self.target_rate < 1:
+            raise ValueError(f"target_rate={self.target_rate}: must be above 0 and below 1, or None for no target")
+        if self.target_rate is None and self.rate_control != "ceiling":
+            raise ValueError(f"rate_control={self.rate_control!r} needs a target_rate")
         if not 0 < self.credit_share <= 1:
             raise ValueError(f"credit_share={self.credit_share}: must be above 0 and at most 1")
         if not self.temperature_scale > 0:
@@ -49,29 +60,31 @@ class RouterConfig:
 
 class Decision(NamedTuple):
     """For M modules: `active` (B, L, M) bool, `probability` of activation and `confidence` in the decision (B, L, M),
-    `temperature` (M,)."""
+    `temperature` (M,), and `margin` (B, L, M), the difference of the logits before any threshold."""
 
     active: Array
     probability: Array
     confidence: Array
     temperature: Array
+    margin: Array
 
 
 class ActivationStats(NamedTuple):
     """Sums over a batch's valid elements, so that means are exact: `active`, `confidence` (of active elements),
-    `probability`, each (M,); `elements` (); and the `temperature` (M,)."""
+    `probability`, each (M,); `elements` (); the `temperature` (M,); and the sum of `squared_margin`s (M,)."""
 
     active: Array
     confidence: Array
     probability: Array
     elements: Array
     temperature: Array
+    squared_margin: Array
 
 
 class LatentConfigurator(nn.Module):
     """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32.
 
-    `axes` names the mesh axes over which the elements are split.
+    A `threshold` (`RateControl`) is subtracted from u_1. `axes` names the mesh axes over which the elements are split.
     """
 
     modules: int
@@ -82,7 +95,9 @@ class LatentConfigurator(nn.Module):
     MOMENTUM = 0.01
 
     @nn.compact
-    def __call__(self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool) -> Decision:
+    def __call__(
+        self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, threshold: Array | None = None
+    ) -> Decision:
         width = m.shape[-1]
         if self.router.centered:
             m = m - self._running_mean(m, valid, train).astype(m.dtype)[None, None]
@@ -92,10 +107,13 @@ class LatentConfigurator(nn.Module):
         start = math.log(self.router.temperature_scale * math.sqrt(width))
         temperature = jnp.exp(self.param("log_temperature", nn.initializers.constant(start), (self.modules,)))
         margin = u[..., 1] - u[..., 0]
-        active = (margin > 0) & valid[..., None]
-        probability = jax.nn.sigmoid(margin / temperature[None, None])
+        if threshold is not None:
+            u = u.at[..., 1].add(-threshold)
+        excess = u[..., 1] - u[..., 0]
+        active = (excess > 0) & valid[..., None]
+        probability = jax.nn.sigmoid(excess / temperature[None, None])
         tap(self, "router_logits", u)
-        return Decision(active, probability, jnp.maximum(probability, 1 - probability), temperature)
+        return Decision(active, probability, jnp.maximum(probability, 1 - probability), temperature, margin)
 
     def _running_mean(self, m: Array, valid: Array, train: bool) -> Array:
         """The running mean of previous training batches: causal, and independent of the other sequences of the
@@ -113,16 +131,86 @@ class LatentConfigurator(nn.Module):
         return before
 
 
-def everywhere(valid: Bool[Array, "B L"], modules: int) -> Decision:
-    """The decision to activate every module at every valid element, with confidence 1."""
-    one = jnp.ones((*valid.shape, modules), jnp.float32)
-    return Decision(one * valid[..., None] > 0, one, one, jnp.ones(modules))
+class RateControl(nn.Module):
+    """One threshold T on the margins u_1 - u_0 of all layers, for a mean activation rate of `router.target_rate`:
+
+        T <- T + GAIN S (rate - target_rate)       after every training batch
+
+    S is the root mean square of all margins, so that routers cannot outgrow T by growing their logits. T follows the
+    (1 - target_rate) quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it
+    is what balances experts without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on previous batches only,
+    so decisions stay causal and independent of the other sequences of the batch, and carries no gradient. A "ceiling"
+    keeps T >= 0: then a router activates less than the target if it wants to. Both are part of the checkpoint and stay
+    as they are in evaluation.
+    """
+
+    router: RouterConfig
+    axes: tuple[str, ...] = ()
+
+    GAIN = 0.05
+    # The weight of the newest batch in S^2, once there are enough batches.
+    MOMENTUM = 0.01
+
+    def setup(self):
+        zero = lambda name: self.variable("batch_stats", name, jnp.zeros, (), jnp.float32)
+        self.threshold, self.squared_margin, self.batches = map(zero, ("threshold", "squared_margin", "batches"))
+
+    def __call__(self) -> Float[Array, ""]:
+        return jax.lax.stop_gradient(self.threshold.value)
+
+    def update(self, stats: ActivationStats) -> None:
+        """Adapt T to a training batch's stats, of all layers."""
+        sums = (stats.active.sum(), stats.squared_margin.sum(), stats.elements.sum() * stats.active.shape[-1])
+        sums = jax.lax.psum(sums, self.axes) if self.axes else sums
+        active, square, count = jax.lax.stop_gradient(sums)
+        count = jnp.maximum(count, 1)
+        self.batches.value += 1
+        weight = jnp.maximum(self.MOMENTUM, 1 / self.batches.value)
+        self.squared_margin.value += weight * (square / count - self.squared_margin.value)
+        step = self.GAIN * jnp.sqrt(self.squared_margin.value) * (active / count - self.router.target_rate)
+        least = 0.0 if self.router.rate_control == "ceiling" else -jnp.inf
+        self.threshold.value = jnp.maximum(self.threshold.value + step, least)
+
+
+class FixedPattern(nn.Module):
+    """Decisions that do not depend on the elements, with confidence 1: controls for what a router chooses.
+
+    "always" activates all M modules at every element, "strided" all of them at evenly spaced positions, "random" each at
+    positions drawn independently, by a hash of the position and of a seed that is drawn at initialisation and stored.
+    The positions are the same for every sequence, in training and evaluation, and never end.
+    """
+
+    modules: int
+    pattern: Pattern
+    rate: float | None = None
+
+    @nn.compact
+    def __call__(self, position: Array, valid: Bool[Array, "B L"]) -> Decision:
+        """`position` (1 or B, L) of whole numbers, modulo 2^32."""
+        shape = (*valid.shape, self.modules)
+        chosen = jnp.ones((*position.shape, self.modules), bool)
+        if self.pattern != "always":
+            parts = jnp.uint32(round((self.rate or 0) * 2**16))  # of 2^16
+            chosen &= (self._draw(position.astype(jnp.uint32)) & 0xFFFF) < parts
+        active = jnp.broadcast_to(chosen, shape) & valid[..., None]
+        one = jnp.ones(shape, jnp.float32)
+        return Decision(active, chosen * one, one, jnp.ones(self.modules), jnp.zeros(shape))
+
+    def _draw(self, position: Array) -> Array:
+        """Whole numbers (.., L, M or 1) whose last 16 bits are below k at the share k / 2^16 of positions."""
+        if self.pattern == "strided":  # t k modulo 2^16 is below k once in every 2^16 / k positions
+            return (position * jnp.uint32(round((self.rate or 0) * 2**16)))[..., None]
+        draw = lambda: jax.random.randint(self.make_rng("params"), (), 0, 2**24).astype(jnp.float32)
+        key = jax.random.key(self.variable("batch_stats", "seed", draw).value.astype(jnp.uint32))
+        bits = lambda at: jax.random.bits(jax.random.fold_in(key, at), (self.modules,))
+        return jax.vmap(bits)(position.reshape(-1)).reshape(*position.shape, self.modules)
 
 
 def count(decision: Decision, valid: Bool[Array, "B L"]) -> ActivationStats:
     """The stats of a decision."""
     active = decision.active.astype(jnp.float32)
     sums = {"active": active, "confidence": active * decision.confidence, "probability": decision.probability}
+    sums["squared_margin"] = decision.margin**2
     return ActivationStats(
         **{name: (value * valid[..., None]).sum((0, 1)) for name, value in sums.items()},
         elements=valid.sum().astype(jnp.float32),

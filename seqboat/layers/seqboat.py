@@ -42,7 +42,8 @@ class LayerConfig:
     """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`, N `state_size`.
 
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
-    computes attention everywhere, "never" has neither attention nor configurator. `feed_forward_size` 0 omits the
+    computes attention everywhere, "never" has neither attention nor configurator, "random" and "strided" compute it at
+    a share `activation_rate` of all positions, whatever the elements are (`router.FixedPattern`). `feed_forward_size` 0 omits the
     sparsely activated feed-forward network, `attention` False the GAU. `max_positions` sizes the "relative" table.
     The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
     ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
@@ -72,7 +73,8 @@ class LayerConfig:
     norm_affine: bool = True
     norm_counts_padding: bool = False
     layout: Layout = SINGLE_DEVICE
-    activation: Literal["learned", "always", "never"] = "learned"
+    activation: Literal["learned", "always", "never", "random", "strided"] = "learned"
+    activation_rate: float | None = None
     router: RouterConfig = dataclasses.field(default_factory=RouterConfig)
     dropout: float = 0.0
     hidden_dropout: float = 0.0
@@ -105,12 +107,22 @@ class LayerConfig:
             raise ValueError("router.eviction_cost=True needs a window_size: without a window no key is evicted")
         if self.position == "rotary" and self.key_size % 2:
             raise ValueError(f"key_size={self.key_size}: rotary positions rotate pairs of channels, so it must be even")
+        self._check_rates()
         if self.attention_method == "pallas":
             self._check_kernel()
         if self.layout.length:
             self._check_split()
         if self.ssm == "s4d" and self.ema_method != "auto":
             raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': must be 'auto'")
+
+    def _check_rates(self) -> None:
+        rate, fixed = self.activation_rate, self.activation in ("random", "strided")
+        if fixed and (rate is None or not 0 < rate <= 1):
+            raise ValueError(f"activation_rate={rate}: must be above 0 and at most 1 if activation={self.activation!r}")
+        if not fixed and rate is not None:
+            raise ValueError(f"activation_rate={rate}: only activation='random' and 'strided' have a given rate")
+        if self.router.target_rate is not None and self.activation != "learned":
+            raise ValueError(f"router.target_rate={self.router.target_rate}: activation={self.activation!r} has no router")
 
     def _check_kernel(self) -> None:
         where = "attention_method='pallas'"
@@ -145,6 +157,10 @@ class LayerConfig:
             "window_size": (
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
                 "it must be finite here: the window is kept as state",
+            ),
+            "activation": (
+                self.activation not in ("random", "strided") or (own_modules and self.attention),
+                "positions are counted by the attention's memory; use it with attention=True",
             ),
             "layout": (not self.layout.length, "pieces cannot be split; split batches over the mesh, not sequences"),
         }
@@ -253,11 +269,17 @@ class SeqBoatLayer(nn.Module):
 
     @nn.compact
     def advance(
-        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, state: LayerState | None
+        self,
+        x: Float[Array, "B L D"],
+        valid: Bool[Array, "B L"],
+        train: bool,
+        state: LayerState | None,
+        threshold: Array | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[ActivationStats, LayerState | None]]:
         """The layer over pieces of streams, valid elements first, and the state after each piece's last valid element.
 
-        No gradient flows into the state. With state None the sequences are complete, and no state is kept.
+        No gradient flows into the state. With state None the sequences are complete, and no state is kept. `threshold`
+        is that of `RateControl`.
         """
         config, state = self.config, jax.lax.stop_gradient(state)
         drop = lambda y: nn.Dropout(config.dropout)(y, deterministic=not train)
@@ -274,14 +296,15 @@ class SeqBoatLayer(nn.Module):
         sparse = SparseModularActivation(
             config.make_modules() if self.modules is None else self.modules,
             config.router,
-            always=config.activation == "always",
+            activation="always" if config.activation == "never" else config.activation,
+            activation_rate=config.activation_rate,
             form=config.form,
             block_size=config.block_size,
             blocks_per_iteration=config.blocks,
             layout=config.layout,
             name="sparse",
         )
-        h, stats, memories = sparse.advance(m, valid, train, state and state.memories)
+        h, stats, memories = sparse.advance(m, valid, train, state and state.memories, threshold)
         y = nn.silu(checkpoint_name(residual + (drop(skip + h) if config.causal else skip + drop(h)), "sum"))
         if config.norm_placement == "post":
             y = config.make_norm("norm")(y, valid, train)

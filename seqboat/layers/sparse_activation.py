@@ -15,7 +15,7 @@ works too.
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 from seqboat.layers import execution, streaming
 from seqboat.layers.credit import Gate, credit
 from seqboat.layers.execution import Form, How, Program
-from seqboat.layers.router import ActivationStats, LatentConfigurator, RouterConfig, count, everywhere
+from seqboat.layers.router import ActivationStats, Decision, FixedPattern, LatentConfigurator, Pattern, RouterConfig, count
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
@@ -41,8 +41,8 @@ Memories = tuple[WorkingMemory | None, ...]
 class SparseModularActivation(nn.Module):
     """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and the stats of the decisions.
 
-    `form`, `block_size`, `blocks_per_iteration`, `layout`: `execution.How`. `always` activates every module everywhere,
-    with confidence 1 and no configurator. Without elements the result is empty. `advance` resumes from earlier
+    `form`, `block_size`, `blocks_per_iteration`, `layout`: `execution.How`. Every `activation` but "learned" is a
+    `router.FixedPattern`, at `activation_rate`, without a configurator. Without elements the result is empty. `advance` resumes from earlier
     elements. Raises ValueError for a module that is not a Flax linen module, cannot be called with rows only, returns
     anything but rows (T, D) of floating point numbers, or has collections other than parameters.
     """
@@ -52,7 +52,8 @@ class SparseModularActivation(nn.Module):
 
     modules: Modules
     router: RouterConfig = RouterConfig()
-    always: bool = False
+    activation: Literal["learned"] | Pattern = "learned"
+    activation_rate: float | None = None
     form: Form = "packed"
     block_size: int = 128
     blocks_per_iteration: int = 1
@@ -75,17 +76,19 @@ class SparseModularActivation(nn.Module):
 
     @nn.compact
     def advance(
-        self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, memories: Memories | None
+        self,
+        m: Float[Array, "B L D"],
+        valid: Bool[Array, "B L"],
+        train: bool,
+        memories: Memories | None,
+        threshold: Array | None = None,
     ) -> tuple[Float[Array, "B L D"], ActivationStats, Memories | None]:
         """`__call__` for pieces of streams, valid elements first, and the memories after them; None: full sequences.
 
         Pieces of up to MAX_IN_PLACE_LENGTH elements are computed in place, skipping modules that no stream activates.
         """
         number, how = len(self.modules), How(self.form, self.block_size, self.blocks_per_iteration, self.layout)
-        if self.always or not number:
-            decision = everywhere(valid, number)
-        else:
-            decision = LatentConfigurator(number, self.router, self.layout.data, name="configurator")(m, valid, train)
+        decision = self._decide(m, valid, train, memories, threshold)
         tap(self, "active", decision.active)
         tap(self, "confidence", decision.confidence)
         y, after = jnp.zeros_like(m), []
@@ -107,12 +110,22 @@ class SparseModularActivation(nn.Module):
             # On rows, because the gate's gradient sums products of (1, L, D) arrays, slow on a CPU (layers/norm.py).
             rows = checkpoint_name(result, "result").reshape(-1, m.shape[-1])
             y += (gate.chosen.reshape(-1, 1).astype(m.dtype) * rows).reshape(m.shape)
-            if train and not self.always and self.router.has_credit:
+            if train and self.activation == "learned" and self.router.has_credit:
                 frozen, key = self._program(module, False).frozen(), functools.partial(self.make_rng, "dropout")
                 run = functools.partial(execution.run, frozen, how=how, memory=memory)
                 y += credit(run, stretch, valid, gate, self.router, key)
             after.append(new and new._replace(now=new.now + valid.sum(1)))
         return y, count(decision, valid), None if memories is None else tuple(after)
+
+    def _decide(self, m: Array, valid: Array, train: bool, memories: Memories | None, threshold: Any) -> Decision:
+        number = len(self.modules)
+        if self.activation == "learned" and number:
+            configurator = LatentConfigurator(number, self.router, self.layout.data, name="configurator")
+            return configurator(m, valid, train, threshold)
+        pattern = "always" if self.activation == "learned" else self.activation
+        start = next((memory.now[:, None] for memory in memories or () if memory), self.layout.start(m.shape[1]))
+        position = start + jnp.arange(m.shape[1])[None]
+        return FixedPattern(number, pattern, self.activation_rate, name="pattern")(position, valid)
 
     def _program(self, module: nn.Module, train: bool) -> Program:
         """The module as a pure function, with keys for all RNG streams that it may draw from."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from seqboat.choices import check_choices
-from seqboat.layers.router import ActivationStats
+from seqboat.layers.router import ActivationStats, RateControl
 from seqboat.layers.seqboat import SAVED_NAMES, LayerConfig, LayerState, SeqBoatLayer
 
 Remat = Literal["none", "selective", "layer"]
@@ -68,13 +68,18 @@ class Encoder(nn.Module):
             self._check(state, len(x))
         x = x.astype(jnp.dtype(self.config.layer.dtype))
         apart = not isinstance(self.get_variable("params", "layers", {}), Mapping)
-        x, stats, state = (self._one_by_one if apart else self._in_one_scan)(x, valid, train, state)
+        layer = self.config.layer
+        control = None if layer.router.target_rate is None else RateControl(layer.router, layer.layout.data, name="rate")
+        threshold = control() if control else None
+        x, stats, state = (self._one_by_one if apart else self._in_one_scan)(x, valid, train, state, threshold)
+        if control and train and not self.is_initializing():
+            control.update(stats)
         if self.config.layer.norm_placement == "pre":
             final = dataclasses.replace(self.config.layer, norm_affine=self.config.final_norm_affine)
             x = final.make_norm("final_norm")(x, valid, train)
         return x, stats, state
 
-    def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None):
+    def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None, threshold: Any):
         config, layer = self.config, SeqBoatLayer
         if config.layer.layout.axes:  # a layer's parameters are gathered while it runs
             layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather, methods=["advance"])
@@ -86,15 +91,15 @@ class Encoder(nn.Module):
             layer,
             variable_axes={"params": 0, "batch_stats": 0, "taps": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=config.layers,
             methods=["advance"],
         )
         stacked = None if state is None else _stack(state)
-        x, (stats, after) = scanned(config.layer, name="layers").advance(x, valid, train, stacked)
+        x, (stats, after) = scanned(config.layer, name="layers").advance(x, valid, train, stacked, threshold)
         return x, stats, None if after is None else _unstack(after)
 
-    def _one_by_one(self, x: Array, valid: Array, train: bool, state: State | None):
+    def _one_by_one(self, x: Array, valid: Array, train: bool, state: State | None, threshold: Any):
         """With `separate` parameters: nothing is copied out of a stack, but compile time grows with depth."""
         if train:
             raise ValueError("train=True: parameters unstacked by `separate` are for evaluation only")
@@ -104,7 +109,14 @@ class Encoder(nn.Module):
         for i in range(self.config.layers):
             variables = {name: layers[i] for name, layers in collections.items() if layers is not None}
             (x, outcome), sown = SeqBoatLayer(self.config.layer, parent=None).apply(
-                variables, x, valid, False, None if state is None else state[i], method="advance", mutable=tapping
+                variables,
+                x,
+                valid,
+                False,
+                None if state is None else state[i],
+                threshold,
+                method="advance",
+                mutable=tapping,
             )
             outcomes.append(outcome)
             taps.append(sown.get("taps"))

@@ -36,5 +36,5 @@ class MLP(nn.Module):
         for index, width in enumerate(self.config.hidden):
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"hidden_{index}")(x))
         none = jnp.zeros((1, 0))
-        stats = ActivationStats(none, none, none, jnp.full(1, float(inputs.shape[0] * inputs.shape[1])), none)
+        stats = ActivationStats(none, none, none, jnp.full(1, float(inputs.shape[0] * inputs.shape[1])), none, none)
         return Output(nn.Dense(self.config.classes, name="head")(x), stats)

@@ -139,6 +139,7 @@ class Light(nn.Module):
             one(probability),
             jnp.broadcast_to(valid.sum(), (layers,)),
             jnp.ones((layers, 1)),
+            jnp.ones((layers, 1)),
         )
         return Output(logits, stats)
 

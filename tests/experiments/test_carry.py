@@ -184,7 +184,7 @@ class Light(nn.Module):
         none = jnp.zeros((self.config.encoder.layers, 0))
         elements = jnp.full(self.config.encoder.layers, lengths.sum().astype(jnp.float32))
         after = Sum(total[:, -1], before.count + lengths)
-        return Output(total, ActivationStats(none, none, none, elements, none)), (after,)
+        return Output(total, ActivationStats(none, none, none, elements, none, none)), (after,)
 
 
 @pytest.fixture(scope="module")

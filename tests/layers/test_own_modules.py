@@ -20,7 +20,7 @@ M, VALID = normal(0, 1, T, D), jnp.ones((1, T), bool)
 
 
 def make(*modules, **fields):
-    return SparseModularActivation(modules, always=True, block_size=4, **fields)
+    return SparseModularActivation(modules, activation="always", block_size=4, **fields)
 
 
 def run(layer, train=False, variables=None, m=M, **seeds):

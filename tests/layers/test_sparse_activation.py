@@ -126,7 +126,7 @@ def test_statistics_are_sums_over_real_elements_and_so_add_up_over_batches():
 
 def test_always_and_no_module_have_no_configurator():
     m = normal(0, BATCH, LENGTH, D)
-    always = make(OWN["row-wise"], always=True)
+    always = make(OWN["row-wise"], activation="always")
     variables = initial(always)
     assert set(variables["params"]) == {"own"}
     y, stats = jax.jit(always.apply)(variables, m, VALID)
@@ -435,7 +435,7 @@ DROPPING = {
 
 @pytest.mark.parametrize("module", DROPPING.values(), ids=DROPPING)
 def test_dropout_follows_its_key_and_is_off_without_training(module):
-    layer = make((module,), always=True)
+    layer = make((module,), activation="always")
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
     run = jax.jit(
         lambda key, train: layer.apply(variables, m, VALID, train, rngs={"dropout": key})[0], static_argnums=1
@@ -460,7 +460,7 @@ class Dropping(nn.Module):
 
 def test_dropout_in_the_backward_pass_is_that_of_the_forward_pass():
     """The recomputed blocks of the gradient draw the same numbers: f(m) = <gradient of f, m> for a linear f."""
-    layer = make((Dropping(name="module"),), always=True)
+    layer = make((Dropping(name="module"),), activation="always")
     variables, m, cotangent = initial(layer), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
 
     def value(m):
@@ -474,7 +474,7 @@ def test_dropout_in_the_backward_pass_is_that_of_the_forward_pass():
 
 def test_packed_blocks_draw_different_numbers():
     """Rows of ones in blocks of four: no two blocks drop the same."""
-    layer = make((FeedForward(16, 0.5, F32, name="module"),), always=True)
+    layer = make((FeedForward(16, 0.5, F32, name="module"),), activation="always")
     variables, rngs = initial(layer), {"dropout": jax.random.key(0)}
     run = jax.jit(lambda m, valid: layer.apply(variables, m, valid, True, rngs=rngs)[0])
     y = run(jnp.ones((1, 16, D)), jnp.ones((1, 16), bool))

@@ -135,6 +135,10 @@ def test_streams_at_different_positions_equal_the_whole(name, size):
     case(name).check(uneven(size), size)
 
 
+def test_positions_drawn_beforehand_are_those_of_the_whole():
+    Case(dataclasses.replace(LAYER, activation="random", activation_rate=0.4)).check(uneven(7), 7)
+
+
 def test_element_by_element_with_parameters_that_were_taken_apart():
     case("relative").check(even(1), 1, separate(case("relative").variables))
 

@@ -1,0 +1,37 @@
+"""The arms of docs/router.md on selective copying, from ten seeds that no earlier experiment used.
+
+    python -m experiments.sweep --config=configs/sweeps/selective_copy.py --workdir=runs/copy --out=docs/results/router_ten_seeds
+
+40 % of the tokens matter. `strided` and `random` have that rate, but choose whatever the tokens are; `whole` always
+attends to everything, and is what attention can reach at best.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.synthetic import selective_copy
+
+NEED = 0.4
+
+
+def get_config():
+    arms = {
+        "none": _arm("no_attention"),
+        "strided": _arm("strided", activation_rate=NEED),
+        "random": _arm("random", activation_rate=NEED),
+        "always": _arm("always"),
+        "whole": _arm("full,always"),
+        "published": _arm("paper"),
+        "credit": _arm("credit_router"),
+        "credit_for_all": _arm("credit_router", credit_share=1.0),
+        "eviction_cost": _arm("credit_router", eviction_cost=True),
+        "target_rate": _arm("credit_router", eviction_cost=True, target_rate=NEED),
+    }
+    return ConfigDict({"arms": arms, "first_seed": 30, "seeds": 10, "learning_rates": (), "tuning_seeds": 2})
+
+
+def _arm(variant: str, activation_rate: float | None = None, **router) -> ConfigDict:
+    config = selective_copy.get_config(variant)
+    if activation_rate is not None:
+        config.model.activation_rate = activation_rate
+    config.model.router.update(router)
+    return config

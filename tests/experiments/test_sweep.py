@@ -1,0 +1,125 @@
+"""A sweep: which runs it does, in which order, from which seeds, and what it leaves to other processes."""
+
+import copy
+import json
+
+import pytest
+
+from configs.sweeps import selective_copy
+from experiments.common.config import to_dataclass
+from experiments.common.errors import UserError
+from experiments.evaluation import seeds
+from experiments.pages import curves
+from experiments.studies import sweep
+from experiments.studies.sweep import FIRST_TUNING_SEED, Sweep
+from experiments.training import claims, restore
+
+
+def make(arms, **fields):
+    return to_dataclass(Sweep, {"arms": arms, **fields}, "config")
+
+
+@pytest.fixture
+def experiment(light, monkeypatch):
+    """Every arm is the light experiment."""
+
+    def build(values, one_device=False):
+        return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
+
+    for module in (seeds, restore, sweep):
+        monkeypatch.setattr(module, "build", build)
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """The runs that were done, as (arm, learning rate, seed, split); their validation score is that of `score`."""
+    runs, results = [], {}
+
+    def run_seed(values, directory, split="test"):
+        rate = values["optimizer"]["learning_rate"]
+        runs.append((directory.parts[-3 if split == "validation" else -2], rate, values["seed"], split))
+        results[directory] = {"selection_metric": "accuracy", "accuracy": run_seed.score(values)}
+
+    monkeypatch.setattr(sweep, "run_seed", run_seed)
+    monkeypatch.setattr(sweep, "finished", lambda values, directory, split: results.get(directory))
+    monkeypatch.setattr(sweep, "run_seeds", lambda values, directory, count: runs.append((directory.name, count)))
+    runs.append(run_seed)
+    return runs
+
+
+def test_arms_are_run_seed_by_seed(done, tiny, tmp_path):
+    done.pop().score = lambda values: 0.0
+    found = sweep.run(make({"a": tiny(), "b": tiny()}, first_seed=7, seeds=2), tmp_path)
+    rate = tiny()["optimizer"]["learning_rate"]
+    assert done == [*((arm, rate, seed, "test") for seed in (7, 8) for arm in "ab"), ("a", 2), ("b", 2)]
+    assert found == {"a": tmp_path / "a", "b": tmp_path / "b"}
+
+
+def test_each_arm_takes_its_best_rate_on_other_seeds(done, tiny, tmp_path):
+    """Of arm b, whose rate 0.1 is best on one seed, that seed's score is not finite."""
+    other = tiny({"train.steps": 8})
+
+    def score(values):
+        rate, is_b = values["optimizer"]["learning_rate"], values["train"]["steps"] == 8
+        if is_b and rate == 0.1:
+            return 0.9 if values["seed"] == FIRST_TUNING_SEED else None
+        return rate if not is_b else 0.5 - rate
+
+    done.pop().score = score
+    sweep.run(make({"a": tiny(), "b": other}, seeds=1, learning_rates=(0.001, 0.01, 0.1)), tmp_path)
+    assert len([run for run in done if run[-1] == "validation"]) == 2 * 3 * 2
+    assert {run[2] for run in done if run[-1] == "validation"} == {FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1}
+    assert [run for run in done if run[-1] == "test"] == [("a", 0.1, 0, "test"), ("b", 0.001, 0, "test")]
+
+
+def test_no_finite_rate_is_one_line(done, tiny, tmp_path):
+    done.pop().score = lambda values: None
+    with pytest.raises(UserError, match=r"arm a: no learning rate of \(0.1, 0.2\) gave finite scores"):
+        sweep.run(make({"a": tiny()}, learning_rates=(0.1, 0.2)), tmp_path)
+
+
+def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(experiment, tiny, tmp_path):
+    table = make({"a": tiny(), "b": tiny()}, first_seed=3, seeds=1)
+    with claims.owned(tmp_path / "a" / "seed_3" / "checkpoints"):
+        assert sweep.run(table, tmp_path) is None
+    assert json.loads(next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).read_text())["best"]
+    assert not (tmp_path / "b" / "seeds.json").exists()
+    directories = sweep.run(table, tmp_path)
+    curves.write({name: curves.read_run(path) for name, path in directories.items()}, tmp_path / "table")
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert list(found) == ["a", "b"]
+    assert found["a"]["seeds"] == [3]
+    assert found["a"]["metrics"]["accuracy"] == found["b"]["metrics"]["accuracy"]
+    before = next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).stat().st_mtime_ns
+    sweep.run(table, tmp_path)
+    assert next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seeds": 0}, "seeds=0: must be at least 1"),
+        ({"first_seed": -1}, "first_seed=-1: must be at least 0"),
+        ({"arms": {}}, "at least one"),
+        ({"arms": {"../x": {}}}, r"arms\.\.\./x: letters, digits and underscores only"),
+        ({"arm": {}}, "arm: unknown field"),
+    ],
+)
+def test_mistakes_are_one_line(fields, message):
+    with pytest.raises(UserError, match=message):
+        make(**{"arms": {"a": {}}, **fields})
+
+
+def test_a_mistake_in_an_arm_is_found_before_the_first_run(tiny):
+    wrong = copy.deepcopy(tiny())
+    wrong["model"]["window_size"] = -1
+    with pytest.raises(UserError, match=r"arm b: config\.model\.window_size=-1"):
+        make({"a": tiny(), "b": wrong}).check()
+
+
+def test_the_sweep_of_the_documentation_is_valid():
+    table = to_dataclass(Sweep, selective_copy.get_config().to_dict(), "config")
+    table.check()
+    rates = {name: values["model"]["activation_rate"] for name, values in table.arms.items()}
+    assert {name for name, rate in rates.items() if rate == 0.4} == {"strided", "random"}
+    assert table.arms["target_rate"]["model"]["router"]["target_rate"] == 0.4
