@@ -22,11 +22,11 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: the directory for the runs, for instance --workdir=runs/sweep")
     workdir, out = user_path(_WORKDIR.value, "--workdir"), user_path(str(_OUT.value), "--out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    refuse_unwritable(out.parent)
     runtime.use_compilation_cache()
     runtime.keep_memory()
     distributed.initialize()  # SIGTERM saves a checkpoint
+    out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable(out.parent)
     from experiments.common.config import to_dataclass
     from experiments.pages import curves
     from experiments.studies import sweep
