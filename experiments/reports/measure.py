@@ -201,7 +201,9 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
                 np.diff(dense[name][layer][..., 2 * module : 2 * module + 2])[..., 0] for name in ("kernel", "bias")
             )
             series = layer * logits.shape[2] + module
-            found.append(Margin(series, at, m[layer, at] * weight, float(bias - rate["threshold"]), float(difference[at])))
+            found.append(
+                Margin(series, at, m[layer, at] * weight, float(bias - rate["threshold"]), float(difference[at]))
+            )
     return tuple(found)
 
 

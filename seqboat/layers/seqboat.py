@@ -122,7 +122,9 @@ class LayerConfig:
         if not fixed and rate is not None:
             raise ValueError(f"activation_rate={rate}: only activation='random' and 'strided' have a given rate")
         if self.router.target_rate is not None and self.activation != "learned":
-            raise ValueError(f"router.target_rate={self.router.target_rate}: activation={self.activation!r} has no router")
+            raise ValueError(
+                f"router.target_rate={self.router.target_rate}: activation={self.activation!r} has no router"
+            )
 
     def _check_kernel(self) -> None:
         where = "attention_method='pallas'"

@@ -26,7 +26,15 @@ from jaxtyping import Array, Bool, Float
 from seqboat.layers import execution, streaming
 from seqboat.layers.credit import Gate, credit
 from seqboat.layers.execution import Form, How, Program
-from seqboat.layers.router import ActivationStats, Decision, FixedPattern, LatentConfigurator, Pattern, RouterConfig, count
+from seqboat.layers.router import (
+    ActivationStats,
+    Decision,
+    FixedPattern,
+    LatentConfigurator,
+    Pattern,
+    RouterConfig,
+    count,
+)
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule

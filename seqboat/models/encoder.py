@@ -69,7 +69,9 @@ class Encoder(nn.Module):
         x = x.astype(jnp.dtype(self.config.layer.dtype))
         apart = not isinstance(self.get_variable("params", "layers", {}), Mapping)
         layer = self.config.layer
-        control = None if layer.router.target_rate is None else RateControl(layer.router, layer.layout.data, name="rate")
+        control = (
+            None if layer.router.target_rate is None else RateControl(layer.router, layer.layout.data, name="rate")
+        )
         threshold = control() if control else None
         x, stats, state = (self._one_by_one if apart else self._in_one_scan)(x, valid, train, state, threshold)
         if control and train and not self.is_initializing():

@@ -9,7 +9,7 @@ from configs.sweeps import selective_copy
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import seeds
-from experiments.pages import curves
+from experiments.evaluation.table import read_run, write
 from experiments.studies import sweep
 from experiments.studies.sweep import FIRST_TUNING_SEED, Sweep
 from experiments.training import claims, restore
@@ -85,7 +85,7 @@ def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(ex
     assert json.loads(next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).read_text())["best"]
     assert not (tmp_path / "b" / "seeds.json").exists()
     directories = sweep.run(table, tmp_path)
-    curves.write({name: curves.read_run(path) for name, path in directories.items()}, tmp_path / "table")
+    write({name: read_run(path) for name, path in directories.items()}, tmp_path / "table")
     found = json.loads((tmp_path / "table.json").read_text())
     assert list(found) == ["a", "b"]
     assert found["a"]["seeds"] == [3]
