@@ -44,7 +44,7 @@ for room in ("data", "tasks", "training", "evaluation"):
 for room in ("reports", "benchmarks", "studies"):
     ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}
 ROOMS["pages"] = set(ROOMS)
-PROGRAMS = {"train", "evaluate", "generate", "report", "plan", "benchmark", "prepare", "study"}
+PROGRAMS = {"train", "evaluate", "generate", "report", "plan", "benchmark", "prepare", "study", "sweep"}
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 

@@ -11,6 +11,7 @@ from experiments.common.errors import Stopped, UserError
 from experiments.common.files import write_json
 from experiments.evaluation.evaluator import evaluate_run, read_result
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.claims import owned
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
 from experiments.training.restore import CHECKPOINTS
@@ -52,12 +53,13 @@ def run_seeds(
 
 def run_seed(values: dict[str, Any], directory: Path, split: str = "test") -> dict[str, Any]:
     """Trains and evaluates one config; what is there of this run already, is not done again. Raises UserError for a
-    directory with a run of another config, Stopped if asked to stop."""
+    directory with a run of another config, InUse for one in which another process works, Stopped if asked to stop."""
     _refuse_another_config(directory, values)
-    if found := finished(values, directory, split):
-        return found
-    train_whole(build(values), directory, f"seed {values['seed']}")
-    return evaluate_run(directory, split)
+    with owned(directory):  # also while it is evaluated
+        if found := finished(values, directory, split):
+            return found
+        train_whole(build(values), directory, f"seed {values['seed']}")
+        return evaluate_run(directory, split)
 
 
 def finished(values: dict[str, Any], directory: Path, split: str = "test") -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.taps import tap
 
 Pattern = Literal["always", "random", "strided"]
+Activation = Literal["learned", "always", "random", "strided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ class ActivationStats(NamedTuple):
 class LatentConfigurator(nn.Module):
     """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32.
 
-    A `threshold` (`RateControl`) is subtracted from u_1. `axes` names the mesh axes over which the elements are split.
+    A `threshold` (`RateControl`) is subtracted from u_1. Decisions do not depend on the position, so `start` is not
+    used. `axes` names the mesh axes over which the elements are split.
     """
 
     modules: int
@@ -96,7 +98,12 @@ class LatentConfigurator(nn.Module):
 
     @nn.compact
     def __call__(
-        self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, threshold: Array | None = None
+        self,
+        m: Float[Array, "B L D"],
+        valid: Bool[Array, "B L"],
+        train: bool,
+        threshold: Array | None = None,
+        start: Any = 0,
     ) -> Decision:
         width = m.shape[-1]
         if self.router.centered:
@@ -132,19 +139,20 @@ class LatentConfigurator(nn.Module):
 
 
 class RateControl(nn.Module):
-    """One threshold T on the margins u_1 - u_0 of all layers, for a mean activation rate of `router.target_rate`:
+    """One threshold T on the margins u_1 - u_0 of all layers, for a mean activation rate of `target`:
 
-        T <- T + GAIN S (rate - target_rate)       after every training batch
+        T <- T + GAIN S (rate - target)       after every training batch
 
     S is the root mean square of all margins, so that routers cannot outgrow T by growing their logits. T follows the
-    (1 - target_rate) quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it
+    (1 - target) quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it
     is what balances experts without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on previous batches only,
     so decisions stay causal and independent of the other sequences of the batch, and carries no gradient. A "ceiling"
     keeps T >= 0: then a router activates less than the target if it wants to. Both are part of the checkpoint and stay
     as they are in evaluation.
     """
 
-    router: RouterConfig
+    target: float
+    ceiling: bool = True
     axes: tuple[str, ...] = ()
 
     GAIN = 0.05
@@ -167,17 +175,17 @@ class RateControl(nn.Module):
         self.batches.value += 1
         weight = jnp.maximum(self.MOMENTUM, 1 / self.batches.value)
         self.squared_margin.value += weight * (square / count - self.squared_margin.value)
-        step = self.GAIN * jnp.sqrt(self.squared_margin.value) * (active / count - self.router.target_rate)
-        least = 0.0 if self.router.rate_control == "ceiling" else -jnp.inf
+        step = self.GAIN * jnp.sqrt(self.squared_margin.value) * (active / count - self.target)
+        least = 0.0 if self.ceiling else -jnp.inf
         self.threshold.value = jnp.maximum(self.threshold.value + step, least)
 
 
 class FixedPattern(nn.Module):
     """Decisions that do not depend on the elements, with confidence 1: controls for what a router chooses.
 
-    "always" activates all M modules at every element, "strided" all of them at evenly spaced positions, "random" each at
-    positions drawn independently, by a hash of the position and of a seed that is drawn at initialisation and stored.
-    The positions are the same for every sequence, in training and evaluation, and never end.
+    "always" activates all M modules at every element, "strided" all of them at evenly spaced positions, "random" each
+    at positions drawn independently, by a hash of the position and of a seed that is drawn at initialisation and
+    stored. The positions are the same for every sequence, in training and evaluation, and never end.
     """
 
     modules: int
@@ -185,8 +193,9 @@ class FixedPattern(nn.Module):
     rate: float | None = None
 
     @nn.compact
-    def __call__(self, position: Array, valid: Bool[Array, "B L"]) -> Decision:
-        """`position` (1 or B, L) of whole numbers, modulo 2^32."""
+    def __call__(self, m: Any, valid: Bool[Array, "B L"], train: bool, threshold: Any, start: Array | int) -> Decision:
+        """`start` (B, 1) or one number: the position of the first elements, modulo 2^32."""
+        position = start + jnp.arange(valid.shape[1])[None]
         shape = (*valid.shape, self.modules)
         chosen = jnp.ones((*position.shape, self.modules), bool)
         if self.pattern != "always":
@@ -204,6 +213,15 @@ class FixedPattern(nn.Module):
         key = jax.random.key(self.variable("batch_stats", "seed", draw).value.astype(jnp.uint32))
         bits = lambda at: jax.random.bits(jax.random.fold_in(key, at), (self.modules,))
         return jax.vmap(bits)(position.reshape(-1)).reshape(*position.shape, self.modules)
+
+
+def make_router(
+    modules: int, activation: Activation, rate: float | None, router: RouterConfig, axes: tuple[str, ...]
+) -> LatentConfigurator | FixedPattern:
+    """What decides for this number of modules; called within the module that owns it."""
+    if activation == "learned":
+        return LatentConfigurator(modules, router, axes, name="configurator")
+    return FixedPattern(modules, activation, rate, name="pattern")
 
 
 def count(decision: Decision, valid: Bool[Array, "B L"]) -> ActivationStats:

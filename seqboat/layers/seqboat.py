@@ -43,8 +43,9 @@ class LayerConfig:
 
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has neither attention nor configurator, "random" and "strided" compute it at
-    a share `activation_rate` of all positions, whatever the elements are (`router.FixedPattern`). `feed_forward_size` 0 omits the
-    sparsely activated feed-forward network, `attention` False the GAU. `max_positions` sizes the "relative" table.
+    a share `activation_rate` of all positions, whatever the elements are (`router.FixedPattern`).
+    `feed_forward_size` 0 omits the sparsely activated feed-forward network, `attention` False the GAU. `max_positions`
+    sizes the "relative" table.
     The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
     ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
     ("pallas"; interpreted and slow on a CPU). `layout` gives the mesh axes over which batches and sequences are split,

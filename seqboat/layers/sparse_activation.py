@@ -7,15 +7,13 @@ c = max softmax(u / tau):
     y_t = sum_i  a_{t,i} c_{t,i} f_i(m_t; the other elements that activated i)
 
 The decision a carries no gradient, the confidence does. A module is any Flax module from rows (T, D) to rows (T, D), or
-a `WindowedModule`, whose rows also see their neighbours among the activated rows. It holds only parameters.
-
-Methods that take `train`, `training` or `deterministic` (`modules.MODES`) are passed it. All RNG streams of the caller
-are available, with separate keys for every block of rows; "dropout" only in training, so that `has_rng("dropout")`
-works too.
+a `WindowedModule`, whose rows also see their neighbours among the activated rows. It holds only parameters. Methods
+that take `train`, `training` or `deterministic` (`modules.MODES`) are passed it. All RNG streams of the caller are
+available, with separate keys for every block of rows; "dropout" only in training, so `has_rng("dropout")` works too.
 """
 
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,15 +24,7 @@ from jaxtyping import Array, Bool, Float
 from seqboat.layers import execution, streaming
 from seqboat.layers.credit import Gate, credit
 from seqboat.layers.execution import Form, How, Program
-from seqboat.layers.router import (
-    ActivationStats,
-    Decision,
-    FixedPattern,
-    LatentConfigurator,
-    Pattern,
-    RouterConfig,
-    count,
-)
+from seqboat.layers.router import Activation, ActivationStats, RouterConfig, count, make_router
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, WorkingMemory
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
@@ -42,17 +32,18 @@ from seqboat.modules import Modules, check_modules
 from seqboat.ops import neighbours
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-# One per module of a list, None if it is not windowed.
-Memories = tuple[WorkingMemory | None, ...]
+Rows = Float[Array, "B L D"]
+Valid = Bool[Array, "B L"]
+Memories = tuple[WorkingMemory | None, ...]  # one per module of a list, None if it is not windowed
 
 
 class SparseModularActivation(nn.Module):
     """m (B, L, D) -> sum_i a_i c_i f_i(m) (B, L, D) over the `modules`, and the stats of the decisions.
 
     `form`, `block_size`, `blocks_per_iteration`, `layout`: `execution.How`. Every `activation` but "learned" is a
-    `router.FixedPattern`, at `activation_rate`, without a configurator. Without elements the result is empty. `advance` resumes from earlier
-    elements. Raises ValueError for a module that is not a Flax linen module, cannot be called with rows only, returns
-    anything but rows (T, D) of floating point numbers, or has collections other than parameters.
+    `router.FixedPattern`, at `activation_rate`, without a configurator. Without elements the result is empty. `advance`
+    resumes from earlier elements. Raises ValueError for a module that is not a Flax linen module, cannot be called with
+    rows only, returns anything but rows (T, D) of floating point numbers, or has collections other than parameters.
     """
 
     # Flax: modules passed in keep their given names.
@@ -60,7 +51,7 @@ class SparseModularActivation(nn.Module):
 
     modules: Modules
     router: RouterConfig = RouterConfig()
-    activation: Literal["learned"] | Pattern = "learned"
+    activation: Activation = "learned"
     activation_rate: float | None = None
     form: Form = "packed"
     block_size: int = 128
@@ -72,9 +63,7 @@ class SparseModularActivation(nn.Module):
         How(self.form, self.block_size, self.blocks_per_iteration)
         super().__post_init__()
 
-    def __call__(
-        self, m: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
-    ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+    def __call__(self, m: Rows, valid: Valid, train: bool = False) -> tuple[Rows, ActivationStats]:
         return self.advance(m, valid, train, None)[:2]
 
     @nn.nowrap
@@ -84,31 +73,30 @@ class SparseModularActivation(nn.Module):
 
     @nn.compact
     def advance(
-        self,
-        m: Float[Array, "B L D"],
-        valid: Bool[Array, "B L"],
-        train: bool,
-        memories: Memories | None,
-        threshold: Array | None = None,
-    ) -> tuple[Float[Array, "B L D"], ActivationStats, Memories | None]:
+        self, m: Rows, valid: Valid, train: bool, memories: Memories | None, threshold: Array | None = None
+    ) -> tuple[Rows, ActivationStats, Memories | None]:
         """`__call__` for pieces of streams, valid elements first, and the memories after them; None: full sequences.
 
         Pieces of up to MAX_IN_PLACE_LENGTH elements are computed in place, skipping modules that no stream activates.
         """
         number, how = len(self.modules), How(self.form, self.block_size, self.blocks_per_iteration, self.layout)
-        decision = self._decide(m, valid, train, memories, threshold)
+        start = lambda memory: memory.now[:, None] if memory else self.layout.start(m.shape[1])
+        activation = (self.activation if number else "always", self.activation_rate)
+        decide = make_router(number, *activation, self.router, self.layout.data)
+        decision = decide(m, valid, train, threshold, start(next(filter(None, memories or ()), None)))
         tap(self, "active", decision.active)
         tap(self, "confidence", decision.confidence)
         y, after = jnp.zeros_like(m), []
         for i, (module, memory) in enumerate(zip(self.modules, memories or (None,) * number, strict=True)):
             active, probability, confidence = (value[..., i] for value in decision[:3])
+            # Here an inactive element's gradient is dropped.
             gate = Gate(active, probability, jnp.where(active, confidence, 0))
             if self.is_initializing():
                 execution.create(module, m, active, self.block_size, train)
             if self.is_initializing() or not m.size:  # nothing to compute or remember
                 after.append(memory)
                 continue
-            stretch = neighbours.own(m, active, memory.now[:, None] if memory else self.layout.start(m.shape[1]))
+            stretch = neighbours.own(m, active, start(memory))
             if memories and self.form != "dense" and m.shape[1] <= MAX_IN_PLACE_LENGTH and not train:
                 result, taps, new = execution.run_in_place(self._program(module, False), m, active, memory)
             else:
@@ -124,16 +112,6 @@ class SparseModularActivation(nn.Module):
                 y += credit(run, stretch, valid, gate, self.router, key)
             after.append(new and new._replace(now=new.now + valid.sum(1)))
         return y, count(decision, valid), None if memories is None else tuple(after)
-
-    def _decide(self, m: Array, valid: Array, train: bool, memories: Memories | None, threshold: Any) -> Decision:
-        number = len(self.modules)
-        if self.activation == "learned" and number:
-            configurator = LatentConfigurator(number, self.router, self.layout.data, name="configurator")
-            return configurator(m, valid, train, threshold)
-        pattern = "always" if self.activation == "learned" else self.activation
-        start = next((memory.now[:, None] for memory in memories or () if memory), self.layout.start(m.shape[1]))
-        position = start + jnp.arange(m.shape[1])[None]
-        return FixedPattern(number, pattern, self.activation_rate, name="pattern")(position, valid)
 
     def _program(self, module: nn.Module, train: bool) -> Program:
         """The module as a pure function, with keys for all RNG streams that it may draw from."""

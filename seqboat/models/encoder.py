@@ -68,10 +68,7 @@ class Encoder(nn.Module):
             self._check(state, len(x))
         x = x.astype(jnp.dtype(self.config.layer.dtype))
         apart = not isinstance(self.get_variable("params", "layers", {}), Mapping)
-        layer = self.config.layer
-        control = (
-            None if layer.router.target_rate is None else RateControl(layer.router, layer.layout.data, name="rate")
-        )
+        control = self._rate_control()
         threshold = control() if control else None
         x, stats, state = (self._one_by_one if apart else self._in_one_scan)(x, valid, train, state, threshold)
         if control and train and not self.is_initializing():
@@ -80,6 +77,11 @@ class Encoder(nn.Module):
             final = dataclasses.replace(self.config.layer, norm_affine=self.config.final_norm_affine)
             x = final.make_norm("final_norm")(x, valid, train)
         return x, stats, state
+
+    def _rate_control(self) -> RateControl | None:
+        layer = self.config.layer
+        target, ceiling = layer.router.target_rate, layer.router.rate_control == "ceiling"
+        return None if target is None else RateControl(target, ceiling, layer.layout.data, name="rate")
 
     def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None, threshold: Any):
         config, layer = self.config, SeqBoatLayer

@@ -41,7 +41,7 @@ SHARED = {"base.py", "variants.py", "arms.py", "__init__.py"}
 RECIPES = sorted(
     path.relative_to(REPOSITORY).with_suffix("").as_posix()
     for path in (REPOSITORY / "configs").rglob("*.py")
-    if path.name not in SHARED
+    if path.name not in SHARED and path.parent.name != "sweeps"  # tables: tests/experiments/test_sweep.py
 )
 
 
@@ -246,6 +246,9 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "final_norm_affine": (False, {"norm_placement": "pre"}),
     "router.credit_share": (0.5, {"router.straight_through": True}),
     "router.eviction_cost": (True, {"router.key_credit": True}),
+    "router.target_rate": (0.3, {"router.target_rate": 0.6}),
+    "router.rate_control": ("exact", {"router.target_rate": 0.3}),
+    "activation_rate": (0.3, {"activation": "strided", "activation_rate": 0.6}),
 }
 UNTOUCHED = {
     "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",

@@ -80,7 +80,7 @@ def test_no_finite_rate_is_one_line(done, tiny, tmp_path):
 
 def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(experiment, tiny, tmp_path):
     table = make({"a": tiny(), "b": tiny()}, first_seed=3, seeds=1)
-    with claims.owned(tmp_path / "a" / "seed_3" / "checkpoints"):
+    with claims.owned(tmp_path / "a" / "seed_3"):
         assert sweep.run(table, tmp_path) is None
     assert json.loads(next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).read_text())["best"]
     assert not (tmp_path / "b" / "seeds.json").exists()

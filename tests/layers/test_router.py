@@ -16,9 +16,8 @@ LAYER = LayerConfig(8, 4, 6, state_size=4, window_size=3, causal=True, max_posit
 VALID = jnp.ones((1, 512), bool)
 
 
-def follow(router, scales, offset=0.0):
+def follow(control, scales, offset=0.0):
     """(threshold, activation rate) after a batch of normal margins, times scale plus offset, for each scale."""
-    control = RateControl(router)
     start = control.init(jax.random.key(0))
 
     def step(variables, inputs):
@@ -39,17 +38,16 @@ def follow(router, scales, offset=0.0):
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.75])
 def test_an_exact_rate_is_kept_while_the_router_grows_its_margins(target):
     scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(400, 1e3)])
-    router = RouterConfig(target_rate=target, rate_control="exact")
-    _, rate = follow(router, scales, offset=0.5)
+    _, rate = follow(RateControl(target, ceiling=False), scales, offset=0.5)
     assert abs(rate[400:600].mean() - target) < 0.01
     assert abs(rate[-200:].mean() - target) < 0.01
 
 
 def test_a_ceiling_binds_only_above_it():
-    threshold, rate = follow(RouterConfig(target_rate=0.75), jnp.ones(800))
+    threshold, rate = follow(RateControl(0.75), jnp.ones(800))
     assert (threshold == 0).all()
     assert abs(rate.mean() - 0.5) < 0.01
-    _, rate = follow(RouterConfig(target_rate=0.25), jnp.ones(800))
+    _, rate = follow(RateControl(0.25), jnp.ones(800))
     assert abs(rate[-200:].mean() - 0.25) < 0.01
 
 
@@ -84,26 +82,24 @@ def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
     assert_close(after["batch_stats"], variables["batch_stats"])
 
 
-def decide(pattern, rate, position, modules=1, seed=0):
+def decide(pattern, rate, start, modules=1, seed=0):
     layer = FixedPattern(modules, pattern, rate)
-    valid = jnp.ones((2, position.shape[1]), bool)
-    variables = layer.init(jax.random.key(seed), position, valid)
-    return np.asarray(layer.apply(variables, position, valid).active)
+    inputs = (None, jnp.ones((2, 10_000), bool), False, None, jnp.full((2, 1), start, jnp.uint32))
+    return np.asarray(layer.apply(layer.init(jax.random.key(seed), *inputs), *inputs).active)
 
 
 @pytest.mark.parametrize("start", [0, 2**32 - 5000], ids=["from the start", "across the end of 32 bits"])
 def test_patterns_have_their_rate_forever(start):
-    position = jnp.asarray(np.arange(start, start + 10_000) % 2**32, jnp.uint32)[None]
-    strided = decide("strided", 0.3, position)[0, :, 0]
+    strided = decide("strided", 0.3, start)[0, :, 0]
     gaps = np.diff(np.flatnonzero(strided))
     assert set(gaps) == {3, 4}
     assert abs(strided.mean() - 0.3) < 1e-3
-    random = decide("random", 0.3, position, modules=2)
+    random = decide("random", 0.3, start, modules=2)
     assert (random[0] == random[1]).all()
     assert abs(random[0].mean(0) - 0.3).max() < 0.02
     assert abs((random[0, :, 0] & random[0, :, 1]).mean() - 0.09) < 0.02  # independent
     assert abs((random[0, 1:, 0] & random[0, :-1, 0]).mean() - 0.09) < 0.02
-    assert (decide("random", 0.3, position, modules=2, seed=1) != random).any()
+    assert (decide("random", 0.3, start, modules=2, seed=1) != random).any()
 
 
 def test_a_rate_that_nothing_would_read_is_refused():
