@@ -28,7 +28,7 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_unwritable(out.parent)
     from experiments.common.config import to_dataclass
-    from experiments.evaluation.table import read_run, write
+    from experiments.evaluation.table import read_run, show, write
     from experiments.studies import sweep
 
     table = to_dataclass(sweep.Sweep, values, "config")
@@ -37,7 +37,9 @@ def main() -> None:
     if directories is None:
         print("other processes work on the remaining runs; the last one to end writes the table")
         return
-    write({name: read_run(directory) for name, directory in directories.items()}, out)
+    runs = {name: read_run(directory) for name, directory in directories.items()}
+    write(runs, out)
+    show(runs)
     print(f"wrote {out}.json and {out}.png")
 
 

@@ -15,21 +15,22 @@ NEED = 0.4
 
 def get_config():
     arms = {
-        "none": _arm("no_attention"),
-        "strided": _arm("strided", activation_rate=NEED),
-        "random": _arm("random", activation_rate=NEED),
-        "always": _arm("always"),
-        "whole": _arm("full,always"),
-        "published": _arm("paper"),
-        "credit": _arm("credit_router"),
-        "credit_for_all": _arm("credit_router", credit_share=1.0),
-        "eviction_cost": _arm("credit_router", eviction_cost=True),
-        "target_rate": _arm("credit_router", eviction_cost=True, target_rate=NEED),
+        "none": arm("no_attention"),
+        "strided": arm("strided", activation_rate=NEED),
+        "random": arm("random", activation_rate=NEED),
+        "always": arm("always"),
+        "whole": arm("full,always"),
+        "published": arm("paper"),
+        "credit": arm("credit_router", eviction_cost=False),
+        "credit_for_all": arm("credit_router", eviction_cost=False, credit_share=1.0),
+        "eviction_cost": arm("credit_router", eviction_cost=True),
+        "target_rate": arm("credit_router", eviction_cost=True, target_rate=NEED),
     }
     return ConfigDict({"arms": arms, "first_seed": 30, "seeds": 10, "learning_rates": (), "tuning_seeds": 2})
 
 
-def _arm(variant: str, activation_rate: float | None = None, **router) -> ConfigDict:
+def arm(variant: str, activation_rate: float | None = None, **router) -> ConfigDict:
+    """The recipe's variant with these fields of its router."""
     config = selective_copy.get_config(variant)
     if activation_rate is not None:
         config.model.activation_rate = activation_rate

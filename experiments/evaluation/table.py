@@ -1,9 +1,13 @@
 """A table's file: of every run its config, hardware, versions, curve and test result; and its picture."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from experiments.common import terminal
 from experiments.common.errors import UserError
 from experiments.common.files import write_json
 from experiments.evaluation.evaluator import read_result
@@ -54,6 +58,27 @@ def read_run(workdir: Path) -> dict[str, Any]:
         test.pop("versions", None)
         test.pop("against", None)  # a look at another run
     return {**facts, "training_seconds": seconds, "test": tests, "curve": curve}
+
+
+def show(runs: dict[str, Any]) -> None:
+    """Prints a row for every run of several seeds: the selection metric on the test split and the activation rates."""
+    first = next(iter(runs.values()))["test"][-1]
+    metric = first["selection_metric"]
+    table = Table("arm", title=f"test {metric.replace('_', ' ')}, {first['baseline_name']}: {_baseline(first)}")
+    for name in ("seeds", "mean", "lowest", "highest", "activation rate by layer", "minutes"):
+        table.add_column(name, justify="right")
+    for label, run in runs.items():
+        values = [value for value in run["metrics"][metric]["values"] if value is not None]
+        rates = [statistics.fmean(layer) for layer in zip(*filter(None, run["activation_rate"]), strict=True)]
+        numbers = [f"{pick(values):.4f}" if values else "-" for pick in (statistics.fmean, min, max)]
+        text = " ".join(f"{rate:.2f}" for rate in rates) or "-"
+        table.add_row(label, str(len(run["seeds"])), *numbers, text, f"{run['training_seconds'] / 60:.1f}")
+    terminal.console().print(table)
+
+
+def _baseline(test: dict[str, Any]) -> str:
+    value = test["baseline"].get(test["selection_metric"])
+    return "-" if value is None else f"{value:.4f}"
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:

@@ -53,3 +53,9 @@ class Task(SlotTask):
         inputs = np.full(length + count, BLANK)
         inputs[places], inputs[places + 1], inputs[length:] = keys, values, keys[order]
         return inputs, values[order]
+
+    def symbol(self, number: int) -> str:
+        """k3 is a key, v5 a value, and a dot a blank."""
+        index = number - FIRST_KEY
+        key = f"k{index}" if index < self.config.keys else f"v{index - self.config.keys}"
+        return f"{'·' if number == BLANK else key} "

@@ -47,3 +47,8 @@ class Task(SlotTask):
         inputs[np.sort(rng.choice(length, count, replace=False))] = symbols
         inputs[length:] = QUERY
         return inputs, symbols
+
+    def symbol(self, number: int) -> str:
+        """Letters are symbols, a dot is a blank, and a question mark a query."""
+        letter = number - FIRST_SYMBOL
+        return {BLANK: "·", QUERY: "?"}.get(number, chr(ord("A") + letter) if letter < 26 else str(letter)) + " "

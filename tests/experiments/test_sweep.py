@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from configs.sweeps import selective_copy
+from configs.sweeps import quickstart, selective_copy
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import seeds
-from experiments.evaluation.table import read_run, write
+from experiments.evaluation.table import read_run, show, write
 from experiments.studies import sweep
 from experiments.studies.sweep import FIRST_TUNING_SEED, Sweep
 from experiments.training import claims, restore
@@ -78,14 +78,19 @@ def test_no_finite_rate_is_one_line(done, tiny, tmp_path):
         sweep.run(make({"a": tiny()}, learning_rates=(0.1, 0.2)), tmp_path)
 
 
-def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(experiment, tiny, tmp_path):
+def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(experiment, tiny, tmp_path, capsys):
     table = make({"a": tiny(), "b": tiny()}, first_seed=3, seeds=1)
     with claims.owned(tmp_path / "a" / "seed_3"):
         assert sweep.run(table, tmp_path) is None
     assert json.loads(next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).read_text())["best"]
     assert not (tmp_path / "b" / "seeds.json").exists()
     directories = sweep.run(table, tmp_path)
-    write({name: read_run(path) for name, path in directories.items()}, tmp_path / "table")
+    runs = {name: read_run(path) for name, path in directories.items()}
+    write(runs, tmp_path / "table")
+    capsys.readouterr()
+    show(runs)
+    row = next(line for line in capsys.readouterr().out.splitlines() if " b " in line)
+    assert f"{runs['b']['metrics']['accuracy']['mean']:.4f}" in row
     found = json.loads((tmp_path / "table.json").read_text())
     assert list(found) == ["a", "b"]
     assert found["a"]["seeds"] == [3]
@@ -117,9 +122,10 @@ def test_a_mistake_in_an_arm_is_found_before_the_first_run(tiny):
         make({"a": tiny(), "b": wrong}).check()
 
 
-def test_the_sweep_of_the_documentation_is_valid():
-    table = to_dataclass(Sweep, selective_copy.get_config().to_dict(), "config")
-    table.check()
+def test_the_sweeps_of_the_documentation_are_valid():
+    for module in (quickstart, selective_copy):
+        table = to_dataclass(Sweep, module.get_config().to_dict(), "config")
+        table.check()
     rates = {name: values["model"]["activation_rate"] for name, values in table.arms.items()}
     assert {name for name, rate in rates.items() if rate == 0.4} == {"strided", "random"}
     assert table.arms["target_rate"]["model"]["router"]["target_rate"] == 0.4
