@@ -25,7 +25,8 @@ class RouterConfig:
     `centered` subtracts a running mean over training steps from its input. `straight_through` adds, in training, a
     credit-assignment gradient for what inactive elements would have contributed, at a random `credit_share` of them.
     `key_credit` adds one for computed elements being attended as keys, from which `eviction_cost` subtracts what the
-    key was worth that an active element pushes out of a finite window (docs/router.md). `target_rate` is the mean
+    key was worth that an active element pushes out of a finite window (docs/router.md). Credit is computed on a share
+    `credit_sequences` of the batch, the first ones. `target_rate` is the mean
     activation rate of all layers that `RateControl` keeps: at most that, with `rate_control` "ceiling", or "exact".
     `initial_bias` is added to the activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises
     ValueError for numbers out of range, and for `eviction_cost` without `key_credit`.
@@ -36,6 +37,7 @@ class RouterConfig:
     key_credit: bool = False
     eviction_cost: bool = False
     credit_share: float = 1.0
+    credit_sequences: float = 1.0
     target_rate: float | None = None
     rate_control: Literal["ceiling", "exact"] = "ceiling"
     initial_bias: float = 0.0
@@ -47,8 +49,9 @@ class RouterConfig:
             raise ValueError(f"target_rate={self.target_rate}: must be above 0 and below 1, or None for no target")
         if self.target_rate is None and self.rate_control != "ceiling":
             raise ValueError(f"rate_control={self.rate_control!r} needs a target_rate")
-        if not 0 < self.credit_share <= 1:
-            raise ValueError(f"credit_share={self.credit_share}: must be above 0 and at most 1")
+        for field in ("credit_share", "credit_sequences"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be above 0 and at most 1")
         if not self.temperature_scale > 0:
             raise ValueError(f"temperature_scale={self.temperature_scale}: must be positive")
         if self.eviction_cost and not self.key_credit:

@@ -90,7 +90,7 @@ class SparseModularActivation(nn.Module):
         for i, (module, memory) in enumerate(zip(self.modules, memories or (None,) * number, strict=True)):
             active, probability, confidence = (value[..., i] for value in decision[:3])
             # Here an inactive element's gradient is dropped.
-            gate = Gate(active, probability, jnp.where(active, confidence, 0))
+            gate = Gate(valid, active, probability, jnp.where(active, confidence, 0))
             if self.is_initializing():
                 execution.create(module, m, active, self.block_size, train)
             if self.is_initializing() or not m.size:  # nothing to compute or remember
@@ -108,8 +108,8 @@ class SparseModularActivation(nn.Module):
             y += (gate.chosen.reshape(-1, 1).astype(m.dtype) * rows).reshape(m.shape)
             if train and self.activation == "learned" and self.router.has_credit:
                 frozen, key = self._program(module, False).frozen(), functools.partial(self.make_rng, "dropout")
-                run = functools.partial(execution.run, frozen, how=how, memory=memory)
-                y += credit(run, stretch, valid, gate, self.router, key)
+                run = functools.partial(execution.run, frozen, how=how)
+                y += credit(run, memory, stretch, gate, self.router, key)
             after.append(new and new._replace(now=new.now + valid.sum(1)))
         return y, count(decision, valid), None if memories is None else tuple(after)
 

@@ -245,6 +245,7 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm_counts_padding": (True, {"norm": "batch"}),
     "final_norm_affine": (False, {"norm_placement": "pre"}),
     "router.credit_share": (0.5, {"router.straight_through": True}),
+    "router.credit_sequences": (0.5, {"router.straight_through": True}),
     "router.eviction_cost": (True, {"router.key_credit": True}),
     "router.target_rate": (0.3, {"router.target_rate": 0.6}),
     "router.rate_control": ("exact", {"router.target_rate": 0.3}),

@@ -329,6 +329,16 @@ def test_shares_pay_as_the_whole_on_average():
         np.testing.assert_allclose(paid, 2 * float(whole[place]), rtol=1e-4)
 
 
+def test_credit_on_the_first_half_of_a_batch_is_twice_that_of_the_whole():
+    published, (expected, _) = logit_gradients(PUBLISHED)
+    whole, _ = logit_gradients(BOTH)
+    half, (y, _) = logit_gradients(dataclasses.replace(BOTH, credit_sequences=0.5))
+    assert_close(y, expected)
+    share = np.array([2.0, 0.0])[:, None]
+    assert np.abs(np.asarray(whole - published)[0]).max() > 1e-3
+    assert_close(half - published, share * np.asarray(whole - published))
+
+
 @pytest.mark.parametrize("router", [STRAIGHT, BOTH])
 @pytest.mark.parametrize("lean", [-0.5, 0.0])
 def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean, monkeypatch):
