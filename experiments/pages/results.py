@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.pages import hypernetworks, performance
+from experiments.pages import hypernetworks, performance, tables
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of results.md and results/.")
 
@@ -30,6 +30,10 @@ def main() -> None:
     docs = Path(_DOCS.value or "docs")
     (docs / "results.md").write_text(page(docs / "results"))
     print(f"written {docs / 'results.md'}")
+    router = docs / "router.md"
+    if router.exists():
+        router.write_text(tables.fill(router.read_text(), docs / "results"))
+        print(f"written {router}")
     if (docs / "performance").is_dir():
         (docs / "performance.md").write_text(performance.page(docs / "performance"))
         print(f"written {docs / 'performance.md'}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import UserError
+from experiments.pages import tables
 from experiments.pages.results import page, section
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -69,3 +70,26 @@ def test_pictures_and_remarks_are_found(tmp_path):
 def test_a_file_of_something_else_is_named(tmp_path, content):
     with pytest.raises(UserError, match=r"a\.json is .* experiments\.pages\.curves"):
         section(write(tmp_path / "a.json", content))
+
+
+def test_tables_inside_a_page_are_made_from_their_files(tmp_path):
+    path = write(
+        tmp_path / "copy_seeds.json", {"none_at_all": {**SEEDS, "activation_rate": [None, None]}, "ours": SEEDS}
+    )
+    text = "before\n<!-- table: copy_seeds -->\nold\n<!-- end of table -->\nafter\n"
+    made = tables.fill(text, tmp_path)
+    assert made.startswith("before\n<!-- table: copy_seeds -->\n")
+    assert made.endswith("<!-- end of table -->\nafter\n")
+    assert "| none at all | 2.000 3.000 | 2.500 ± 0.500 | 2.000 | - |" in made
+    assert "| ours | 2.000 3.000 | 2.500 ± 0.500 | 2.000 | 0.50, 0.50 to 0.50 |" in made
+    assert "Seeds 3 to 4. 1 x cpu; python 3.11, jax 0.10, flax 0.12;" in made
+    assert tables.fill(made, tmp_path) == made
+    path.write_text('{"ours": {}}')
+    with pytest.raises(UserError, match=r"copy_seeds\.json is not a table of experiments\.sweep"):
+        tables.fill(text, tmp_path)
+
+
+def test_the_table_of_the_router_page_is_what_its_file_makes():
+    text = (DOCS / "router.md").read_text()
+    assert "<!-- table: router_ten_seeds -->" in text
+    assert tables.fill(text, DOCS / "results") == text, "run python -m experiments.pages.results"
