@@ -27,6 +27,7 @@ from experiments.data.sources import open_split
 from experiments.tasks import (
     corpus,
     image,
+    induction,
     listops,
     pathfinder,
     recall,
@@ -61,6 +62,11 @@ TASKS: dict[str, tuple[Any, Any, list[int]]] = {
         recall,
         recall.Config(train_examples=50, test_examples=10, length=12, pairs=3, keys=4, values=5),
         [30, 30],
+    ),
+    "induction": (
+        induction,
+        induction.Config(train_examples=50, test_examples=10, length=12, alphabet=4),
+        [10, 10],
     ),
 }
 CLASSIFICATION = [name for name, (module, _, _) in TASKS.items() if not issubclass(module.Task, TokenTask)]
@@ -669,8 +675,16 @@ def read_recall(inputs: list[int], config: recall.Config) -> list[int]:
     return [pairs[key] for key in queries]
 
 
+def read_induction(inputs: list[int], config: induction.Config) -> list[int]:
+    first, last = (place for place, symbol in enumerate(inputs) if symbol == 1)
+    assert last == config.length - 1
+    assert 2 <= inputs[first + 1] < 2 + config.alphabet
+    return [inputs[first + 1]]
+
+
 @pytest.mark.parametrize(
-    ("name", "read", "chance"), [("selective_copy", read_selective_copy, 4), ("recall", read_recall, 5)]
+    ("name", "read", "chance"),
+    [("selective_copy", read_selective_copy, 4), ("recall", read_recall, 5), ("induction", read_induction, 4)],
 )
 def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
     task = make(name, data_dir)
@@ -691,7 +705,7 @@ def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
     assert not found[1] & found[2]
 
 
-@pytest.mark.parametrize("name", ["selective_copy", "recall"])
+@pytest.mark.parametrize("name", ["selective_copy", "recall", "induction"])
 def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
     module, config, _ = TASKS[name]
     first = lambda **fields: next(
