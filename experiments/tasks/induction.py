@@ -1,5 +1,5 @@
-"""Induction with one trigger: a random sequence with one trigger, which comes again at its end; the answer is the symbol
-that followed it. Generated on read.
+"""Induction with one trigger: in a random sequence it occurs once, and again at the end; the answer is the symbol that
+followed it. Generated on read.
 
 The induction heads of Olsson et al. (2022, arXiv 2209.11895) as a task of length extrapolation (Gu and Dao 2023, arXiv
 2312.00752, section 4.1.2): one fact, at any distance.

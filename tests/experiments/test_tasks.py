@@ -853,7 +853,7 @@ def test_a_prepared_set_of_another_kind_is_refused(data_dir, tmp_path):
 def test_what_identifies_the_data_of_a_task(name, task):
     found = task.fingerprint
     assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
-    generated = name in ("short_listops", "selective_copy", "recall")
+    generated = name in ("short_listops", "selective_copy", "recall", "induction")
     parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
     assert len(found) == (0 if generated else parts)
 
