@@ -9,5 +9,6 @@ from configs.synthetic import selective_copy
 
 def get_config(variant: str = "mip"):
     config = selective_copy.get_config("credit_router")
+    config.model.router.eviction_cost = False  # as in docs/hypernetworks.md
     config.train.steps = 2400
     return conditioned(config, variant, penalty=0.5)

@@ -14,5 +14,5 @@ def get_config(variant: str = "paper"):
     del config.task["symbols"]
     config.task.update(name="induction", length=256, alphabet=16)
     config.model.update(window_size=8, position="none")
-    config.train.update(steps=3000)
+    config.train.update(steps=3000, evaluate_every=1000, checkpoint_every=1000)
     return config

@@ -35,7 +35,7 @@ from seqboat.models.retrieval import DualEncoder
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
-VARIANTS = ("paper", "credit_router", "tiny", "full", "always", "no_attention", "s4d", "tiny,no_attention")
+VARIANTS = ("paper", "credit_router", "tiny", "full", "always", "random", "no_attention", "s4d", "tiny,no_attention")
 HYPER_VARIANTS = ("mip", "default", "encoding", "residual", "hyperfan", "encoding_hyperfan", "zero_head")
 SHARED = {"base.py", "variants.py", "arms.py", "__init__.py"}
 RECIPES = sorted(
@@ -165,16 +165,20 @@ def test_every_variant_of_every_config_is_valid(recipe):
 
 
 def test_variants_change_what_they_say():
-    (_, paper), (_, same), (_, ours), (_, tiny), (_, full), (_, always), (_, none), (_, s4d), (_, both) = variants(
-        "configs/lra/text"
-    ).items()
+    (_, paper), (_, same), (_, ours), (_, tiny), (_, full), (_, always), (_, random), (_, none), (_, s4d), (_, both) = (
+        variants("configs/lra/text").items()
+    )
     assert paper.to_dict() == same.to_dict()
     assert ours.model.router.centered
+    assert ours.model.router.eviction_cost
+    assert not get_config("configs/lra/text")("credit_router,full").model.router.eviction_cost
+    assert not get_config("configs/lra/text")("full,credit_router").model.router.eviction_cost
     assert ours.model.ssm_truncation is None
     assert tiny.model.features < paper.model.features
     assert full.model.window_size is None
     assert full.model.position == "relative"  # the recipe's "slot" has no meaning without a window
     assert always.model.activation == "always"
+    assert (random.model.activation, random.model.activation_rate) == ("random", 0.5)
     assert none.model.activation == "never"
     assert s4d.model.ssm == "s4d"
     assert both.model.activation == "never"
