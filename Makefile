@@ -1,4 +1,4 @@
-# make quickstart   train, evaluate and compare a SeqBoat on short ListOps, a few minutes on two CPU cores
+# make quickstart   selective copying with SeqBoat, with attention everywhere and without, minutes on two CPU cores
 # make test         what continuous integration runs
 # make test-all     everything, the heavy evidence too
 # make lint         format check, lint, types
@@ -18,8 +18,8 @@ export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whe
 .PHONY: quickstart accelerator test test-all lint python clean
 
 quickstart: $(VENV)/.run
-	$(RUN) -m experiments.train --config=configs/quickstart.py --workdir=$(WORKDIR)
-	$(RUN) -m experiments.evaluate --workdir=$(WORKDIR)
+	$(RUN) -m experiments.sweep --config=configs/sweeps/quickstart.py --workdir=$(WORKDIR) --out=$(WORKDIR)/table
+	$(RUN) -m experiments.report --workdir=$(WORKDIR)/seqboat/seed_0
 
 # With the machine's own Python, whose jax knows the device.
 accelerator:

@@ -14,4 +14,6 @@ def get_config():
         "always": arm("always"),
         "seqboat": arm("credit_router", eviction_cost=True, target_rate=NEED),
     }
+    for config in arms.values():
+        config.train.update(steps=1000, log_every=100, evaluate_every=500, checkpoint_every=500)
     return ConfigDict({"arms": arms, "first_seed": 0, "seeds": 1, "learning_rates": (), "tuning_seeds": 2})
