@@ -37,7 +37,7 @@ def follow(control, scales, offset=0.0):
 
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.75])
 def test_an_exact_rate_is_kept_while_the_router_grows_its_margins(target):
-    scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(400, 1e3)])
+    scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(1000, 1e3)])
     _, rate = follow(RateControl(1, 2, target, ceiling=False), scales, offset=0.5)
     assert abs(rate[400:600].mean() - target) < 0.01
     assert abs(rate[-200:].mean() - target) < 0.01
