@@ -48,9 +48,10 @@ PAIRS = SMALL | {
     "model.router.initial_bias": 0.05,
     "optimizer.warmup_steps": 2,
 }
+RATE = {"train.activation_penalty": 0.0, "model.router.target_rate": 0.3, "model.router.rate_control": "exact"}
 CONFIGS = {
     "classifier": (quickstart, CLASSIFIER),
-    "language model": (selective_copy, LANGUAGE),
+    "language model": (selective_copy, {**LANGUAGE, **RATE}),
     "pairs": (lra_retrieval, PAIRS),
 }
 
