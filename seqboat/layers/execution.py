@@ -193,20 +193,14 @@ def _packed(program: Program, around: Around, how: How, reach: int, room: int | 
 
 def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):
     """`mix` of packed rows: block by block, which takes the least memory, or in three parts, the fewest operations."""
-    (slot, x, rows), module, plain = own, program.module, own[2].weight is None  # credit weights keys
-    keep = plain and module.keeps() and not cut.every
-    if plain and module.mixes_packed() and not keep:
+    slot, x, rows = own
+    if rows.weight is None and program.module.mixes_packed(cut.every):  # credit weights keys
         q, asked = project("query", x, rows)
         mixed, read = program.apply(program.params, slot, "mix_packed", q, shown, rows, cut)
         y, finished = project("finish", x, mixed)
         return y, {**asked, **read, **finished}
-
-    def mix(params, own, halo, *known):
-        args = own[1], halo[0], own[2], halo[1], *known
-        result, taps = program.apply(params, own[0], "mix_keeping" if keep else "mix", *args)
-        return ((_checked(module, "mix", own[1], result[0]), taps), result[1]) if keep else (result, taps)
-
-    return map_blocks(mix, program.params, own, (shown, rows), cut, keep)
+    mix = lambda params, own, halo: program.apply(params, own[0], "mix", own[1], halo[0], own[2], halo[1])
+    return map_blocks(mix, program.params, own, (shown, rows), cut)
 
 
 def run_in_place(

@@ -9,12 +9,11 @@ from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
-from seqboat.ops.block_attention import Attended, attend_block, attend_blocks
 from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.positions import T5_BUCKETS
 from seqboat.ops.window import Window
-from seqboat.ops.window_attention import attend, attend_packed
+from seqboat.ops.window_attention import attend, attend_blocks, attend_packed
 
 
 class GatedAttentionUnit(WindowedModule):
@@ -24,8 +23,7 @@ class GatedAttentionUnit(WindowedModule):
         y = (attend(q, k, v) * g) W_o + b_o
 
     z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. v and the attention
-    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel`, or in blocks that keep
-    what they read, unless there is `attention_dropout`.
+    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel`, or in blocks.
     """
 
     features: int
@@ -48,11 +46,8 @@ class GatedAttentionUnit(WindowedModule):
         size = sizes.get(self.window.position)
         self.table = None if size is None else self.param("position_bias", truncated_normal(), (size,))
 
-    def mixes_packed(self) -> bool:
-        return not self.attention_dropout
-
-    def keeps(self) -> bool:
-        return not self.attention_dropout and not self.kernel
+    def mixes_packed(self, every: bool) -> bool:
+        return (self.kernel or every) and not self.attention_dropout
 
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
@@ -75,14 +70,6 @@ class GatedAttentionUnit(WindowedModule):
             drop = jax.random.bernoulli(self.make_rng("dropout"), keep, shape) / keep
         q = self.query(x, rows)
         return self.finish(x, attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop))
-
-    def mix_keeping(
-        self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo, known: Attended | None = None
-    ) -> tuple[Float[Array, "T D"], Attended]:
-        """`mix` without dropout of weights, and what the rows read."""
-        q = self.query(x, rows)
-        known = attend_block(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, known)
-        return self.finish(x, known.o), known
 
     def query(self, x: Float[Array, "T D"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries."""
