@@ -64,12 +64,12 @@ class How:
     def rows_per_block(self, rows: int) -> int:
         return min(self.block_size, -(-rows // TILE) * TILE)  # at most all rows, in whole tiles
 
-    def compute(self, streaming: bool) -> Callable:
-        """The function that computes this form on this backend. Streams, which keep packed rows, have no switch."""
-        if self.form == "dense":
-            return _dense
-        switched = self.form == "switched" or jax.default_backend() != "cpu"
-        return _switched if switched and not streaming else _packed
+
+def form_here(form: Form, streaming: bool) -> Form:
+    """The form that is computed on this backend. Streams, which keep packed rows, have no switch."""
+    if form == "packed" and jax.default_backend() != "cpu":
+        form = "switched"
+    return "packed" if form == "switched" and streaming else form
 
 
 class Program(NamedTuple):
@@ -111,7 +111,8 @@ def run(
     """The module's result and taps at the computed elements of the stretch, unspecified elsewhere, and the updated
     memory of a stream. In the packed form a row sees `reach` times the module's halo of computed rows."""
     around = _around(program, stretch, how, memory, reach)
-    result = how.compute(memory is not None)(program, around, how, reach)
+    compute = {"dense": _dense, "packed": _packed, "switched": _switched}[form_here(how.form, memory is not None)]
+    result = compute(program, around, how, reach)
     if memory is not None:
         memory = memory.remember(result.shown, result.position, result.place[:, around.own])
     back = lambda a: a.reshape(*around.stretch.computed.shape, *a.shape[1:])[:, around.own]
