@@ -208,7 +208,7 @@ def run_in_place(
     program: Program, m: Float[Array, "B L D"], active: Bool[Array, "B L"], memory: WorkingMemory | None
 ) -> tuple[Float[Array, "B L D"], dict[str, Array], WorkingMemory | None]:
     """`run` for short pieces of streams, without packing: new rows are first pushed to the memory, which has spare
-    slots, and then read it."""
+    slots, and then read it. The memory is pushed to outside of conditions, whose arguments XLA would copy."""
 
     def where_needed(method, *args):
         streams = np.arange(len(m), dtype=np.int32)[:, None]
@@ -220,10 +220,12 @@ def run_in_place(
     if memory is None:
         y, taps = where_needed("__call__", m)
     else:
-        own, _, position = streaming.in_place(memory, active)
-        shown, taps = where_needed("context", m, own)
+        rows, _, position = streaming.in_place(memory, active)
+        once = program.module.projects_once()  # type: ignore[attr-defined]
+        exposed, taps = where_needed("project" if once else "context", m, rows)
+        shown, *own = exposed if once else (exposed,)
         memory = memory.push(shown, position, active)
-        y, more = where_needed("mix", m, memory.rows, own, streaming.in_place(memory, active)[1])
+        y, more = where_needed("mix", m, memory.rows, rows, streaming.in_place(memory, active)[1], *own)
         taps |= more
     hide = lambda leaf: jnp.where(active.reshape(*active.shape, *[1] * (leaf.ndim - 2)), leaf, 0)
     return y, jax.tree.map(hide, taps), memory

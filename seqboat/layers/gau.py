@@ -49,6 +49,9 @@ class GatedAttentionUnit(WindowedModule):
     def mixes_packed(self, every: bool) -> bool:
         return (self.kernel or every) and not self.attention_dropout
 
+    def projects_once(self) -> bool:
+        return True
+
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
 
@@ -62,14 +65,21 @@ class GatedAttentionUnit(WindowedModule):
         tap(self, "v", v)
         return {"k": k, "v": v}
 
-    def mix(self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo) -> Float[Array, "T D"]:
+    def project(self, x: Float[Array, "T D"], rows: RowInfo) -> tuple[dict, dict]:
+        """`context`, and queries and gates. For few rows all are columns of one product, which XLA computes once."""
+        return self.context(x, rows), {"q": self.query(x, rows), "gate": self._gate(x)}
+
+    def mix(
+        self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo, own: dict | None = None
+    ) -> Float[Array, "T D"]:
+        own = own or {"q": self.query(x, rows), "gate": self._gate(x)}
         drop = None
         if self.attention_dropout and self.has_rng("dropout"):
             keep = 1 - self.attention_dropout
             shape = (rows.active.shape[0], halo_rows.active.shape[0])
             drop = jax.random.bernoulli(self.make_rng("dropout"), keep, shape) / keep
-        q = self.query(x, rows)
-        return self.finish(x, attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop))
+        attended = attend(self.window, self.table, own["q"], halo["k"], halo["v"], rows, halo_rows, drop)
+        return self._output(attended, own["gate"])
 
     def query(self, x: Float[Array, "T D"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries."""
@@ -80,10 +90,17 @@ class GatedAttentionUnit(WindowedModule):
         return attend(self.window, self.table, q, halo["k"], halo["v"], rows, blocks)
 
     def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T E"]) -> Float[Array, "T D"]:
+        return self._output(attended, self._gate(x))
+
+    def _gate(self, x: Float[Array, "T D"]) -> Float[Array, "T E"]:
         gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))
+        tap(self, "gate", gate)
+        return gate
+
+    def _output(self, attended: Float[Array, "T E"], gate: Float[Array, "T E"]) -> Float[Array, "T D"]:
         y = self.output(attended * gate)
-        for name, value in (("gate", gate), ("attended", attended), ("gau_out", y)):
-            tap(self, name, value)
+        tap(self, "attended", attended)
+        tap(self, "gau_out", y)
         return y
 
     def _rotated(self, x: Float[Array, "T D"], rows: RowInfo, i: int) -> Float[Array, "T Z"]:

@@ -14,6 +14,10 @@ class WindowedModule(nn.Module):
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo also has rows of other
     sequences: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
+    Of a short piece of a stream, `context` and `mix` are computed apart, and each reads the parameters that it needs. A
+    module whose `projects_once()` is True also defines `project(x, rows) -> (halo, own)`: what `context` returns, and a
+    tree of rows that `mix(x, halo, rows, halo_rows, own)` takes in order not to compute it again.
+
     A module may also define mix in three parts, the middle one over all packed rows at once, of which `blocks` are
     filled:
     `query(x, rows) -> q`, row-wise;
@@ -22,6 +26,9 @@ class WindowedModule(nn.Module):
     They are used where `mixes_packed(every)` is True. With `every` all blocks are computed, as on accelerators, where
     the three parts take fewer operations; without, a loop of `mix` over the filled blocks takes less memory.
     """
+
+    def projects_once(self) -> bool:
+        return False
 
     def mixes_packed(self, every: bool) -> bool:
         return False
