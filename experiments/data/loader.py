@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.common.errors import UserError
-from experiments.data.sources import Source
+from experiments.data.sources import Batch, Source
 
-Batch = dict[str, np.ndarray]
 Transform = Callable[[Any], dict[str, Any]]  # an example -> its row of every array of the batch
 
 _THREADS = 2  # one batch each; rows of up to 4000 elements do not saturate one

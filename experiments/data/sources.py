@@ -24,6 +24,9 @@ from experiments.data.descriptions import Description, again, read_description
 # The data sets of `python -m experiments.prepare`, one file each.
 OWN_DATASETS = tuple(sorted(p.stem for p in (Path(__file__).parent / "builders").glob("[!_]*.py")))
 
+# What a loader makes of a source's examples. Not defined in `loader`, which takes seconds to import.
+Batch = dict[str, np.ndarray]
+
 _SAMPLES = 16  # examples of a split that are hashed into its fingerprint
 
 

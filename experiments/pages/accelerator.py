@@ -26,6 +26,9 @@ VALUES = {
     "speedup": "times published",
 }
 
+# Parts that time layers by either form of attention, in blocks or by the kernel.
+BLOCKS, PALLAS = ("layers_1", "layers_32", "layers_128"), "layers_pallas"
+
 
 def main() -> None:
     path = user_path(_RESULTS.value or "", "--results")
@@ -46,6 +49,7 @@ def section(path: Path) -> str:
         lines += [
             f"| {name} | {part['status']} | {part['seconds']} | {_result(part)} |" for name, part in parts.items()
         ]
+        lines += _attention(parts)
         for name, part in parts.items():
             if part.get("rows"):
                 lines += [
@@ -59,6 +63,18 @@ def section(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a file of launch/accelerator.sh: {error!r}") from error
     return "\n".join(lines) + "\n"
+
+
+def _attention(parts: dict[str, Any]) -> list[str]:
+    """Which form of attention was faster, for every case and rate timed with both; of blocks the best part."""
+    timed = lambda name: parts.get(name, {}).get("rows", [])
+    times = lambda name: {(r["case"], r["rate"]): r["median_ms"] for r in timed(name) if r.get("contender") == "sparse"}
+    blocks, rows = [times(name) for name in BLOCKS], []
+    for (case, rate), pallas in times(PALLAS).items():
+        if of := [found[case, rate] for found in blocks if (case, rate) in found]:
+            faster = "pallas" if pallas < min(of) else "blocks"
+            rows.append({"case": case, "rate": rate, "blocks_ms": min(of), "pallas_ms": pallas, "faster": faster})
+    return ["", "#### attention", "", *markdown(rows)] if rows else []
 
 
 def _result(part: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from experiments.common.config import within
 from experiments.common.errors import UserError, require
-from experiments.data.loader import Batch, HostShard, evaluation_dataset, read_ahead, train_dataset
-from experiments.data.sources import Source
+from experiments.data.loader import HostShard, evaluation_dataset, read_ahead, train_dataset
+from experiments.data.sources import Batch, Source
 from experiments.tasks.features import BYTE_VOCABULARY, byte_symbol, pad
 from seqboat.ops.losses import cross_entropy
 

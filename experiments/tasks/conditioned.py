@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.common.errors import UserError
-from experiments.data.loader import Batch
+from experiments.data.sources import Batch
 from seqboat.hyper.heads import HyperConfig
 
 # Folded into the seed, so that hyper-inputs are independent of the order of examples.

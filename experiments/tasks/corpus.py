@@ -20,9 +20,9 @@ from jaxtyping import UInt8
 from experiments.common.config import at_most, within
 from experiments.common.errors import UserError, require
 from experiments.common.files import user_path
-from experiments.data.loader import Batch, evaluation_dataset, read_ahead
+from experiments.data.loader import evaluation_dataset, read_ahead
 from experiments.data.packed import read_text
-from experiments.data.sources import open_split
+from experiments.data.sources import Batch, open_split
 from experiments.tasks.base import MAX_SIZE, TokenTask
 from experiments.tasks.features import BYTE_VOCABULARY, byte_ids, pad
 

@@ -18,6 +18,7 @@ from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.sharding import OneDevice, Partition, make_partition
 from experiments.training.step import ShardedStep, Steps
 from seqboat.hyper import Hyper
+from seqboat.layers.execution import form_here
 from seqboat.models.language_model import LanguageModel
 from seqboat.ops.window_attention import kernel_notice
 
@@ -111,10 +112,11 @@ class Experiment:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
         notice = kernel_notice() if layer.attention_method == "pallas" else None
+        form = form_here(layer.form, streaming=self.steps.num_streams > 0)
         return (
             f"{start}{encoder.layers} layers, width {layer.features}, "
             f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
-            f"{layer.form} form of {layer.blocks} x {layer.block_size} rows, attention by "
+            f"{form} form of {layer.blocks} x {layer.block_size} rows, attention by "
             f"{layer.attention_method}{f' ({notice})' if notice else ''}, "
             f"{layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
         )

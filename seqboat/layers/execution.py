@@ -64,12 +64,12 @@ class How:
     def rows_per_block(self, rows: int) -> int:
         return min(self.block_size, -(-rows // TILE) * TILE)  # at most all rows, in whole tiles
 
-    def compute(self, streaming: bool) -> Callable:
-        """The function that computes this form on this backend. Streams, which keep packed rows, have no switch."""
-        if self.form == "dense":
-            return _dense
-        switched = self.form == "switched" or jax.default_backend() != "cpu"
-        return _switched if switched and not streaming else _packed
+
+def form_here(form: Form, streaming: bool) -> Form:
+    """The form that is computed on this backend. Streams, which keep packed rows, have no switch."""
+    if form == "packed" and jax.default_backend() != "cpu":
+        form = "switched"
+    return "packed" if form == "switched" and streaming else form
 
 
 class Program(NamedTuple):
@@ -111,7 +111,8 @@ def run(
     """The module's result and taps at the computed elements of the stretch, unspecified elsewhere, and the updated
     memory of a stream. In the packed form a row sees `reach` times the module's halo of computed rows."""
     around = _around(program, stretch, how, memory, reach)
-    result = how.compute(memory is not None)(program, around, how, reach)
+    compute = {"dense": _dense, "packed": _packed, "switched": _switched}[form_here(how.form, memory is not None)]
+    result = compute(program, around, how, reach)
     if memory is not None:
         memory = memory.remember(result.shown, result.position, result.place[:, around.own])
     back = lambda a: a.reshape(*around.stretch.computed.shape, *a.shape[1:])[:, around.own]
@@ -193,27 +194,21 @@ def _packed(program: Program, around: Around, how: How, reach: int, room: int | 
 
 def _mix(program: Program, project: Callable, cut: Blocks, own: tuple[Array, Array, RowInfo], shown: Tree):
     """`mix` of packed rows: block by block, which takes the least memory, or in three parts, the fewest operations."""
-    (slot, x, rows), module, plain = own, program.module, own[2].weight is None  # credit weights keys
-    keep = plain and module.keeps() and not cut.every
-    if plain and module.mixes_packed() and not keep:
+    slot, x, rows = own
+    if rows.weight is None and program.module.mixes_packed(cut.every):  # credit weights keys
         q, asked = project("query", x, rows)
         mixed, read = program.apply(program.params, slot, "mix_packed", q, shown, rows, cut)
         y, finished = project("finish", x, mixed)
         return y, {**asked, **read, **finished}
-
-    def mix(params, own, halo, *known):
-        args = own[1], halo[0], own[2], halo[1], *known
-        result, taps = program.apply(params, own[0], "mix_keeping" if keep else "mix", *args)
-        return ((_checked(module, "mix", own[1], result[0]), taps), result[1]) if keep else (result, taps)
-
-    return map_blocks(mix, program.params, own, (shown, rows), cut, keep)
+    mix = lambda params, own, halo: program.apply(params, own[0], "mix", own[1], halo[0], own[2], halo[1])
+    return map_blocks(mix, program.params, own, (shown, rows), cut)
 
 
 def run_in_place(
     program: Program, m: Float[Array, "B L D"], active: Bool[Array, "B L"], memory: WorkingMemory | None
 ) -> tuple[Float[Array, "B L D"], dict[str, Array], WorkingMemory | None]:
     """`run` for short pieces of streams, without packing: new rows are first pushed to the memory, which has spare
-    slots, and then read it."""
+    slots, and then read it. The memory is pushed to outside of conditions, whose arguments XLA would copy."""
 
     def where_needed(method, *args):
         streams = np.arange(len(m), dtype=np.int32)[:, None]
@@ -225,10 +220,12 @@ def run_in_place(
     if memory is None:
         y, taps = where_needed("__call__", m)
     else:
-        own, _, position = streaming.in_place(memory, active)
-        shown, taps = where_needed("context", m, own)
+        rows, _, position = streaming.in_place(memory, active)
+        once = program.module.projects_once()  # type: ignore[attr-defined]
+        exposed, taps = where_needed("project" if once else "context", m, rows)
+        shown, *own = exposed if once else (exposed,)
         memory = memory.push(shown, position, active)
-        y, more = where_needed("mix", m, memory.rows, own, streaming.in_place(memory, active)[1])
+        y, more = where_needed("mix", m, memory.rows, rows, streaming.in_place(memory, active)[1], *own)
         taps |= more
     hide = lambda leaf: jnp.where(active.reshape(*active.shape, *[1] * (leaf.ndim - 2)), leaf, 0)
     return y, jax.tree.map(hide, taps), memory

@@ -9,12 +9,11 @@ from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH
 from seqboat.layers.taps import tap
 from seqboat.layers.windowed import WindowedModule
-from seqboat.ops.block_attention import Attended, attend_block, attend_blocks
 from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.positions import T5_BUCKETS
 from seqboat.ops.window import Window
-from seqboat.ops.window_attention import attend, attend_packed
+from seqboat.ops.window_attention import attend, attend_blocks, attend_packed
 
 
 class GatedAttentionUnit(WindowedModule):
@@ -24,8 +23,7 @@ class GatedAttentionUnit(WindowedModule):
         y = (attend(q, k, v) * g) W_o + b_o
 
     z (T, Z), gate g and value v (T, E). `max_positions` sizes the table of the "relative" kind. v and the attention
-    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel`, or in blocks that keep
-    what they read, unless there is `attention_dropout`.
+    weights have dropout if a "dropout" RNG is given. Packed rows attend by a Pallas `kernel`, or in blocks.
     """
 
     features: int
@@ -48,11 +46,11 @@ class GatedAttentionUnit(WindowedModule):
         size = sizes.get(self.window.position)
         self.table = None if size is None else self.param("position_bias", truncated_normal(), (size,))
 
-    def mixes_packed(self) -> bool:
-        return not self.attention_dropout
+    def mixes_packed(self, every: bool) -> bool:
+        return (self.kernel or every) and not self.attention_dropout
 
-    def keeps(self) -> bool:
-        return not self.attention_dropout and not self.kernel
+    def projects_once(self) -> bool:
+        return True
 
     def halo(self, length: int) -> tuple[int, int]:
         return self.window.halo(length)
@@ -67,22 +65,21 @@ class GatedAttentionUnit(WindowedModule):
         tap(self, "v", v)
         return {"k": k, "v": v}
 
-    def mix(self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo) -> Float[Array, "T D"]:
+    def project(self, x: Float[Array, "T D"], rows: RowInfo) -> tuple[dict, dict]:
+        """`context`, and queries and gates. For few rows all are columns of one product, which XLA computes once."""
+        return self.context(x, rows), {"q": self.query(x, rows), "gate": self._gate(x)}
+
+    def mix(
+        self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo, own: dict | None = None
+    ) -> Float[Array, "T D"]:
+        own = own or {"q": self.query(x, rows), "gate": self._gate(x)}
         drop = None
         if self.attention_dropout and self.has_rng("dropout"):
             keep = 1 - self.attention_dropout
             shape = (rows.active.shape[0], halo_rows.active.shape[0])
             drop = jax.random.bernoulli(self.make_rng("dropout"), keep, shape) / keep
-        q = self.query(x, rows)
-        return self.finish(x, attend(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, drop))
-
-    def mix_keeping(
-        self, x: Float[Array, "T D"], halo: dict, rows: RowInfo, halo_rows: RowInfo, known: Attended | None = None
-    ) -> tuple[Float[Array, "T D"], Attended]:
-        """`mix` without dropout of weights, and what the rows read."""
-        q = self.query(x, rows)
-        known = attend_block(self.window, self.table, q, halo["k"], halo["v"], rows, halo_rows, known)
-        return self.finish(x, known.o), known
+        attended = attend(self.window, self.table, own["q"], halo["k"], halo["v"], rows, halo_rows, drop)
+        return self._output(attended, own["gate"])
 
     def query(self, x: Float[Array, "T D"], rows: RowInfo) -> Float[Array, "T Z"]:
         """Queries."""
@@ -93,10 +90,17 @@ class GatedAttentionUnit(WindowedModule):
         return attend(self.window, self.table, q, halo["k"], halo["v"], rows, blocks)
 
     def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T E"]) -> Float[Array, "T D"]:
+        return self._output(attended, self._gate(x))
+
+    def _gate(self, x: Float[Array, "T D"]) -> Float[Array, "T E"]:
         gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))
+        tap(self, "gate", gate)
+        return gate
+
+    def _output(self, attended: Float[Array, "T E"], gate: Float[Array, "T E"]) -> Float[Array, "T D"]:
         y = self.output(attended * gate)
-        for name, value in (("gate", gate), ("attended", attended), ("gau_out", y)):
-            tap(self, name, value)
+        tap(self, "attended", attended)
+        tap(self, "gau_out", y)
         return y
 
     def _rotated(self, x: Float[Array, "T D"], rows: RowInfo, i: int) -> Float[Array, "T Z"]:

@@ -34,7 +34,7 @@ SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "b
 ACCELERATOR_BLOCKS = 32
 
 # Values saved for the backward pass instead of recomputed, by their names in `jax.ad_checkpoint`.
-SAVED_NAMES = ("ssm", "sum", "result", "blocks")
+SAVED_NAMES = ("ssm", "sum", "result")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,21 +14,23 @@ class WindowedModule(nn.Module):
     `mix(x, halo, rows, halo_rows) -> y`: own rows and the halo around them to (T, D). The halo also has rows of other
     sequences: `rows` and `halo_rows` (`ops.packing.RowInfo`) say which may be seen.
 
-    A module whose `keeps()` is True also defines `mix_keeping(x, halo, rows, halo_rows, known=None) -> (y, kept)`. The
-    tree of rows `kept` is stored, and is `known` in the backward pass, which then need not compute it again.
+    Of a short piece of a stream, `context` and `mix` are computed apart, and each reads the parameters that it needs. A
+    module whose `projects_once()` is True also defines `project(x, rows) -> (halo, own)`: what `context` returns, and a
+    tree of rows that `mix(x, halo, rows, halo_rows, own)` takes in order not to compute it again.
 
-    A module whose `mixes_packed()` is True also defines mix in three parts, the middle one over all packed rows at
-    once, of which `blocks` are filled:
+    A module may also define mix in three parts, the middle one over all packed rows at once, of which `blocks` are
+    filled:
     `query(x, rows) -> q`, row-wise;
     `mix_packed(q, halo, rows, blocks) -> mixed`;
     `finish(x, mixed) -> y`, row-wise.
-    Of a module with both, loops of unknown length use the former, which takes less memory, and accelerators the latter.
+    They are used where `mixes_packed(every)` is True. With `every` all blocks are computed, as on accelerators, where
+    the three parts take fewer operations; without, a loop of `mix` over the filled blocks takes less memory.
     """
 
-    def mixes_packed(self) -> bool:
+    def projects_once(self) -> bool:
         return False
 
-    def keeps(self) -> bool:
+    def mixes_packed(self, every: bool) -> bool:
         return False
 
     def halo(self, length: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Int
 
 Tree = Any
@@ -35,9 +34,7 @@ class Blocks(NamedTuple):
         return self._replace(block_size=number * self.block_size, blocks_per_iteration=1)
 
 
-def map_blocks(
-    fn: Callable[..., Tree], params: Tree, own: Tree, halo: Tree, blocks: Blocks, keep: bool = False
-) -> Tree:
+def map_blocks(fn: Callable[[Tree, Tree, Tree], Tree], params: Tree, own: Tree, halo: Tree, blocks: Blocks) -> Tree:
     """`fn(params, own block, halo block)` over the blocks that hold the first `filled` rows; 0 everywhere else.
 
     Leaves of `own` and `halo` have T rows: the margins, and between them a whole number of iterations. A block sees its
@@ -47,8 +44,6 @@ def map_blocks(
     `wanted` row are skipped.
 
     The gradient runs over the same blocks, recomputes `fn` on each and transposes it: only the arguments are stored.
-    With `keep`, `fn` returns a pair, of which the first is the result and the second is stored as well: the gradient is
-    that of `fn(params, own block, halo block, stored block)`, which need not recompute what it is given.
     Integer and boolean leaves get no gradient. `fn` must not close over traced arrays.
     """
     if blocks.blocks_per_iteration > 1:
@@ -62,11 +57,10 @@ def map_blocks(
     if total == margins:  # no blocks
         long = lambda tree, size: jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), tree)
         shapes = jax.eval_shape(fn, params, long(own, size), long(halo, size + margins))
-        shapes = shapes[0] if keep else shapes
         return jax.tree.map(lambda s: jnp.zeros((total, *s.shape[1:]), s.dtype), shapes)
     floats, rest, merge = split_floats((params, own, halo))
     number, order = (blocks.filled + size - 1) // size, None
-    loop = _Loop(fn, keep, merge, total, size, blocks.left, blocks.right, blocks.every)
+    loop = _Loop(fn, merge, total, size, blocks.left, blocks.right, blocks.every)
     if blocks.wanted is not None:
         used = blocks.wanted[blocks.left : total - blocks.right].reshape(-1, size).any(1)
         number, order = used.sum(), jnp.argsort(~used, stable=True)
@@ -78,7 +72,6 @@ class _Loop:
     """What is static about a loop: see `map_blocks`. `merge` puts the float leaves and the others together."""
 
     fn: Callable
-    keep: bool
     merge: Callable
     total: int
     size: int
@@ -106,21 +99,9 @@ class _Loop:
         params, own, halo = trees
         return params, self.read(own, index), self.read_around(halo, index)
 
-    def call(self, floats: Tree, rest: Tree, *known: Tree) -> tuple[Tree, Tree]:
-        """A block's result, and what is kept of it."""
-        value = self.fn(*self.merge(floats, rest), *known)
-        return value if self.keep else (value, None)
-
-    def compute(self, floats: Tree, rest: Tree, number: Array, order: Array | None) -> tuple[Tree, Tree]:
-        """`call` of all blocks."""
-        block = lambda i: self.call(self.arguments(floats, i), self.arguments(rest, i))
-        out = jax.tree.map(lambda s: jnp.zeros((self.total, *s.shape[1:]), s.dtype), jax.eval_shape(block, 0))
-        return self.each(number, order, lambda i, out: _write(out, self.left + i * self.size, block(i)), out)
-
-    def transpose(self, floats: Tree, rest: Tree, kept: Tree, cotangent: Tree) -> Tree:
+    def transpose(self, floats: Tree, rest: Tree, cotangent: Tree) -> Tree:
         """The gradient of a block's arguments."""
-        known = (kept,) if self.keep else ()
-        value = lambda floats: split_floats(self.call(floats, rest, *known)[0])[0]
+        value = lambda floats: split_floats(self.fn(*self.merge(floats, rest)))[0]
         return jax.vjp(value, floats)[1](cotangent)[0]
 
 
@@ -130,20 +111,21 @@ def _write(tree: Tree, first: Array, update: Tree) -> Tree:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(loop: _Loop, floats: Tree, rest: Tree, number: Array, order: Array | None) -> Tree:
-    return loop.compute(floats, rest, number, order)[0]
+    block = lambda i: loop.fn(*loop.merge(loop.arguments(floats, i), loop.arguments(rest, i)))
+    out = jax.tree.map(lambda s: jnp.zeros((loop.total, *s.shape[1:]), s.dtype), jax.eval_shape(block, 0))
+    return loop.each(number, order, lambda i, out: _write(out, loop.left + i * loop.size, block(i)), out)
 
 
 def _forward(loop: _Loop, *args: Any) -> tuple[Tree, tuple]:
-    result, kept = loop.compute(*args)
-    return result, (*args, jax.tree.map(lambda leaf: checkpoint_name(leaf, "blocks"), kept))
+    return _run(loop, *args), args
 
 
 def _backward(loop: _Loop, saved: tuple, cotangent: Tree) -> tuple:
-    floats, rest, number, order, kept = saved
+    floats, rest, number, order = saved
     cotangent, _, _ = split_floats(cotangent)
 
     def step(i, gradient):
-        own = loop.arguments(floats, i), loop.arguments(rest, i), loop.read(kept, i), loop.read(cotangent, i)
+        own = loop.arguments(floats, i), loop.arguments(rest, i), loop.read(cotangent, i)
         d_params, d_own, d_halo = loop.transpose(*own)
         params, own, halo = gradient
         return (
@@ -158,7 +140,7 @@ def _backward(loop: _Loop, saved: tuple, cotangent: Tree) -> tuple:
 _run.defvjp(_forward, _backward)
 
 
-def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree, *known: Tree) -> Tree:
+def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree) -> Tree:
     """`fn` on N consecutive blocks at once, each with its own part of the halo.
 
     The parts overlap. They are joined from one view per block of margin instead of one slice per part: a window of 1024
@@ -174,9 +156,9 @@ def _batched(blocks: Blocks, fn: Callable, params: Tree, own: Tree, halo: Tree, 
         a = a.reshape(-1, block_size, *a.shape[1:])
         return jnp.concatenate([a[first : first + number] for first in range(views)], axis=1)[:, :size]
 
-    own, known = jax.tree.map(lambda a: windows(a, block_size), (own, known))
+    own = jax.tree.map(lambda a: windows(a, block_size), own)
     halo = jax.tree.map(lambda a: windows(a, blocks.left + block_size + blocks.right), halo)
-    out = jax.vmap(lambda own, halo, known: fn(params, own, halo, *known))(own, halo, known)
+    out = jax.vmap(fn, in_axes=(None, 0, 0))(params, own, halo)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
 
 

@@ -4,8 +4,8 @@ Element i of a sequence's activated elements reads element j iff |i - j| <= w, o
 the last w activated keys and values, however far apart they stood (Ren et al. 2023, arXiv 2306.11197).
 
 `attend` is the masked dense form over any rows: the reference over all rows of a batch, and what a fast form computes
-for one block of packed rows, whose keys are its own rows and `w` to each side (`blocks.map_blocks`). `attend_packed`
-is the same over all packed rows, without weights of keys and without dropout.
+for one block of packed rows, whose keys are its own rows and `w` to each side (`attend_blocks`). `attend_packed` is the
+same over all packed rows by a kernel, without weights of keys and without dropout.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from seqboat.ops.blocks import Blocks
+from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.packing import RowInfo
 from seqboat.ops.window import Eviction, Window
 
@@ -71,6 +71,19 @@ def attend(
     if window.function == "softmax":
         out = out / jnp.where(total > 0, total, 1)
     return out.astype(v.dtype)
+
+
+def attend_blocks(
+    window: Window, table: Array | None, q: Array, k: Array, v: Array, rows: RowInfo, blocks: Blocks
+) -> Array:
+    """`attend` over packed rows (T, ...), row i over those within `blocks.left` and `blocks.right` of its block; 0 for
+    blocks that are not computed."""
+
+    def each(table, own, halo):
+        (q, query), (k, v, key) = own, halo
+        return attend(window, table, q, k, v, query, key)
+
+    return map_blocks(each, table, (q, rows), (k, v, rows), blocks)
 
 
 def attend_packed(

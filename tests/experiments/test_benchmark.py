@@ -165,6 +165,10 @@ def test_a_page_says_what_ran_on_an_accelerator(tmp_path):
     parts = {"environment": {"status": "done", "seconds": 2, "output": ["", "devices: a|b", ""]}}
     parts["language_model"] = {"status": "done", "seconds": 60, "command": "python -m x", "rows": [row]}
     parts["ema"] = {"status": "out of time", "seconds": 60, "output": []}
+    for name, ms in {"layers_1": 9.0, "layers_32": 4.0, "layers_pallas": 3.0}.items():
+        rows = [{"case": "lm", "contender": "sparse", "rate": rate, "median_ms": rate * ms + 1} for rate in (0.0, 1.0)]
+        parts[name] = {"status": "done", "seconds": 9, "command": "python -m x", "rows": rows}
+    parts["layers_32"]["rows"] += [{"case": "lm", "contender": "no attention", "rate": None, "median_ms": 1.0}]
     (tmp_path / "accelerators").mkdir()
     path = tmp_path / "accelerators" / "h100.json"
     about = {"device_kind": "NVIDIA H100", "hardware": "1 x NVIDIA H100, 16 CPU cores", "versions": {"jax": "0.11.2"}}
@@ -175,6 +179,8 @@ def test_a_page_says_what_ran_on_an_accelerator(tmp_path):
     assert "| language_model | done | 60 | enwik8 0.12: 73.1 ms, 8.96e+05 tokens per second |" in text
     assert "| ema | out of time | 60 |  |" in text
     assert "| enwik8 | 0.12 | 73.1 | 8.96e+05 | 1 to 2.5 |" in text
+    assert "| lm | 0 | 1 | 1 | blocks |" in text
+    assert "| lm | 1 | 5 | 4 | pallas |" in text
     assert "Not run" not in text
     path.write_text("[]")
     with pytest.raises(UserError, match=r"h100.json is not a file of launch/accelerator.sh"):

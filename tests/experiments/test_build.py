@@ -205,6 +205,14 @@ def test_a_description_is_one_line(tiny):
     )
 
 
+def test_a_description_names_the_form_that_this_device_computes(tiny, monkeypatch):
+    plain = build(tiny())
+    streams = dataclasses.replace(plain, steps=dataclasses.replace(plain.steps, num_streams=4))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "switched form of 32 x 16 rows, attention by blocks, ema by chunked" in plain.describe()
+    assert "packed form of 32 x 16 rows" in streams.describe(), "streams keep packed rows"
+
+
 # No knob does nothing: each leaf is changed alone, and something that can be observed changes.
 
 MODEL_KNOBS = {

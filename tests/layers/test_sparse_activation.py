@@ -251,10 +251,7 @@ def compiled_logit_gradients(router, train, form, lean, halo_factor, window=gau(
 class Narrow(GatedAttentionUnit):
     """Attention that does not see the last channel."""
 
-    def mixes_packed(self):
-        return False
-
-    def keeps(self):
+    def mixes_packed(self, every):
         return False
 
     def context(self, x, rows):

@@ -1,5 +1,7 @@
 """The memory of a stream, beside a list of everything; and modules of a user's own, in pieces."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -116,3 +118,16 @@ def test_modules_that_read_ahead_or_without_limit_are_refused():
     full = GatedAttentionUnit(D, 4, 6, Window(None, True, "softmax", "none"), 8, name="gau")
     with pytest.raises(ValueError, match="gau reads all earlier rows"):
         make((full,)).initial_state(1, row)
+
+
+def test_a_short_piece_reads_the_largest_matrix_of_attention_once():
+    """Exposing rows and mixing them are two branches, of which only one multiplies by the projection."""
+    gau = GatedAttentionUnit(D, 4, 6, Window(WINDOW, True, "softmax", "rotary"), 8, name="gau")
+    layer, width = make((gau,)), 4 + 2 * 6
+    m, valid = normal(0, BATCH, 1, D), jnp.ones((BATCH, 1), bool)
+    state = layer.initial_state(BATCH, jax.ShapeDtypeStruct((1, D), jnp.float32))
+    variables = jax.eval_shape(layer.init, jax.random.key(0), m, valid)
+    step = functools.partial(layer.apply, train=False, memories=state, method="advance")
+    conditions = [eqn for eqn in jax.make_jaxpr(step)(variables, m, valid).eqns if eqn.primitive.name == "cond"]
+    projecting = [f",{width}] = dot_general[" in str(eqn) for eqn in conditions]
+    assert projecting == [True, False]
