@@ -46,11 +46,11 @@ def measure_run(
 ) -> dict:
     """Evaluates a step, the best one by default.
 
-    `workdir` may be an exported file. `against` is another run, whose best step is compared example by example. `at` is the
-    hyper-input of a hypernetwork; by default results are averaged over those of `config.hypernetwork`. `streams` reads
-    a corpus in one pass with carried state, cut into N streams; with 1, every byte is scored given all bytes before it.
-    With a `parameter_dtype` other than float32 (`seqboat.quantization`), the run is by default compared with itself in
-    float32.
+    `workdir` may be an exported file. `against` is another run, whose best step is compared example by example. `at` is
+    the hyper-input of a hypernetwork; by default results are averaged over those of `config.hypernetwork`. `streams`
+    reads a corpus in one pass with carried state, cut into N streams; with 1, every byte is scored given all bytes
+    before it. With a `parameter_dtype` other than float32 (`seqboat.quantization`), the run is by default compared with
+    itself in float32.
     """
     run = load(workdir, step, data_dir, at)
     other = None if against is None else load(against, None, data_dir, at if has_hyper(against) else None)

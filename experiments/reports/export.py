@@ -68,7 +68,7 @@ def portable(values: Mapping[str, Any]) -> dict[str, Any]:
 def published(run: Run) -> tuple[Arrays, dict[str, Any]]:
     """The published state dict, and the arguments of its model. Raises UserError for a model without one."""
     if not isinstance(run.model, Classifier):
-        raise UserError(f"--names=published: the published model is a classifier, this is a {type(run.model).__name__}")
+        raise UserError(f"--names=published: the published model is a classifier, not a {type(run.model).__name__}")
     try:
         return classifier_state(run.variables, run.model.config), model_arguments(run.variables, run.model.config)
     except ValueError as error:

@@ -17,6 +17,7 @@ from experiments.training.models import build_hyper, build_model, example_of, na
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.sharding import OneDevice, Partition, make_partition
 from experiments.training.step import ShardedStep, Steps, initial_variables
+from experiments.training.trackers import TrackerName
 from seqboat.hyper import Hyper
 from seqboat.models.language_model import LanguageModel
 from seqboat.ops.window_attention import kernel_notice
@@ -27,7 +28,7 @@ class TrainConfig:
     """How long and how often. Steps count updates; `batch_size` is of one update over all processes.
 
     `accumulate` computes a batch in that many parts. `activation_penalty` is the loss's weight of the mean probability
-    of activating. The newest `keep_checkpoints` and the best are kept.
+    of activating. The newest `keep_checkpoints` and the best are kept. `trackers` get the metrics too (`trackers.py`).
     """
 
     steps: int
@@ -38,7 +39,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     activation_penalty: float = 0.0
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = ()
 
     def __post_init__(self):
         for field in (

@@ -8,6 +8,7 @@ Nothing in a file is executed, and nothing in it is trusted: what does not fit i
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from seqboat.version import CHECKPOINT_FORMAT, migrate
 SUFFIX = ".safetensors"
 METADATA = "seqboat"
 COLLECTIONS = ("params", "batch_stats")
+# Sizes of config.model that are axes of parameters.
+SIZES = ("features", "layers", "key_size", "value_size", "state_size", "feed_forward_size", "head_size")
 Names = Literal["seqboat", "published"]
 
 Arrays = dict[str, np.ndarray]
@@ -89,7 +92,7 @@ class Exported:
 
     def __init__(self, path: Path, step: int | None = None):
         self.path = path
-        metadata, self._names = _header(path)
+        metadata, self._shapes = _header(path)
         require(
             METADATA in metadata,
             f"{path} was not written by experiments.export: it holds no config (--init_from takes a state dict)",
@@ -101,6 +104,7 @@ class Exported:
         except ValueError as error:
             raise UserError(f"{path} {error}") from error
         self.values: dict[str, Any] = self.meta["config"]
+        self._refuse_larger_model()
         self.step, self.best = self.meta["step"], self.meta["best"]
         require(step in (None, self.step), f"--step={step}: {path} holds step {self.step} alone; remove --step")
 
@@ -120,10 +124,19 @@ class Exported:
         require(found["names"] in ("seqboat", "published"), f"{self.path}: unknown names {found['names']!r}")
         return found
 
+    def _refuse_larger_model(self) -> None:
+        """Raises UserError for sizes that the arrays cannot have, before anything is allocated for them."""
+        count, model = sum(map(math.prod, self._shapes.values())), self.values.get("model")
+        for name in SIZES if isinstance(model, dict) else ():
+            if type(size := model.get(name)) is int and size > count:
+                raise UserError(
+                    f"{self.path} does not fit its config: config.model.{name}={size}, {count} numbers in all"
+                )
+
     def verify(self) -> None:
         """Raises UserError if a byte of the arrays or of the metadata has changed."""
         if self._arrays is None:
-            self._arrays = _read(self.path, self._names)
+            self._arrays = _read(self.path, list(self._shapes))
             about = {name: value for name, value in self._stored.items() if name != "sha256"}
             whole = digest(about, self._arrays) == self._stored["sha256"]
             require(whole, f"{self.path} is damaged: its contents have changed")
@@ -156,11 +169,11 @@ class Exported:
             raise UserError(f"{self.path}: {error}") from error
 
 
-def _header(path: Path) -> tuple[dict[str, str], list[str]]:
-    """The metadata of a safetensors file, and the names of its arrays."""
+def _header(path: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """The metadata of a safetensors file, and the shapes of its arrays."""
     require(path.is_file(), f"there is no file {path}")
     with _errors(path), _open(path) as file:
-        return dict(file.metadata() or {}), list(file.keys())
+        return dict(file.metadata() or {}), {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _read(path: Path, names: list[str]) -> Arrays:

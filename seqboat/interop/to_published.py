@@ -31,11 +31,11 @@ def classifier_state(variables: Tree, config: ClassifierConfig) -> dict[str, np.
     """The state dict of the published model, like `layer_state`. Raises ValueError as `model_arguments` does."""
     input_size = model_arguments(variables, config)["d_input"]
     variables = jax.tree.map(np.asarray, _uncentered(variables))
-    for name, collection in variables.items():
-        if "layers" in collection.get("encoder", {}):
-            layers = collection["encoder"]["layers"]
-            each = {str(index): jax.tree.map(lambda a, i=index: a[i], layers) for index in range(config.encoder.layers)}
-            variables[name] = {**collection, "encoder": {**collection["encoder"], "layers": each}}
+    for collection in variables.values():
+        encoder = collection.get("encoder", {})
+        if "layers" in encoder:  # the reverse of `_stack`
+            each = lambda leaf: {str(index): layer for index, layer in enumerate(leaf)}
+            encoder["layers"] = jax.tree.map(each, encoder["layers"])
     return _restate(variables, classifier_entries(config, input_size))
 
 

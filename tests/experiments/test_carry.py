@@ -42,7 +42,6 @@ SMALL = {
     **SMALL_MODEL,
     "train.steps": 0,
     "train.batch_size": BATCH,
-    "train.tensorboard": False,
 }
 CARRIED = {"task.carry_state": True, "model.ssm_truncation": None}
 SEGMENTS = 7  # the training split's 540 bytes are 4 streams of 135
