@@ -29,7 +29,7 @@ def main() -> None:
     if not _OUT.value:
         raise UserError("--out=FILE is missing: for instance --out=model.safetensors")
     workdir, out = user_path(_WORKDIR.value, "--workdir"), user_path(_OUT.value, "--out")
-    for path in export(workdir, out, _STEP.value, _NAMES.value or "seqboat"):
+    for path in export(workdir, out, _STEP.value, published=_NAMES.value == "published"):
         print(f"wrote {path}")
 
 

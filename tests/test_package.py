@@ -1,4 +1,4 @@
-"""The installed package: a command for every program, the files that are not Python, configs from anywhere, hosted CI."""
+"""The installed package: commands, files that are not Python, configs from anywhere; and hosted CI."""
 
 import os
 import re

@@ -17,7 +17,7 @@ from experiments.common.files import refuse_unwritable, write_text
 from experiments.common.terminal import printable
 from experiments.evaluation.evaluator import read_result, seal
 from experiments.reports.history import read_history
-from experiments.training.exports import Arrays, Names, named, refuse_overwriting, write
+from experiments.training.exports import Arrays, named, refuse_overwriting, write
 from experiments.training.restore import Run, beside, load
 from seqboat.interop.to_published import classifier_state, model_arguments
 from seqboat.models.classifier import Classifier
@@ -31,10 +31,10 @@ MARK = "---\nlibrary_name: seqboat\n"
 METRICS = ("accuracy", "bits_per_byte", "loss")
 
 
-def export(source: Path, out: Path, step: int | None = None, names: Names = "seqboat") -> tuple[Path, Path]:
+def export(source: Path, out: Path, step: int | None = None, published: bool = False) -> tuple[Path, Path]:
     """Writes the model of a run, at its best step by default, and its card beside it; returns both paths.
 
-    The file has the names of `seqboat`, or those of the published implementation, without paths of this machine.
+    The arrays have our names, or those of the `published` implementation; the config is without paths of this machine.
     Raises UserError for files that are not ours to overwrite, and for a model that has no published form.
     """
     card_path = out.with_suffix(".md")
@@ -44,13 +44,19 @@ def export(source: Path, out: Path, step: int | None = None, names: Names = "seq
     run = load(source, step)
     values, arrays = portable(run.values), named(run.variables)
     arguments = None
-    if names == "published":
-        arrays, arguments = published(run)
+    if published:
+        arrays, arguments = as_published(run)
         values = _uncentered(values)
     card = Card(run, arrays, out.name, tuple(results(source, run.step)), activity(source, run.step), arguments)
     data = run.meta.get("data")
     fingerprint = data.get("fingerprint") if isinstance(data, Mapping) else None
-    meta = {"names": names, "step": run.step, "best": run.best, "config": values, "versions": run.meta["versions"]}
+    meta = {
+        "names": "published" if published else "seqboat",
+        "step": run.step,
+        "best": run.best,
+        "config": values,
+        "versions": run.meta["versions"],
+    }
     meta |= {name: run.meta[name] for name in ("hardware", "command") if name in run.meta}
     write(out, arrays, {**meta, "data": {"fingerprint": fingerprint}})
     write_text(card_path, render(card))
@@ -65,7 +71,7 @@ def portable(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "task": task, "data_dir": None}
 
 
-def published(run: Run) -> tuple[Arrays, dict[str, Any]]:
+def as_published(run: Run) -> tuple[Arrays, dict[str, Any]]:
     """The published state dict, and the arguments of its model. Raises UserError for a model without one."""
     if not isinstance(run.model, Classifier):
         raise UserError(f"--names=published: the published model is a classifier, not a {type(run.model).__name__}")
@@ -199,8 +205,8 @@ def activity(source: Path, step: int) -> dict[str, Any]:
     if record is None:
         return {}
     where = f"{record.get('split', 'train')} split, step {record['step']}"
-    found = (np.array(record.get(name), float) for name in ("activation_rate", "confidence"))
-    rate, confidence = (array.reshape(len(array), -1) for array in found)
+    arrays = [np.array(record.get(name), float) for name in ("activation_rate", "confidence")]
+    rate, confidence = (array.reshape(len(array), -1) for array in arrays)
     many = lambda row: ", ".join(f"{value:.3f}" for value in row)
     pairs = enumerate(zip(rate, confidence, strict=True), start=1)
     return {"where": where, "rows": [{"layer": n, "rate": many(r), "confidence": many(c)} for n, (r, c) in pairs]}

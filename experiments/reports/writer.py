@@ -24,7 +24,8 @@ def write_report(
     """Measures `examples` of a split at a step of a run, the best one by default, and writes the page to `out`.
 
     `out` is `report.html` in the work directory, or next to the exported file, by default, and returned. `element`:
-    whose decision to show; `data_dir`, `at`: as in `load`. Raises UserError for a run without attention, and for a damaged evaluation file.
+    whose decision to show; `data_dir`, `at`: as in `load`. Raises UserError for a run without attention, and for a
+    damaged evaluation file.
     """
     # Imported here: matplotlib takes a second, which --help does without.
     from experiments.reports.history import read_history

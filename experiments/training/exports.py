@@ -127,8 +127,9 @@ class Exported:
     def _refuse_larger_model(self) -> None:
         """Raises UserError for sizes that the arrays cannot have, before anything is allocated for them."""
         count, model = sum(map(math.prod, self._shapes.values())), self.values.get("model")
-        for name in SIZES if isinstance(model, dict) else ():
-            if type(size := model.get(name)) is int and size > count:
+        sizes: dict[str, Any] = model if isinstance(model, dict) else {}
+        for name in SIZES:
+            if type(size := sizes.get(name)) is int and size > count:
                 raise UserError(
                     f"{self.path} does not fit its config: config.model.{name}={size}, {count} numbers in all"
                 )

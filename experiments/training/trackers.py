@@ -38,7 +38,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in WORKDIR/tensorboard. TensorBoard discards earlier events from the step resumed from on."""
 
-    identity = None
+    identity: str | None = None
 
     def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None):
         from tensorboardX import SummaryWriter

@@ -8,7 +8,7 @@ import numpy as np
 from seqboat.interop.published import Entry, Tree, classifier_entries, layer_entries, refuse_other_inputs, some
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import ClassifierConfig
-from seqboat.paths import flatten, unflatten
+from seqboat.paths import flatten, path_keys, unflatten
 
 # Ours -> its names, for what its standalone model has.
 NORMS = {"layer": "layernorm", "batch": "batchnorm"}
@@ -92,7 +92,7 @@ def _uncentered(variables: Tree) -> Tree:
 def _restate(variables: Tree, entries: dict[str, Entry]) -> dict[str, np.ndarray]:
     """The state dict of these entries. Raises ValueError for leaves that are missing, left over, or of another
     shape."""
-    leaves = {name.keys: np.asarray(leaf, np.float32) for name, leaf in flatten(variables).items()}
+    leaves = {path_keys(name): np.asarray(leaf, np.float32) for name, leaf in flatten(variables).items()}
     needed = [path for entry in entries.values() for path in entry.leaves]
     if missing := ["/".join(path) for path in needed if path not in leaves]:
         raise ValueError(f"the published model needs parameters that this one lacks: {some(missing)}")

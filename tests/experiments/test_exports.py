@@ -1,6 +1,7 @@
 """A model in one file: what was exported is what is loaded, and no byte of a file is trusted."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import experiments
 from configs.lm import bytes as recipe
 from experiments.common.errors import UserError
+from experiments.common.files import sha256
 from experiments.evaluation.evaluator import result_file
 from experiments.reports.export import Card, export, render, results
 from experiments.training.checkpoints import Checkpoints
@@ -78,6 +80,17 @@ def test_what_was_exported_is_loaded(folder, model):
     assert (language_model, step) == (run.model, 3)
     jax.tree.map(np.testing.assert_array_equal, variables, run.variables)
     assert len({leaf.sharding for leaf in jax.tree.leaves((variables, whole.variables))}) == 1
+
+
+def test_the_lines_of_the_guide(model):
+    """As written there, except for the file; the inputs are the reader's."""
+    text = (Path(__file__).parents[2] / "docs/export.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {"inputs": np.ones((1, 4), np.int32), "lengths": np.array([4], np.int32)}
+    exec(block.replace("model.safetensors", str(model)), names)
+    assert names["output"].logits.shape == (1, 4, 257)
+    assert np.isfinite(names["output"].logits).all()
+    assert names["state"]
 
 
 def test_a_file_computes_without_data_and_finds_them_again(folder, model):
@@ -267,7 +280,7 @@ def digits(tmp_path_factory, untrained, tiny) -> Path:
 
 
 def test_published_names_are_read_back_as_the_same_function(digits, tmp_path):
-    path, card = export(digits, tmp_path / "theirs.safetensors", names="published")
+    path, card = export(digits, tmp_path / "theirs.safetensors", published=True)
     theirs = load_file(path)
     assert theirs["encoder.weight"].shape == (8, 64)
     assert theirs["seq_layers.1.hx_proj.weight"].shape == (2 + 8, 8)
@@ -287,7 +300,7 @@ def test_models_without_a_published_form(folder, tmp_path, untrained, tiny):
         (untrained(tiny(), tmp_path / "run"), "the published model takes numbers, without a sinusoid"),
     ):
         with pytest.raises(UserError, match=f"^--names=published: {message}"):
-            export(source, tmp_path / "x.safetensors", names="published")
+            export(source, tmp_path / "x.safetensors", published=True)
     assert not list(tmp_path.glob("x.*"))
 
 
@@ -314,16 +327,10 @@ def test_an_evaluation_of_a_file_is_in_its_card(model):
     found = {"step": 3, "split": "test", "at": None, "protocol": "one | line", "loss": 0.75, "seal": ""}
     path = beside(model, result_file(found))
     assert path.name == "model.evaluation_test_3.json"
-    for seal, count in (("", 0), (experiments_sha256(model), 1)):
+    for seal, count in (("", 0), (sha256(model), 1)):
         path.write_text(json.dumps({**found, "seal": seal, "standard_errors": {"loss": 0.5}}))
         rows = list(results(model, 3))
         assert len(rows) == count
     text = render(Card(load(model), {}, model.name, tuple(rows), {}, None))
     assert r"| test | one \| line | loss | 0.7500 | 0.5000 |" in text
     assert "The run recorded no activation rates.\n" in text
-
-
-def experiments_sha256(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
