@@ -6,6 +6,7 @@
 Prints metrics with standard errors over examples, per-class precision and recall, and examples and elements per second,
 and writes them to evaluation_SPLIT_STEP.json or --out. With --against, adds a paired test against another run on the
 same examples.
+--workdir and --against also take a file of experiments.export; its results go next to it.
 A one-pass evaluation is written to one_pass_STREAMS_SPLIT_STEP.json. With one stream it is exact: every byte is scored
 given all bytes before it. With several, each stream starts empty, `config.task.context` bytes before its part.
 """
@@ -18,12 +19,13 @@ from experiments.common import cli, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, user_path, write_json
 from experiments.evaluation.evaluator import measure_run, result_file, show
+from experiments.training.restore import beside
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to evaluate.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to evaluate, or an exported file.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the task to evaluate on.")
 _OUT = flags.DEFINE_string("out", None, "Path of the JSON file; by default a file in the work directory.")
-_AGAINST = flags.DEFINE_string("against", None, "Work directory of another run to compare with, at its best step.")
+_AGAINST = flags.DEFINE_string("against", None, "Another run to compare with, at its best step.")
 _AT = cli.define_hyper_input()
 _STREAMS = flags.DEFINE_integer(
     "streams", None, "Evaluate a corpus in one pass, as N streams; 1 is exact.", lower_bound=1
@@ -42,16 +44,16 @@ def main() -> None:
     out = None if _OUT.value is None else user_path(_OUT.value, "--out")
     if out is not None:
         refuse_unwritable(out.parent)
-    elif workdir.is_dir():
+    elif workdir.exists():
         try:
-            refuse_unwritable(workdir)
+            refuse_unwritable(beside(workdir, "evaluation.json").parent)
         except UserError as error:  # somebody else's run: show the numbers all the same
             logging.warning("%s; without it the result is printed and not saved", error)
     options = {"at": cli.hyper_input(_AT), "streams": _STREAMS.value, "parameter_dtype": _PARAMETER_DTYPE.value}
     result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, **options)
     show(result)
     sys.stdout.flush()
-    out = out or workdir / result_file(result)
+    out = out or beside(workdir, result_file(result))
     write_json(out, result)
     print(f"wrote {out}")
 

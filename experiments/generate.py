@@ -17,7 +17,9 @@ from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training.restore import load_language_model
 from seqboat.quantization import quantize
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run; its data is not needed.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of the run, or an exported file; its data is not needed."
+)
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
 _PROMPT = cli.define_bytes("prompt", "", "Text that every sample continues.")
 _BYTES = flags.DEFINE_integer("bytes", 500, "Number of bytes to generate per sample.", lower_bound=1)

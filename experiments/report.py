@@ -10,7 +10,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.reports.writer import write_report
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to report on.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to report on, or an exported file.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the task to report on.")
 _EXAMPLES = flags.DEFINE_integer("examples", 128, "Number of examples of the split to use.", lower_bound=1)

@@ -15,7 +15,9 @@ from experiments.training.claims import owned
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics; an existing run is resumed.")
-_INIT_FROM = flags.DEFINE_string("init_from", None, "Work directory or state dict to initialise parameters from.")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", None, "Work directory, exported file or state dict to initialise parameters from."
+)
 _SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds to train and test, in WORKDIR/seed_N.", lower_bound=1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 __version__ = "0.1.0"
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """The number in every checkpoint, incremented when older checkpoints need a migration: for a renamed config field or
 another layout of the state."""
 
@@ -44,7 +44,18 @@ def _rename(group: dict, path: tuple[str, ...], new: str) -> dict:
     return {**group, first: _rename(inner, rest, new)} if isinstance(inner, dict) else dict(group)
 
 
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _to_format_2}
+def _to_format_3(meta: dict) -> dict:
+    """One switch for all trackers."""
+    config = meta.get("config")
+    train = config.get("train") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(train, dict) or "tensorboard" not in train:
+        return meta
+    trackers = ["tensorboard"] if train["tensorboard"] is True else []
+    train = {"trackers" if name == "tensorboard" else name: value for name, value in train.items()}
+    return {**meta, "config": {**config, "train": {**train, "trackers": trackers}}}
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _to_format_2, 2: _to_format_3}
 """`MIGRATIONS[n]` turns the meta dictionary (config, versions) of a checkpoint of format n into one of format n + 1."""
 
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
     "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
-    "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models"},
+    "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.
     "configs/base.py": {"experiments.common.config", "experiments.tasks.conditioned", "ml_collections"}
@@ -44,7 +44,7 @@ for room in ("data", "tasks", "training", "evaluation"):
 for room in ("reports", "benchmarks", "studies"):
     ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}
 ROOMS["pages"] = set(ROOMS)
-PROGRAMS = {"train", "evaluate", "generate", "report", "plan", "benchmark", "prepare", "study", "sweep"}
+PROGRAMS = {"train", "evaluate", "generate", "report", "export", "plan", "benchmark", "prepare", "study", "sweep"}
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 

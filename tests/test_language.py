@@ -46,7 +46,7 @@ ALLOWED = {
     },
     "tests/experiments/test_format_1.py": {
         'meta["config"] |= {"mesh": "fsdp=2,tensor=4", "hyper": {"condition": "price", "at": None}}',
-        'old_names = {"hyper", "deviation", "carry", "blocks_per_trip", "activation_price"}',
+        'old_names = {"hyper", "deviation", "carry", "blocks_per_trip", "activation_price", "tensorboard"}',
     },
 }
 

@@ -5,11 +5,14 @@ import logging
 import math
 import os
 import re
+import runpy
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -56,6 +59,12 @@ def run(main: Callable[[], None], *, output_is_needed: bool = False) -> None:
             sys.stdout.flush()
 
 
+def console_script() -> None:
+    """What the command `seqboat-NAME` of an installed package does: `python -m experiments.NAME`."""
+    name = Path(sys.argv[0]).stem.removeprefix("seqboat-")
+    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+
+
 def _unraisable(event: Any) -> None:
     """Drops tensorstore's reports of a failed save to a closed event loop."""
     if str(event.exc_value) != "Event loop is closed":
@@ -85,7 +94,7 @@ def _call(main: Callable[[], None]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_with_packaged_config(argv))
         _read_none_for_tuples()
     except SystemExit as ended:
         if any(word.lstrip("-").partition("=")[0] in _HELP for word in argv[1:] if word.startswith("-")):
@@ -117,6 +126,22 @@ def _check_flag(name: str, value: Any) -> None:
         raise UserError(f"--{name}={value}: must be a finite number")
     elif isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise UserError(f"--{name}={value}: must be at most {MAX_INTEGER}")
+
+
+def _with_packaged_config(argv: list[str]) -> list[str]:
+    """The words, with --config=configs/FILE naming the file of the installed package where there is none here."""
+    before = ["", *argv]
+    return [_packaged(word, "" if before[at] == "--config" else "--config=") for at, word in enumerate(argv)]
+
+
+def _packaged(word: str, prefix: str) -> str:
+    path, colon, variant = word.removeprefix(prefix).partition(":")
+    if not word.startswith(f"{prefix}configs/") or os.path.exists(path):
+        return word
+    package = find_spec("configs")
+    folders = package.submodule_search_locations if package else None
+    found = [Path(folder).parent / path for folder in folders or ()]
+    return next((f"{prefix}{file}{colon}{variant}" for file in found if file.is_file()), word)
 
 
 class _OrNone(flags.ArgumentParser):

@@ -17,6 +17,10 @@ from experiments.common.errors import UserError
 
 # Bytes. The limit on Linux is 4095; the difference leaves room for the files below a directory.
 MAX_PATH = 3800
+_MOUNTS = {
+    "gs": "mount the bucket with gcsfuse, one with a hierarchical namespace to train in, or copy it (docs/launch.md)",
+    "s3": "to read, mount the bucket with mount-s3; train on a file system that can rename, and copy (docs/launch.md)",
+}
 _ADDRESS = re.compile(r"\s*[\w.+@-]+:/")  # one slash: pathlib collapses the two of gs://bucket
 
 
@@ -32,7 +36,7 @@ def user_path(value: str | os.PathLike, what: str) -> Path:
     if "\0" in text or not _is_utf8(text):
         raise UserError(f"{what}={text!r}: expected a path in UTF-8 without NUL; rename it, or choose another")
     if _ADDRESS.match(text):
-        raise UserError(f"{what}={text}: expected a path on a mounted file system, not a URL; mount it")
+        raise UserError(f"{what}={text}: expected a path on a mounted file system, not a URL; {_instead(text)}")
     try:
         path = Path(os.path.expanduser(text))
         if text.startswith("~") and str(path).startswith("~"):
@@ -43,6 +47,12 @@ def user_path(value: str | os.PathLike, what: str) -> Path:
     except OSError as error:
         raise UserError(f"{what}={text}: {error.strerror}; choose another path") from error
     return path
+
+
+def _instead(address: str) -> str:
+    """What to do about the address of a bucket, which has neither locks nor atomic renames (docs/launch.md)."""
+    kind = address.strip().partition(":")[0].lower()
+    return _MOUNTS.get(kind, "mount it")
 
 
 def _refuse_unusable(path: Path) -> None:

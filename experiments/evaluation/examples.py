@@ -87,7 +87,7 @@ def initial_state(run: Run, streams: int) -> Any:
     """The initial state of N streams of a trained model. Raises UserError if it, or its task, has no streams."""
     if not (hasattr(run.task, "streams") and isinstance(run.model, LanguageModel)):
         raise UserError(
-            f"{run.experiment.values['task']['name']} with a {type(run.model).__name__} has no streams: "
+            f"{run.values['task']['name']} with a {type(run.model).__name__} has no streams: "
             "one-pass evaluation is for language models of a corpus (configs/lm)"
         )
     try:

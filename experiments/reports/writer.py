@@ -8,7 +8,7 @@ import jax
 from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, write_text
 from experiments.evaluation.evaluator import read_result, result_file
-from experiments.training.restore import bound, load, middle
+from experiments.training.restore import beside, bound, load, middle
 
 
 def write_report(
@@ -23,22 +23,23 @@ def write_report(
 ) -> Path:
     """Measures `examples` of a split at a step of a run, the best one by default, and writes the page to `out`.
 
-    `out` is `report.html` in the work directory by default, and returned. `element`: whose decision to show;
-    `data_dir`, `at`: as in `load`. Raises UserError for a run without attention, and for a damaged evaluation file.
+    `out` is `report.html` in the work directory, or next to the exported file, by default, and returned. `element`:
+    whose decision to show; `data_dir`, `at`: as in `load`. Raises UserError for a run without attention, and for a
+    damaged evaluation file.
     """
     # Imported here: matplotlib takes a second, which --help does without.
     from experiments.reports.history import read_history
     from experiments.reports.measure import measure
     from experiments.reports.page import Content, page
 
-    path = out or workdir / "report.html"
+    path = out or beside(workdir, "report.html")
     loaded = load(workdir, step, data_dir, at)
     refuse_unwritable(path.parent)
     run = bound(loaded)
     if not hasattr(run.model.config, "encoder"):
         raise UserError(f"the run in {workdir} holds a {type(run.model).__name__}, which has no attention to report")
-    at = None if loaded.experiment.config.hypernetwork is None else tuple(middle(loaded.task).tolist())
-    evaluated = workdir / result_file({"split": split, "step": run.step, "at": at})
+    at = None if loaded.values.get("hypernetwork") is None else tuple(middle(loaded.task).tolist())
+    evaluated = beside(workdir, result_file({"split": split, "step": run.step, "at": at}))
     evaluation = read_result(evaluated, workdir)
     measured = measure(run, split, examples, element)
     content = Content(

@@ -33,9 +33,9 @@ class Logits(Protocol):
 class Task:
     """Batches from one source per split, a loss, and metrics.
 
-    A task's module defines its `Config`, with the sizes that its model needs (`vocabulary_size`, `classes`), and its
-    `Task`, which defines a batch by `row` and passes its sources to `__init__`. B is this process's share of the batch
-    size. `weights` are 0 for rows that pad the last batch of an evaluation.
+    A task's module defines its `Config`, with the sizes that its model needs (`vocabulary_size`, or the `channels` of
+    numbers, and `classes`), and its `Task`, which defines a batch by `row` and passes its sources to `__init__`. B is
+    this process's share of the batch size. `weights` are 0 for rows that pad the last batch of an evaluation.
     """
 
     splits: tuple[str, ...] = ("validation", "test")  # for evaluation; training uses "train"

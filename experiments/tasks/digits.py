@@ -19,6 +19,7 @@ class Config(ClassificationConfig):
     """A picture is one element of 64 numbers in [0, 1]."""
 
     vocabulary_size: ClassVar[None] = None
+    channels: ClassVar[int] = 64
     classes: ClassVar[int] = 10
     length: int = 1
 

@@ -26,6 +26,7 @@ class PixelConfig:
     """Pictures as sequences of one number per pixel."""
 
     vocabulary_size: ClassVar[None] = None
+    channels: ClassVar[int] = 1
     mean: float
     std: float
 

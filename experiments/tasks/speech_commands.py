@@ -21,6 +21,7 @@ class Config(ClassificationConfig):
     """
 
     vocabulary_size = None
+    channels = 1
     words: int = 10
     length: int = 16_000
 

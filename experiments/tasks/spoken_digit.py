@@ -23,6 +23,7 @@ class Config(ClassificationConfig):
     std, with the statistics of all samples of the training split."""
 
     vocabulary_size = None
+    channels = 1
     classes = 10
     length: int = 8000
 

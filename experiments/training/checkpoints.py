@@ -450,7 +450,7 @@ class Checkpoints:
             tree = handler.metadata(saved).tree
             older = {metric_today(name): name for name in tree.get("metrics") or {}}
             target = _with_metrics(jax.tree.map(_with_sharding, wanted), older)
-            differences = _differences(tree, target, partial=partial)
+            differences = tree_differences(tree, target, partial=partial)
             if differences and all(line.startswith("streams/") for line in differences):
                 raise UserError(
                     f"{self._name(step)} was saved with a different config.task.carry_state or batch_size: resume with "
@@ -510,7 +510,7 @@ def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
 _SECOND_MOMENT = "opt_state/second/"
 
 
-def _differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
+def tree_differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
     """One phrase per array that is missing, unexpected, or of a different shape or dtype (orbax would cast)."""
     here, there = _arrays(wanted), _arrays(saved)
     differences = []

@@ -13,10 +13,11 @@ import numpy as np
 from experiments.common.config import at_most, to_dataclass
 from experiments.common.errors import UserError
 from experiments.tasks.conditioned import Conditioned, HyperOptions
-from experiments.training.models import build_hyper, build_model, named
+from experiments.training.models import build_hyper, build_model, example_of, named
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.sharding import OneDevice, Partition, make_partition
-from experiments.training.step import ShardedStep, Steps
+from experiments.training.step import ShardedStep, Steps, initial_variables
+from experiments.training.trackers import TrackerName
 from seqboat.hyper import Hyper
 from seqboat.layers.execution import form_here
 from seqboat.models.language_model import LanguageModel
@@ -28,7 +29,7 @@ class TrainConfig:
     """How long and how often. Steps count updates; `batch_size` is of one update over all processes.
 
     `accumulate` computes a batch in that many parts. `activation_penalty` is the loss's weight of the mean probability
-    of activating. The newest `keep_checkpoints` and the best are kept.
+    of activating. The newest `keep_checkpoints` and the best are kept. `trackers` get the metrics too (`trackers.py`).
     """
 
     steps: int
@@ -39,7 +40,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     activation_penalty: float = 0.0
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = ()
 
     def __post_init__(self):
         for field in (
@@ -137,14 +138,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     if config.hypernetwork is not None:
         if partition.layout.sizes:
             raise UserError(f"config.mesh={config.mesh!r}: with config.hypernetwork a run takes one device")
-        if config.hypernetwork.condition == "penalty" and not (
-            config.train.activation_penalty and hasattr(model.config, "encoder")
-        ):
-            raise UserError(
-                "config.hypernetwork.condition='penalty' wants a model with attention, and in "
-                "config.train.activation_penalty the penalty at hyper-input 1, above 0"
-            )
-        model = build_hyper(model, config.hypernetwork, example)
+        model = _generated(config, model, example)
     carry = _carries(config, task, model, partition)
     sharded = _sharded(config, task, model, partition, example)
     steps = Steps(
@@ -169,6 +163,33 @@ def _check_rate(config: Config, model: nn.Module) -> None:
             f"config.train.activation_penalty={config.train.activation_penalty:g}: must be 0 with "
             f"config.model.router.target_rate={encoder.layer.router.target_rate:g}, which decides the rate itself"
         )
+
+
+def build_network(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model alone, and the shapes of its `params` and `batch_stats`. Reads no data, unless the task's inputs are
+    numbers and its config does not say how many `channels` they have. Raises UserError as `build` does."""
+    config = read_config(values)
+    _, sizes = read_task(config)
+    model: Any = build_model(config.model, sizes)
+    example = example_of(model, sizes)
+    if example is None:
+        example = build_task(dataclasses.replace(config, hypernetwork=None)).train_batch(0)
+    if config.hypernetwork is not None:
+        model = _generated(config, model, example)
+        example["condition"] = np.zeros((1, config.hypernetwork.network.encoding.inputs), np.float32)
+    return model, jax.eval_shape(lambda: initial_variables(model, example, config.seed))
+
+
+def _generated(config: Config, target: nn.Module, example: Mapping[str, Any]) -> Hyper:
+    """The model whose parameters `config.hypernetwork` generates."""
+    options: Any = config.hypernetwork
+    penalized = config.train.activation_penalty and hasattr(target.config, "encoder")  # type: ignore[attr-defined]
+    if options.condition == "penalty" and not penalized:
+        raise UserError(
+            "config.hypernetwork.condition='penalty' wants a model with attention, and in "
+            "config.train.activation_penalty the penalty at hyper-input 1, above 0"
+        )
+    return build_hyper(target, options, example)
 
 
 def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) -> bool:

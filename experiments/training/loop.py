@@ -60,7 +60,8 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
             total_steps=settings.steps,
             start_step=start,
             reported=_reported(restored),
-            tensorboard=settings.tensorboard,
+            trackers=settings.trackers,
+            config=experiment.values,
             process_index=jax.process_index(),
         ) as reporter:
             reporter.message(experiment.describe())

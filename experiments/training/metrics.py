@@ -1,4 +1,4 @@
-"""Reporting of a run: a metrics file, TensorBoard, and the console."""
+"""Reporting of a run: a metrics file, trackers, and the console."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.common import terminal
 from experiments.common.errors import UserError
 from experiments.common.terminal import printable
+from experiments.training.trackers import Trackers
 from seqboat.version import metric_today
 
 METRICS_FILE = "metrics.jsonl"
@@ -96,10 +97,11 @@ class MetricsFile:
 class Reporter:
     """Reports a run to `workdir` and standard output, on process 0 only.
 
-    `start_step` is the step resumed from: records after it are removed from the metrics file and purged in TensorBoard.
-    0 is a new run, with new records. `reported` is a lower bound on the last step with a record; a file without it is
-    continued with a warning. A terminal shows a progress bar below the printed lines; elsewhere every report is one
-    plain line. `console` is for notebooks and tests.
+    `trackers` are those of `config.train.trackers`, given the `config`. `start_step` is the step resumed from: records
+    after it are removed from the metrics file, and each tracker's run continues. 0 is a new run, with new records.
+    `reported` is a lower bound on the last step with a record; a file without it is continued with a warning. A
+    terminal shows a progress bar below the printed lines; elsewhere every report is one plain line. `console` is for
+    notebooks and tests.
     """
 
     def __init__(
@@ -108,14 +110,14 @@ class Reporter:
         *,
         total_steps: int,
         start_step: int,
-        tensorboard: bool,
         process_index: int,
+        trackers: tuple[str, ...] = (),
+        config: Mapping[str, Any] = {},
         reported: int = 0,
         console: Console | None = None,
     ):
         self._primary = process_index == 0
         self._progress: Progress | None = None
-        self._writer: Any = None
         if not self._primary:
             return
         self._total_steps = total_steps
@@ -131,8 +133,7 @@ class Reporter:
         if reported and not {1, reported} <= kept:
             text = "%s lacks records of the steps up to %d; continuing without them"
             logging.warning(text, self._metrics.path, reported)
-        if tensorboard:
-            self._writer = _summary_writer(workdir / "tensorboard", purge_step=start_step + 1 if start_step else 0)
+        self._trackers = Trackers(trackers, workdir, start_step, config)
         self._console = console or terminal.console()
         if self._console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -178,26 +179,24 @@ class Reporter:
             self._progress.update(self._task, completed=step)
 
     def close(self) -> None:
-        """Ends the bar and flushes TensorBoard."""
+        """Ends the bar and flushes the trackers."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._primary:
+            self._trackers.close()
 
     def _record(self, record: Mapping[str, Any], prefix: str) -> None:
         self._metrics.append(record)
-        if self._writer is None:
-            return
+        scalars: dict[str, float] = {}
         for name, value in record.items():
             if name in ("step", "kind", "split"):
                 continue
             if np.ndim(value) == 1:
-                for layer, rate in enumerate(value):
-                    self._writer.add_scalar(f"{prefix}{name}/layer_{layer}", float(rate), record["step"])
+                scalars |= {f"{prefix}{name}/layer_{layer}": float(rate) for layer, rate in enumerate(value)}
             elif np.ndim(value) == 0:
-                self._writer.add_scalar(f"{prefix}{name}", float(value), record["step"])
+                scalars[f"{prefix}{name}"] = float(value)
+        self._trackers.log(record["step"], scalars)
 
     def _print(self, text: str) -> None:
         if self._progress is not None:
@@ -213,17 +212,6 @@ class Reporter:
             return ""
         seconds = (now - self._first[1]) / (step - self._first[0]) * (self._total_steps - step)
         return f"  eta {timedelta(seconds=round(seconds))}"
-
-
-def _summary_writer(directory: Path, purge_step: int) -> Any:
-    """A new event file; TensorBoard discards earlier events from `purge_step` on."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "TensorBoard files need the package tensorboardX: install it or set config.train.tensorboard=False"
-        ) from error
-    return SummaryWriter(logdir=str(directory), purge_step=purge_step)
 
 
 def _parse(line: bytes) -> dict | None:

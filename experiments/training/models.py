@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from experiments.common.config import split_fields, to_dataclass
 from experiments.common.errors import UserError
@@ -67,6 +68,18 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     layer_config = to_dataclass(LayerConfig, {**layer, "layout": layout}, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
     return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))
+
+
+def example_of(model: nn.Module, sizes: Any) -> dict[str, np.ndarray] | None:
+    """A batch of one sequence of one element, for the model of a task of these sizes; None if its inputs are numbers
+    and it does not say how many `channels` they have."""
+    pair = (2,) if isinstance(model, DualEncoder) else ()
+    inputs = np.zeros((1, 1, *pair), np.int32)
+    if getattr(sizes, "vocabulary_size", None) is None:
+        if not hasattr(sizes, "channels"):
+            return None
+        inputs = np.zeros((1, 1, sizes.channels), np.float32)
+    return {"inputs": inputs, "lengths": np.ones((1, *pair), np.int32)}
 
 
 def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, Any]) -> Hyper:

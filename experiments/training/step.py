@@ -164,10 +164,7 @@ class Steps:
 
     def variables(self, seed: int) -> dict[str, Any]:
         """Initial `params` and `batch_stats`."""
-        # One element suffices: parameter shapes do not depend on the length, and initialisation stays cheap.
-        key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
-        variables = self.model.init({"params": key}, *arguments(one_element(self.example)))
-        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+        return initial_variables(self.model, self.example, seed)
 
     def init(self, seed: int) -> TrainState:
         variables, key, example = self.variables(seed), jax.random.key(seed), self.example
@@ -265,6 +262,14 @@ def arguments(batch) -> tuple[Any, ...]:
     """The arguments of a model: inputs and lengths, preceded by the batch's hyper-input if it has one."""
     own = (batch["inputs"], batch["lengths"])
     return (batch["condition"][0], *own) if "condition" in batch else own
+
+
+def initial_variables(model: nn.Module, example: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Initial `params` and `batch_stats` of a model for batches like the example."""
+    # One element suffices: parameter shapes do not depend on the length, and initialisation stays cheap.
+    key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)
+    variables = model.init({"params": key}, *arguments(one_element(example)))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def one_element(batch) -> dict[str, Any]:

@@ -24,11 +24,25 @@ IGNORED = "num_batches_tracked"
 WRAPPERS, COMPILED = ("module.", "model."), "_orig_mod"
 
 
+class Form(NamedTuple):
+    """How an array of a state dict becomes a leaf of ours, and the reverse (`to_published.py`)."""
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    theirs: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Form(lambda a: a, lambda a: a)
+TRANSPOSED = Form(np.transpose, np.transpose)
+COLUMN = Form(lambda a: a[..., 0], lambda a: a[..., None])  # a last axis of one number, which ours lacks
+
+
 class Entry(NamedTuple):
-    """One array of a state dict: its shape, and what becomes of it: our path -> function of the array."""
+    """One array of a state dict: its shape; what becomes of it, our path -> function of the array; and the function
+    that makes it from these leaves again."""
 
     shape: tuple[int, ...]
     leaves: dict[Path, Callable[[np.ndarray], np.ndarray]]
+    join: Callable[..., np.ndarray]
 
 
 def convert_ema(state: Mapping[str, np.ndarray], features: int, state_size: int, causal: bool) -> Tree:
@@ -42,7 +56,7 @@ def convert_layer(state: Mapping[str, np.ndarray], config: LayerConfig) -> Tree:
     Entries may be of any floating point kind; what PyTorch's wrappers put in front of every name is taken off. Raises
     ValueError with how many entries are missing, unexpected, of another shape or no such numbers, and three of each.
     """
-    return _convert(state, _layer_entries(config))
+    return _convert(state, layer_entries(config))
 
 
 def convert_classifier(state: Mapping[str, np.ndarray], config: ClassifierConfig, input_size: int) -> Tree:
@@ -50,29 +64,40 @@ def convert_classifier(state: Mapping[str, np.ndarray], config: ClassifierConfig
 
     The config must be that model's: no vocabulary, a linear head. Raises ValueError like `convert_layer`.
     """
-    if config.vocabulary_size is not None or config.head != "linear" or config.sinusoid:
-        raise ValueError("the published model takes numbers and has a linear head: vocabulary_size=None, head='linear'")
-    layer, encoder = config.encoder.layer, ("encoder",)
-    width = layer.features
-    entries = {}
-    for index in range(config.encoder.layers):
-        for name, entry in _layer_entries(layer).items():
-            leaves: dict[Path, Callable] = {
-                (path[0], *encoder, "layers", *path[1:], str(index)): convert for path, convert in entry.leaves.items()
-            }
-            entries[f"seq_layers.{index}.{name}"] = Entry(entry.shape, leaves)
-    entries |= _dense("encoder", ("params", "embedding", "projection"), input_size, width)
-    entries |= _dense("decoder", ("params", "head"), width, config.classes)
-    if layer.norm_placement == "pre":
-        entries |= _norm_entries("final_norm.norm.", "encoder", "final_norm", config=layer)
-    variables = _convert(state, entries)
+    variables = _convert(state, classifier_entries(config, input_size))
     for collection in variables.values():
         if "layers" in collection.get("encoder", {}):
             collection["encoder"]["layers"] = _stack(collection["encoder"]["layers"])
     return variables
 
 
-def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
+def refuse_other_inputs(config: ClassifierConfig) -> None:
+    if config.vocabulary_size is not None or config.head != "linear" or config.sinusoid:
+        raise ValueError(
+            "the published model takes numbers, without a sinusoid, and has a linear head: vocabulary_size=None, "
+            "head='linear', sinusoid=False"
+        )
+
+
+def classifier_entries(config: ClassifierConfig, input_size: int) -> dict[str, Entry]:
+    refuse_other_inputs(config)
+    layer, encoder = config.encoder.layer, ("encoder",)
+    width = layer.features
+    entries = {}
+    for index in range(config.encoder.layers):
+        for name, entry in layer_entries(layer).items():
+            leaves: dict[Path, Callable] = {
+                (path[0], *encoder, "layers", *path[1:], str(index)): convert for path, convert in entry.leaves.items()
+            }
+            entries[f"seq_layers.{index}.{name}"] = entry._replace(leaves=leaves)
+    entries |= _dense("encoder", ("params", "embedding", "projection"), input_size, width)
+    entries |= _dense("decoder", ("params", "head"), width, config.classes)
+    if layer.norm_placement == "pre":
+        entries |= _norm_entries("final_norm.norm.", "encoder", "final_norm", config=layer)
+    return entries
+
+
+def layer_entries(config: LayerConfig) -> dict[str, Entry]:
     if config.ssm != "ema" or config.feed_forward_size or not config.attention or config.activation == "never":
         raise ValueError("the published layer has an EMA and one module, the gated attention unit")
     width, key, value = config.features, config.key_size, config.value_size
@@ -81,14 +106,14 @@ def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
     entries |= _dense("mx_proj", ("params", "gau", "projection"), width, key + 2 * value)
     entries |= _dense("h_proj", ("params", "gau", "output"), value, width)
     for name in ("gamma", "beta"):
-        entries[name] = Entry((2, key), {("params", "gau", name): _same})
+        entries[name] = _entry((2, key), ("params", "gau", name))
     table = ("params", "gau", "position_bias")
     if config.position == "relative":
-        entries["rel_pos_bias.rel_pos_bias"] = Entry((2 * config.max_positions - 1,), {table: _same})
+        entries["rel_pos_bias.rel_pos_bias"] = _entry((2 * config.max_positions - 1,), table)
     elif config.position == "slot":
-        entries["rel_pos_bias.rel_pos_bias"] = Entry((6 * (config.window_size or 0) - 1,), {table: _same})
+        entries["rel_pos_bias.rel_pos_bias"] = _entry((6 * (config.window_size or 0) - 1,), table)
     elif config.position == "t5":
-        entries["rel_pos_bias.relative_attention_bias"] = Entry((T5_BUCKETS, 1), {table: lambda a: a[:, 0]})
+        entries["rel_pos_bias.relative_attention_bias"] = _entry((T5_BUCKETS, 1), table, COLUMN)
     options = 0 if config.activation in get_args(Pattern) else 2
     skip, logits = ("params", "skip_projection"), ("params", "sparse", "configurator", "logits")
     weight: dict[Path, Callable] = {(*skip, "kernel"): lambda a: a[options:].T}
@@ -96,49 +121,50 @@ def _layer_entries(config: LayerConfig) -> dict[str, Entry]:
     if options:
         weight[(*logits, "kernel")] = lambda a: a[:options].T
         bias[(*logits, "bias")] = lambda a: a[:options]
-        entries["q_router.temp"] = Entry((1,), {("params", "sparse", "configurator", "log_temperature"): _same})
+        entries["q_router.temp"] = _entry((1,), ("params", "sparse", "configurator", "log_temperature"))
+    join = lambda skip, *router: np.concatenate([leaf.T for leaf in (*router, skip)])
     return entries | {
-        "hx_proj.weight": Entry((options + width, width), weight),
-        "hx_proj.bias": Entry((options + width,), bias),
+        "hx_proj.weight": Entry((options + width, width), weight, join),
+        "hx_proj.bias": Entry((options + width,), bias, join),
     }
 
 
 def _ema_entries(prefix: str, path: Path, width: int, state_size: int, causal: bool) -> dict[str, Entry]:
     rows = width if causal else 2 * width
     entries = {
-        f"{prefix}{name}": Entry((rows, state_size, 1), {("params", *path, name): lambda a: a[..., 0]})
+        f"{prefix}{name}": _entry((rows, state_size, 1), ("params", *path, name), COLUMN)
         for name in ("delta", "alpha", "beta")
     }
-    entries[f"{prefix}gamma"] = Entry((rows, state_size), {("params", *path, "gamma"): _same})
-    entries[f"{prefix}omega"] = Entry((width,), {("params", *path, "omega"): _same})
+    entries[f"{prefix}gamma"] = _entry((rows, state_size), ("params", *path, "gamma"))
+    entries[f"{prefix}omega"] = _entry((width,), ("params", *path, "omega"))
     return entries
 
 
 def _norm_entries(prefix: str, *path: str, config: LayerConfig) -> dict[str, Entry]:
     shape = (config.features,)
-    entries = {}
+    entries: dict[str, Entry] = {}
     if config.norm in ("layer", "batch") and config.norm_affine:
-        entries["weight"] = Entry(shape, {("params", *path, "scale"): _same})
-        entries["bias"] = Entry(shape, {("params", *path, "offset"): _same})
+        entries["weight"] = _entry(shape, ("params", *path, "scale"))
+        entries["bias"] = _entry(shape, ("params", *path, "offset"))
     if config.norm == "batch":
-        entries["running_mean"] = Entry(shape, {("batch_stats", *path, "mean"): _same})
-        entries["running_var"] = Entry(shape, {("batch_stats", *path, "variance"): _same})
+        entries["running_mean"] = _entry(shape, ("batch_stats", *path, "mean"))
+        entries["running_var"] = _entry(shape, ("batch_stats", *path, "variance"))
     if config.norm == "rms" and config.norm_affine:
-        entries["weight"] = Entry(shape, {("params", *path, "scale"): _same})
+        entries["weight"] = _entry(shape, ("params", *path, "scale"))
     if config.norm == "scale" and config.norm_affine:
-        entries["scalar"] = Entry((1,), {("params", *path, "scale"): lambda a: a[0]})
+        entries["scalar"] = _entry((1,), ("params", *path, "scale"), COLUMN)
     return {prefix + name: entry for name, entry in entries.items()}
 
 
 def _dense(name: str, path: Path, inputs: int, outputs: int) -> dict[str, Entry]:
     return {
-        f"{name}.weight": Entry((outputs, inputs), {(*path, "kernel"): np.transpose}),
-        f"{name}.bias": Entry((outputs,), {(*path, "bias"): _same}),
+        f"{name}.weight": _entry((outputs, inputs), (*path, "kernel"), TRANSPOSED),
+        f"{name}.bias": _entry((outputs,), (*path, "bias")),
     }
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
+def _entry(shape: tuple[int, ...], path: Path, form: Form = SAME) -> Entry:
+    return Entry(shape, {path: form.ours}, form.theirs)
 
 
 def _convert(state: Mapping[str, np.ndarray], entries: dict[str, Entry]) -> Tree:
@@ -160,7 +186,7 @@ def _convert(state: Mapping[str, np.ndarray], entries: dict[str, Entry]) -> Tree
     if any(wrong.values()):
         if prefix := _other_prefix(found, entries):
             raise ValueError(f"of the state dict only a prefix differs: every name begins with {prefix!r}; remove it")
-        faults = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in wrong.items() if names)
+        faults = "; ".join(f"{len(names)} {fault}: {some(names)}" for fault, names in wrong.items() if names)
         raise ValueError(f"the state dict does not fit the config: {faults}")
     variables: Tree = {}
     for name, entry in entries.items():
@@ -185,7 +211,7 @@ def _other_prefix(found: Mapping[str, Any], entries: Mapping[str, Any]) -> str |
     return next((prefix for prefix in prefixes if {prefix + name for name in entries} == set(found)), None)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     """Three of them."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 

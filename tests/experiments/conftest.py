@@ -42,7 +42,6 @@ TINY = {
     "train.evaluate_every": 4,
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 3,
-    "train.tensorboard": False,
 }
 
 
@@ -145,7 +144,7 @@ class Light(nn.Module):
 
 
 # What differs between experiments with the same steps.
-PLAN = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
+PLAN = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "trackers")
 
 
 @pytest.fixture(scope="session")

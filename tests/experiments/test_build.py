@@ -297,7 +297,7 @@ LOOP_KNOBS = {
     "evaluate_every": "test_loop.py: test_every_knob_of_the_loop",
     "checkpoint_every": "test_loop.py: test_every_knob_of_the_loop",
     "keep_checkpoints": "test_loop.py: test_every_knob_of_the_loop",
-    "tensorboard": "test_loop.py: test_every_knob_of_the_loop",
+    "trackers": "test_loop.py: test_every_knob_of_the_loop",
 }
 
 

@@ -42,7 +42,6 @@ SMALL = {
     **SMALL_MODEL,
     "train.steps": 0,
     "train.batch_size": BATCH,
-    "train.tensorboard": False,
 }
 CARRIED = {"task.carry_state": True, "model.ssm_truncation": None}
 SEGMENTS = 7  # the training split's 540 bytes are 4 streams of 135
@@ -463,11 +462,12 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
         (values({"model.window_size": None}), "this model cannot be evaluated in one pass: window_size=None cannot be"),
     ):
         with pytest.raises(UserError, match="^" + message):
-            score(Run(build(config), {}, 0), "test", streams=1)
+            score(Run(config, build(config).model, {}, 0), "test", streams=1)
 
 
 def test_more_streams_than_bytes_are_refused(values):
-    run = Run(build(values({"model.ssm_truncation": None})), {}, 0)
+    config = values({"model.ssm_truncation": None})
+    run = Run(config, build(config).model, {}, 0)
     with pytest.raises(UserError, match=r"^--streams=31: the test split has 30 bytes; choose 1\.\.30$"):
         score(run, "test", streams=31)
 

@@ -36,7 +36,7 @@ def field(values, path):
         ("data_dir", "folder", "folder"),
         ("hypernetwork.at", "(0.5,)", (0.5,)),
         ("task.name", "digits", "digits"),
-        ("train.tensorboard", "True", True),  # is refused later, as a name of None is
+        ("model.causal", "True", True),  # is refused later, as a name of None is
     ],
 )
 def test_none_holds_where_it_stands(typed, path, word, value):
@@ -46,7 +46,7 @@ def test_none_holds_where_it_stands(typed, path, word, value):
     assert field(typed(config, nothing, something), path) == value
     assert field(typed(config, something, nothing), path) is None
     assert field(typed(config, nothing, something, nothing, something), path) == value
-    if path != "train.tensorboard":  # a switch takes no second word
+    if path != "model.causal":  # a switch takes no second word
         assert field(typed(config, something, f"--config.{path}", "None"), path) is None
         assert field(typed(config, nothing, f"--config.{path}", word), path) == value
 
@@ -62,10 +62,10 @@ def test_words_of_a_tuple_are_collected(typed):
     assert typed(f"--config={ROTATION}", words[0], "--config.model.hidden=None", words[1])["model"]["hidden"] == (5,)
 
 
-@pytest.mark.parametrize("switch", ["--noconfig.train.tensorboard", "--config.train.tensorboard=false"])
+@pytest.mark.parametrize("switch", ["--noconfig.model.causal", "--config.model.causal=false"])
 def test_switches(typed, switch):
-    assert typed(QUICK, switch)["train"]["tensorboard"] is False
-    assert typed(QUICK, switch, "--config.train.tensorboard")["train"]["tensorboard"] is True
+    assert typed(QUICK, switch)["model"]["causal"] is False
+    assert typed(QUICK, switch, "--config.model.causal")["model"]["causal"] is True
 
 
 def test_fields_that_are_named_like_methods(typed):

@@ -32,8 +32,13 @@ def experiment(light, monkeypatch):
     def build(values, one_device=False):
         return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
 
+    def network(values):
+        built = build(values)
+        return built.model, jax.eval_shape(lambda: built.steps.variables(0))
+
     for module in (seeds, restore):
         monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(restore, "build_network", network)
     return build
 
 

@@ -74,7 +74,13 @@ def test_every_renamed_field_has_its_new_name(old):
     assert config["task"]["carry_state"] is True
     assert config["model"]["blocks_per_iteration"] == 2
     assert config["train"]["activation_penalty"] == 0.01
-    old_names = {"hyper", "deviation", "carry", "blocks_per_trip", "activation_price"}
+    old_names = {"hyper", "deviation", "carry", "blocks_per_trip", "activation_price", "tensorboard"}
     names = {name for group in (config, *config.values()) if isinstance(group, dict) for name in group}
     assert not names & old_names
+    assert config["train"]["trackers"] == []
     assert json.dumps(meta) == before
+
+
+def test_one_switch_is_for_all_trackers():
+    meta = {"format": "seqboat", "format_version": 2, "config": {"train": {"steps": 3, "tensorboard": True}}}
+    assert migrate(meta)["config"]["train"] == {"steps": 3, "trackers": ["tensorboard"]}

@@ -28,7 +28,6 @@ SMALL = {
     **SMALL_MODEL,
     "train.steps": 0,
     "train.batch_size": 2,
-    "train.tensorboard": False,
 }
 PROMPT = bytes(range(256)) * 2 + b"the end"  # every byte, and more than a piece
 
@@ -53,7 +52,7 @@ def folder(tmp_path_factory, untrained, tiny) -> Path:
     manifest.write(checkpoint, 0, {})
     text.unlink()
     config = recall.get_config()
-    config.update_from_flattened_dict({"train.steps": 0, "train.tensorboard": False})
+    config.update_from_flattened_dict({"train.steps": 0})
     untrained(config.to_dict(), tmp / "recall")
     untrained(tiny(), tmp / "classifier")
     return tmp

@@ -88,7 +88,7 @@ def test_every_knob_of_the_loop(light, tmp_path):
         "train.evaluate_every": 2,
         "train.checkpoint_every": 1,
         "train.keep_checkpoints": 1,
-        "train.tensorboard": True,
+        "train.trackers": ("tensorboard",),
     }
     train(light(settings), tmp_path)
     assert steps_of(tmp_path, "train") == [1, 4, 5]

@@ -229,6 +229,30 @@ REPORT: dict[str, tuple[list[str], str]] = {
         "could not write in {tmp}/nothing: No such file or directory",
     ),
 }
+EXPORT: dict[str, tuple[list[str], str]] = {
+    "no workdir": (["--out={tmp}/x.safetensors"], "--workdir=DIR is missing"),
+    "no out": (["--workdir={run}"], "--out=FILE is missing: for instance --out=model.safetensors"),
+    "another kind of file": (["--workdir={run}", "--out={tmp}/x.npz"], "expected a name that ends with .safetensors"),
+    "another file": (["--workdir={run}", "--out={tmp}/other.safetensors"], "exists and is not an export"),
+    "in a folder that is not there": (
+        ["--workdir={run}", "--out={tmp}/nothing/x.safetensors"],
+        "could not write in {tmp}/nothing: No such file or directory",
+    ),
+    "unknown step": (
+        ["--workdir={run}", "--step=3", "--out={tmp}/x.safetensors"],
+        "there is no checkpoint of step 3 in {run}/checkpoints",
+    ),
+    "damaged": (["--workdir={tmp}/damaged", "--out={tmp}/x.safetensors"], "is damaged"),
+    "no published form": (
+        ["--workdir={run}", "--out={tmp}/x.safetensors", "--names=published"],
+        "--names=published: the published model takes numbers",
+    ),
+    "a foreign file": (["--workdir={tmp}/other.safetensors", "--out={tmp}/x.safetensors"], "cannot be read"),
+    "a bucket": (
+        ["--workdir=gs://bucket/run", "--out={tmp}/x.safetensors"],
+        "not a URL; mount the bucket with gcsfuse",
+    ),
+}
 
 
 def copy(run: Path, target: Path) -> Path:
@@ -240,6 +264,7 @@ def folder(tmp_path_factory, trained) -> Path:
     tmp = tmp_path_factory.mktemp("programs")
     for name, text in CONFIGS.items():
         (tmp / name).write_text(text)
+    (tmp / "other.safetensors").write_text("not an export")
     for name in ("data", "started/checkpoints"):
         (tmp / name).mkdir(parents=True)
     with ocp.CheckpointManager(tmp / "foreign/checkpoints") as manager:
@@ -263,7 +288,7 @@ def results(folder) -> dict[tuple[str, str], Done]:
     fill = lambda text: text.format(tmp=folder, run=folder / "run")
     cases = [
         (module, name, case[0])
-        for module, of in (("train", TRAIN), ("evaluate", EVALUATE), ("report", REPORT))
+        for module, of in (("train", TRAIN), ("evaluate", EVALUATE), ("report", REPORT), ("export", EXPORT))
         for name, case in of.items()
     ]
     cases.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
@@ -300,6 +325,14 @@ def test_what_cannot_be_kept_is_shown(results, folder):
     assert "Is a directory" in done.err
     assert "accuracy" in done.out
     assert "written" not in done.out
+
+
+@pytest.mark.parametrize("name", EXPORT)
+def test_export_refuses(results, folder, name):
+    done = results["export", name]
+    assert EXPORT[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
+    assert done.out == ""
+    assert not list(folder.glob("x.*"))
 
 
 @pytest.mark.parametrize("name", REPORT)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def metrics(tmp_path: Path) -> MetricsFile:
 
 
 def reporter(workdir: Path, **options: Any) -> Reporter:
-    defaults: dict = {"total_steps": 100, "start_step": 0, "tensorboard": False, "process_index": 0}
+    defaults: dict = {"total_steps": 100, "start_step": 0, "process_index": 0}
     return Reporter(workdir, **{**defaults, **options})
 
 
@@ -203,7 +202,7 @@ def test_terminal(tmp_path: Path) -> None:
 
 
 def test_other_processes_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with reporter(tmp_path / "run", process_index=1, tensorboard=True) as run:
+    with reporter(tmp_path / "run", process_index=1, trackers=("tensorboard",)) as run:
         run.train(1, VALUES)
         run.evaluation(1, "test", VALUES)
         run.message("hello")
@@ -229,7 +228,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def test_tensorboard(tmp_path: Path) -> None:
-    with reporter(tmp_path, tensorboard=True) as run:
+    with reporter(tmp_path, trackers=("tensorboard",)) as run:
         run.train(10, VALUES)
         run.evaluation(10, "validation", {"loss": 0.25, "activation_rate": [1.0]})
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -248,17 +247,11 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("start_step", "purged_from"), [(20, 21), (0, 0)])
 def test_tensorboard_forgets_what_is_done_again(tmp_path: Path, start_step: int, purged_from: int) -> None:
-    with reporter(tmp_path, tensorboard=True, start_step=start_step) as run:
+    with reporter(tmp_path, trackers=("tensorboard",), start_step=start_step) as run:
         run.train(30, {"loss": 1.0})
     (path,) = (tmp_path / "tensorboard").iterdir()
     starts = [e.step for e in read_events(path) if e.session_log.status == SessionLog.START]
     assert starts == [purged_from]
-
-
-def test_tensorboard_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match="tensorboardX"):
-        reporter(tmp_path, tensorboard=True)
 
 
 def test_values_are_parsed_as_strict_json(tmp_path: Path) -> None:

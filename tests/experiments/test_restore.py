@@ -159,7 +159,6 @@ def test_npz(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    pytest.importorskip("safetensors", reason="safetensors is a package of requirements-dev.txt")
     from safetensors.numpy import save_file
 
     save_file(ARRAYS, tmp_path / "state.safetensors")
@@ -224,7 +223,6 @@ def test_a_suffix_may_be_written_in_capitals(tmp_path, suffix):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_safetensors_of_half_precision(tmp_path, kind):
-    pytest.importorskip("safetensors", reason="safetensors is a package of requirements-dev.txt")
     from safetensors.numpy import save_file
 
     save_file({"x": np.arange(3).astype(jnp.dtype(kind)), "n": np.array(3)}, tmp_path / "state.Safetensors")
@@ -307,7 +305,6 @@ def test_broken_npz_files(tmp_path, name):
     ids=["empty", "text", "header beyond the file", "header is a list", "data cut short"],
 )
 def test_broken_safetensors_files(tmp_path, data):
-    pytest.importorskip("safetensors", reason="safetensors is a package of requirements-dev.txt")
     (tmp_path / "state.safetensors").write_bytes(data)
     assert_one_line(tmp_path / "state.safetensors", "cannot be read: ")
 

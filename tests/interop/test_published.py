@@ -9,7 +9,10 @@ import pytest
 from helpers import normal
 
 from seqboat.interop.published import convert_ema, convert_layer
-from seqboat.layers.seqboat import LayerConfig
+from seqboat.interop.to_published import layer_state
+from seqboat.layers.router import RouterConfig
+from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
+from tests.helpers import assert_close, random_like
 
 STATE = {
     **{name: np.asarray(normal(seed, 2, 3, 1)) for seed, name in enumerate(("delta", "alpha", "beta"))},
@@ -85,3 +88,47 @@ def test_a_layer_is_known_behind_wrappers_too():
     with pytest.raises(ValueError, match="missing") as caught:
         convert_layer({"module.gamma": np.zeros((2, 2), jnp.bfloat16)}, config)
     assert "unexpected" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"causal": True, "norm": "batch", "position": "rotary"},
+        {"norm": "scale", "position": "slot"},
+        {"norm": "rms", "position": "t5"},
+        {"activation": "always", "position": "none"},
+    ],
+    ids=str,
+)
+def test_a_state_dict_made_of_ours_is_read_back(fields):
+    config = LayerConfig(4, 2, 6, state_size=3, window_size=2, max_positions=5, **fields)
+    x, valid = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
+    variables = random_like(jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid))
+    assert_close(convert_layer(layer_state(variables, config), config), jax.tree.map(np.asarray, variables), 0)
+
+
+def test_the_mean_of_a_centered_router_becomes_part_of_its_bias():
+    fields = {"state_size": 2, "window_size": 2, "max_positions": 4}
+    config = LayerConfig(4, 2, 4, router=RouterConfig(centered=True), **fields)
+    x, valid = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
+    variables = random_like(jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid))
+    plain = convert_layer(layer_state(variables, config), LayerConfig(4, 2, 4, **fields))
+    assert "batch_stats" not in plain
+    mean = variables["batch_stats"]["sparse"]["configurator"]["mean"]
+    ours, theirs = (tree["params"]["sparse"]["configurator"]["logits"] for tree in (variables, plain))
+    m = normal(7, 5, 4)
+    logits = (m - mean[None]) @ ours["kernel"] + ours["bias"][None]
+    np.testing.assert_allclose(m @ theirs["kernel"] + theirs["bias"][None], logits, atol=1e-6)
+    assert np.abs(theirs["bias"] - ours["bias"]).max() > 0.1
+
+
+def test_leaves_without_a_place_are_named():
+    config = LayerConfig(4, 2, 4, state_size=2, window_size=2, max_positions=4)
+    with pytest.raises(ValueError, match="the published model needs parameters that this one lacks: params/ssm/delta"):
+        layer_state({"params": {"gau": {}}}, config)
+    x, valid = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
+    variables = random_like(jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid))
+    variables["params"]["more"] = np.ones(3)
+    with pytest.raises(ValueError, match="the published model has no place for params/more"):
+        layer_state(variables, config)

@@ -26,7 +26,6 @@ CHANGES = {
     "train.log_every": 1,
     "train.evaluate_every": 100,
     "train.checkpoint_every": 100,
-    "train.tensorboard": False,
 }
 
 

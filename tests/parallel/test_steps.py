@@ -29,7 +29,6 @@ SMALL = {
     "train.batch_size": 8,
     "train.steps": STEPS,
     "train.activation_penalty": 0.1,
-    "train.tensorboard": False,
 }
 LANGUAGE = {**SMALL, "task.train_examples": 64, "task.test_examples": 16}
 # Batch norm, both directions, a centred router, a sinusoid: everything that looks over the batch or the length.
