@@ -1,4 +1,4 @@
-"""docs/hypernetworks.md and its pictures, from the files in docs/hypernetworks/ (python -m experiments.pages.results).
+"""docs/hypernetworks.md and its pictures, from the files in docs/_data/hypernetworks/ (python -m experiments.pages.results).
 
 intro.md, a section for every study whose NAME.json is there with the remarks of NAME.md, and end.md.
 """
@@ -37,7 +37,7 @@ def _read(path: Path) -> str:
 def _foot(name: str, result: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {result['versions'][package]}" for package in ("python", "jax", "flax"))
     return (
-        f"\n    {result['command']}\n\n{result['hardware']}; {versions}; [{name}.json](hypernetworks/{name}.json).\n\n"
+        f"\n    {result['command']}\n\n{result['hardware']}; {versions}; [{name}.json](_data/hypernetworks/{name}.json).\n\n"
     )
 
 
@@ -70,7 +70,7 @@ def arms(name: str, result: dict[str, Any], directory: Path) -> str:
     head += [f"steps to {LEVEL}", "rates within 1.5x", "failed runs", "gradient variation: start → end"]
     _draw_arms(result, directory / f"{name}.png")
     title = {"rotation": "Digits at every angle", "noise": "A Bayesian hypernetwork: eight random numbers"}[name]
-    return f"## {title}\n\n{_table(head, rows)}\n![validation loss of every arm](hypernetworks/{name}.png)\n"
+    return f"## {title}\n\n{_table(head, rows)}\n![validation loss of every arm](_data/hypernetworks/{name}.png)\n"
 
 
 def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
@@ -97,7 +97,7 @@ def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
         f"## One run, every activation penalty: {title}\n\nPenalty: lambda x {largest:g}. Seeds "
         f"{', '.join(map(str, sorted({run['seed'] for run in result['runs']})))}. Test split, last step.\n\n"
         + _table(["", "lambda", "accuracy", "activation rate, mean of layers", "loss"], rows)
-        + f"\n![accuracy against activation rate](hypernetworks/{name}.png)\n"
+        + f"\n![accuracy against activation rate](_data/hypernetworks/{name}.png)\n"
     )
 
 
