@@ -2,8 +2,8 @@
 
     python -m experiments.pages.results        writes them, with the pages
 
-`layer` draws the SeqBoat layer, `tradeoff` test accuracy against the activation rate of every arm of RESULT, and `badge`
-a label with a value. All are functions of their arguments alone: the same input gives the same bytes.
+`layer` draws the SeqBoat layer, `tradeoff` test accuracy against the activation rate of every arm of RESULT, `badge` a
+label with a value. All are functions of their arguments alone: the same input gives the same bytes.
 """
 
 import json
@@ -23,17 +23,19 @@ RESULT = "router_selective_copy.json"
 COLORS = ("#8b95a1", "#d55e00", "#e69f00", "#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#a3b18a", "#6a4c93", "#c1121f")
 STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de } .text { fill: #1f2328 } .quiet { fill: #59636e } .grid { stroke: #d0d7de }
-  .box { fill: #eef1f4; stroke: #8b95a1 } .on { fill: #f4a340; stroke: #b3671a } .band { fill: #dbe9f8; stroke: #5a8fc7 }
+  .box { fill: #eef1f4; stroke: #8b95a1 } .on { fill: #f4a340; stroke: #b3671a }
+  .band { fill: #dbe9f8; stroke: #5a8fc7 }
   .line { stroke: #8b95a1; fill: none } .hot { stroke: #d9822b; fill: none; stroke-width: 1.8 }
   @media (prefers-color-scheme: dark) {
     .card { fill: #161b22; stroke: #30363d } .text { fill: #e6edf3 } .quiet { fill: #9aa4af } .grid { stroke: #30363d }
-    .box { fill: #262c36; stroke: #6b7683 } .on { fill: #e08a2c; stroke: #f4b266 } .band { fill: #1d3550; stroke: #5a8fc7 }
+    .box { fill: #262c36; stroke: #6b7683 } .on { fill: #e08a2c; stroke: #f4b266 }
+    .band { fill: #1d3550; stroke: #5a8fc7 }
   }
 """
 
 
 class Arm(NamedTuple):
-    """One arm of a study: of each seed the activation rate, mean of layers, and the test accuracy; and their summary."""
+    """One arm of a study: of each seed the activation rate, mean of layers, and the test accuracy; their summary."""
 
     label: str
     points: list[tuple[float, float]]
@@ -86,15 +88,17 @@ def tradeoff(arms: list[Arm]) -> str:
     for tick in [floor + (1 - floor) * part / 4 for part in range(5)]:
         body += [_line(left, y(tick), right, y(tick), "grid"), _text(left - 8, y(tick) + 4, f"{tick:.2f}", "end")]
     body += [_text(left, 17, "test accuracy"), _text(right, bottom + 38, "share of tokens that run attention", "end")]
+    body += [
+        _text(404, bottom + 64, "accuracy ± s.e.", "end", "quiet"),
+        _text(right, bottom + 64, "rate", "end", "quiet"),
+    ]
     for number, arm in enumerate(arms):
-        color, row = COLORS[number % len(COLORS)], bottom + 66 + 22 * number
+        color, row = COLORS[number % len(COLORS)], bottom + 88 + 22 * number
         body += [_dot(x(rate), y(accuracy), 3.5, color, 0.55) for rate, accuracy in arm.points]
         body += [_dot(x(arm.rate), y(arm.mean), 7, color), _dot(24, row - 5, 6, color)]
         body += [_text(38, row, arm.label, size=14), _text(right, row, f"{arm.rate:.2f}", "end", size=14)]
         body += [_text(404, row, f"{arm.mean:.3f} ± {arm.standard_error:.3f}", "end", size=14)]
-    body += [_text(404, bottom + 44 + 22 * len(arms) + 44, "accuracy ± s.e.", "end", "quiet")]
-    body += [_text(right, bottom + 44 + 22 * len(arms) + 44, "rate", "end", "quiet")]
-    return _document(520, bottom + 104 + 22 * len(arms), "Accuracy against activation rate", body)
+    return _document(520, bottom + 84 + 22 * len(arms), "Accuracy against activation rate", body)
 
 
 # The tokens of the drawing: their number, and which are active.
@@ -106,23 +110,26 @@ def layer() -> str:
     """The layer from top to bottom: SSM on every token, router, attention on the packed active tokens, gate, sum."""
     columns = [64 + STEP * token for token in range(TOKENS)]
     packed = [columns[0] + 115 + STEP * slot for slot in range(len(ACTIVE))]
-    body = [*_row(columns, 34, ()), _text(20, 52, "x", size=16)]
+    body = [*_row(columns, 34, ()), _text(10, 52, "x", size=16)]
     body += [_line(column, 60, column, 78, "line") for column in columns]
     body += [_band(40, 78, 466, 34, "SSM over every token, linear in the length")]
     body += [_line(column, 112, column, 130, "line") for column in columns]
-    body += [*_row(columns, 130, ACTIVE), _text(20, 148, "m", size=16)]
-    body += [_text(506, 176, "a router activates the tokens that need attention", "end", "quiet")]
+    body += [*_row(columns, 130, ACTIVE), _text(10, 148, "m", size=16)]
+    body += [_text(44, 232, "a router picks", kind="quiet"), _text(44, 249, "the active tokens", kind="quiet")]
     body += [_curve(columns[token], 156, slot, 222) for token, slot in zip(ACTIVE, packed, strict=True)]
-    body += [*_row(packed, 222, range(len(ACTIVE))), _text(packed[-1] + 26, 240, "packed", "start", "quiet")]
+    body += [
+        *_row(packed, 222, range(len(ACTIVE))),
+        _text(packed[-1] + 24, 240, "packed, none dropped", "start", "quiet"),
+    ]
     body += [_arc(packed[slot], packed[slot - back], 248) for slot in range(5) for back in (1, 2) if slot >= back]
     body += [_band(packed[0] - 26, 284, 5 * STEP + 14, 34, "attention, exact window")]
+    body += [_text(packed[-1] + 36, 306, "gate: × confidence", "start", "quiet")]
     body += [_curve(slot, 318, columns[token], 384) for token, slot in zip(ACTIVE, packed, strict=True)]
-    body += [_text(506, 372, "times the router's confidence c", "end", "quiet")]
-    body += [*_row(columns, 384, ACTIVE, "0"), _text(20, 402, "h", size=16)]
+    body += [*_row(columns, 384, ACTIVE, "0"), _text(10, 402, "h", size=16)]
     body += [_line(column, 410, column, 428, "line") for column in columns]
     body += [_band(40, 428, 466, 34, "y = silu(x + m W + h)"), *_row(columns, 480, ())]
     body += [_line(column, 462, column, 480, "line") for column in columns]
-    body += [_text(20, 498, "y", size=16), '<path class="line" d="M50 143H32V445H40" stroke-dasharray="4 3"/>']
+    body += [_text(10, 498, "y", size=16), '<path class="line" d="M51 143H33V445H40" stroke-dasharray="4 3"/>']
     return _document(WIDTH, 524, "The SeqBoat layer", body)
 
 
@@ -176,7 +183,9 @@ def _dot(x: float, y: float, radius: float, color: str, opacity: float = 1) -> s
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start", kind: str = "text", size: int = 13) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}">{escape(words)}</text>'
+    return (
+        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}">{escape(words)}</text>'
+    )
 
 
 def _document(width: int, height: int, title: str, body: list[str]) -> str:
