@@ -13,9 +13,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("seqboat", "experiments", "configs")
-# Pages from the root of the repository, by their names on the site; the README is the front page of the repository, and
-# the site has its own.
-FROM_ROOT = {"CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "README.md": "README.md"}
+# Pages of the site from the root of the repository.
+FROM_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md")
 MAX_PAGE_BYTES = 1_000_000
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -54,7 +53,7 @@ def site_path(file: str) -> str:
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     if file.endswith(".py") and module in modules():
         return api_page(module)
-    return FROM_ROOT.get(file, f"source/{file}.txt")
+    return file if file in FROM_ROOT else f"source/{file}.txt"
 
 
 def links(text: str, file: str) -> list[str]:
@@ -77,7 +76,7 @@ def rewrite(text: str, file: str) -> str:
 
 def repository_file(page: str) -> str:
     """The file of the repository that a page of the site is made from."""
-    return page if page in ("CONTRIBUTING.md", "CHANGELOG.md") else f"docs/{page}"
+    return page if page in FROM_ROOT else f"docs/{page}"
 
 
 class _Sources(HTMLParser):
@@ -117,6 +116,16 @@ def problems(site: Path) -> list[str]:
 
 
 def on_config(config: Any) -> Any:
+    from markdown.extensions import Extension
+
+    class NoHTML(Extension):
+        """Docstrings and guides have no HTML: <gamma, h_t> is an inner product."""
+
+        def extendMarkdown(self, md: Any) -> None:
+            md.preprocessors.deregister("html_block")
+            md.inlinePatterns.deregister("html")
+
+    config.markdown_extensions.append(NoHTML())
     for item in config.nav:
         if "API" in item:
             item["API"] = [api_navigation(package) for package in PACKAGES]
@@ -126,11 +135,10 @@ def on_config(config: Any) -> Any:
 def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
-    pages = ["CONTRIBUTING.md", "CHANGELOG.md"]
-    linked = {link for page in pages for link in links((ROOT / page).read_text(), page)}
+    linked = {link for page in FROM_ROOT for link in links((ROOT / page).read_text(), page)}
     for page in [file for file in files.documentation_pages() if not file.src_uri.startswith("_data/")]:
         linked.update(links(page.content_string, f"docs/{page.src_uri}"))
-    for page in pages:
+    for page in FROM_ROOT:
         files.append(File.generated(config, page, content=(ROOT / page).read_text()))
     for module in modules():
         text = f"---\ntitle: {module.rpartition('.')[2]}\n---\n\n# {module}\n\n::: {module}\n"
