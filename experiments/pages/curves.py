@@ -16,7 +16,6 @@ from experiments.common.errors import UserError
 from experiments.common.files import write_json
 from experiments.evaluation.evaluator import read_result
 from experiments.evaluation.seeds import SUMMARY_FILE
-from experiments.pages import save_picture
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.metrics import METRICS_FILE, MetricsFile
 from experiments.training.restore import CHECKPOINTS
@@ -113,7 +112,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    save_picture(figure, path)
+    figure.savefig(path, dpi=110)
 
 
 def _xy(records: list[dict], name: str) -> tuple[list, list]:

@@ -72,8 +72,9 @@ def arms(path: Path) -> list[Arm]:
 def _arm(label: str, run: dict[str, Any]) -> Arm:
     accuracy = run["metrics"]["accuracy"]
     rates = [fmean(layers) if layers else 0.0 for layers in run["activation_rate"]]
-    points = list(zip(rates, accuracy["values"], strict=True))
-    return Arm(label, points, accuracy["mean"], accuracy["standard_error"])
+    seeds = zip(rates, accuracy["values"], strict=True)
+    points = [(rate, value) for rate, value in seeds if value is not None]  # None: the run failed
+    return Arm(label.replace("_", " "), points, accuracy["mean"], accuracy["standard_error"])
 
 
 def tradeoff(arms: list[Arm]) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.common.errors import UserError
-from experiments.pages import save_picture
+from experiments.common.pictures import save_picture
 
 LEVEL = "0.2"
 

@@ -152,6 +152,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     if page.file.src_uri.startswith("api/"):
         return markdown
+    markdown = re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL)  # marks of generated tables
     return rewrite(markdown, repository_file(page.file.src_uri))
 
 
