@@ -5,8 +5,9 @@
 # make docs         the site with all pages and the API, in site/; fails on a warning
 # make accelerator  check and time everything on this machine's GPU or TPU, in 12 minutes; ARGS=--help
 #
-# All but `accelerator`, which uses PYTHON as it is, make a virtual environment in .venv, docs in .venv-docs. PYTHON=python3.13 VENV=.venv313
-# chooses the interpreter and a second environment for it. Without make, see docs/getting_started.md.
+# All but `accelerator`, which uses PYTHON as it is, make a virtual environment in .venv, and `docs` in .venv-docs.
+# PYTHON=python3.13 VENV=.venv313 chooses the interpreter and a second environment for it. Without make, see
+# docs/getting_started.md.
 
 PYTHON ?= python3
 VENV ?= .venv
