@@ -2,20 +2,23 @@
 # make test         what continuous integration runs
 # make test-all     everything, the heavy evidence too
 # make lint         format check, lint, types
+# make docs         the site with all pages and the API, in site/; fails on a warning
 # make accelerator  check and time everything on this machine's GPU or TPU, in 12 minutes; ARGS=--help
 #
-# All but `accelerator`, which uses PYTHON as it is, make a virtual environment in .venv. PYTHON=python3.13 VENV=.venv313
-# chooses the interpreter and a second environment for it. Without make, see README.md.
+# All but `accelerator`, which uses PYTHON as it is, make a virtual environment in .venv, and `docs` in .venv-docs.
+# PYTHON=python3.13 VENV=.venv313 chooses the interpreter and a second environment for it. Without make, see
+# docs/getting_started.md.
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/quickstart
 SHELL := /bin/bash
 # pyenv puts a python3.13 on the path that only runs once a version is chosen: choose the one that has it.
 export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whence $(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: quickstart accelerator test test-all lint python clean
+.PHONY: quickstart accelerator test test-all lint docs python clean
 
 quickstart: $(VENV)/.run
 	$(RUN) -m experiments.sweep --config=configs/sweeps/quickstart.py --workdir=$(WORKDIR) --out=$(WORKDIR)/table
@@ -37,6 +40,11 @@ lint: $(VENV)/.dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# Without jax: the API is read from the sources, not imported.
+docs: $(DOCS_VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet
+	@echo "wrote site/; to read it: $(DOCS_VENV)/bin/python -m http.server --directory site"
+
 # Fails where PYTHON does not run or is too old.
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) does not run or is older than 3.11; try make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -50,5 +58,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+$(DOCS_VENV)/.docs: requirements-docs.txt | python
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) site .mypy_cache .pytest_cache .ruff_cache

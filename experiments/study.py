@@ -1,4 +1,4 @@
-"""Run a study made of many runs:  python -m experiments.study --study=rotation [--out=docs/hypernetworks/rotation]
+"""Run a study made of many runs:  python -m experiments.study --study=rotation [--out=docs/_data/hypernetworks/NAME]
 
 Studies: rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual
 (continual.py). Rewrites OUT.json after every arm; `python -m experiments.pages.results` renders it as a page.
@@ -15,7 +15,9 @@ from experiments.common.files import user_path
 NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
 
 _STUDY = flags.DEFINE_enum("study", None, NAMES, "Study to run.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Path of the JSON file without suffix; by default docs/hypernetworks/STUDY.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Path of the JSON file without suffix; by default docs/_data/hypernetworks/STUDY."
+)
 _SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds, from 0; by default 5, or 3 for pareto.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps per run or per task; pareto ignores it.", lower_bound=1)
 _ARMS = flags.DEFINE_list("arms", None, "Arms of rotation or noise to run; by default all.")
@@ -35,7 +37,7 @@ def main() -> None:
     from experiments.studies import arms, continual, pareto
 
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
-    out = user_path(f"{_OUT.value or f'docs/hypernetworks/{name}'}.json", "--out")
+    out = user_path(f"{_OUT.value or f'docs/_data/hypernetworks/{name}'}.json", "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_unwritable(out.parent)
 

@@ -1,6 +1,6 @@
 """Train and test the arms of a table, each from the same seeds, and write the table's file:
 
-python -m experiments.sweep --config=configs/sweeps/selective_copy.py --workdir=runs/copy --out=docs/results/copy
+python -m experiments.sweep --config=configs/sweeps/selective_copy.py --workdir=runs/copy --out=runs/copy/table
 
 Finished runs are reused, and several processes may share a work directory, one for each core or device: each takes runs
 that no other has, and the last one writes OUT.json and OUT.png as `experiments.pages.curves` does.

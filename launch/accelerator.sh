@@ -12,7 +12,7 @@ Checks the kernels and layers against their references, times them beside the pu
 steps of the enwik8 recipe, and trains for the rest of the time. Each part has its own limit; if a check fails, nothing
 is timed. Results are in DIR (runs/accelerator) as they come: results.json, log.txt, trace.tar.gz, and summary.md at the
 end. If the variable OUT names a folder, they are copied there too. The same command resumes: a finished part is not run
-again. To put them into docs/performance.md, copy results.json to docs/performance/accelerators/NAME.json and run
+again. To put them into docs/performance.md, copy results.json to docs/_data/performance/accelerators/NAME.json and run
 python -m experiments.pages.results.
 
   --published  the authors' standalone PyTorch file; without it, or without torch, that part is skipped

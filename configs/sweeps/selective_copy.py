@@ -1,6 +1,6 @@
 """The arms of docs/router.md on selective copying, from ten seeds that no earlier experiment used.
 
-    python -m experiments.sweep --config=configs/sweeps/selective_copy.py --workdir=runs/copy --out=docs/results/copy
+    python -m experiments.sweep --config=configs/sweeps/selective_copy.py --workdir=runs/copy --out=runs/copy/table
 
 40 % of the tokens matter. `strided` and `random` have that rate, but choose whatever the tokens are; `whole` always
 attends to everything, and is what attention can reach at best.

@@ -10,6 +10,7 @@ from rich.table import Table
 from experiments.common import terminal
 from experiments.common.errors import UserError
 from experiments.common.files import write_json
+from experiments.common.pictures import save_picture
 from experiments.evaluation.evaluator import read_result
 from experiments.evaluation.seeds import SUMMARY_FILE
 from experiments.training.checkpoints import Checkpoints
@@ -115,7 +116,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def _xy(records: list[dict], name: str) -> tuple[list, list]:

@@ -1,6 +1,6 @@
 """Draw runs' learning curves:
 
-python -m experiments.pages.curves --out=docs/results/text --run=ours=runs/a --run=base=runs/b
+python -m experiments.pages.curves --out=docs/_data/results/text --run=ours=runs/a --run=base=runs/b
 
 Writes OUT.png and OUT.json: of every run its config, hardware, versions, curve and test result.
 """

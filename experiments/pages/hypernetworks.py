@@ -1,4 +1,4 @@
-"""docs/hypernetworks.md and its pictures, from the files in docs/hypernetworks/ (python -m experiments.pages.results).
+"""docs/hypernetworks.md and its pictures, from docs/_data/hypernetworks/ (python -m experiments.pages.results).
 
 intro.md, a section for every study whose NAME.json is there with the remarks of NAME.md, and end.md.
 """
@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.common.errors import UserError
+from experiments.common.pictures import save_picture
 
 LEVEL = "0.2"
 
@@ -36,9 +37,8 @@ def _read(path: Path) -> str:
 
 def _foot(name: str, result: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {result['versions'][package]}" for package in ("python", "jax", "flax"))
-    return (
-        f"\n    {result['command']}\n\n{result['hardware']}; {versions}; [{name}.json](hypernetworks/{name}.json).\n\n"
-    )
+    file = f"[{name}.json](_data/hypernetworks/{name}.json)"
+    return f"\n    {result['command']}\n\n{result['hardware']}; {versions}; {file}.\n\n"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -70,7 +70,7 @@ def arms(name: str, result: dict[str, Any], directory: Path) -> str:
     head += [f"steps to {LEVEL}", "rates within 1.5x", "failed runs", "gradient variation: start → end"]
     _draw_arms(result, directory / f"{name}.png")
     title = {"rotation": "Digits at every angle", "noise": "A Bayesian hypernetwork: eight random numbers"}[name]
-    return f"## {title}\n\n{_table(head, rows)}\n![validation loss of every arm](hypernetworks/{name}.png)\n"
+    return f"## {title}\n\n{_table(head, rows)}\n![validation loss of every arm](_data/hypernetworks/{name}.png)\n"
 
 
 def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
@@ -97,7 +97,7 @@ def pareto(name: str, result: dict[str, Any], directory: Path) -> str:
         f"## One run, every activation penalty: {title}\n\nPenalty: lambda x {largest:g}. Seeds "
         f"{', '.join(map(str, sorted({run['seed'] for run in result['runs']})))}. Test split, last step.\n\n"
         + _table(["", "lambda", "accuracy", "activation rate, mean of layers", "loss"], rows)
-        + f"\n![accuracy against activation rate](hypernetworks/{name}.png)\n"
+        + f"\n![accuracy against activation rate](_data/hypernetworks/{name}.png)\n"
     )
 
 
@@ -151,7 +151,7 @@ def _draw_arms(result: dict[str, Any], path: Path) -> None:
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("validation loss, median of seeds")
     axes[0][-1].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
     pyplot.close(figure)
 
 
@@ -168,7 +168,7 @@ def _draw_pareto(result: dict[str, Any], path: Path) -> None:
     panel.set(xlabel="activation rate, mean of layers", ylabel="test accuracy")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
     pyplot.close(figure)
 
 

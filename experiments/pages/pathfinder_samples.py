@@ -1,6 +1,6 @@
 """Draws a page of Pathfinder and Path-X pictures.
 
-python -m experiments.pages.pathfinder_samples --out=docs/results/pathfinder_samples.png
+python -m experiments.pages.pathfinder_samples --out=docs/assets/pathfinder_samples.png
 """
 
 from itertools import count

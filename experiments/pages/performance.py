@@ -29,11 +29,11 @@ def section(path: Path) -> str:
         table = _pivot(rows) if found["suite"] == "layers" else markdown(rows)
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         lines = [f"## {path.stem.replace('_', ' ')}", "", f"    {found['command']}", "", *table, ""]
-        lines += [f"{found['hardware']}; {versions}; [{path.name}](performance/{path.name})."]
+        lines += [f"{found['hardware']}; {versions}; [{path.name}](_data/performance/{path.name})."]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a file of experiments.benchmark: {error!r}") from error
     if path.with_suffix(".png").exists():
-        lines += ["", f"![{path.stem}](performance/{path.stem}.png)"]
+        lines += ["", f"![{path.stem}](_data/performance/{path.stem}.png)"]
     return "\n".join([*lines, "", _remarks(path.with_suffix(".md"))])
 
 

@@ -1,6 +1,6 @@
 """Arms of a hypernetwork study under equal conditions: every seed and learning rate of an arm in one program.
 
-    python -m experiments.study --study=rotation --out=docs/hypernetworks/rotation
+    python -m experiments.study --study=rotation --out=docs/_data/hypernetworks/rotation
 
 For each arm of configs/hyper/arms.py and each optimiser, with the same grid of learning rates and the same seeds, runs
 the steps of `training.step` under `jax.vmap`: twenty runs at once. The learning rate is chosen by validation loss; test

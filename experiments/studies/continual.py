@@ -1,6 +1,6 @@
 """Continual learning: five tasks of digits in sequence, by networks generated from the task's index.
 
-    python -m experiments.study --study=continual --out=docs/hypernetworks/continual
+    python -m experiments.study --study=continual --out=docs/_data/hypernetworks/continual
 
 split: task t tells digit 2t from 2t + 1. permuted: all ten digits, with pixels in a task-specific order. The same
 target is generated in chunks by an MLP or by an LSTM. While a task is learned, the generated weights of previous tasks

@@ -1,6 +1,6 @@
 """One hypernetwork for every activation penalty, against models trained at one penalty each.
 
-    python -m experiments.study --study=pareto_copy --out=docs/hypernetworks/pareto_copy --workdir=runs/pareto
+    python -m experiments.study --study=pareto_copy --out=docs/_data/hypernetworks/pareto_copy --workdir=runs/pareto
 
 Trains the hypernetwork and, without one, a model at each of five penalties, by the loop of `experiments.train`, and
 tests the last step of each: accuracy and activation rate, for the hypernetwork on a finer grid of penalties. Finished

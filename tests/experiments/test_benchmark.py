@@ -137,7 +137,7 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
 
 def test_the_page_is_what_its_files_make():
     docs = ROOT / "docs"
-    assert (docs / "performance.md").read_text() == performance.page(docs / "performance"), (
+    assert (docs / "performance.md").read_text() == performance.page(docs / "_data/performance"), (
         "run python -m experiments.pages.results"
     )
 

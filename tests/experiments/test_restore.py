@@ -78,9 +78,9 @@ def test_paths_are_read_as_everywhere(trained, monkeypatch):
             load(name)
 
 
-def test_the_five_lines_of_the_readme(trained):
+def test_the_five_lines_of_the_guide(trained):
     """As written there, except for the work directory."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/getting_started.md").read_text()
     (block,) = re.findall(r"((?:^ {4}.*\n)*^ {4}.*experiments\.load\(.*\n(?:^ {4}.*\n)*)", text, re.MULTILINE)
     lines = textwrap.dedent(block).splitlines()
     assert len(lines) == 5

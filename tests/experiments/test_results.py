@@ -39,7 +39,7 @@ def write(path: Path, content: object) -> Path:
 
 
 def test_the_page_is_what_its_files_make():
-    assert (DOCS / "results.md").read_text() == page(DOCS / "results"), "run python -m experiments.pages.results"
+    assert (DOCS / "results.md").read_text() == page(DOCS / "_data/results"), "run python -m experiments.pages.results"
 
 
 def test_a_row_names_everything(tmp_path):
@@ -63,7 +63,7 @@ def test_pictures_and_remarks_are_found(tmp_path):
     assert "![" not in section(path)
     (tmp_path / "a.png").touch()
     (tmp_path / "a.md").write_text("A remark.\n")
-    assert section(path).endswith("![curves of a](results/a.png)\n\nA remark.\n")
+    assert section(path).endswith("![curves of a](_data/results/a.png)\n\nA remark.\n")
 
 
 @pytest.mark.parametrize("content", [{}, [], {"ours": {}}, {"ours": {**RUN, "config": 3}}])
@@ -91,5 +91,5 @@ def test_tables_inside_a_page_are_made_from_their_files(tmp_path):
 
 def test_the_table_of_the_router_page_is_what_its_file_makes():
     text = (DOCS / "router.md").read_text()
-    assert "<!-- table: router_ten_seeds -->" in text
-    assert tables.fill(text, DOCS / "results") == text, "run python -m experiments.pages.results"
+    assert "<!-- table: router_seeds -->" in text
+    assert tables.fill(text, DOCS / "_data/results") == text, "run python -m experiments.pages.results"

@@ -15,11 +15,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_is_what_its_files_make(tmp_path):
-    for path in (DOCS / "hypernetworks").iterdir():
+    for path in (DOCS / "_data/hypernetworks").iterdir():
         if path.suffix != ".png":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     assert (DOCS / "hypernetworks.md").read_text() == page.page(tmp_path), "run python -m experiments.pages.results"
-    drawn, kept = ({path.name for path in folder.glob("*.png")} for folder in (tmp_path, DOCS / "hypernetworks"))
+    drawn, kept = ({path.name for path in folder.glob("*.png")} for folder in (tmp_path, DOCS / "_data/hypernetworks"))
     assert drawn == kept
 
 
