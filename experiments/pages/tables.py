@@ -46,5 +46,9 @@ def table(runs: dict[str, Any], name: str) -> str:
         lines.append(f"| {label.replace('_', ' ')} | {scores} | {error} | {min(known, default=0):.3f} | {activation} |")
     versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
     seeds = first["seeds"]
-    lines += ["", f"Seeds {seeds[0]} to {seeds[-1]}. {first['hardware']}; {versions}; [{name}](_data/results/{name}).", ""]
+    lines += [
+        "",
+        f"Seeds {seeds[0]} to {seeds[-1]}. {first['hardware']}; {versions}; [{name}](_data/results/{name}).",
+        "",
+    ]
     return "\n".join(lines) + "\n"

@@ -36,10 +36,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
-from experiments.training import manifest
+from experiments.training import manifest, saved_arrays
 from experiments.training.claims import Claim
-from seqboat.paths import path_name
-from seqboat.version import CHECKPOINT_FORMAT, metric_today, migrate
+from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 _DAMAGED = "damaged"
 _NOTHING, _REFUSED = -1, -2  # sent by process 0 to the others instead of a step
@@ -300,9 +299,9 @@ class Checkpoints:
         step, metrics = self._saving
         (folder,) = self.directory.glob(f"{step}.orbax-checkpoint-tmp*")
         try:
-            ocp.PyTreeCheckpointHandler().metadata(self._known_to_orbax() / folder.name / "state")  # opens every array
+            saved_arrays.open_all(self._known_to_orbax() / folder.name / "state")
         except Exception as error:
-            raise _Unreadable(_first_line(error)) from error
+            raise _Unreadable(saved_arrays.first_line(error)) from error
         manifest.write(folder, step, metrics)
 
     @contextmanager
@@ -441,36 +440,8 @@ class Checkpoints:
             raise UserError(f"{self._name(step)} cannot be read: {error}; use another step") from error
 
     def _restore(self, step: int, wanted: Any, *, partial: bool) -> Restored:
-        """Reads the arrays of a verified step onto the current devices, after checking that its tree is the one
-        `wanted`."""
-        meta = self._meta(step)
-        handler = ocp.PyTreeCheckpointHandler()
-        try:
-            saved = self._known_to_orbax() / str(step) / "state"
-            tree = handler.metadata(saved).tree
-            older = {metric_today(name): name for name in tree.get("metrics") or {}}
-            target = _with_metrics(jax.tree.map(_with_sharding, wanted), older)
-            differences = tree_differences(tree, target, partial=partial)
-            if differences and all(line.startswith("streams/") for line in differences):
-                raise UserError(
-                    f"{self._name(step)} was saved with a different config.task.carry_state or batch_size: resume with "
-                    "the original values, or use only the parameters by --init_from"
-                )
-            if differences:
-                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-                raise UserError(
-                    f"{self._name(step)} does not fit this model: {'; '.join(differences[:3])}{more}; "
-                    "use the config it was made with, or another directory"
-                )
-            arguments = ocp.checkpoint_utils.construct_restore_args(target)
-            args = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
-            with ocp.Checkpointer(handler) as reader:
-                state = reader.restore(saved, args=args)
-                return Restored(step, _with_metrics(state, {name: today for today, name in older.items()}), meta)
-        except UserError:
-            raise
-        except Exception as error:  # a forged or foreign file can make orbax raise anything
-            raise UserError(f"{self._name(step)} cannot be read: {_first_line(error)}") from error
+        meta, saved = self._meta(step), self._known_to_orbax() / str(step) / "state"
+        return Restored(step, saved_arrays.read(saved, wanted, self._name(step), partial=partial), meta)
 
 
 class _Unreadable(Exception):
@@ -494,48 +465,6 @@ def _first_best(scores: dict[int, float]) -> int | None:
     return -max(ranked)[1] if ranked else None
 
 
-def _with_metrics(state: Any, names: Mapping[str, str]) -> Any:
-    """The state with its metrics, if any, renamed."""
-    if getattr(state, "metrics", None) is None:
-        return state
-    return dataclasses.replace(state, metrics={names.get(name, name): sums for name, sums in state.metrics.items()})
-
-
-def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-# SGD's state has had one that nothing reads.
-_SECOND_MOMENT = "opt_state/second/"
-
-
-def tree_differences(saved: Any, wanted: Any, *, partial: bool) -> list[str]:
-    """One phrase per array that is missing, unexpected, or of a different shape or dtype (orbax would cast)."""
-    here, there = _arrays(wanted), _arrays(saved)
-    differences = []
-    for path, array in here.items():
-        if path not in there:
-            differences.append(f"{path} {array} is missing in it")
-        elif there[path] != array:
-            differences.append(f"{path} is {there[path]} in it, {array} here")
-    fields = {path.split("/")[0] for path in there} & set(wanted) if partial else None
-    unknown = [path for path in there if path not in here and (fields is None or path.split("/")[0] in fields)]
-    if not any(path.startswith(_SECOND_MOMENT) for path in here):
-        unknown = [path for path in unknown if not path.startswith(_SECOND_MOMENT)]
-    return differences + [f"{path} {there[path]} is only in it" for path in unknown]
-
-
-def _arrays(tree: Any) -> dict[str, str]:
-    """Path -> shape and dtype as stored; a typed key is stored as key data."""
-    stored: dict[str, str] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        stored[path_name(path)] = f"{tuple(leaf.shape)} {leaf.dtype}"
-    return stored
-
-
 def _os_error(error: BaseException | None) -> int | None:
     """The errno behind an exception; tensorstore raises ValueError with the number in its text."""
     while error is not None:
@@ -545,10 +474,6 @@ def _os_error(error: BaseException | None) -> int | None:
             return int(code[1])
         error = error.__cause__ or error.__context__
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _quiet_orbax(record: python_logging.LogRecord) -> bool:

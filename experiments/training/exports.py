@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from experiments.common.errors import UserError, require
-from experiments.training.checkpoints import tree_differences
 from experiments.training.experiment import read_config, read_task
 from experiments.training.models import build_model
+from experiments.training.saved_arrays import tree_differences
 from seqboat.interop.published import convert_classifier
 from seqboat.models.classifier import Classifier
 from seqboat.paths import flatten, path_name, unflatten
