@@ -1,7 +1,6 @@
 """The SeqBoat layer (Ren et al. 2023, arXiv 2306.11197, section 3)."""
 
-import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,217 +8,17 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from seqboat.choices import check_choices
-from seqboat.layers.ema import EMA
-from seqboat.layers.execution import Form
-from seqboat.layers.feed_forward import FeedForward
-from seqboat.layers.gau import GatedAttentionUnit
+from seqboat.layers.config import ACCELERATOR_BLOCKS, LayerConfig
 from seqboat.layers.initializers import truncated_normal
-from seqboat.layers.norm import NORMS, NormKind
-from seqboat.layers.router import ActivationStats, RouterConfig
-from seqboat.layers.s4d import S4D
+from seqboat.layers.router import ActivationStats
 from seqboat.layers.sparse_activation import Memories, SparseModularActivation
 from seqboat.layers.taps import tap
 from seqboat.modules import Modules, check_modules
-from seqboat.ops.ema import Method, choose
-from seqboat.ops.window import AttentionFunction, PositionKind, Window
-from seqboat.ops.window_attention import kernel_unsupported_reason
-from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-# Sizes are 32-bit integers in compiled programs, as are sums of a few of them.
-MAX_SIZE = 2**30
-SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
-# Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
-# microseconds, is little beside them. Argued from these numbers, not measured.
-ACCELERATOR_BLOCKS = 32
+__all__ = ["ACCELERATOR_BLOCKS", "SAVED_NAMES", "LayerConfig", "LayerState", "SeqBoatLayer"]
 
 # Values saved for the backward pass instead of recomputed, by their names in `jax.ad_checkpoint`.
 SAVED_NAMES = ("ssm", "sum", "result")
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerConfig:
-    """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`, N `state_size`.
-
-    `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
-    computes attention everywhere, "never" has neither attention nor configurator, "random" and "strided" compute it at
-    a share `activation_rate` of all positions, whatever the elements are (`router.FixedPattern`).
-    `feed_forward_size` 0 omits the sparsely activated feed-forward network, `attention` False the GAU. `max_positions`
-    sizes the "relative" table.
-    The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
-    ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
-    ("pallas"; interpreted and slow on a CPU). `layout` gives the mesh axes over which batches and sequences are split,
-    for steps under shard_map or pmap.
-
-    Reference only, for tests and comparisons with the published code; no recipe sets them: `attention`, `form`,
-    `ema_method`, `norm_affine`, `norm_counts_padding`, `hidden_dropout`, `attention_dropout`, `router.initial_bias`.
-    """
-
-    features: int
-    key_size: int
-    value_size: int
-    state_size: int = 16
-    window_size: int | None = 128
-    causal: bool = False
-    attention: bool = True
-    attention_function: AttentionFunction = "softmax"
-    position: PositionKind = "relative"
-    max_positions: int = 1024
-    feed_forward_size: int = 0
-    ssm: Literal["ema", "s4d"] = "ema"
-    ssm_truncation: int | None = None
-    ema_method: Method = "auto"
-    norm: NormKind = "layer"
-    norm_placement: Literal["pre", "post"] = "pre"
-    norm_affine: bool = True
-    norm_counts_padding: bool = False
-    layout: Layout = SINGLE_DEVICE
-    activation: Literal["learned", "always", "never", "random", "strided"] = "learned"
-    activation_rate: float | None = None
-    router: RouterConfig = dataclasses.field(default_factory=RouterConfig)
-    dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    form: Form = "packed"
-    block_size: int = 128
-    blocks_per_iteration: int | None = None
-    attention_method: Literal["blocks", "pallas"] = "blocks"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        for field in SIZES:
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise ValueError(f"{field}={value}: must be at least 1")
-        for field in ("window_size", "ssm_truncation"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
-        for field in (*SIZES, "window_size", "ssm_truncation", "feed_forward_size"):
-            if (getattr(self, field) or 0) > MAX_SIZE:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at most {MAX_SIZE}")
-        for field in ("dropout", "hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be in [0, 1)")
-        check_choices(self)
-        if self.feed_forward_size < 0:
-            raise ValueError(f"feed_forward_size={self.feed_forward_size}: must be 0 (none) or more")
-        if self.position == "slot" and self.window_size is None:
-            raise ValueError("position='slot' needs a window_size: its table covers the distances within a window")
-        if self.router.eviction_cost and self.window_size is None:
-            raise ValueError("router.eviction_cost=True needs a window_size: without a window no key is evicted")
-        if self.position == "rotary" and self.key_size % 2:
-            raise ValueError(f"key_size={self.key_size}: rotary positions rotate pairs of channels, so it must be even")
-        self._check_rates()
-        if self.attention_method == "pallas":
-            self._check_kernel()
-        if self.layout.length:
-            self._check_split()
-        if self.ssm == "s4d" and self.ema_method != "auto":
-            raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': must be 'auto'")
-
-    def _check_rates(self) -> None:
-        rate, fixed = self.activation_rate, self.activation in ("random", "strided")
-        if fixed and (rate is None or not 0 < rate <= 1):
-            raise ValueError(f"activation_rate={rate}: must be above 0 and at most 1 if activation={self.activation!r}")
-        if not fixed and rate is not None:
-            raise ValueError(f"activation_rate={rate}: only activation='random' and 'strided' have a given rate")
-        if self.router.target_rate is not None and self.activation != "learned":
-            raise ValueError(
-                f"router.target_rate={self.router.target_rate}: activation={self.activation!r} has no router"
-            )
-
-    def _check_kernel(self) -> None:
-        where = "attention_method='pallas'"
-        if self.form == "dense":
-            raise ValueError(f"{where}: only form='packed' has a kernel")
-        if self.attention_dropout:
-            raise ValueError(f"{where}: the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'")
-        if reason := kernel_unsupported_reason(self.make_window()):
-            raise ValueError(f"{where}: {reason}; use 'blocks'")
-
-    def _check_split(self) -> None:
-        if self.ssm != "ema":
-            raise ValueError(
-                f"ssm={self.ssm!r}: must be 'ema' if config.mesh splits sequences, to pass state between devices"
-            )
-        if self.ssm_truncation is not None:
-            raise ValueError(f"ssm_truncation={self.ssm_truncation}: must be None if config.mesh splits sequences")
-        if self.window_size is None:
-            raise ValueError(
-                "window_size=None: must be finite if config.mesh splits sequences, to be exchanged between devices"
-            )
-
-    def check_streaming(self, own_modules: bool = True) -> None:
-        """Raise ValueError unless such a layer can process streams piece by piece, exactly and in constant memory."""
-        refused = {
-            "causal": (self.causal, "the layer looks ahead; train with causal=True"),
-            "norm": (self.norm != "batch", "it uses statistics of whole batches; use layer, scale or rms"),
-            "ssm_truncation": (
-                self.ssm_truncation is None or self.ssm == "ema",
-                "only ssm='ema' has a state for a truncated kernel; train with None",
-            ),
-            "window_size": (
-                self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
-                "it must be finite here: the window is kept as state",
-            ),
-            "activation": (
-                self.activation not in ("random", "strided") or (own_modules and self.attention),
-                "positions are counted by the attention's memory; use it with attention=True",
-            ),
-            "layout": (not self.layout.length, "pieces cannot be split; split batches over the mesh, not sequences"),
-        }
-        for field, (fine, why) in refused.items():
-            if not fine:
-                raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
-
-    @property
-    def blocks(self) -> int:
-        """`blocks_per_iteration`; where that is None, what fills this backend."""
-        if self.blocks_per_iteration is not None:
-            return self.blocks_per_iteration
-        return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
-
-    def choose_ssm_method(self, length: int) -> Method:
-        """The method that computes the state space model for sequences of this length."""
-        return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
-
-    def make_window(self) -> Window:
-        return Window(self.window_size, self.causal, self.attention_function, self.position)
-
-    def make_norm(self, name: str) -> nn.Module:
-        extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
-        return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
-
-    def make_ssm(self, **owner: None) -> EMA | S4D:
-        """The state space model; `parent=None` for an unattached module."""
-        if self.ssm == "s4d":
-            return S4D(self.state_size, self.causal, self.ssm_truncation, name="ssm", **owner)
-        method, axis = self.ema_method, self.layout.length
-        return EMA(self.state_size, self.causal, self.ssm_truncation, method, axis, name="ssm", **owner)
-
-    def make_modules(self, **owner: None) -> tuple[nn.Module, ...]:
-        """The modules that the configurator chooses from; `parent=None` for unattached modules."""
-        modules: list[nn.Module] = []
-        dtype = jnp.dtype(self.dtype)
-        if self.activation != "never" and self.attention:
-            gau = GatedAttentionUnit(
-                features=self.features,
-                key_size=self.key_size,
-                value_size=self.value_size,
-                window=self.make_window(),
-                max_positions=self.max_positions,
-                hidden_dropout=self.hidden_dropout,
-                attention_dropout=self.attention_dropout,
-                kernel=self.attention_method == "pallas",
-                dtype=dtype,
-                name="gau",
-                **owner,
-            )
-            modules.append(gau)
-        if self.activation != "never" and self.feed_forward_size:
-            modules.append(
-                FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward", **owner)
-            )
-        return tuple(modules)
 
 
 class LayerState(NamedTuple):
