@@ -33,7 +33,7 @@ class Sweep:
         within(self, 1, FIRST_TUNING_SEED, "seeds", "tuning_seeds")
         within(self, 0, FIRST_TUNING_SEED - self.seeds, "first_seed")
         if not self.arms:
-            raise ValueError("arms={}: at least one is wanted")
+            raise ValueError("arms={}: must have at least one")
         for name in self.arms:
             if not name.replace("_", "").isalnum():
                 raise ValueError(f"arms.{name}: letters, digits and underscores only, since it names a directory")

@@ -105,7 +105,7 @@ def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(ex
     [
         ({"seeds": 0}, "seeds=0: must be at least 1"),
         ({"first_seed": -1}, "first_seed=-1: must be at least 0"),
-        ({"arms": {}}, "at least one"),
+        ({"arms": {}}, "must have at least one"),
         ({"arms": {"../x": {}}}, r"arms\.\.\./x: letters, digits and underscores only"),
         ({"arm": {}}, "arm: unknown field"),
     ],
