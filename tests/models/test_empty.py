@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import normal, random_like
 
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -53,11 +53,15 @@ def test_results_and_gradients_of_nothing_have_their_shapes(name, kind):
     given = lambda batch, length: (jnp.zeros((batch, length, *pair), int), jnp.zeros((batch, *pair), int))
     variables = jax.eval_shape(model.init, jax.random.key(0), *given(1, 4))
     stats = {"batch_stats": variables["batch_stats"]} if "batch_stats" in variables else {}
-    run = lambda params, stats, given: model.apply({"params": params, **stats}, *given).logits
-    both = lambda *args: (run(*args), jax.grad(lambda *args: run(*args).sum())(*args))
+
+    def loss(params, stats, given):
+        logits = model.apply({"params": params, **stats}, *given).logits
+        return logits.sum(), logits
+
+    gradient_and_logits = jax.grad(loss, has_aux=True)
     for batch, length in EMPTY:
         assert structure(jax.eval_shape(model.init, jax.random.key(0), *given(batch, length))) == structure(variables)
-        logits, gradient = jax.eval_shape(both, variables["params"], stats, given(batch, length))
+        gradient, logits = jax.eval_shape(gradient_and_logits, variables["params"], stats, given(batch, length))
         assert logits.shape == ((batch, length, 5) if name == "language model" else (batch, 3))
         assert structure(gradient) == structure(variables["params"])
 
@@ -66,14 +70,19 @@ def test_results_and_gradients_of_nothing_have_their_shapes(name, kind):
 def test_a_layer_without_elements_computes_nothing_and_keeps_its_state(batch, length):
     layer = SeqBoatLayer(LAYER)
     x, valid = jnp.zeros((batch, length, 4)), jnp.zeros((batch, length), bool)
-    variables = layer.init(jax.random.key(0), x, valid)
-    run = lambda params: layer.apply({"params": params}, x, valid, True)
-    (y, stats), gradient = run(variables["params"]), jax.grad(lambda params: run(params)[0].sum())(variables["params"])
+    variables = random_like(jax.eval_shape(layer.init, jax.random.key(0), x, valid))
+
+    def loss(params):
+        y, stats = layer.apply({"params": params}, x, valid, True)
+        return y.sum(), (y, stats)
+
+    gradient, (y, stats) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     assert y.shape == x.shape
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, stats)))
     assert not stats.elements
     state = jax.tree.map(jnp.ones_like, layer.initial_state(batch))
-    y, (_, after) = layer.apply(variables, x, valid, False, state, method="advance")
+    advance = jax.jit(lambda state: layer.apply(variables, x, valid, False, state, method="advance"))
+    y, (_, after) = advance(state)
     assert y.shape == x.shape
     jax.tree.map(np.testing.assert_array_equal, after, state)
 

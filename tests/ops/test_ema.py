@@ -49,13 +49,19 @@ def average(method, truncation=None, valid=None):
     return lambda params, x: ema.convolve(params, x, valid, truncation=truncation, method=method)
 
 
+@functools.cache
+def reference(truncation=None):
+    """Values and gradients, compiled once for each shape."""
+    return value_and_vjp(average("reference", truncation))
+
+
 @pytest.mark.parametrize(
     ("length", "directions", "truncation"), [(1, 2, None), (7, 1, None), (7, 2, 5), (63, 1, None), (63, 2, None)]
 )
 def test_fast_forms_equal_the_reference(length, directions, truncation, monkeypatch):
     monkeypatch.setattr(ema, "CHUNK", 8)  # 63 elements are then eight chunks, the last one padded
     params, x, cotangent = make_params(directions), normal(5, BATCH, length, WIDTH), normal(6, BATCH, length, WIDTH)
-    expected = value_and_vjp(average("reference", truncation))(cotangent, params, x)
+    expected = reference(truncation)(cotangent, params, x)
     assert_close(expected[0], numpy_average(params, x, truncation=truncation))
     for method in ("fft", "chunked"):
         assert_close(value_and_vjp(average(method, truncation))(cotangent, params, x), expected)
@@ -101,15 +107,14 @@ def test_chunks_on_an_accelerator(monkeypatch):
     """In both precisions: a bfloat16 signal is multiplied by rounded kernels."""
     params, x, cotangent = make_params(2), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
     half, half_cotangent = x.astype(jnp.bfloat16), cotangent.astype(jnp.bfloat16)
-    reference = value_and_vjp(average("reference", 21))
     monkeypatch.setattr(ema, "ACCELERATOR_CHUNK", 8)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     got = value_and_vjp(average("auto", 21))
     for own in (params, slow_decay(params)):
-        assert_close(got(cotangent, own, x), reference(cotangent, own, x))
+        assert_close(got(cotangent, own, x), reference(21)(cotangent, own, x))
     y, (d_params, d_x) = got(half_cotangent, params, half)
     assert y.dtype == d_x.dtype == jnp.bfloat16
-    expected = reference(half_cotangent.astype(jnp.float32), params, half.astype(jnp.float32))
+    expected = reference(21)(half_cotangent.astype(jnp.float32), params, half.astype(jnp.float32))
     assert_close((y, (d_params, d_x)), expected, BF16)
 
 
@@ -117,9 +122,10 @@ def test_chunks_on_an_accelerator(monkeypatch):
 def test_elements_that_are_not_valid_are_averaged_as_zeros(method):
     params, x = make_params(2), normal(5, BATCH, 7, WIDTH)
     valid = normal(7, BATCH, 7) > -0.3
-    got = average(method, valid=valid)(params, x)
+    run = jax.jit(average(method, valid=valid))
+    got = run(params, x)
     assert_close(got, numpy_average(params, x, valid))
-    poisoned = average(method, valid=valid)(params, jnp.where(valid[..., None], x, jnp.nan))
+    poisoned = run(params, jnp.where(valid[..., None], x, jnp.nan))
     assert_close(poisoned[valid], got[valid])
 
 
@@ -171,7 +177,7 @@ def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch)
         return jnp.concatenate([first, second], 1)
 
     params, x, cotangent = make_params(2), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
-    expected = value_and_vjp(average("reference"))(cotangent, params, x)
+    expected = reference()(cotangent, params, x)
     assert_close(value_and_vjp(joined)(cotangent, params, x), expected)
 
 
@@ -217,7 +223,7 @@ def test_gradients_flow_through_pieces_of_a_truncated_kernel():
         return jnp.concatenate([first, ema.stream(params, state, x[:, 9:])[1]], 1)
 
     params, x, cotangent = make_params(), normal(5, BATCH, 10, WIDTH), normal(6, BATCH, 10, WIDTH)
-    expected = value_and_vjp(average("reference", 5))(cotangent, params, x)
+    expected = reference(5)(cotangent, params, x)
     assert_close(value_and_vjp(pieces)(cotangent, params, x), expected)
 
 

@@ -103,7 +103,7 @@ def test_what_a_step_communicates(mesh):
     experiment = build(values("language model", mesh=mesh))
     partition = experiment.partition
     batch = partition.put(experiment.task.train_batch(0))
-    state = partition.create(functools.partial(experiment.steps.init, 0))
+    state = partition.abstract(functools.partial(experiment.steps.init, 0))
     text = partition.compile(experiment.steps.train, state, batch).as_text()
     found = [(computation, kind, line) for computation, line, kind in _collectives(text)]
     assert {kind for _, kind, _ in found} == BUDGET[mesh]
