@@ -7,6 +7,7 @@ name there is kept in WORKDIR/trackers.json; a run from the beginning is a new o
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -64,7 +65,7 @@ class WandB:
     def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None):
         import wandb
 
-        self.identity: str | None = identity or wandb.util.generate_id()
+        self.identity: str | None = identity or uuid.uuid4().hex[:8]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=os.environ.get("WANDB_NAME", workdir.name),
@@ -84,15 +85,15 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow at MLFLOW_TRACKING_URI, by default in files under WORKDIR/mlruns, in the experiment
-    MLFLOW_EXPERIMENT_NAME. Repeated steps are there twice, with equal values."""
+    """A run of MLflow at MLFLOW_TRACKING_URI, by default the SQLite database WORKDIR/mlflow.db (MLflow 3 refuses plain
+    files), in the experiment MLFLOW_EXPERIMENT_NAME. Repeated steps are there twice, with equal values."""
 
     def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None):
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
         self._metric = Metric
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").as_uri())
+        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir / 'mlflow.db'}")
         if identity is not None:
             self.identity: str | None = identity
             self._client.update_run(identity, status="RUNNING")

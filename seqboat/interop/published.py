@@ -192,7 +192,7 @@ def _convert(state: Mapping[str, np.ndarray], entries: dict[str, Entry]) -> Tree
     for name, entry in entries.items():
         for path, convert in entry.leaves.items():
             parent = functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[:-1], variables)
-            parent[path[-1]] = np.ascontiguousarray(convert(found[name]), dtype=np.float32)
+            parent[path[-1]] = np.array(convert(found[name]), np.float32, order="C")
     return variables
 
 

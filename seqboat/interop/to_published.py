@@ -100,7 +100,7 @@ def _restate(variables: Tree, entries: dict[str, Entry]) -> dict[str, np.ndarray
         raise ValueError(f"the published model has no place for {some(extra)}")
     state = {}
     for name, entry in entries.items():
-        array = np.ascontiguousarray(entry.join(*(leaves[path] for path in entry.leaves)))
+        array = np.array(entry.join(*(leaves[path] for path in entry.leaves)), order="C")
         if array.shape != entry.shape:
             raise ValueError(f"{name} would be {array.shape}, and is {entry.shape} in the published model")
         state[name] = array

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -86,7 +87,7 @@ def test_the_lines_of_the_guide(model):
     """As written there, except for the file; the inputs are the reader's."""
     text = (Path(__file__).parents[2] / "docs/export.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict = {"inputs": np.ones((1, 4), np.int32), "lengths": np.array([4], np.int32)}
+    names: dict = {"inputs": jnp.ones((1, 4), jnp.int32), "lengths": jnp.array([4])}
     exec(block.replace("model.safetensors", str(model)), names)
     assert names["output"].logits.shape == (1, 4, 257)
     assert np.isfinite(names["output"].logits).all()
