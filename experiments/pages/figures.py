@@ -18,9 +18,22 @@ from typing import Any, NamedTuple
 from experiments.common.errors import UserError
 
 # The result of the front page, a file of `experiments.pages.curves` in docs/_data/results.
-RESULT = "router_selective_copy.json"
+RESULT = "router_seeds.json"
 
-COLORS = ("#8b95a1", "#d55e00", "#e69f00", "#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#a3b18a", "#6a4c93", "#c1121f")
+COLORS = (
+    "#8b95a1",
+    "#d55e00",
+    "#e69f00",
+    "#cc79a7",
+    "#56b4e9",
+    "#0072b2",
+    "#009e73",
+    "#a3b18a",
+    "#6a4c93",
+    "#c1121f",
+    "#7f5539",
+    "#3a5a40",
+)
 STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de } .text { fill: #1f2328 } .quiet { fill: #59636e } .grid { stroke: #d0d7de }
   .box { fill: #eef1f4; stroke: #8b95a1 } .on { fill: #f4a340; stroke: #b3671a }

@@ -45,10 +45,6 @@ def table(runs: dict[str, Any], name: str) -> str:
         error = f"{spread['mean']:.3f} ± {spread['standard_error']:.3f}" if spread["standard_error"] else "-"
         lines.append(f"| {label.replace('_', ' ')} | {scores} | {error} | {min(known, default=0):.3f} | {activation} |")
     versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
-    seeds = first["seeds"]
-    lines += [
-        "",
-        f"Seeds {seeds[0]} to {seeds[-1]}. {first['hardware']}; {versions}; [{name}](_data/results/{name}).",
-        "",
-    ]
+    seeds = f"Seeds from {first['seeds'][0]}; where scores are missing, a seed was not run."
+    lines += ["", f"{seeds} {first['hardware']}; {versions}; [{name}](_data/results/{name}).", ""]
     return "\n".join(lines) + "\n"

@@ -82,7 +82,9 @@ def test_tables_inside_a_page_are_made_from_their_files(tmp_path):
     assert made.endswith("<!-- end of table -->\nafter\n")
     assert "| none at all | 2.000 3.000 | 2.500 ± 0.500 | 2.000 | - |" in made
     assert "| ours | 2.000 3.000 | 2.500 ± 0.500 | 2.000 | 0.50, 0.50 to 0.50 |" in made
-    assert "Seeds 3 to 4. 1 x cpu; python 3.11, jax 0.10, flax 0.12;" in made
+    assert (
+        "Seeds from 3; where scores are missing, a seed was not run. 1 x cpu; python 3.11, jax 0.10, flax 0.12;" in made
+    )
     assert tables.fill(made, tmp_path) == made
     path.write_text('{"ours": {}}')
     with pytest.raises(UserError, match=r"copy_seeds\.json is not a table of experiments\.sweep"):
