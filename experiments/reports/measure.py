@@ -191,10 +191,7 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
     dense = {name: np.asarray(value, np.float64) for name, value in of("params")["logits"].items()}
     if run.model.config.encoder.layer.router.centered:
         m = m - np.asarray(of("batch_stats")["mean"], np.float64)[:, None]
-    rate = (
-        run.variables.get("batch_stats", {}).get("encoder", {}).get("rate", {"threshold": 0.0, "squared_margin": 0.0})
-    )
-    threshold = rate["threshold"] * np.broadcast_to(np.sqrt(rate["squared_margin"]), (logits.shape[0], logits.shape[2]))
+    rate = run.variables.get("batch_stats", {}).get("encoder", {}).get("rate", {"threshold": 0.0})
     found = []
     for layer in range(logits.shape[0]):
         for module in range(logits.shape[2]):
@@ -205,7 +202,7 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
             )
             series = layer * logits.shape[2] + module
             found.append(
-                Margin(series, at, m[layer, at] * weight, float(bias - threshold[layer, module]), float(difference[at]))
+                Margin(series, at, m[layer, at] * weight, float(bias - rate["threshold"]), float(difference[at]))
             )
     return tuple(found)
 

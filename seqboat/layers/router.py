@@ -88,7 +88,7 @@ class ActivationStats(NamedTuple):
 class LatentConfigurator(nn.Module):
     """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32.
 
-    A `threshold` (M,) of `RateControl` is subtracted from u_1. Decisions do not depend on the position: `start` is not
+    A `threshold` (`RateControl`) is subtracted from u_1. Decisions do not depend on the position, so `start` is not
     used. `axes` names the mesh axes over which the elements are split.
     """
 
@@ -118,7 +118,7 @@ class LatentConfigurator(nn.Module):
         temperature = jnp.exp(self.param("log_temperature", nn.initializers.constant(start), (self.modules,)))
         margin = u[..., 1] - u[..., 0]
         if threshold is not None:
-            u = u.at[..., 1].add(-threshold[None, None])
+            u = u.at[..., 1].add(-threshold)
         excess = u[..., 1] - u[..., 0]
         active = (excess > 0) & valid[..., None]
         probability = jax.nn.sigmoid(excess / temperature[None, None])
@@ -142,21 +142,18 @@ class LatentConfigurator(nn.Module):
 
 
 class RateControl(nn.Module):
-    """Thresholds T S_l on the margins u_1 - u_0 of L layers and M modules, for a mean activation rate of `target`:
+    """One threshold T on the margins u_1 - u_0 of all layers, for a mean activation rate of `target`:
 
-        T <- T + GAIN (rate - target)       after every training batch
+        T <- T + GAIN S (rate - target)       after every training batch
 
-    One T for all layers, as they need different shares. S_l is the root mean square of a layer's margins: no router
-    outgrows T with its logits, and a layer that tells two groups of tokens apart keeps its own share while T lies in
-    the gap between them. T follows a quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a
-    constant step it is what balances experts without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on
-    previous batches only, so decisions stay causal and independent of the other sequences of the batch, and carries no
-    gradient. A `ceiling` keeps T >= 0: then a router activates less than the target if it wants to. T and S are part of
-    the checkpoint and stay as they are in evaluation.
+    S is the root mean square of all margins, so that routers cannot outgrow T by growing their logits. T follows the
+    (1 - target) quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it
+    is what balances experts without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on previous batches only,
+    so decisions stay causal and independent of the other sequences of the batch, and carries no gradient. A "ceiling"
+    keeps T >= 0: then a router activates less than the target if it wants to. Both are part of the checkpoint and stay
+    as they are in evaluation.
     """
 
-    layers: int
-    modules: int
     target: float
     ceiling: bool = True
     axes: tuple[str, ...] = ()
@@ -166,24 +163,24 @@ class RateControl(nn.Module):
     MOMENTUM = 0.01
 
     def setup(self):
-        zeros = lambda name, *shape: self.variable("batch_stats", name, jnp.zeros, shape, jnp.float32)
-        self.threshold, self.batches = zeros("threshold"), zeros("batches")
-        self.squared_margin = zeros("squared_margin", self.layers, self.modules)
+        zero = lambda name: self.variable("batch_stats", name, jnp.zeros, (), jnp.float32)
+        self.threshold, self.squared_margin, self.batches = map(zero, ("threshold", "squared_margin", "batches"))
 
-    def __call__(self) -> Float[Array, "L M"]:
-        return jax.lax.stop_gradient(self.threshold.value * jnp.sqrt(self.squared_margin.value))
+    def __call__(self) -> Float[Array, ""]:
+        return jax.lax.stop_gradient(self.threshold.value)
 
     def update(self, stats: ActivationStats) -> None:
-        """Adapt T and S to a training batch's stats (L, M)."""
-        sums = (stats.active, stats.squared_margin, stats.elements[:, None])
+        """Adapt T to a training batch's stats, of all layers."""
+        sums = (stats.active.sum(), stats.squared_margin.sum(), stats.elements.sum() * stats.active.shape[-1])
         sums = jax.lax.psum(sums, self.axes) if self.axes else sums
         active, square, count = jax.lax.stop_gradient(sums)
-        rate, square = (value / jnp.maximum(count, 1) for value in (active, square))
+        count = jnp.maximum(count, 1)
         self.batches.value += 1
         weight = jnp.maximum(self.MOMENTUM, 1 / self.batches.value)
-        self.squared_margin.value += weight * (square - self.squared_margin.value)
-        threshold = self.threshold.value + self.GAIN * (rate.mean() - self.target)
-        self.threshold.value = jnp.maximum(threshold, 0.0 if self.ceiling else -jnp.inf)
+        self.squared_margin.value += weight * (square / count - self.squared_margin.value)
+        step = self.GAIN * jnp.sqrt(self.squared_margin.value) * (active / count - self.target)
+        least = 0.0 if self.ceiling else -jnp.inf
+        self.threshold.value = jnp.maximum(self.threshold.value + step, least)
 
 
 class FixedPattern(nn.Module):

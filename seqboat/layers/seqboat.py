@@ -81,7 +81,7 @@ class SeqBoatLayer(nn.Module):
         """The layer over pieces of streams, valid elements first, and the state after each piece's last valid element.
 
         No gradient flows into the state. With state None the sequences are complete, and no state is kept. `threshold`
-        (M,) is that of `RateControl`.
+        is that of `RateControl`.
         """
         config, state = self.config, jax.lax.stop_gradient(state)
         drop = lambda y: nn.Dropout(config.dropout)(y, deterministic=not train)

@@ -81,10 +81,7 @@ class Encoder(nn.Module):
     def _rate_control(self) -> RateControl | None:
         layer = self.config.layer
         target, ceiling = layer.router.target_rate, layer.router.rate_control == "ceiling"
-        if target is None:
-            return None
-        modules = len(layer.make_modules(parent=None))
-        return RateControl(self.config.layers, modules, target, ceiling, layer.layout.data, name="rate")
+        return None if target is None else RateControl(target, ceiling, layer.layout.data, name="rate")
 
     def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None, threshold: Any):
         config, layer = self.config, SeqBoatLayer
@@ -98,7 +95,7 @@ class Encoder(nn.Module):
             layer,
             variable_axes={"params": 0, "batch_stats": 0, "taps": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=config.layers,
             methods=["advance"],
         )
@@ -121,7 +118,7 @@ class Encoder(nn.Module):
                 valid,
                 False,
                 None if state is None else state[i],
-                None if threshold is None else threshold[i],
+                threshold,
                 method="advance",
                 mutable=tapping,
             )

@@ -23,7 +23,7 @@ def follow(control, scales, offset=0.0):
     def step(variables, inputs):
         scale, key = inputs
         margin = offset * scale + scale * jax.random.normal(key, (*VALID.shape, 2))
-        threshold = control.apply(variables)[None]
+        threshold = control.apply(variables)
         one = jnp.ones_like(margin)
         stats = count(Decision(margin > threshold, one, one, jnp.ones(2), margin), VALID)
         stats = jax.tree.map(lambda leaf: leaf[None], stats)  # one layer
@@ -37,17 +37,17 @@ def follow(control, scales, offset=0.0):
 
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.75])
 def test_an_exact_rate_is_kept_while_the_router_grows_its_margins(target):
-    scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(1000, 1e3)])
-    _, rate = follow(RateControl(1, 2, target, ceiling=False), scales, offset=0.5)
+    scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(400, 1e3)])
+    _, rate = follow(RateControl(target, ceiling=False), scales, offset=0.5)
     assert abs(rate[400:600].mean() - target) < 0.01
     assert abs(rate[-200:].mean() - target) < 0.01
 
 
 def test_a_ceiling_binds_only_above_it():
-    threshold, rate = follow(RateControl(1, 2, 0.75), jnp.ones(800))
+    threshold, rate = follow(RateControl(0.75), jnp.ones(800))
     assert (threshold == 0).all()
     assert abs(rate.mean() - 0.5) < 0.01
-    _, rate = follow(RateControl(1, 2, 0.25), jnp.ones(800))
+    _, rate = follow(RateControl(0.25), jnp.ones(800))
     assert abs(rate[-200:].mean() - 0.25) < 0.01
 
 
@@ -57,8 +57,8 @@ def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
     valid = jnp.arange(9)[None] < jnp.array([9, 5])[:, None]
     x = jax.random.normal(jax.random.key(0), (2, 9, 8))
     variables = random_like(jax.eval_shape(encoder.init, jax.random.key(0), x, valid))
-    state = {"threshold": 0.1, "squared_margin": [[1.0], [4.0]], "batches": 9.0}
-    variables["batch_stats"] = {"rate": {name: jnp.float32(value) for name, value in state.items()}}
+    state = {"threshold": 0.1, "squared_margin": 2.0, "batches": 9.0}
+    variables["batch_stats"] = {"rate": jax.tree.map(jnp.float32, state)}
     apply = jax.jit(lambda variables, x: encoder.apply(variables, x, valid, True, mutable=["batch_stats", "taps"]))
     (y, stats), changed = apply(variables, x)
     # Other sequences of the batch, later elements and padding change no result.
@@ -68,15 +68,14 @@ def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
     (_, _), padded = apply(variables, x.at[1, 5:].set(100.0))
     assert_close(padded["batch_stats"], changed["batch_stats"])
     # The update is the equation's, over both layers.
-    u = np.asarray(changed["taps"]["layers"]["sparse"]["configurator"]["router_logits"], np.float64)[..., 0, :]
-    excess = (u[..., 1] - u[..., 0])[:, np.asarray(valid)]
-    margin = excess + np.array([[0.1], [0.2]])
-    rate = (excess > 0).mean()
+    u = np.asarray(changed["taps"]["layers"]["sparse"]["configurator"]["router_logits"], np.float64)
+    margin = (u[..., 1] - u[..., 0] + 0.1)[:, np.asarray(valid)]
+    square = 2.0 + 0.1 * ((margin**2).mean() - 2.0)
+    rate = (margin > 0.1).mean()
     assert 0.1 < rate < 1
     found = changed["batch_stats"]["rate"]
-    square = np.array([1.0, 4.0])
-    assert_close(found["squared_margin"][:, 0], square + 0.1 * ((margin**2).mean(1) - square))
-    assert_close(found["threshold"], 0.1 + RateControl.GAIN * (rate - 0.1))
+    assert_close(found["squared_margin"], square)
+    assert_close(found["threshold"], 0.1 + RateControl.GAIN * np.sqrt(square) * (rate - 0.1))
     assert_close(np.asarray(stats.active).sum() / (2 * 14), rate)
     # In evaluation it stays as it is.
     after = encoder.apply(variables, x, valid, mutable=["batch_stats"])[1]
