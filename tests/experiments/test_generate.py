@@ -48,6 +48,7 @@ def folder(tmp_path_factory, untrained, tiny) -> Path:
     checkpoint = Path(shutil.copytree(tmp / "credit_router", tmp / "full")) / "checkpoints/0"
     meta = json.loads((checkpoint / manifest.META).read_text())
     meta["config"]["model"]["window_size"] = None
+    meta["config"]["model"]["router"]["eviction_cost"] = False
     (checkpoint / manifest.META).write_text(json.dumps(meta))
     manifest.write(checkpoint, 0, {})
     text.unlink()

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import jax
 import pytest
 
 from configs.sweeps import quickstart, selective_copy
@@ -26,8 +27,13 @@ def experiment(light, monkeypatch):
     def build(values, one_device=False):
         return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
 
+    def network(values):
+        built = build(values)
+        return built.model, jax.eval_shape(lambda: built.steps.variables(0))
+
     for module in (seeds, restore, sweep):
         monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(restore, "build_network", network)
 
 
 @pytest.fixture
