@@ -167,7 +167,8 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "refused seed": ([*QUICK, "--config.seed=-1"], "config.seed=-1: must be in 0..4294967295"),
     "unknown variant": (
         ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
-        "unknown variant 'small': there are paper, credit_router, tiny, full, always, random, strided, no_attention, s4d",
+        "unknown variant 'small': there are paper, credit_router, tiny, full, always, random, strided, no_attention, "
+        "s4d",
     ),
     "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
     "mesh": (
