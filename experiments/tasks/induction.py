@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.common.config import within
 from experiments.tasks.base import MAX_DRAWN
-from experiments.tasks.synthetic import SlotConfig, SlotTask
+from experiments.tasks.synthetic import SlotConfig, SlotTask, letter
 
 TRIGGER, FIRST_SYMBOL = 1, 2  # 0 is padding
 
@@ -47,5 +47,4 @@ class Task(SlotTask):
 
     def symbol(self, number: int) -> str:
         """Letters are symbols, an exclamation mark is the trigger."""
-        letter = number - FIRST_SYMBOL
-        return "! " if number == TRIGGER else (chr(ord("a") + letter) if letter < 26 else str(letter)) + " "
+        return "! " if number == TRIGGER else letter(number - FIRST_SYMBOL)

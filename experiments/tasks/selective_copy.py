@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.common.config import within
 from experiments.tasks.base import MAX_DRAWN
-from experiments.tasks.synthetic import SlotConfig, SlotTask
+from experiments.tasks.synthetic import SlotConfig, SlotTask, letter
 
 BLANK, QUERY, FIRST_SYMBOL = 1, 2, 3  # 0 is padding
 
@@ -50,5 +50,4 @@ class Task(SlotTask):
 
     def symbol(self, number: int) -> str:
         """Letters are symbols, a dot is a blank, and a question mark a query."""
-        letter = number - FIRST_SYMBOL
-        return {BLANK: "·", QUERY: "?"}.get(number, chr(ord("A") + letter) if letter < 26 else str(letter)) + " "
+        return {BLANK: "· ", QUERY: "? "}.get(number) or letter(number - FIRST_SYMBOL)

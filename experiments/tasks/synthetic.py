@@ -24,6 +24,11 @@ class SlotConfig:
             raise ValueError(f"data_seed={self.data_seed}: must not be negative")
 
 
+def letter(index: int) -> str:
+    """Text to display a symbol of an alphabet: a letter, or its number beyond z."""
+    return f"{chr(ord('a') + index) if index < 26 else index} "
+
+
 class SlotTask(TokenTask):
     """Generated sequences whose last elements are slots to be answered; the loss is on the slots alone."""
 

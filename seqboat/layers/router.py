@@ -26,10 +26,10 @@ class RouterConfig:
     credit-assignment gradient for what inactive elements would have contributed, at a random `credit_share` of them.
     `key_credit` adds one for computed elements being attended as keys, from which `eviction_cost` subtracts what the
     key was worth that an active element pushes out of a finite window (docs/router.md). Credit is computed on a share
-    `credit_sequences` of the batch, the first ones. `target_rate` is the mean
-    activation rate of all layers that `RateControl` keeps: at most that, with `rate_control` "ceiling", or "exact".
-    `initial_bias` is added to the activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises
-    ValueError for numbers out of range, and for `eviction_cost` without `key_credit`.
+    `credit_sequences` of the batch, the first ones. `target_rate` is the mean activation rate of all layers of an
+    `Encoder`, which `RateControl` keeps: at most that, with `rate_control` "ceiling", or "exact". `initial_bias` is
+    added to the activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises ValueError for numbers
+    out of range, and for `eviction_cost` without `key_credit`.
     """
 
     centered: bool = False
@@ -89,7 +89,8 @@ class LatentConfigurator(nn.Module):
     """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32.
 
     A `threshold` (`RateControl`) is subtracted from u_1. Decisions do not depend on the position, so `start` is not
-    used. `axes` names the mesh axes over which the elements are split.
+    used. `axes` names the mesh axes over which the elements are split. Raises ValueError for a `target_rate` without a
+    threshold, as in a layer of its own, where nothing would adapt it.
     """
 
     modules: int
@@ -109,6 +110,10 @@ class LatentConfigurator(nn.Module):
         start: Any = 0,
     ) -> Decision:
         width = m.shape[-1]
+        if threshold is None and self.router.target_rate is not None:
+            raise ValueError(
+                f"router.target_rate={self.router.target_rate}: only an Encoder keeps a rate, of its layers"
+            )
         if self.router.centered:
             m = m - self._running_mean(m, valid, train).astype(m.dtype)[None, None]
         bias = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[1::2].set(self.router.initial_bias)
@@ -203,15 +208,15 @@ class FixedPattern(nn.Module):
         chosen = jnp.ones((*position.shape, self.modules), bool)
         if self.pattern != "always":
             parts = jnp.uint32(round((self.rate or 0) * 2**16))  # of 2^16
-            chosen &= (self._draw(position.astype(jnp.uint32)) & 0xFFFF) < parts
+            chosen &= (self._draw(position.astype(jnp.uint32), parts) & 0xFFFF) < parts
         active = jnp.broadcast_to(chosen, shape) & valid[..., None]
         one = jnp.ones(shape, jnp.float32)
         return Decision(active, chosen * one, one, jnp.ones(self.modules), jnp.zeros(shape))
 
-    def _draw(self, position: Array) -> Array:
-        """Whole numbers (.., L, M or 1) whose last 16 bits are below k at the share k / 2^16 of positions."""
+    def _draw(self, position: Array, parts: Array) -> Array:
+        """Whole numbers (.., L, M or 1) whose last 16 bits are below `parts` at that share of 2^16 positions."""
         if self.pattern == "strided":  # t k modulo 2^16 is below k once in every 2^16 / k positions
-            return (position * jnp.uint32(round((self.rate or 0) * 2**16)))[..., None]
+            return (position * parts)[..., None]
         draw = lambda: jax.random.randint(self.make_rng("params"), (), 0, 2**24).astype(jnp.float32)
         key = jax.random.key(self.variable("batch_stats", "seed", draw).value.astype(jnp.uint32))
         bits = lambda at: jax.random.bits(jax.random.fold_in(key, at), (self.modules,))

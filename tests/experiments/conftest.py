@@ -19,6 +19,7 @@ from absl import flags
 from configs import quickstart
 from experiments.common import cli
 from experiments.data import identity
+from experiments.training import restore
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
@@ -180,6 +181,27 @@ def light(tiny, remembering) -> Callable[..., Experiment]:
         return remembering(dataclasses.replace(built, model=steps.model, steps=steps))
 
     return experiment
+
+
+@pytest.fixture
+def built_light(light, monkeypatch) -> Callable[..., Callable]:
+    """built_light(module, ...) makes these modules, and restoring, build the light experiment of a config's seed and
+    steps; returns that function."""
+
+    def build(values, one_device=False):
+        return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
+
+    def network(values):
+        built = build(values)
+        return built.model, jax.eval_shape(lambda: built.steps.variables(0))
+
+    def patch(*modules):
+        for module in (restore, *modules):
+            monkeypatch.setattr(module, "build", build)
+        monkeypatch.setattr(restore, "build_network", network)
+        return build
+
+    return patch
 
 
 @pytest.fixture(scope="session")

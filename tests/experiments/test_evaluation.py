@@ -26,20 +26,9 @@ CLASSES = 10
 
 
 @pytest.fixture
-def experiment(light, monkeypatch):
+def experiment(built_light):
     """The light experiment of a seed, which every program of this file builds."""
-
-    def build(values, one_device=False):
-        return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
-
-    def network(values):
-        built = build(values)
-        return built.model, jax.eval_shape(lambda: built.steps.variables(0))
-
-    for module in (seeds, restore):
-        monkeypatch.setattr(module, "build", build)
-    monkeypatch.setattr(restore, "build_network", network)
-    return build
+    return built_light(seeds)
 
 
 @pytest.fixture

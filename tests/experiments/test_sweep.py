@@ -3,7 +3,6 @@
 import copy
 import json
 
-import jax
 import pytest
 
 from configs.sweeps import quickstart, selective_copy
@@ -13,7 +12,7 @@ from experiments.evaluation import seeds
 from experiments.evaluation.table import read_run, show, write
 from experiments.studies import sweep
 from experiments.studies.sweep import FIRST_TUNING_SEED, Sweep
-from experiments.training import claims, restore
+from experiments.training import claims
 
 
 def make(arms, **fields):
@@ -21,19 +20,9 @@ def make(arms, **fields):
 
 
 @pytest.fixture
-def experiment(light, monkeypatch):
+def experiment(built_light):
     """Every arm is the light experiment."""
-
-    def build(values, one_device=False):
-        return light({"seed": values["seed"], "train.steps": values["train"]["steps"]})
-
-    def network(values):
-        built = build(values)
-        return built.model, jax.eval_shape(lambda: built.steps.variables(0))
-
-    for module in (seeds, restore, sweep):
-        monkeypatch.setattr(module, "build", build)
-    monkeypatch.setattr(restore, "build_network", network)
+    return built_light(seeds, sweep)
 
 
 @pytest.fixture

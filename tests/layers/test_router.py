@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close, random_like
 
 from seqboat.layers.router import Decision, FixedPattern, RateControl, RouterConfig, count
-from seqboat.layers.seqboat import LayerConfig
+from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.encoder import Encoder, EncoderConfig
 
 LAYER = LayerConfig(8, 4, 6, state_size=4, window_size=3, causal=True, max_positions=8, block_size=4)
@@ -117,3 +117,6 @@ def test_a_rate_that_nothing_would_read_is_refused():
             RouterConfig(target_rate=rate)
     with pytest.raises(ValueError, match="needs a target_rate"):
         RouterConfig(rate_control="exact")
+    alone = SeqBoatLayer(change(router=RouterConfig(target_rate=0.2)))
+    with pytest.raises(ValueError, match=r"router.target_rate=0.2: only an Encoder keeps a rate"):
+        jax.eval_shape(alone.init, jax.random.key(0), jnp.zeros((1, 4, 8)), jnp.ones((1, 4), bool))
