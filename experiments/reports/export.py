@@ -17,6 +17,7 @@ from experiments.common.files import refuse_unwritable, write_text
 from experiments.common.terminal import printable
 from experiments.evaluation.evaluator import read_result, seal
 from experiments.reports.history import read_history
+from experiments.tasks.features import BYTE_VOCABULARY
 from experiments.training.exports import Arrays, named, refuse_overwriting, write
 from experiments.training.restore import Run, beside, load
 from seqboat.interop.to_published import classifier_state, model_arguments
@@ -143,7 +144,7 @@ def render(card: Card) -> str:
         kind=type(model).__name__,
         hyper=hyper,
         inputs=_inputs(model),
-        generates=isinstance(run.model, LanguageModel),
+        generates=isinstance(run.model, LanguageModel) and run.model.config.vocabulary_size == BYTE_VOCABULARY,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
         size=sum(array.nbytes for array in card.arrays.values()),
         step=run.step,
