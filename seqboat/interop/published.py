@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 def convert_ema(state: Mapping[str, np.ndarray], features: int, state_size: int, causal: bool) -> Tree:
-    """Variables of `layers.ema.EMA` from a state dict of the published `MultiHeadEMA`."""
+    """Variables of `layers.mixers.ema.EMA` from a state dict of the published `MultiHeadEMA`."""
     return _convert(state, _ema_entries("", (), features, state_size, causal))
 
 

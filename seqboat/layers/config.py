@@ -8,21 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from seqboat.choices import check_choices
-from seqboat.layers.ema import EMA
 from seqboat.layers.execution import Form
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
+from seqboat.layers.mixer import MAX_SIZE, Mixer, MixerConfig
+from seqboat.layers.mixers import ema
 from seqboat.layers.norm import NORMS, NormKind
 from seqboat.layers.router import RouterConfig
-from seqboat.layers.s4d import S4D
-from seqboat.ops.ema import Method, choose
 from seqboat.ops.window import AttentionFunction, PositionKind, Window
 from seqboat.ops.window_attention import kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-# Sizes are 32-bit integers in compiled programs, as are sums of a few of them.
-MAX_SIZE = 2**30
-SIZES = ("features", "key_size", "value_size", "state_size", "max_positions", "block_size", "blocks_per_iteration")
+SIZES = ("features", "key_size", "value_size", "max_positions", "block_size", "blocks_per_iteration")
 # Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
 # microseconds, is little beside them. Argued from these numbers, not measured.
 ACCELERATOR_BLOCKS = 32
@@ -30,7 +27,8 @@ ACCELERATOR_BLOCKS = 32
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
-    """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`, N `state_size`.
+    """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`. `mixer` carries the
+    sequence: the paper's EMA, or another of `seqboat/layers/mixers`.
 
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has neither attention nor configurator, "random" and "strided" compute it at
@@ -43,13 +41,12 @@ class LayerConfig:
     for steps under shard_map or pmap.
 
     Reference only, for tests and comparisons with the published code; no recipe sets them: `attention`, `form`,
-    `ema_method`, `norm_affine`, `norm_counts_padding`, `hidden_dropout`, `attention_dropout`, `router.initial_bias`.
+    `mixer.method`, `norm_affine`, `norm_counts_padding`, `hidden_dropout`, `attention_dropout`, `router.initial_bias`.
     """
 
     features: int
     key_size: int
     value_size: int
-    state_size: int = 16
     window_size: int | None = 128
     causal: bool = False
     attention: bool = True
@@ -57,9 +54,7 @@ class LayerConfig:
     position: PositionKind = "relative"
     max_positions: int = 1024
     feed_forward_size: int = 0
-    ssm: Literal["ema", "s4d"] = "ema"
-    ssm_truncation: int | None = None
-    ema_method: Method = "auto"
+    mixer: MixerConfig = ema.Config()
     norm: NormKind = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
     norm_affine: bool = True
@@ -81,10 +76,9 @@ class LayerConfig:
         for field in SIZES:
             if (value := getattr(self, field)) is not None and value < 1:
                 raise ValueError(f"{field}={value}: must be at least 1")
-        for field in ("window_size", "ssm_truncation"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1, or None for no limit")
-        for field in (*SIZES, "window_size", "ssm_truncation", "feed_forward_size"):
+        if self.window_size is not None and self.window_size < 1:
+            raise ValueError(f"window_size={self.window_size}: must be at least 1, or None for no limit")
+        for field in (*SIZES, "window_size", "feed_forward_size"):
             if (getattr(self, field) or 0) > MAX_SIZE:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at most {MAX_SIZE}")
         for field in ("dropout", "hidden_dropout", "attention_dropout"):
@@ -104,8 +98,6 @@ class LayerConfig:
             self._check_kernel()
         if self.layout.length:
             self._check_split()
-        if self.ssm == "s4d" and self.ema_method != "auto":
-            raise ValueError(f"ema_method={self.ema_method!r} with ssm='s4d': must be 'auto'")
 
     def _check_rates(self) -> None:
         rate, fixed = self.activation_rate, self.activation in ("random", "strided")
@@ -128,12 +120,8 @@ class LayerConfig:
             raise ValueError(f"{where}: {reason}; use 'blocks'")
 
     def _check_split(self) -> None:
-        if self.ssm != "ema":
-            raise ValueError(
-                f"ssm={self.ssm!r}: must be 'ema' if config.mesh splits sequences, to pass state between devices"
-            )
-        if self.ssm_truncation is not None:
-            raise ValueError(f"ssm_truncation={self.ssm_truncation}: must be None if config.mesh splits sequences")
+        if reason := self.mixer.split_refusal():
+            raise ValueError(f"mixer.{reason}")
         if self.window_size is None:
             raise ValueError(
                 "window_size=None: must be finite if config.mesh splits sequences, to be exchanged between devices"
@@ -144,10 +132,6 @@ class LayerConfig:
         refused = {
             "causal": (self.causal, "the layer looks ahead; train with causal=True"),
             "norm": (self.norm != "batch", "it uses statistics of whole batches; use layer, scale or rms"),
-            "ssm_truncation": (
-                self.ssm_truncation is None or self.ssm == "ema",
-                "only ssm='ema' has a state for a truncated kernel; train with None",
-            ),
             "window_size": (
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
                 "it must be finite here: the window is kept as state",
@@ -161,6 +145,8 @@ class LayerConfig:
         for field, (fine, why) in refused.items():
             if not fine:
                 raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
+        if reason := self.mixer.stream_refusal():
+            raise ValueError(f"mixer.{reason}")
 
     @property
     def blocks(self) -> int:
@@ -169,10 +155,6 @@ class LayerConfig:
             return self.blocks_per_iteration
         return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
 
-    def choose_ssm_method(self, length: int) -> Method:
-        """The method that computes the state space model for sequences of this length."""
-        return choose(self.ema_method, length, self.ssm_truncation) if self.ssm == "ema" else "fft"
-
     def make_window(self) -> Window:
         return Window(self.window_size, self.causal, self.attention_function, self.position)
 
@@ -180,12 +162,9 @@ class LayerConfig:
         extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
 
-    def make_ssm(self, **owner: None) -> EMA | S4D:
-        """The state space model; `parent=None` for an unattached module."""
-        if self.ssm == "s4d":
-            return S4D(self.state_size, self.causal, self.ssm_truncation, name="ssm", **owner)
-        method, axis = self.ema_method, self.layout.length
-        return EMA(self.state_size, self.causal, self.ssm_truncation, method, axis, name="ssm", **owner)
+    def make_mixer(self, **owner: None) -> Mixer:
+        """The mixer; `parent=None` for an unattached module. Its parameters keep the name "ssm"."""
+        return self.mixer.make(self.causal, self.layout, name="ssm", **owner)
 
     def make_modules(self, **owner: None) -> tuple[nn.Module, ...]:
         """The modules that the configurator chooses from; `parent=None` for unattached modules."""

@@ -22,7 +22,7 @@ def seqboat_layer(params, x, valid, config):
     """x (B, L, D), valid (B, L), a `LayerConfig` -> the layer's output (B, L, D), and the active tokens (B, L)."""
 
     def one_sequence(x, valid):
-        m = silu(ema(params["ssm"], norm("pre", params, x, config), valid, config.ssm_truncation))
+        m = silu(ema(params["ssm"], norm("pre", params, x, config), valid, config.mixer.truncation))
         active, confidence = router(params, m, valid, config.activation)
         y = x + dense(params["skip_projection"], m)
         if config.activation != "never":

@@ -65,7 +65,7 @@ class SeqBoatLayer(nn.Module):
         row = jax.ShapeDtypeStruct((1, config.features), jnp.dtype(config.dtype))
         modules = config.make_modules(parent=None) if self.modules is None else self.modules
         return LayerState(
-            config.make_ssm(parent=None).initial_state(batch, row),
+            config.make_mixer(parent=None).initial_state(batch, row),
             SparseModularActivation(modules, parent=None).initial_state(batch, row),
         )
 
@@ -89,7 +89,7 @@ class SeqBoatLayer(nn.Module):
         if config.norm_placement == "pre":
             x = config.make_norm("norm")(x, valid, train)
         tap(self, "pre_norm", x)
-        e, after = config.make_ssm().advance(x, valid, state and state.ssm)
+        e, after = config.make_mixer().advance(x, valid, state and state.ssm)
         e = checkpoint_name(e, "ssm")
         tap(self, "ssm_out", e)
         m = drop(nn.silu(e))

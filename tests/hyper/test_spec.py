@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seqboat import hyper
-from seqboat.layers.ema import EMA
+from seqboat.layers.mixers.ema import EMA
 from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, Tied, X, classifier
 
 NET = MLP(norm=True)

@@ -11,7 +11,7 @@ import pytest
 from helpers import assert_close, normal, value_and_vjp
 from jax.sharding import AxisType, PartitionSpec
 
-from seqboat.layers.ema import EMA
+from seqboat.layers.mixers.ema import EMA
 from seqboat.ops import ema
 from seqboat.ops.ema import EMAParams
 from seqboat.parallel import sequence

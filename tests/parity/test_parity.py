@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from seqboat.interop import published
-from seqboat.layers.ema import EMA
+from seqboat.layers.mixers.ema import EMA
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig

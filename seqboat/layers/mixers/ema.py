@@ -1,15 +1,54 @@
 """The damped EMA as a layer, holding the parameters of `ops.ema`."""
 
+import dataclasses
+from typing import Any
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.initializers import alternating, truncated_normal
+from seqboat.layers.mixer import MAX_SIZE, Mixer, MixerConfig
 from seqboat.ops import ema
 from seqboat.parallel import sequence
+from seqboat.parallel.rules import Layout
 
 
-class EMA(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class Config(MixerConfig):
+    """`state_size` N values per channel; `truncation` ends the kernel after so many lags, as the published recipes do;
+    None keeps the whole kernel. `method` is for tests and comparisons."""
+
+    state_size: int = 16
+    truncation: int | None = None
+    method: ema.Method = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_truncation(self.truncation)
+
+    def make(self, causal: bool, layout: Layout, **owner: Any) -> "EMA":
+        return EMA(self.state_size, causal, self.truncation, self.method, layout.length, **owner)
+
+    def split_refusal(self) -> str | None:
+        if self.truncation is None:
+            return None
+        return f"truncation={self.truncation}: must be None if config.mesh splits sequences"
+
+    def describe(self, length: int) -> str:
+        return f"ema by {ema.choose(self.method, length, self.truncation)}"
+
+    def multiplications(self, features: int, causal: bool) -> int:
+        return (ema.ACCELERATOR_CHUNK + 2 * (1 if causal else 2) * self.state_size) * features
+
+
+def check_truncation(truncation: int | None) -> None:
+    """Raise ValueError for what is not a number of lags."""
+    if truncation is not None and not 1 <= truncation <= MAX_SIZE:
+        raise ValueError(f"truncation={truncation}: must be 1 to {MAX_SIZE}, or None for no limit")
+
+
+class EMA(Mixer):
     """x (B, L, D) -> the damped average of every element's past, and of its future unless causal, plus omega x.
 
     Elements that are not `valid` enter the average as zeros. `axis` names the mesh axis over which sequences are split,
@@ -23,9 +62,6 @@ class EMA(nn.Module):
     truncation: int | None = None
     method: ema.Method = "auto"
     axis: str | None = None
-
-    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
-        return self.advance(x, valid, None)[0]
 
     @nn.nowrap
     def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> ema.State:

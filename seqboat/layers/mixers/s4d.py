@@ -1,6 +1,8 @@
 """S4D as a layer, interchangeable with the EMA, holding the parameters of `ops.s4d`."""
 
+import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,13 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
+from seqboat.layers.mixer import Mixer, MixerConfig
+from seqboat.layers.mixers.ema import check_truncation
 from seqboat.ops import s4d
+from seqboat.parallel.rules import Layout
 
 # Initial step sizes are log-uniform in this range (Gu et al. 2022, section 4.1).
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1
 
 
-class S4D(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class Config(MixerConfig):
+    """`state_size` N complex values per channel; `truncation` as in the EMA."""
+
+    state_size: int = 16
+    truncation: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_truncation(self.truncation)
+
+    def make(self, causal: bool, layout: Layout, **owner: Any) -> "S4D":
+        return S4D(self.state_size, causal, self.truncation, **owner)
+
+    def stream_refusal(self) -> str | None:
+        if self.truncation is None:
+            return None
+        return f"truncation={self.truncation}: only the EMA has a state for a truncated kernel; train with None"
+
+    def describe(self, length: int) -> str:
+        return "s4d by fft"
+
+    def multiplications(self, features: int, causal: bool) -> int:
+        return 4 * (1 if causal else 2) * self.state_size * features
+
+
+class S4D(Mixer):
     """x (B, L, D) -> the diagonal state space model's output at every element, plus skip x.
 
     Initialised as S4D-Lin: A_n = -1/2 + i pi n, C complex normal, dt log-uniform in [1e-3, 1e-1], skip ~ N(0, 1)
@@ -24,9 +55,6 @@ class S4D(nn.Module):
     state_size: int
     causal: bool
     truncation: int | None = None
-
-    def __call__(self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
-        return self.advance(x, valid, None)[0]
 
     @nn.nowrap
     def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B D N"]:

@@ -1,0 +1,1 @@
+"""One mixer per file, found by its name: `config.model.mixer.name`. Each file has a `Config`, a `MixerConfig`."""
