@@ -7,9 +7,10 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from experiments.common.config import defaults
+from experiments.common.plugs import find, names
 from experiments.tasks.conditioned import HyperOptions
 from experiments.training.experiment import Config, TrainConfig
-from experiments.training.models import DECIDED, dataclasses_of
+from experiments.training.models import MIXERS, dataclasses_of, decided
 from experiments.training.optimizers import OptimizerConfig
 
 __all__ = ["get_config", "hyper", "placeholder"]
@@ -21,7 +22,7 @@ _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
 
 # Reference only: no recipe changes these. They stay where they are because checkpoints carry them.
-#   model: attention, form, ema_method, norm_affine, norm_counts_padding, hidden_dropout, attention_dropout,
+#   model: attention, form, mixer.method, norm_affine, norm_counts_padding, hidden_dropout, attention_dropout,
 #       router.initial_bias
 #   optimizer: weight_decays, learning_rate_scales
 #   hypernetwork.network: rank, chunk_size, chunk_embedding, negative_slope, target_gain, dtype, heads, and of encoding
@@ -40,9 +41,24 @@ def get_config(model: str = "classifier") -> ConfigDict:
 
 def _model(name: str) -> ConfigDict:
     given = {} if name == "mlp" else {**_WIDTHS, "causal": name == "language_model"}
-    config = defaults(*dataclasses_of(name), but=DECIDED, **given)
+    classes = dataclasses_of(name)
+    config = defaults(*classes, but=(*decided(*classes), "mixer"), **given)
+    config.name = name
+    if name != "mlp":
+        config.update(block="seqboat", mixer=mixer("ema"))
+    return config
+
+
+def mixer(name: str) -> ConfigDict:
+    """For `config.model.mixer`: a file of seqboat/layers/mixers, and the defaults of its fields."""
+    config = defaults(find(MIXERS, name, "config.model.mixer.name", "Config").Config)
     config.name = name
     return config
+
+
+def mixers() -> list[str]:
+    """What `mixer` may be called with."""
+    return names(MIXERS)
 
 
 def hyper(condition: str) -> ConfigDict:

@@ -1,8 +1,11 @@
 """The arms that every recipe has, by config argument: --config=configs/lra/text.py:tiny,no_attention"""
 
 from collections.abc import Callable
+from functools import partial
 
 from ml_collections import ConfigDict
+
+from configs import base
 
 
 def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], None]) -> None:
@@ -11,9 +14,10 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
     paper: nothing. credit_router: centred input, credit and the cost of a window's slot for the router
     (docs/router.md), the SSM's whole kernel.
     tiny: what the recipe says, for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none.
-    random, strided: attention at half of all positions, whatever the tokens are. s4d: another SSM.
+    random, strided: attention at half of all positions, whatever the tokens are. lru, lstm, ...: any file of
+    seqboat/layers/mixers in place of the EMA.
     """
-    changes = {
+    changes: dict[str, Callable[[], None]] = {
         "paper": lambda: None,
         "credit_router": lambda: _credit_router(config),
         "tiny": lambda: tiny(config),
@@ -22,7 +26,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "random": lambda: config.model.update(activation="random", activation_rate=0.5),
         "strided": lambda: config.model.update(activation="strided", activation_rate=0.5),
         "no_attention": lambda: config.model.update(activation="never"),
-        "s4d": lambda: config.model.update(ssm="s4d"),
+        **{name: partial(_mixer, config, name) for name in base.mixers()},
     }
     for name in names.split(","):
         if name not in changes:
@@ -30,8 +34,17 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         changes[name]()
 
 
+def _mixer(config: ConfigDict, name: str) -> None:
+    """Another mixer with its own defaults; S4D has the EMA's fields, and keeps the recipe's values."""
+    old = config.model.mixer
+    config.model.mixer = base.mixer(name)
+    if (old.name, name) == ("ema", "s4d"):
+        config.model.mixer.update(state_size=old.state_size, truncation=old.truncation)
+
+
 def _credit_router(config: ConfigDict) -> None:
-    config.model.ssm_truncation = None
+    if "truncation" in config.model.mixer:
+        config.model.mixer.truncation = None
     config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_share=0.25)
     config.model.router.eviction_cost = config.model.window_size is not None
 

@@ -1,5 +1,6 @@
-"""Fields of dataclasses that take one of a few names, as their annotations list them: the one place of each list."""
+"""Fields of dataclasses that take one of a few names, as their annotations list them, and those that data decide."""
 
+import dataclasses
 import functools
 import typing
 from typing import Any, Literal
@@ -19,3 +20,13 @@ def check_choices(config: Any) -> None:
         value = getattr(config, field)
         if value not in names:
             raise ValueError(f"{field}={value!r}: must be one of {', '.join(map(str, names))}")
+
+
+def given(**field: Any) -> Any:
+    """A dataclass's field whose value a task decides, and no config."""
+    return dataclasses.field(metadata={"given": True}, **field)
+
+
+def given_fields(cls: type) -> tuple[str, ...]:
+    """The names of the fields that are `given`."""
+    return tuple(field.name for field in dataclasses.fields(cls) if field.metadata.get("given"))

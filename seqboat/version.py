@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 __version__ = "0.1.0"
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 """The number in every checkpoint, incremented when older checkpoints need a migration: for a renamed config field or
 another layout of the state."""
 
@@ -55,7 +55,24 @@ def _to_format_3(meta: dict) -> dict:
     return {**meta, "config": {**config, "train": {**train, "trackers": trackers}}}
 
 
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _to_format_2, 2: _to_format_3}
+# Format 4 made them the group config.model.mixer. S4D had a field of the EMA, which changed nothing.
+_MIXER_FIELDS = {"ssm": "name", "state_size": "state_size", "ssm_truncation": "truncation", "ema_method": "method"}
+
+
+def _to_format_4(meta: dict) -> dict:
+    """A mixer has its own fields, in a group."""
+    config = meta.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(model, dict) or "mixer" in model or model.get("name") == "mlp":
+        return meta
+    mixer = {"name": "ema", **{new: model[old] for old, new in _MIXER_FIELDS.items() if old in model}}
+    if mixer["name"] != "ema":
+        mixer.pop("method", None)
+    model = {name: value for name, value in model.items() if name not in _MIXER_FIELDS}
+    return {**meta, "config": {**config, "model": {**model, "block": "seqboat", "mixer": mixer}}}
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _to_format_2, 2: _to_format_3, 3: _to_format_4}
 """`MIGRATIONS[n]` turns the meta dictionary (config, versions) of a checkpoint of format n into one of format n + 1."""
 
 

@@ -16,7 +16,7 @@ SMALL_MODEL = {
     "model.features": 8,
     "model.key_size": 4,
     "model.value_size": 16,
-    "model.state_size": 2,
+    "model.mixer.state_size": 2,
     "model.window_size": 4,
     "model.block_size": 16,
 }

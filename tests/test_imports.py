@@ -28,13 +28,20 @@ ALLOWED = {
     # Not ops.window_attention, which chooses among the kernels.
     "seqboat/ops/kernels": ARRAYS | {f"seqboat.ops.{name}" for name in ("kernels", "packing", "positions", "window")},
     "seqboat/parallel": ARRAYS | {"seqboat.ops", "seqboat.paths"},
+    "seqboat/layers/mixers": ARRAYS
+    | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers.initializers", "seqboat.layers.mixer"},
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
     "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.
-    "configs/base.py": {"experiments.common.config", "experiments.tasks.conditioned", "ml_collections"}
+    "configs/base.py": {
+        "experiments.common.config",
+        "experiments.common.plugs",
+        "experiments.tasks.conditioned",
+        "ml_collections",
+    }
     | {f"experiments.training.{name}" for name in ("experiment", "models", "optimizers")},
 }
 # The rooms of experiments, each with those that it may import; programs are the files beside them.

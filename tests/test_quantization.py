@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import random_like, rms
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import EncoderConfig, separate
@@ -16,7 +17,7 @@ LAYER = LayerConfig(
     16,
     8,
     24,
-    state_size=4,
+    mixer=ema.Config(4),
     window_size=3,
     causal=True,
     position="rotary",

@@ -22,7 +22,7 @@ def get_config(variant: str = "paper"):
     config.task.evaluation_bytes = base.placeholder(int)
     config.model.update(layers=14, features=616, key_size=128, value_size=1232, window_size=1024, dropout=0.15)
     config.model.update(norm="layer", norm_placement="pre", final_norm_affine=False, position="rotary")
-    config.model.ssm_truncation = 2048
+    config.model.mixer.truncation = 2048
     config.optimizer.update(name="radam", learning_rate=0.005, warmup_steps=24_000, warmup_start=2e-3)
     config.optimizer.update(weight_decay=0.1, clip_norm=0.25)
     config.train.update(steps=400_000, batch_size=8, log_every=100, evaluate_every=4000, checkpoint_every=2000)

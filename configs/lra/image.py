@@ -17,7 +17,8 @@ def get_config(variant: str = "paper"):
     config = base.get_config()
     config.task.update(name="image", mean=0.48, std=0.24)
     config.model.update(layers=8, features=160, key_size=96, value_size=320, window_size=128, max_positions=1024)
-    config.model.update(norm="batch", norm_placement="pre", attention_function="relu2", ssm_truncation=1024)
+    config.model.update(norm="batch", norm_placement="pre", attention_function="relu2")
+    config.model.mixer.truncation = 1024
     config.model.update(sinusoid=True, embedding_init="normal")
     config.model.router.temperature_scale = 0.4
     config.optimizer.update(learning_rate=0.01, warmup_steps=9000, weight_decay=0.02)

@@ -18,7 +18,8 @@ def get_config(variant: str = "paper"):
     config.task.update(name="listops", length=2000)
     config.task.dataset = base.placeholder(str)  # None is the whole; a part is listops/0.125
     config.model.update(layers=6, features=80, key_size=64, value_size=160, window_size=128, max_positions=2002)
-    config.model.update(norm="layer", norm_placement="post", ssm_truncation=1024, dropout=0.1)
+    config.model.update(norm="layer", norm_placement="post", dropout=0.1)
+    config.model.mixer.truncation = 1024
     config.model.router.temperature_scale = 0.3
     config.optimizer.update(learning_rate=0.004, warmup_steps=27_000, weight_decay=0.001)
     config.train.update(steps=90_000, batch_size=64, log_every=100, evaluate_every=1500, checkpoint_every=1500)

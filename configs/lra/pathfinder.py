@@ -17,7 +17,8 @@ def get_config(variant: str = "paper"):
     config = base.get_config()
     config.task.update(name="pathfinder", dataset="pathfinder/32_hard", resolution=32, mean=0.5, std=0.5)
     config.model.update(layers=6, features=128, key_size=64, value_size=256, window_size=128, max_positions=1024)
-    config.model.update(norm="batch", norm_placement="pre", attention_function="relu2", ssm_truncation=1024)
+    config.model.update(norm="batch", norm_placement="pre", attention_function="relu2")
+    config.model.mixer.truncation = 1024
     config.model.update(sinusoid=True, embedding_init="normal")
     config.optimizer.update(learning_rate=0.01, warmup_steps=50_000, weight_decay=0.01)
     config.train.update(steps=250_000, batch_size=128, log_every=100, evaluate_every=1250, checkpoint_every=1250)

@@ -18,7 +18,8 @@ def get_config(variant: str = "paper"):
     config = base.get_config()
     config.task.update(name="pathfinder", dataset="pathfinder/128_hard", resolution=128, mean=0.5, std=0.5)
     config.model.update(layers=6, features=128, key_size=64, value_size=256, window_size=256, max_positions=16_384)
-    config.model.update(norm="batch", norm_placement="pre", attention_function="relu2", ssm_truncation=16_384)
+    config.model.update(norm="batch", norm_placement="pre", attention_function="relu2")
+    config.model.mixer.truncation = 16_384
     config.model.update(sinusoid=True, embedding_init="normal")
     config.optimizer.update(learning_rate=0.01, warmup_steps=25_000, warmup_power=2.0, weight_decay=0.01)
     config.train.update(steps=125_000, batch_size=128, accumulate=8)

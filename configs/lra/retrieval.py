@@ -17,7 +17,8 @@ def get_config(variant: str = "paper"):
     config = base.get_config(model="retrieval")
     config.task.update(name="retrieval", length=4000)
     config.model.update(layers=6, features=128, key_size=64, value_size=256, window_size=128, max_positions=4002)
-    config.model.update(norm="scale", norm_placement="post", ssm_truncation=1024, dropout=0.1)
+    config.model.update(norm="scale", norm_placement="post", dropout=0.1)
+    config.model.mixer.truncation = 1024
     config.model.router.temperature_scale = 0.3
     config.optimizer.update(learning_rate=0.003, warmup_steps=10_000, weight_decay=0.04)
     config.train.update(steps=91_960, batch_size=64, accumulate=8)

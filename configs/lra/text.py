@@ -20,7 +20,8 @@ def get_config(variant: str = "paper"):
     config.task.validation_fraction = 0.1
     config.task.validation_seed = 0
     config.model.update(layers=4, features=128, key_size=64, value_size=256, window_size=128, max_positions=4002)
-    config.model.update(norm="scale", norm_placement="post", position="slot", ssm_truncation=1024, dropout=0.1)
+    config.model.update(norm="scale", norm_placement="post", position="slot", dropout=0.1)
+    config.model.mixer.truncation = 1024
     config.model.router.temperature_scale = 0.3
     config.optimizer.update(learning_rate=0.004, warmup_steps=10_000, weight_decay=0.01)
     config.train.update(steps=25_000, batch_size=50, log_every=100, evaluate_every=500, checkpoint_every=500)

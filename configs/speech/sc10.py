@@ -19,7 +19,8 @@ def get_config(variant: str = "paper"):
     config.task.update(name="speech_commands", words=10, length=16_000)
     config.model.update(layers=8, features=60, key_size=30, value_size=120, window_size=128)
     config.model.update(norm="batch", norm_placement="pre", attention_function="relu2", position="slot")
-    config.model.update(ssm_truncation=4000, sinusoid=True, embedding_init="normal", max_positions=16_000)
+    config.model.update(sinusoid=True, embedding_init="normal", max_positions=16_000)
+    config.model.mixer.truncation = 4000
     config.optimizer.update(learning_rate=0.01, warmup_steps=10_000, weight_decay=0.01)
     config.train.update(steps=250_000, batch_size=20, log_every=100, evaluate_every=1250, checkpoint_every=1250)
     apply_variant(config, variant, tiny=tiny)

@@ -14,7 +14,8 @@ def get_config(variant: str = "paper"):
     config = base.get_config(model="language_model")
     config.task.update(name="selective_copy", length=32, symbols=8, alphabet=16)
     config.task.update(train_examples=1_000_000, test_examples=2048, data_seed=0)
-    config.model.update(layers=2, features=64, key_size=32, value_size=128, state_size=8, window_size=16)
+    config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=16)
+    config.model.mixer.state_size = 8
     config.model.update(norm="layer", norm_placement="pre", max_positions=64, block_size=64, remat="none")
     config.optimizer.update(learning_rate=3e-3, warmup_steps=100, final_learning_rate=1e-4, schedule="cosine")
     config.train.update(steps=1600, batch_size=32, log_every=200, evaluate_every=800, checkpoint_every=800)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 
 
@@ -31,12 +32,16 @@ def _case(batch: int, length: int, features: int, key_size: int, **fields: Any) 
 
 
 CASES = {
-    "text": _case(4, 4096, 128, 64, ssm_truncation=1024, norm_placement="post"),
+    "text": _case(4, 4096, 128, 64, mixer=ema.Config(truncation=1024), norm_placement="post"),
     "listops": _case(4, 2048, 80, 64, norm_placement="post"),
-    "image": _case(8, 1024, 160, 96, ssm_truncation=1024, attention_function="relu2", norm="batch"),
-    "speech": _case(1, 16_000, 60, 30, ssm_truncation=4000, attention_function="relu2", position="slot", norm="batch"),
+    "image": _case(8, 1024, 160, 96, mixer=ema.Config(truncation=1024), attention_function="relu2", norm="batch"),
+    "speech": _case(
+        1, 16_000, 60, 30, mixer=ema.Config(truncation=4000), attention_function="relu2", position="slot", norm="batch"
+    ),
     "lm": _case(1, 8192, 512, 128, causal=True, window_size=1024, position="rotary"),
-    "enwik8": _case(1, 8192, 512, 128, ssm_truncation=2048, causal=True, window_size=1024, position="rotary"),
+    "enwik8": _case(
+        1, 8192, 512, 128, mixer=ema.Config(truncation=2048), causal=True, window_size=1024, position="rotary"
+    ),
 }
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from experiments.benchmarks.cases import Case, Data, router_biases, with_router_bias
 from experiments.common.errors import UserError
 from seqboat.interop.published import convert_classifier, convert_ema, convert_layer
+from seqboat.layers.mixers import ema
 from seqboat.layers.seqboat import SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
@@ -102,8 +103,10 @@ def float32(case: Case, data: Data) -> tuple[Case, Data]:
 
 def reference(case: Case, data: Data) -> Gradient:
     """Our layer over all rows, masked, with the kernel applied by FFT."""
+    mixer = replace(cast(ema.Config, case.layer.mixer), method="fft")
     return ours(
-        replace(case, layer=replace(case.layer, form="dense", attention_method="blocks", ema_method="fft")), data
+        replace(case, layer=replace(case.layer, form="dense", attention_method="blocks", mixer=mixer)),
+        data,
     )
 
 
@@ -164,11 +167,11 @@ class Published:
             config.features,
             config.key_size,
             config.value_size,
-            config.state_size,
+            cast(ema.Config, config.mixer).state_size,
             attention_activation=config.attention_function,
             bidirectional=not config.causal,
             window_size=config.window_size,
-            truncation=config.ssm_truncation,
+            truncation=cast(ema.Config, config.mixer).truncation,
             norm_type=NORMS[config.norm],
             prenorm=config.norm_placement == "pre",
             rel_pos_bias="rotary" if config.position == "rotary" else "simple",
@@ -210,7 +213,7 @@ class Published:
             prenorm=config.norm_placement == "pre",
             max_positions=config.max_positions,
             d_qk=config.key_size,
-            d_ema=config.state_size,
+            d_ema=cast(ema.Config, config.mixer).state_size,
             mem_size=config.window_size,
             bidirectional=True,
             norm_type=NORMS[config.norm],

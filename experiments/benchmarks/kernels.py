@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from experiments.benchmarks import cases, contenders
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.settings import Row, Settings, agree, tolerance
 from experiments.common.errors import UserError
+from seqboat.layers.mixers import ema as ema_layer
 from seqboat.ops import ema
 from seqboat.ops.blocks import Blocks
 from seqboat.ops.packing import Packing, RowInfo, compress, extract, pack, row_info
@@ -152,10 +153,10 @@ def ema_methods(settings: Settings) -> Iterator[Row]:
     which a pass would move EMA_ARRAYS arrays."""
     for name, case in settings.cases.items():
         layer, data = case.layer, signal(case.batch, case.length, case.layer.features, case.layer.dtype)
-        width = layer.features
-        params = ema_params(width, width if layer.causal else 2 * width, layer.state_size)
+        width, average = layer.features, cast(ema_layer.Config, layer.mixer)
+        params = ema_params(width, width if layer.causal else 2 * width, average.state_size)
         copy = functools.partial(contenders.wait, jax.jit(lambda x: x + 1).lower(data.x).compile(), data.x)
-        cut = layer.ssm_truncation if (layer.ssm_truncation or case.length) < case.length else None
+        cut = average.truncation if (average.truncation or case.length) < case.length else None
         for lags in dict.fromkeys((cut, None)):
             runners: dict[str, contenders.Runner] = {}
             for method in ("fft", "chunked"):

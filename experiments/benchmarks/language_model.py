@@ -15,6 +15,7 @@ from experiments.benchmarks.cases import Case, router_biases, with_router_bias
 from experiments.benchmarks.settings import Row, Settings
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.step import Steps, TrainState, means
+from seqboat.layers.mixers import ema
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
@@ -29,7 +30,7 @@ RECIPE = Case(
         window_size=1024,
         causal=True,
         position="rotary",
-        ssm_truncation=2048,
+        mixer=ema.Config(truncation=2048),
         dropout=0.15,
     ),
     batch=8,

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.benchmarks import cases, contenders, kernels, language_model, memory
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.settings import Row, Settings, agree
+from seqboat.layers.mixers import ema
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 
@@ -154,7 +155,7 @@ def model(settings: Settings) -> Iterator[Row]:
     kernels, as in the published model."""
     theirs = settings.theirs()
     text = CASES["text"]
-    case = settings.changes(replace(text, layer=replace(text.layer, ssm_truncation=None)))
+    case = settings.changes(replace(text, layer=replace(text.layer, mixer=ema.Config())))
     stack = contenders.Stack(case, settings.depth or 4, theirs)
     for rate in settings.rates:
         biases, checked = stack.router_biases(rate), {}

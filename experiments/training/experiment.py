@@ -1,8 +1,6 @@
 """From a config's values to a model, an optimiser and a task: the only place that knows both worlds."""
 
 import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from experiments.common.config import at_most, to_dataclass
 from experiments.common.errors import UserError
+from experiments.common.plugs import find
 from experiments.tasks.conditioned import Conditioned, HyperOptions
 from experiments.training.models import build_hyper, build_model, example_of, named
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
@@ -19,9 +18,7 @@ from experiments.training.sharding import OneDevice, Partition, make_partition
 from experiments.training.step import ShardedStep, Steps, initial_variables
 from experiments.training.trackers import TrackerName
 from seqboat.hyper import Hyper
-from seqboat.layers.execution import form_here
 from seqboat.models.language_model import LanguageModel
-from seqboat.ops.window_attention import kernel_notice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +109,8 @@ class Experiment:
         if encoder is None:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
-        notice = kernel_notice() if layer.attention_method == "pallas" else None
-        form = form_here(layer.form, streaming=self.steps.num_streams > 0)
-        return (
-            f"{start}{encoder.layers} layers, width {layer.features}, "
-            f"window {layer.window_size}, {layer.attention_function} attention, activation {layer.activation}, "
-            f"{form} form of {layer.blocks} x {layer.block_size} rows, attention by "
-            f"{layer.attention_method}{f' ({notice})' if notice else ''}, "
-            f"{layer.ssm} by {layer.choose_ssm_method(layer.max_positions)}"
-        )
+        about = layer.describe(getattr(layer, "max_positions", 0), streaming=self.steps.num_streams > 0)
+        return f"{start}{encoder.layers} layers, width {layer.features}, {about}"
 
 
 def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
@@ -158,7 +148,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
 
 def _check_rate(config: Config, model: nn.Module) -> None:
     encoder = getattr(model.config, "encoder", None)
-    if encoder and encoder.layer.router.target_rate is not None and config.train.activation_penalty:
+    if encoder and encoder.layer.rate_control() and config.train.activation_penalty:
         raise UserError(
             f"config.train.activation_penalty={config.train.activation_penalty:g}: must be 0 with "
             f"config.model.router.target_rate={encoder.layer.router.target_rate:g}, which decides the rate itself"
@@ -263,12 +253,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
 def read_task(config: Config) -> tuple[Any, Any]:
     """The task's module and its config, without its data."""
     name, fields = named(config.task, "config.task")
-    module_name = f"experiments.tasks.{name}"
-    if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
-        raise UserError(f"config.task.name={name!r}: there is no file experiments/tasks/{name}.py")
-    module = importlib.import_module(module_name)
-    if not hasattr(module, "Config"):
-        raise UserError(f"config.task.name={name!r}: experiments/tasks/{name}.py holds no Config")
+    module = find("experiments.tasks", name, "config.task.name", "Config")
     return module, to_dataclass(module.Config, fields, "config.task")
 
 

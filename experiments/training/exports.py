@@ -127,9 +127,11 @@ class Exported:
     def _refuse_larger_model(self) -> None:
         """Raises UserError for sizes that the arrays cannot have, before anything is allocated for them."""
         count, model = sum(map(math.prod, self._shapes.values())), self.values.get("model")
-        sizes: dict[str, Any] = model if isinstance(model, dict) else {}
-        for name in SIZES:
-            if type(size := sizes.get(name)) is int and size > count:
+        fields: dict[str, Any] = dict(model) if isinstance(model, dict) else {}
+        if isinstance(mixer := fields.get("mixer"), dict):
+            fields |= {f"mixer.{name}": value for name, value in mixer.items()}
+        for name, size in fields.items():
+            if name.removeprefix("mixer.") in SIZES and type(size) is int and size > count:
                 raise UserError(
                     f"{self.path} does not fit its config: config.model.{name}={size}, {count} numbers in all"
                 )

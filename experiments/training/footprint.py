@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding
 from experiments.training.experiment import Experiment
 from experiments.training.sharding import Meshed
 from seqboat.models.language_model import LanguageModel
-from seqboat.ops.ema import ACCELERATOR_CHUNK
 
 # TFLOP/s of dense bfloat16 products, GB/s of memory, GB/s to neighbours in one direction. Sources: Google Cloud's pages
 # on v5e and v5p; NVIDIA's data sheets of the SXM variants.
@@ -89,18 +88,10 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     active elements at the given rate."""
     model, layout = experiment.model.config, experiment.partition.layout
     layer, encoder = model.encoder.layer, model.encoder
-    directions = 1 if layer.causal else 2
-    average = (ACCELERATOR_CHUNK + 2 * directions * layer.state_size) * layer.features
-    dense = average + layer.features**2 + 2 * layer.features
-    keys = directions * (layer.window_size or batch["inputs"].shape[1]) + 1
-    attention = layer.features * (layer.key_size + 3 * layer.value_size) + keys * (layer.key_size + layer.value_size)
-    active = layer.attention * attention + 2 * layer.features * layer.feed_forward_size
-    if layer.activation != "learned":
-        rate = {"always": 1.0, "never": 0.0}.get(layer.activation, layer.activation_rate)
     head = layer.features * model.vocabulary_size if isinstance(experiment.model, LanguageModel) else 0
     # A retrieval example has two lengths, so two sequences.
     elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
-    return 6 * elements * (encoder.layers * (dense + rate * active) + head)
+    return 6 * elements * (encoder.layers * layer.multiplications(batch["inputs"].shape[1], rate) + head)
 
 
 def wire_bytes(text: str, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], float]:

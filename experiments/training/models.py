@@ -9,36 +9,47 @@ import numpy as np
 
 from experiments.common.config import split_fields, to_dataclass
 from experiments.common.errors import UserError
+from experiments.common.plugs import find
 from experiments.tasks.conditioned import HyperOptions
 from experiments.training.step import arguments, one_element
+from seqboat.choices import given_fields
 from seqboat.hyper import Hyper, HyperNetwork, spec
-from seqboat.layers.seqboat import LayerConfig
-from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.layers.mixer import MixerConfig
 from seqboat.models.encoder import EncoderConfig
-from seqboat.models.language_model import LanguageModel, LanguageModelConfig
-from seqboat.models.mlp import MLP, MLPConfig
-from seqboat.models.retrieval import DualEncoder, RetrievalConfig
+from seqboat.models.retrieval import DualEncoder
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
-# The models of config.model.name, and the fields that a task decides.
-MODELS: dict[str, tuple[type, type[nn.Module]]] = {
-    "mlp": (MLPConfig, MLP),
-    "classifier": (ClassifierConfig, Classifier),
-    "retrieval": (RetrievalConfig, DualEncoder),
-    "language_model": (LanguageModelConfig, LanguageModel),
-}
-TASK_SIZES = ("classes", "vocabulary_size")
-# Fields that no config sets: the groups are flat there, a task decides its sizes and config.mesh the layout.
-DECIDED = ("encoder", "layer", "layout", *TASK_SIZES)
+# Where the files are that config.model names.
+MODELS, BLOCKS, MIXERS = "seqboat.models", "seqboat.layers", "seqboat.layers.mixers"
 # How often a target is initialised to measure what its initializers draw.
 INIT_DRAWS = 64
 
 
-def dataclasses_of(name: str) -> tuple[type, ...]:
-    """Whose fields `config.model` has, beside its name."""
-    own = MODELS[name][0]
-    layered = "encoder" in {field.name for field in dataclasses.fields(own)}
-    return (own, EncoderConfig, LayerConfig) if layered else (own,)
+def dataclasses_of(name: str, block: str = "seqboat") -> tuple[type, ...]:
+    """Whose fields `config.model` has, beside `name`, and `block` if it has layers. Raises UserError."""
+    own = find(MODELS, name, "config.model.name", "Config", "Model").Config
+    if "encoder" not in {field.name for field in dataclasses.fields(own)}:
+        return (own,)
+    return own, EncoderConfig, find(BLOCKS, block, "config.model.block", "LayerConfig").LayerConfig
+
+
+def decided(*classes: type) -> tuple[str, ...]:
+    """Fields of `dataclasses_of` that no config sets: the groups are flat there, a task decides its sizes, and
+    config.mesh the layout."""
+    return ("encoder", "layer", "layout", *(field for cls in classes for field in given_fields(cls)))
+
+
+def make_mixer(values: Mapping[str, Any], where: str) -> MixerConfig:
+    """The config of a mixer from a group of its `name` and its fields."""
+    name, fields = named(values, where)
+    config_class = find(MIXERS, name, f"{where}.name", "Config").Config
+    known = {field.name for field in dataclasses.fields(config_class)}
+    if strange := [field for field in fields if field not in known]:
+        raise UserError(
+            f"{where}.{strange[0]}: mixer {name!r} has no such field; there are {', '.join(sorted(known)) or 'none'}. "
+            f"Another mixer comes with its fields by the config's variant :{name}"
+        )
+    return to_dataclass(config_class, fields, where)
 
 
 def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_DEVICE) -> nn.Module:
@@ -46,28 +57,35 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     part of a `layout`."""
     where = "config.model"
     name, fields = named(values, where)
-    if name not in MODELS:
-        raise UserError(f"{where}.name={name!r}: must be one of {', '.join(MODELS)}")
-    config_class, model_class = MODELS[name]
-    known = {field.name for field in dataclasses.fields(config_class)}
-    wanted = [field for field in TASK_SIZES if field in known]
-    given = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
-    if len(given) < len(wanted):
-        missing = " and no ".join(field for field in wanted if field not in given)
-        raise UserError(f"{where}.name={name!r}: this task is not for such a model, it has no {missing}")
-    if "vocabulary_size" not in known and getattr(sizes, "vocabulary_size", None) is not None:
-        raise UserError(f"{where}.name={name!r} takes numbers, and this task has symbols; take classifier")
-    for field in DECIDED:
+    block = fields.pop("block", "seqboat")
+    classes = dataclasses_of(name, block)
+    given = _given(classes[0], name, sizes)
+    for field in decided(*classes):
         if field in fields:
-            raise UserError(
-                f"{where}.{field}: not set here, {'config.mesh' if field == 'layout' else 'the task'} decides it"
-            )
-    if "encoder" not in known:
-        return model_class(to_dataclass(config_class, {**fields, **given}, where))
-    own, encoder, layer = split_fields(fields, *dataclasses_of(name), where=where)
-    layer_config = to_dataclass(LayerConfig, {**layer, "layout": layout}, where)
+            decides = "config.mesh" if field == "layout" else "the task"
+            raise UserError(f"{where}.{field}: not set here, {decides} decides it")
+    model_class = find(MODELS, name, f"{where}.name", "Model").Model
+    if len(classes) == 1:
+        return model_class(to_dataclass(classes[0], {**fields, **given}, where))
+    own, encoder, layer = split_fields(fields, *classes, where=where)
+    if "mixer" in layer:
+        layer["mixer"] = make_mixer(layer["mixer"], f"{where}.mixer")
+    layer_config: Any = to_dataclass(classes[2], {**layer, "layout": layout}, where)
     encoder_config = to_dataclass(EncoderConfig, {**encoder, "layer": layer_config}, where)
-    return model_class(to_dataclass(config_class, {**own, **given, "encoder": encoder_config}, where))
+    return model_class(to_dataclass(classes[0], {**own, **given, "encoder": encoder_config}, where))
+
+
+def _given(config_class: type, name: str, sizes: Any) -> dict[str, Any]:
+    """What a task decides of a model. Raises UserError for a model that is not for this task."""
+    wanted = given_fields(config_class)
+    found = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
+    where = f"config.model.name={name!r}"
+    if len(found) < len(wanted):
+        missing = " and no ".join(field for field in wanted if field not in found)
+        raise UserError(f"{where}: this task is not for such a model, it has no {missing}")
+    if "vocabulary_size" not in wanted and getattr(sizes, "vocabulary_size", None) is not None:
+        raise UserError(f"{where} takes numbers, and this task has symbols; take classifier")
+    return found
 
 
 def example_of(model: nn.Module, sizes: Any) -> dict[str, np.ndarray] | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 import jax.numpy as jnp
 import numpy as np
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.router import Pattern
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import ClassifierConfig
@@ -71,17 +72,21 @@ def convert_classifier(state: Mapping[str, np.ndarray], config: ClassifierConfig
     return variables
 
 
-def refuse_other_inputs(config: ClassifierConfig) -> None:
+def supported_layer(config: ClassifierConfig) -> LayerConfig:
+    """The layers of a classifier that the published model can be. Raises ValueError for another one."""
+    layer = config.encoder.layer
+    if not isinstance(layer, LayerConfig):
+        raise ValueError(f"{type(layer).__module__}: the published model has SeqBoat layers")
     if config.vocabulary_size is not None or config.head != "linear" or config.sinusoid:
         raise ValueError(
             "the published model takes numbers, without a sinusoid, and has a linear head: vocabulary_size=None, "
             "head='linear', sinusoid=False"
         )
+    return layer
 
 
 def classifier_entries(config: ClassifierConfig, input_size: int) -> dict[str, Entry]:
-    refuse_other_inputs(config)
-    layer, encoder = config.encoder.layer, ("encoder",)
+    layer, encoder = supported_layer(config), ("encoder",)
     width = layer.features
     entries = {}
     for index in range(config.encoder.layers):
@@ -98,10 +103,11 @@ def classifier_entries(config: ClassifierConfig, input_size: int) -> dict[str, E
 
 
 def layer_entries(config: LayerConfig) -> dict[str, Entry]:
-    if config.ssm != "ema" or config.feed_forward_size or not config.attention or config.activation == "never":
+    average, unit = config.mixer, config.attention and config.activation != "never" and not config.feed_forward_size
+    if not isinstance(average, ema.Config) or not unit:
         raise ValueError("the published layer has an EMA and one module, the gated attention unit")
     width, key, value = config.features, config.key_size, config.value_size
-    entries = _ema_entries("ssm.", ("ssm",), width, config.state_size, config.causal)
+    entries = _ema_entries("ssm.", ("ssm",), width, average.state_size, config.causal)
     entries |= _norm_entries("norm.norm.", "norm", config=config)
     entries |= _dense("mx_proj", ("params", "gau", "projection"), width, key + 2 * value)
     entries |= _dense("h_proj", ("params", "gau", "output"), value, width)

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from seqboat.interop.published import Entry, Tree, classifier_entries, layer_entries, refuse_other_inputs, some
+from seqboat.interop.published import Entry, Tree, classifier_entries, layer_entries, some, supported_layer
+from seqboat.layers.mixers import ema
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import ClassifierConfig
 from seqboat.paths import flatten, path_keys, unflatten
@@ -42,14 +43,16 @@ def classifier_state(variables: Tree, config: ClassifierConfig) -> dict[str, np.
 def model_arguments(variables: Tree, config: ClassifierConfig) -> dict[str, Any]:
     """The arguments that make the published `SeqBoatModel` this model. Raises ValueError for a model that it cannot
     be."""
-    layer = config.encoder.layer
-    refuse_other_inputs(config)
-    fixed = {"activation": "learned", "value_size": 2 * layer.features, "ssm_truncation": None, "norm_affine": True}
+    layer = supported_layer(config)
+    fixed = {"activation": "learned", "value_size": 2 * layer.features, "norm_affine": True}
     for field, value in fixed.items():
         if getattr(layer, field) != value:
             raise ValueError(f"{field}={getattr(layer, field)!r}: the published model has {value!r}")
     if layer.window_size is None:
         raise ValueError("window_size=None: the published model has a window")
+    average = layer.mixer
+    if not isinstance(average, ema.Config) or average.truncation is not None:
+        raise ValueError(f"mixer={average}: the published model has an EMA with its whole kernel")
     for field, known in (("norm", NORMS), ("position", POSITIONS), ("attention_function", ATTENTION)):
         if getattr(layer, field) not in known:
             raise ValueError(f"{field}={getattr(layer, field)!r}: the published model has {' or '.join(known)}")
@@ -62,7 +65,7 @@ def model_arguments(variables: Tree, config: ClassifierConfig) -> dict[str, Any]
         "prenorm": layer.norm_placement == "pre",
         "max_positions": layer.max_positions,
         "d_qk": layer.key_size,
-        "d_ema": layer.state_size,
+        "d_ema": average.state_size,
         "mem_size": layer.window_size,
         "bidirectional": not layer.causal,
         "init_temp_scale": layer.router.temperature_scale,

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from seqboat.choices import check_choices
-from seqboat.layers.execution import Form
+from seqboat.layers.block import BlockConfig
+from seqboat.layers.execution import Form, form_here
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.mixer import MAX_SIZE, Mixer, MixerConfig
 from seqboat.layers.mixers import ema
-from seqboat.layers.norm import NORMS, NormKind
+from seqboat.layers.norm import NormKind
 from seqboat.layers.router import RouterConfig
 from seqboat.ops.window import AttentionFunction, PositionKind, Window
-from seqboat.ops.window_attention import kernel_unsupported_reason
+from seqboat.ops.window_attention import kernel_notice, kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 SIZES = ("features", "key_size", "value_size", "max_positions", "block_size", "blocks_per_iteration")
@@ -26,9 +27,9 @@ ACCELERATOR_BLOCKS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerConfig:
-    """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`. `mixer` carries the
-    sequence: the paper's EMA, or another of `seqboat/layers/mixers`.
+class LayerConfig(BlockConfig):
+    """One SeqBoat layer. Letters are those of `seqboat`: D `features`, Z `key_size`, E `value_size`. `mixer` carries
+    the sequence: the paper's EMA, or another of `seqboat/layers/mixers`.
 
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has neither attention nor configurator, "random" and "strided" compute it at
@@ -54,7 +55,7 @@ class LayerConfig:
     position: PositionKind = "relative"
     max_positions: int = 1024
     feed_forward_size: int = 0
-    mixer: MixerConfig = ema.Config()
+    mixer: MixerConfig = dataclasses.field(default_factory=ema.Config)
     norm: NormKind = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
     norm_affine: bool = True
@@ -158,9 +159,31 @@ class LayerConfig:
     def make_window(self) -> Window:
         return Window(self.window_size, self.causal, self.attention_function, self.position)
 
-    def make_norm(self, name: str) -> nn.Module:
-        extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding} if self.norm == "batch" else {}
-        return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
+    def block(self) -> type[nn.Module]:
+        from seqboat.layers.seqboat import SeqBoatLayer  # which has such a config
+
+        return SeqBoatLayer
+
+    def rate_control(self) -> tuple[float, bool] | None:
+        target = self.router.target_rate
+        return None if target is None else (target, self.router.rate_control == "ceiling")
+
+    def describe(self, length: int, streaming: bool) -> str:
+        notice = kernel_notice() if self.attention_method == "pallas" else None
+        return (
+            f"window {self.window_size}, {self.attention_function} attention, activation {self.activation}, "
+            f"{form_here(self.form, streaming)} form of {self.blocks} x {self.block_size} rows, attention by "
+            f"{self.attention_method}{f' ({notice})' if notice else ''}, {self.mixer.describe(length)}"
+        )
+
+    def multiplications(self, length: int, rate: float) -> float:
+        keys = (1 if self.causal else 2) * (self.window_size or length) + 1
+        attention = self.features * (self.key_size + 3 * self.value_size) + keys * (self.key_size + self.value_size)
+        active = self.attention * attention + 2 * self.features * self.feed_forward_size
+        if self.activation != "learned":
+            rate = {"always": 1.0, "never": 0.0}.get(self.activation, self.activation_rate or 0.0)
+        mixer = self.mixer.multiplications(self.features, self.causal)
+        return mixer + self.features**2 + 2 * self.features + rate * active
 
     def make_mixer(self, **owner: None) -> Mixer:
         """The mixer; `parent=None` for an unattached module. Its parameters keep the name "ssm"."""

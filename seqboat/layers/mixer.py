@@ -51,9 +51,8 @@ class MixerConfig:
     def __post_init__(self):
         check_choices(self)
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_size") and not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"{field.name}={value}: must be 1 to {MAX_SIZE}")
+            if field.name.endswith("_size"):
+                check_size(field.name, getattr(self, field.name))
 
     @property
     def name(self) -> str:
@@ -65,11 +64,11 @@ class MixerConfig:
         raise NotImplementedError
 
     def stream_refusal(self) -> str | None:
-        """Why causal mixers cannot be streamed, beginning with the field, or None."""
+        """The reason, beginning with FIELD=VALUE, why a causal mixer cannot be streamed; or None."""
         return None
 
     def split_refusal(self) -> str | None:
-        """Why sequences cannot be split over a mesh, beginning with the field, or None."""
+        """The reason, beginning with FIELD=VALUE, why sequences cannot be split over a mesh; or None."""
         return f"name={self.name!r}: must be 'ema' if config.mesh splits sequences, to pass state between devices"
 
     def describe(self, length: int) -> str:
@@ -79,3 +78,11 @@ class MixerConfig:
     def multiplications(self, features: int, causal: bool) -> int:
         """Per element, for `experiments.plan`."""
         raise NotImplementedError
+
+
+def check_size(name: str, value: int, otherwise: str = "") -> None:
+    """Raise ValueError for a size or a number of lags outside 1..MAX_SIZE."""
+    if value < 1:
+        raise ValueError(f"{name}={value}: must be at least 1{otherwise}")
+    if value > MAX_SIZE:
+        raise ValueError(f"{name}={value}: must be at most {MAX_SIZE}")

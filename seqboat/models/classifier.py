@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seqboat.choices import check_choices
+from seqboat.choices import check_choices, given
+from seqboat.layers.block import BlockConfig
 from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.router import ActivationStats
-from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import Encoder, EncoderConfig
 
 
@@ -34,7 +34,7 @@ def mean_over_length(
     return total / jnp.maximum(count, 1)[:, None]
 
 
-def is_real(lengths: Int[Array, "B"], length: int, layer: LayerConfig) -> Bool[Array, "B L"]:
+def is_real(lengths: Int[Array, "B"], length: int, layer: BlockConfig) -> Bool[Array, "B L"]:
     """Which elements of sequences of these true lengths are not padding; for this device's piece, if they are split."""
     return (jnp.arange(length) + layer.layout.start(length))[None] < lengths[:, None]
 
@@ -46,8 +46,8 @@ class ClassifierConfig:
     dropout, GELU, Linear without bias, as in the recipes for Long Range Arena; "linear" is one affine map."""
 
     encoder: EncoderConfig
-    classes: int
-    vocabulary_size: int | None = None
+    classes: int = given()
+    vocabulary_size: int | None = given(default=None)
     embedding_init: Literal["projection", "normal"] = "projection"
     sinusoid: bool = False
     head: Literal["mlp", "linear"] = "mlp"
@@ -93,3 +93,6 @@ class Classifier(nn.Module):
         hidden = nn.Dense(2 * layer.features, kernel_init=xavier, name="head_hidden")(pooled)
         hidden = nn.gelu(drop(hidden), approximate=False)
         return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)
+
+
+Config, Model = ClassifierConfig, Classifier

@@ -1,4 +1,4 @@
-"""A stack of SeqBoat layers as one scan, so that compile time does not grow with depth."""
+"""A stack of blocks, of SeqBoat layers for one, as one scan, so that compile time does not grow with depth."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,22 +10,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from seqboat.choices import check_choices
+from seqboat.layers.block import BlockConfig
 from seqboat.layers.router import ActivationStats, RateControl
-from seqboat.layers.seqboat import SAVED_NAMES, LayerConfig, LayerState, SeqBoatLayer
+from seqboat.layers.seqboat import SAVED_NAMES
 
 Remat = Literal["none", "selective", "layer"]
 Tree = Any
 # The state of every layer. Leaves have a leading axis of streams: see `reset` and `fork` in `layers.streaming`.
-State = tuple[LayerState, ...]
+State = tuple[Tree, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """`layers` SeqBoat layers of one `layer` config. `remat` selects what a layer stores for the backward pass: "none"
+    """`layers` blocks of one `layer` config. `remat` selects what a layer stores for the backward pass: "none"
     everything, "selective" what is expensive to recompute (`layers.seqboat.SAVED_NAMES`), "layer" only its input.
     `final_norm_affine` False omits scale and offset in the norm after pre-norm layers."""
 
-    layer: LayerConfig
+    layer: BlockConfig
     layers: int
     remat: Remat = "selective"
     final_norm_affine: bool = True
@@ -53,14 +54,14 @@ class Encoder(nn.Module):
     @nn.nowrap
     def initial_state(self, batch: int) -> State:
         """The initial state of N streams. Raises ValueError for layers that cannot be streamed."""
-        layer = SeqBoatLayer(self.config.layer, parent=None)
+        layer: Any = self.config.layer.block()(self.config.layer, parent=None)
         return tuple(layer.initial_state(batch) for _ in range(self.config.layers))
 
     @nn.compact
     def advance(
         self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool, state: State | None
     ) -> tuple[Float[Array, "B L D"], ActivationStats, State | None]:
-        """The encoder over pieces of streams, and the state after them (`SeqBoatLayer.advance`).
+        """The encoder over pieces of streams, and the state after them (`layers.block`).
 
         Raises ValueError for a state of another model.
         """
@@ -74,17 +75,17 @@ class Encoder(nn.Module):
         if control and train and not self.is_initializing():
             control.update(stats)
         if self.config.layer.norm_placement == "pre":
-            final = dataclasses.replace(self.config.layer, norm_affine=self.config.final_norm_affine)
+            layer: Any = self.config.layer
+            final = dataclasses.replace(layer, norm_affine=self.config.final_norm_affine)
             x = final.make_norm("final_norm")(x, valid, train)
         return x, stats, state
 
     def _rate_control(self) -> RateControl | None:
-        layer = self.config.layer
-        target, ceiling = layer.router.target_rate, layer.router.rate_control == "ceiling"
-        return None if target is None else RateControl(target, ceiling, layer.layout.data, name="rate")
+        asked = self.config.layer.rate_control()
+        return None if asked is None else RateControl(*asked, self.config.layer.layout.data, name="rate")
 
     def _in_one_scan(self, x: Array, valid: Array, train: bool, state: State | None, threshold: Any):
-        config, layer = self.config, SeqBoatLayer
+        config, layer = self.config, self.config.layer.block()
         if config.layer.layout.axes:  # a layer's parameters are gathered while it runs
             layer = nn.map_variables(layer, "params", trans_in_fn=config.layer.layout.gather, methods=["advance"])
         if config.remat != "none":
@@ -109,10 +110,10 @@ class Encoder(nn.Module):
             raise ValueError("train=True: parameters unstacked by `separate` are for evaluation only")
         collections: dict[str, Any] = {name: self.get_variable(name, "layers") for name in ("params", "batch_stats")}
         tapping = ["taps"] if self.is_mutable_collection("taps") else []
-        outcomes, taps = [], []
+        outcomes, taps, block = [], [], self.config.layer.block()
         for i in range(self.config.layers):
             variables = {name: layers[i] for name, layers in collections.items() if layers is not None}
-            (x, outcome), sown = SeqBoatLayer(self.config.layer, parent=None).apply(
+            (x, outcome), sown = block(self.config.layer, parent=None).apply(
                 variables,
                 x,
                 valid,

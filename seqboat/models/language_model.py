@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from seqboat.choices import given
 from seqboat.layers.embedding import TokenEmbedding
 from seqboat.models.classifier import Output, is_real
 from seqboat.models.encoder import Encoder, EncoderConfig, State
@@ -17,7 +18,7 @@ class LanguageModelConfig:
     """A causal encoder over a vocabulary of V symbols; the embedding is tied to the output."""
 
     encoder: EncoderConfig
-    vocabulary_size: int
+    vocabulary_size: int = given()
 
     def __post_init__(self):
         if not self.encoder.layer.causal:
@@ -73,3 +74,6 @@ class LanguageModel(nn.Module):
         x = jnp.where(valid[..., None], x, 0)
         x, stats, state = Encoder(self.config.encoder, name="encoder").advance(x, valid, train, state)
         return Output(embedding.attend(x), stats), state
+
+
+Config, Model = LanguageModelConfig, LanguageModel

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seqboat.choices import given
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 
@@ -14,7 +15,7 @@ from seqboat.models.classifier import Output
 class MLPConfig:
     """Widths of the hidden layers, and the number of classes Y."""
 
-    classes: int
+    classes: int = given()
     hidden: tuple[int, ...] = (32, 32)
 
     def __post_init__(self):
@@ -38,3 +39,6 @@ class MLP(nn.Module):
         none = jnp.zeros((1, 0))
         stats = ActivationStats(none, none, none, jnp.full(1, float(inputs.shape[0] * inputs.shape[1])), none, none)
         return Output(nn.Dense(self.config.classes, name="head")(x), stats)
+
+
+Config, Model = MLPConfig, MLP

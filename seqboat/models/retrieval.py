@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from seqboat.choices import given
 from seqboat.layers.embedding import TokenEmbedding
 from seqboat.models.classifier import Output, is_real, mean_over_length
 from seqboat.models.encoder import Encoder, EncoderConfig
@@ -16,8 +17,8 @@ class RetrievalConfig:
     """`head_size` is the width between the pair's features and the classes; 256 in the published recipe."""
 
     encoder: EncoderConfig
-    classes: int
-    vocabulary_size: int
+    classes: int = given()
+    vocabulary_size: int = given()
     head_size: int = 256
 
     def __post_init__(self):
@@ -52,3 +53,6 @@ class DualEncoder(nn.Module):
         hidden = nn.Dense(config.head_size, kernel_init=xavier, name="head_hidden")(pair)
         hidden = nn.gelu(drop(hidden), approximate=False)
         return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)
+
+
+Config, Model = RetrievalConfig, DualEncoder

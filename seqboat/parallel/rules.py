@@ -64,6 +64,8 @@ class Rules:
                 if rank not in (len(names), len(names) + 1):
                     raise ValueError(f"{path} has {rank} dimensions; the rule {pattern!r} names {names}")
                 return (None,) * (rank - len(names)) + names
+        if re.search(r"(^|/)ssm/", path):  # of a mixer that has no rule: whole on every device
+            return (None,) * rank
         raise ValueError(f"{path} of {rank} dimensions: no rule names its axes; add one to Rules.parameters")
 
 

@@ -228,7 +228,7 @@ def test_a_layer_agrees_with_its_dense_form(small):
 
 def test_methods_of_the_ema_beside_a_copy(monkeypatch):
     """A method without a form is a row that says so."""
-    case = replace(SMALL["lm"], layer=replace(SMALL["lm"].layer, ssm_truncation=32))
+    case = replace(SMALL["lm"], layer=replace(SMALL["lm"].layer, mixer=ema.Config(truncation=32)))
 
     def refuse(params, data, lags, method, run=kernels.ema_runner):
         if lags and method == "chunked":

@@ -25,6 +25,7 @@ from experiments.common.errors import UserError
 from experiments.training.experiment import Config, Experiment, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
+from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -173,14 +174,14 @@ def test_variants_change_what_they_say():
     assert ours.model.router.eviction_cost
     assert not get_config("configs/lra/text")("credit_router,full").model.router.eviction_cost
     assert not get_config("configs/lra/text")("full,credit_router").model.router.eviction_cost
-    assert ours.model.ssm_truncation is None
+    assert ours.model.mixer.truncation is None
     assert tiny.model.features < paper.model.features
     assert full.model.window_size is None
     assert full.model.position == "relative"  # the recipe's "slot" has no meaning without a window
     assert always.model.activation == "always"
     assert (random.model.activation, random.model.activation_rate) == ("random", 0.5)
     assert none.model.activation == "never"
-    assert s4d.model.ssm == "s4d"
+    assert s4d.model.mixer.name == "s4d"
     assert both.model.activation == "never"
     assert both.model.features == tiny.model.features
 
@@ -220,16 +221,15 @@ MODEL_KNOBS = {
     "features": 16,
     "key_size": 6,
     "value_size": 8,
-    "state_size": 3,
     "causal": True,
     "attention": False,
     "attention_function": "relu2",
     "position": "rotary",
     "max_positions": 65,
     "feed_forward_size": 8,
-    "ssm": "s4d",
-    "ssm_truncation": 8,
-    "ema_method": "chunked",
+    "mixer.state_size": 3,
+    "mixer.truncation": 8,
+    "mixer.method": "chunked",
     "norm": "rms",
     "norm_placement": "pre",
     "norm_affine": False,
@@ -270,6 +270,9 @@ UNTOUCHED = {
     "encoder": "a group, not a leaf",
     "layer": "a group, not a leaf",
     "router": "a group, not a leaf",
+    "mixer": "a group, not a leaf",
+    "mixer.name": "chooses the file: test_the_mixers_name_chooses_the_file",
+    "block": "chooses the file: test_the_blocks_name_chooses_the_file",
     "classes": "the task's",
     "vocabulary_size": "the task's",
 }
@@ -359,13 +362,14 @@ def test_every_leaf_of_base_is_perturbed():
     def names(group: ConfigDict) -> set[str]:
         return {line.split(" = ")[0].removeprefix("x.") for line in leaves(group.to_dict(), "x")}
 
-    assert names(config.model) == set(MODEL_KNOBS) | set(MORE_MODEL_KNOBS) | {"name", "embedding_init"}
+    others = {"name", "block", "mixer.name", "embedding_init"}
+    assert names(config.model) == set(MODEL_KNOBS) | set(MORE_MODEL_KNOBS) | others
     assert names(config.optimizer) == set(OPTIMIZER_KNOBS)
     assert names(config.train) == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
-    groups = (LayerConfig, EncoderConfig, ClassifierConfig, RouterConfig)
+    groups = (LayerConfig, EncoderConfig, ClassifierConfig, RouterConfig, ema.Config)
     fields = {field.name for group in groups for field in dataclasses.fields(group)}
-    perturbed = {name.removeprefix("router.") for name in (*MODEL_KNOBS, *MORE_MODEL_KNOBS)}
-    assert fields - perturbed == set(UNTOUCHED) - {"name"}
+    perturbed = {name.removeprefix("router.").removeprefix("mixer.") for name in (*MODEL_KNOBS, *MORE_MODEL_KNOBS)}
+    assert fields - perturbed == set(UNTOUCHED) - {"name", "block", "mixer.name"}
     assert {field.name for field in dataclasses.fields(TrainConfig)} == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
 
 
@@ -419,6 +423,18 @@ def test_the_name_chooses_the_class(tiny):
     only_classifier = ("sinusoid", "head", "embedding_init")
     values = {name: value for name, value in values.items() if name not in only_classifier}
     assert isinstance(build_model({**values, "name": "language_model"}, FakeTask), LanguageModel)
+
+
+def test_the_mixers_name_chooses_the_file(tiny):
+    model = build_model(tiny({"model.mixer": {"name": "s4d", "state_size": 3}})["model"], FakeTask)
+    assert model.config.encoder.layer.mixer == s4d.Config(3)
+
+
+def test_the_blocks_name_chooses_the_file(tiny):
+    assert type(build_model(tiny()["model"], FakeTask).config.encoder.layer) is LayerConfig
+    values = {**tiny()["model"], "block": "norm"}
+    with pytest.raises(UserError, match=r"config.model.block='norm': seqboat/layers/norm.py holds no LayerConfig"):
+        build_model(values, FakeTask)
 
 
 def test_numbers_as_inputs_need_no_vocabulary(tiny):

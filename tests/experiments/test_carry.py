@@ -43,7 +43,7 @@ SMALL = {
     "train.steps": 0,
     "train.batch_size": BATCH,
 }
-CARRIED = {"task.carry_state": True, "model.ssm_truncation": None}
+CARRIED = {"task.carry_state": True, "model.mixer.truncation": None}
 SEGMENTS = 7  # the training split's 540 bytes are 4 streams of 135
 
 
@@ -337,7 +337,7 @@ def whole(workdir: Path, experiment: Experiment) -> tuple[int, Any, list[dict[st
 @pytest.fixture(scope="module")
 def plain(untrained, values, tmp_path_factory) -> Path:
     """A run without streams."""
-    return untrained(values({"model.ssm_truncation": None}), tmp_path_factory.mktemp("untrained") / "run", whole=True)
+    return untrained(values({"model.mixer.truncation": None}), tmp_path_factory.mktemp("untrained") / "run", whole=True)
 
 
 @pytest.fixture(scope="module")
@@ -403,8 +403,8 @@ def test_the_lines_of_the_documentation(plain, logits):
     ("changes", "message"),
     [
         (
-            {"model.ssm_truncation": 5, "model.ssm": "s4d"},
-            "config.task.carry_state=True: config.model.ssm_truncation=5 cannot be streamed: only ssm='ema' has a "
+            {"model.mixer": {"name": "s4d", "truncation": 5}},
+            "config.task.carry_state=True: config.model.mixer.truncation=5 cannot be streamed: only the EMA has a "
             "state for a truncated kernel; train with None",
         ),
         ({"model.window_size": None}, "config.task.carry_state=True: config.model.window_size=None cannot be streamed"),
@@ -466,7 +466,7 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
 
 
 def test_more_streams_than_bytes_are_refused(values):
-    config = values({"model.ssm_truncation": None})
+    config = values({"model.mixer.truncation": None})
     run = Run(config, build(config).model, {}, 0)
     with pytest.raises(UserError, match=r"^--streams=31: the test split has 30 bytes; choose 1\.\.30$"):
         score(run, "test", streams=31)
@@ -497,7 +497,7 @@ def test_an_evaluation_of_other_data_says_so(plain, another_text, capsys):
 
 def test_resuming_on_other_data_says_so(values, plain, another_text, tmp_path, capsys):
     shutil.copytree(plain, tmp_path / "run")
-    train(build(values({"model.ssm_truncation": None, "task.files": (str(another_text),)})), tmp_path / "run")
+    train(build(values({"model.mixer.truncation": None, "task.files": (str(another_text),)})), tmp_path / "run")
     assert re.search(f"changed since that checkpoint: the data, {CHANGED}\n", capsys.readouterr().out)
 
 

@@ -152,18 +152,24 @@ TASK = short_listops.Task(short_listops.Config(20, 5, 5), batch_size=5, seed=0)
 MODEL = {"name": "classifier", "layers": 2, "features": 8, "key_size": 4, "value_size": 16}
 
 MODEL_MISTAKES = [
-    *(({name: 0}, f"{name}=0: must be at least 1") for name in ("features", "key_size", "value_size", "state_size")),
+    *(({name: 0}, f"{name}=0: must be at least 1") for name in ("features", "key_size", "value_size")),
+    ({"mixer": {"name": "ema", "state_size": 0}}, "mixer.state_size=0: must be at least 1"),
     *(
         ({name: 0}, f"{name}=0: must be at least 1")
         for name in ("max_positions", "block_size", "blocks_per_iteration", "layers")
     ),
     ({"window_size": 0}, "window_size=0: must be at least 1, or None for no limit"),
-    ({"ssm_truncation": 0}, "ssm_truncation=0: must be at least 1, or None for no limit"),
+    ({"mixer": {"name": "ema", "truncation": 0}}, "mixer.truncation=0: must be at least 1, or None for no limit"),
     *(({name: 1.0}, f"{name}=1.0: must be in [0, 1)") for name in ("dropout", "hidden_dropout", "attention_dropout")),
     ({"dropout": -0.1}, "dropout=-0.1: must be in [0, 1)"),
     ({"attention_function": "relu"}, "attention_function='relu': must be one of softmax, relu2, laplace"),
     ({"position": "learned"}, "position='learned': must be one of none, relative, slot, rotary, t5"),
-    ({"ssm": "s5"}, "ssm='s5': must be one of ema, s4d"),
+    ({"mixer": {"state_size": 4}}, "mixer.name: missing"),
+    (
+        {"mixer": {"name": "s4d", "method": "fft"}},
+        "mixer.method: mixer 's4d' has no such field; there are state_size, truncation. Another mixer comes "
+        "with its fields by the config's variant :s4d",
+    ),
     ({"norm": "group"}, "norm='group': must be one of layer, scale, rms, batch"),
     ({"norm_placement": "both"}, "norm_placement='both': must be one of pre, post"),
     ({"activation": "relu"}, "activation='relu': must be one of learned, always, never, random, strided"),
@@ -187,7 +193,6 @@ MODEL_MISTAKES = [
         {"position": "rotary", "key_size": 3},
         "key_size=3: rotary positions rotate pairs of channels, so it must be even",
     ),
-    ({"ssm": "s4d", "ema_method": "fft"}, "ema_method='fft' with ssm='s4d': must be 'auto'"),
     ({"router": {"temperature_scale": 0.0}}, "router.temperature_scale=0.0: must be positive"),
     ({"router": {"centred": True}}, "router.centred: unknown field; did you mean 'centered'?"),
     ({"router": {"initial_bias": "high"}}, "router.initial_bias='high': expected float, got str"),
@@ -196,7 +201,11 @@ MODEL_MISTAKES = [
     ({"classes": 3}, "classes: not set here, the task decides it"),
     ({"vocabulary_size": 3}, "vocabulary_size: not set here, the task decides it"),
     ({"layer": {}}, "layer: not set here, the task decides it"),
-    ({"name": "transformer"}, "name='transformer': must be one of mlp, classifier, retrieval, language_model"),
+    (
+        {"name": "transformer"},
+        "name='transformer': there is no file seqboat/models/transformer.py; there are classifier, encoder, "
+        "language_model, mlp, retrieval",
+    ),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
     (

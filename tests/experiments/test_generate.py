@@ -40,7 +40,7 @@ def folder(tmp_path_factory, untrained, tiny) -> Path:
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
     for name, changes in {
         "credit_router": {},
-        "truncated_s4d": {"model.ssm_truncation": 5, "model.ssm": "s4d"},
+        "truncated_s4d": {"model.mixer": {"name": "s4d", "truncation": 5}},
     }.items():
         config = recipe.get_config("credit_router,tiny")
         config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **changes})
@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no bytes": (["--workdir={tmp}/recall", "--prompt=a"], "symbols are not bytes: a prompt needs a model of bytes"),
     "cut kernel": (
         ["--workdir={tmp}/truncated_s4d", "--prompt=a"],
-        "this model cannot generate: ssm_truncation=5 cannot be streamed: only ssm='ema' has a state for a truncated "
+        "this model cannot generate: mixer.truncation=5 cannot be streamed: only the EMA has a state for a truncated "
         "kernel; train with None",
     ),
     "no window": (["--workdir={tmp}/full", "--prompt=a"], "window_size=None cannot be streamed"),

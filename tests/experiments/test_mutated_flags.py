@@ -20,7 +20,7 @@ from experiments.training.experiment import build
 SEED = int(os.environ.get("SEQBOAT_FUZZ_SEED", "0"))
 COUNT = 150
 
-SIZES = ("layers=1", "features=8", "key_size=4", "value_size=8", "state_size=2", "window_size=4", "block_size=8")
+SIZES = ("layers=1", "features=8", "key_size=4", "value_size=8", "mixer.state_size=2", "window_size=4", "block_size=8")
 MODEL = [f"--config.model.{size}" for size in SIZES]
 LISTOPS = [f"--config.task.{split}_examples=20" for split in ("train", "validation", "test")]
 SLOTS = [f"--config.task.{split}_examples=20" for split in ("train", "test")]

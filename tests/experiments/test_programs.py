@@ -361,8 +361,9 @@ def test_a_real_process_fails_like_its_forks(results, folder):
 
 def arguments_of(tiny: dict[str, Any], workdir: Path, steps: int) -> list[str]:
     leaves = [f"--config.{group}.{name}={tiny[group][name]}" for group in ("task", "train") for name in tiny[group]]
-    widths = ("layers", "features", "key_size", "value_size", "state_size", "window_size", "block_size")
+    widths = ("layers", "features", "key_size", "value_size", "window_size", "block_size")
     leaves += [f"--config.model.{name}={tiny['model'][name]}" for name in widths]
+    leaves += [f"--config.model.mixer.state_size={tiny['model']['mixer']['state_size']}"]
     leaves += [f"--config.optimizer.warmup_steps={tiny['optimizer']['warmup_steps']}"]
     return ["--config=configs/quickstart.py", f"--workdir={workdir}", *leaves, f"--config.train.steps={steps}"]
 

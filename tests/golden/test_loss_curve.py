@@ -20,7 +20,8 @@ LINE = ".".join(jax.__version__.split(".")[:2])
 def test_loss_curve():
     config = quickstart.get_config()
     config.task.update(train_examples=64, validation_examples=8, test_examples=8)
-    config.model.update(features=16, key_size=8, value_size=32, state_size=4, window_size=4, block_size=32)
+    config.model.update(features=16, key_size=8, value_size=32, window_size=4, block_size=32)
+    config.model.mixer.state_size = 4
     config.optimizer.update(warmup_steps=2)
     config.train.update(batch_size=8, steps=10)
     experiment = build(config.to_dict())

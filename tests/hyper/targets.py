@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.mixers.s4d import S4D
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -54,7 +55,9 @@ class Tied(nn.Module):
 
 
 def classifier(norm="layer", layers=2) -> Classifier:
-    layer = LayerConfig(features=8, key_size=4, value_size=8, state_size=4, window_size=4, block_size=8, norm=norm)
+    layer = LayerConfig(
+        features=8, key_size=4, value_size=8, mixer=ema.Config(4), window_size=4, block_size=8, norm=norm
+    )
     return Classifier(ClassifierConfig(EncoderConfig(layer, layers, remat="none"), classes=3, vocabulary_size=7))
 
 

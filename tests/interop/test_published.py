@@ -10,6 +10,7 @@ from helpers import normal
 
 from seqboat.interop.published import convert_ema, convert_layer
 from seqboat.interop.to_published import layer_state
+from seqboat.layers.mixers import ema
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from tests.helpers import assert_close, random_like
@@ -84,7 +85,7 @@ def test_faults_are_counted_and_three_are_named(state, message):
 
 
 def test_a_layer_is_known_behind_wrappers_too():
-    config = LayerConfig(4, 2, 4, state_size=2, window_size=2, max_positions=4)
+    config = LayerConfig(4, 2, 4, mixer=ema.Config(2), window_size=2, max_positions=4)
     with pytest.raises(ValueError, match="missing") as caught:
         convert_layer({"module.gamma": np.zeros((2, 2), jnp.bfloat16)}, config)
     assert "unexpected" not in str(caught.value)
@@ -102,14 +103,14 @@ def test_a_layer_is_known_behind_wrappers_too():
     ids=str,
 )
 def test_a_state_dict_made_of_ours_is_read_back(fields):
-    config = LayerConfig(4, 2, 6, state_size=3, window_size=2, max_positions=5, **fields)
+    config = LayerConfig(4, 2, 6, mixer=ema.Config(3), window_size=2, max_positions=5, **fields)
     x, valid = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
     variables = random_like(jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid))
     assert_close(convert_layer(layer_state(variables, config), config), jax.tree.map(np.asarray, variables), 0)
 
 
 def test_the_mean_of_a_centered_router_becomes_part_of_its_bias():
-    fields = {"state_size": 2, "window_size": 2, "max_positions": 4}
+    fields = {"mixer": ema.Config(2), "window_size": 2, "max_positions": 4}
     config = LayerConfig(4, 2, 4, router=RouterConfig(centered=True), **fields)
     x, valid = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
     variables = random_like(jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid))
@@ -124,7 +125,7 @@ def test_the_mean_of_a_centered_router_becomes_part_of_its_bias():
 
 
 def test_leaves_without_a_place_are_named():
-    config = LayerConfig(4, 2, 4, state_size=2, window_size=2, max_positions=4)
+    config = LayerConfig(4, 2, 4, mixer=ema.Config(2), window_size=2, max_positions=4)
     with pytest.raises(ValueError, match="the published model needs parameters that this one lacks: params/ssm/delta"):
         layer_state({"params": {"gau": {}}}, config)
     x, valid = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)

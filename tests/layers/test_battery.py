@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import BF16, F32, assert_close, normal, random_like, rms, tree_rms
 
+from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 
@@ -16,7 +17,7 @@ D, Z, E = 8, 4, 6
 # Three sequences, one of them empty and all of them padded; no window and no block divides a length.
 BATCH, LENGTH, LENGTHS = 3, 13, (11, 0, 7)
 VALID = jnp.arange(LENGTH)[None] < jnp.array(LENGTHS)[:, None]
-CAUSAL = LayerConfig(D, Z, E, state_size=4, window_size=3, causal=True, max_positions=8, block_size=4)
+CAUSAL = LayerConfig(D, Z, E, mixer=ema.Config(4), window_size=3, causal=True, max_positions=8, block_size=4)
 BOTH = dataclasses.replace(CAUSAL, causal=False)
 
 CONFIGS = {
@@ -31,7 +32,7 @@ CONFIGS = {
     ),
     "always": dataclasses.replace(CAUSAL, activation="always", position="none", attention_function="relu2"),
     "never": dataclasses.replace(CAUSAL, activation="never"),
-    "s4d, truncated": dataclasses.replace(BOTH, ssm="s4d", ssm_truncation=5),
+    "s4d, truncated": dataclasses.replace(BOTH, mixer=s4d.Config(truncation=5)),
     "feed-forward alone": dataclasses.replace(CAUSAL, attention=False, feed_forward_size=6),
     "attention and feed-forward": dataclasses.replace(BOTH, feed_forward_size=6),
     "kernel": dataclasses.replace(BOTH, attention_method="pallas", block_size=16),
@@ -269,14 +270,14 @@ def test_other_lengths(config, length):
 
 
 @pytest.mark.parametrize("window_size", [4, None])
-@pytest.mark.parametrize("ema_method", ["fft", "chunked"])
-def test_nothing_is_as_large_as_length_times_length(window_size, ema_method):
+@pytest.mark.parametrize("method", ["fft", "chunked"])
+def test_nothing_is_as_large_as_length_times_length(window_size, method):
     """No intermediate of the layer and its gradient has two axes of at least L, for packed rows; the dense form has."""
     length = 128
 
     def largest(form):
         config = dataclasses.replace(
-            CAUSAL, window_size=window_size, block_size=8, ema_method=ema_method, form=form, state_size=2
+            CAUSAL, window_size=window_size, block_size=8, form=form, mixer=ema.Config(2, method=method)
         )
         x, valid = jnp.zeros((1, length, D)), jnp.ones((1, length), bool)
         variables = jax.eval_shape(SeqBoatLayer(config).init, jax.random.key(0), x, valid)

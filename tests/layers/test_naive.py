@@ -7,20 +7,25 @@ import jax.numpy as jnp
 import pytest
 from test_battery import BOTH, CAUSAL, VALID, Case
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.naive import seqboat_layer
 
 # Every position with either direction, every attention function with and without a window, every norm and placement.
 CASES = {
     "relative, softmax": BOTH,
     "relative, causal relu2": dataclasses.replace(CAUSAL, attention_function="relu2", norm="rms"),
-    "slot, laplace": dataclasses.replace(BOTH, position="slot", attention_function="laplace", ssm_truncation=5),
+    "slot, laplace": dataclasses.replace(
+        BOTH, position="slot", attention_function="laplace", mixer=ema.Config(truncation=5)
+    ),
     "slot, causal softmax": dataclasses.replace(CAUSAL, position="slot", norm_placement="post"),
     "rotary, relu2, full": dataclasses.replace(
         BOTH, position="rotary", attention_function="relu2", window_size=None, norm="scale"
     ),
     "rotary, causal laplace": dataclasses.replace(CAUSAL, position="rotary", attention_function="laplace"),
     "t5, softmax, full": dataclasses.replace(BOTH, position="t5", window_size=None, norm_affine=False),
-    "t5, causal relu2": dataclasses.replace(CAUSAL, position="t5", attention_function="relu2", ssm_truncation=7),
+    "t5, causal relu2": dataclasses.replace(
+        CAUSAL, position="t5", attention_function="relu2", mixer=ema.Config(truncation=7)
+    ),
     "none, laplace, full": dataclasses.replace(BOTH, position="none", attention_function="laplace", window_size=None),
     "none, causal softmax, full": dataclasses.replace(CAUSAL, position="none", window_size=None),
     "always": dataclasses.replace(CAUSAL, activation="always"),

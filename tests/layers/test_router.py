@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from helpers import assert_close, random_like
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.router import Decision, FixedPattern, RateControl, RouterConfig, count
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.encoder import Encoder, EncoderConfig
 
-LAYER = LayerConfig(8, 4, 6, state_size=4, window_size=3, causal=True, max_positions=8, block_size=4)
+LAYER = LayerConfig(8, 4, 6, mixer=ema.Config(4), window_size=3, causal=True, max_positions=8, block_size=4)
 VALID = jnp.ones((1, 512), bool)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import normal, random_like
 
+from seqboat.layers.mixers.ema import Config
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
@@ -22,14 +23,14 @@ from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
 
 LAYER = LayerConfig(
-    4, 2, 4, state_size=2, window_size=3, causal=True, max_positions=8, block_size=4, feed_forward_size=4
+    4, 2, 4, mixer=Config(2), window_size=3, causal=True, max_positions=8, block_size=4, feed_forward_size=4
 )
 EMPTY = [(0, 3), (2, 0), (0, 0)]
 KINDS = {
     "packed": {},
     "dense": {"form": "dense"},
     "kernel": {"attention_method": "pallas", "block_size": 16},
-    "two directions": {"causal": False, "ema_method": "chunked", "norm": "batch", "position": "t5"},
+    "two directions": {"causal": False, "mixer": Config(method="chunked"), "norm": "batch", "position": "t5"},
     "s4d": {"ssm": "s4d", "activation": "always", "window_size": None},
 }
 MODELS = {

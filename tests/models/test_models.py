@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import F32, assert_close, normal, random_like, rms, tree_rms
 
+from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -20,7 +21,7 @@ from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 D, LAYERS, VOCABULARY, CLASSES = 8, 2, 5, 3
 BATCH, LENGTH = 3, 9
 LENGTHS = jnp.array([9, 4, 0])
-LAYER = LayerConfig(D, 4, 6, state_size=4, window_size=3, causal=True, max_positions=8, block_size=4)
+LAYER = LayerConfig(D, 4, 6, mixer=ema.Config(4), window_size=3, causal=True, max_positions=8, block_size=4)
 ENCODER = EncoderConfig(LAYER, LAYERS, remat="none")
 CLASSIFIER = ClassifierConfig(ENCODER, CLASSES, VOCABULARY, sinusoid=True)
 LANGUAGE = LanguageModelConfig(ENCODER, VOCABULARY)
@@ -234,18 +235,17 @@ REFUSED = [
     (layer(features=0), "features=0: must be at least 1"),
     (layer(key_size=-1), "key_size=-1"),
     (layer(value_size=0), "value_size=0"),
-    (layer(state_size=0), "state_size=0"),
+    (lambda: ema.Config(0), "state_size=0: must be at least 1"),
     (layer(max_positions=0), "max_positions=0"),
     (layer(block_size=0), "block_size=0"),
     (layer(window_size=0), "window_size=0: must be at least 1, or None"),
-    (layer(ssm_truncation=0), "ssm_truncation=0"),
+    (lambda: ema.Config(truncation=0), "truncation=0"),
     (layer(dropout=1.0), r"dropout=1.0: must be in \[0, 1\)"),
     (layer(hidden_dropout=-0.1), "hidden_dropout=-0.1"),
     (layer(attention_dropout=1.5), "attention_dropout=1.5"),
     (layer(feed_forward_size=-1), "feed_forward_size=-1"),
     (layer(position="slot", window_size=None), "position='slot' needs a window_size"),
     (layer(position="rotary", key_size=5), "key_size=5: rotary"),
-    (layer(ssm="s4d", ema_method="fft"), "ema_method='fft' with ssm='s4d'"),
     (lambda: RouterConfig(temperature_scale=0.0), "temperature_scale=0.0: must be positive"),
     (lambda: dataclasses.replace(ENCODER, layers=0), "layers=0"),
     (lambda: dataclasses.replace(CLASSIFIER, classes=0), "classes=0"),
@@ -263,8 +263,6 @@ def test_impossible_values_are_refused_by_name(make, message):
 CHOICES = [
     "attention_function",
     "position",
-    "ssm",
-    "ema_method",
     "norm",
     "norm_placement",
     "activation",
@@ -291,7 +289,7 @@ def test_a_language_model_must_not_look_ahead(fields, message):
 
 # Parameter names are interface.
 
-EVERYTHING = dataclasses.replace(LAYER, ssm="s4d", feed_forward_size=7, position="t5", norm="rms")
+EVERYTHING = dataclasses.replace(LAYER, mixer=s4d.Config(4), feed_forward_size=7, position="t5", norm="rms")
 SPEECH = dataclasses.replace(LAYER, causal=False, norm="batch", norm_placement="post", position="slot")
 MODELS = {
     "classifier of symbols": (Classifier(CLASSIFIER), tokens()),

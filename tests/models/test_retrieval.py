@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, random_like, rms
 
+from seqboat.layers.mixers import ema
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import Encoder, EncoderConfig
 from seqboat.models.retrieval import DualEncoder, RetrievalConfig
@@ -16,7 +17,7 @@ from seqboat.models.retrieval import DualEncoder, RetrievalConfig
 D, LAYERS, VOCABULARY, CLASSES, HEAD = 8, 2, 5, 3, 6
 BATCH, LENGTH = 3, 9
 LENGTHS = jnp.array([[9, 4], [1, 7], [0, 3]])
-LAYER = LayerConfig(D, 4, 6, state_size=4, window_size=3, causal=False, max_positions=16, block_size=4)
+LAYER = LayerConfig(D, 4, 6, mixer=ema.Config(4), window_size=3, causal=False, max_positions=16, block_size=4)
 ENCODER = EncoderConfig(LAYER, LAYERS, remat="none")
 CONFIG = RetrievalConfig(ENCODER, CLASSES, VOCABULARY, head_size=HEAD)
 MODEL = DualEncoder(CONFIG)

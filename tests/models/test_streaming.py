@@ -12,6 +12,7 @@ from helpers import assert_close, random_like, rms, tree_rms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, fork, reset
@@ -20,19 +21,19 @@ from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 from seqboat.parallel.rules import Layout, Rules
 
 BATCH, LENGTH, LAYERS, VOCABULARY = 3, 41, 2, 5
-LAYER = LayerConfig(8, 4, 6, state_size=4, window_size=3, causal=True, max_positions=8, block_size=4)
+LAYER = LayerConfig(8, 4, 6, mixer=ema.Config(4), window_size=3, causal=True, max_positions=8, block_size=4)
 CONFIGS = {
     "relative": LAYER,
     "rotary, relu2, window wider than blocks, centred router": dataclasses.replace(
         LAYER, position="rotary", attention_function="relu2", window_size=9, router=RouterConfig(centered=True)
     ),
     "slot, feed-forward, rms after, truncated": dataclasses.replace(
-        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post", ssm_truncation=5
+        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post", mixer=ema.Config(truncation=5)
     ),
     "t5, laplace, always": dataclasses.replace(
         LAYER, position="t5", attention_function="laplace", activation="always", blocks_per_iteration=2
     ),
-    "no position, s4d, dense": dataclasses.replace(LAYER, position="none", ssm="s4d", form="dense"),
+    "no position, s4d, dense": dataclasses.replace(LAYER, position="none", mixer=s4d.Config(), form="dense"),
     "kernel": dataclasses.replace(LAYER, attention_method="pallas", block_size=16, position="rotary"),
     "never": dataclasses.replace(LAYER, activation="never"),
 }
@@ -356,7 +357,7 @@ def test_training_with_a_carried_state_is_truncated_backpropagation():
 def test_a_state_holds_what_is_promised_and_no_more():
     (first, *_), mine = case("relative").model.initial_state(4), case("relative")
     width, slots = LAYER.features, 3 + MAX_IN_PLACE_LENGTH
-    numbers = 4 * (width * LAYER.state_size + slots * (LAYER.key_size + LAYER.value_size + 1) + 2)
+    numbers = 4 * (width * LAYER.mixer.state_size + slots * (LAYER.key_size + LAYER.value_size + 1) + 2)
     assert sum(leaf.size for leaf in jax.tree.leaves(first)) == numbers
     assert all(leaf.shape[0] == 4 and not np.asarray(leaf).any() for leaf in jax.tree.leaves(first))
     before = mine.model.initial_state(BATCH)
@@ -367,7 +368,7 @@ def test_a_state_holds_what_is_promised_and_no_more():
 
 MESH = Layout(Rules(), (("sequence", 2),))
 REFUSED = {
-    "ssm_truncation=5 cannot be streamed: only ssm='ema' has a state": {"ssm_truncation": 5, "ssm": "s4d"},
+    "mixer.truncation=5 cannot be streamed: only the EMA has a state": {"mixer": s4d.Config(truncation=5)},
     "window_size=None cannot be streamed": {"window_size": None},
     "layout=.* cannot be streamed: pieces cannot be split; split batches over the mesh, not sequences": {
         "layout": MESH

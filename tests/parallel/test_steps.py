@@ -23,7 +23,7 @@ SMALL = {
     "model.features": 8,
     "model.key_size": 8,
     "model.value_size": 16,
-    "model.state_size": 2,
+    "model.mixer.state_size": 2,
     "model.window_size": 4,
     "model.block_size": 16,
     "train.batch_size": 8,
@@ -41,7 +41,7 @@ CLASSIFIER = LANGUAGE | {
 }
 PAIRS = SMALL | {
     "task.length": 16,
-    "model.ssm_truncation": None,
+    "model.mixer.truncation": None,
     "model.dropout": 0.0,
     "train.accumulate": 1,
     "model.router.initial_bias": 0.05,
@@ -176,8 +176,8 @@ MISTAKES = {
         {"model.window_size": None},
     ),
     "sequence=8": (
-        "config.model.ssm_truncation=8: must be None if config.mesh splits sequences",
-        {"model.ssm_truncation": 8},
+        "config.model.mixer.truncation=8: must be None if config.mesh splits sequences",
+        {"model.mixer.truncation": 8},
     ),
     "sequence=4,data=2": ("4 devices cannot share sequences of 41 elements", {"task.length": 33}),
 }

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from seqboat.interop import published
-from seqboat.layers.mixers.ema import EMA
+from seqboat.layers.mixers.ema import EMA, Config
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -65,9 +65,8 @@ def layer_case(meta, arrays):
         features=meta["d"],
         key_size=meta["z"],
         value_size=meta["h"],
-        state_size=meta["N"],
+        mixer=Config(meta["N"], meta.get("truncation")),
         window_size=meta.get("window_size", 256),
-        ssm_truncation=meta.get("truncation"),
         bidirectional=False,
         norm_type="layernorm",
         prenorm=True,
@@ -89,7 +88,7 @@ def model_case(meta, arrays):
         features=meta["d_model"],
         key_size=meta.get("d_qk", 96),
         value_size=2 * meta["d_model"],
-        state_size=meta.get("d_ema", 16),
+        mixer=Config(meta.get("d_ema", 16)),
         window_size=meta.get("mem_size", 128),
         bidirectional=True,
         norm_type="batchnorm",

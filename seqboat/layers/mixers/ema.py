@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.initializers import alternating, truncated_normal
-from seqboat.layers.mixer import MAX_SIZE, Mixer, MixerConfig
+from seqboat.layers.mixer import Mixer, MixerConfig, check_size
 from seqboat.ops import ema
 from seqboat.parallel import sequence
 from seqboat.parallel.rules import Layout
@@ -25,7 +25,8 @@ class Config(MixerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_truncation(self.truncation)
+        if self.truncation is not None:
+            check_size("truncation", self.truncation, ", or None for no limit")
 
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "EMA":
         return EMA(self.state_size, causal, self.truncation, self.method, layout.length, **owner)
@@ -40,12 +41,6 @@ class Config(MixerConfig):
 
     def multiplications(self, features: int, causal: bool) -> int:
         return (ema.ACCELERATOR_CHUNK + 2 * (1 if causal else 2) * self.state_size) * features
-
-
-def check_truncation(truncation: int | None) -> None:
-    """Raise ValueError for what is not a number of lags."""
-    if truncation is not None and not 1 <= truncation <= MAX_SIZE:
-        raise ValueError(f"truncation={truncation}: must be 1 to {MAX_SIZE}, or None for no limit")
 
 
 class EMA(Mixer):

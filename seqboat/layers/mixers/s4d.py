@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqboat.layers.mixer import Mixer, MixerConfig
-from seqboat.layers.mixers.ema import check_truncation
+from seqboat.layers.mixer import Mixer, MixerConfig, check_size
 from seqboat.ops import s4d
 from seqboat.parallel.rules import Layout
 
@@ -28,7 +27,8 @@ class Config(MixerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_truncation(self.truncation)
+        if self.truncation is not None:
+            check_size("truncation", self.truncation, ", or None for no limit")
 
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "S4D":
         return S4D(self.state_size, causal, self.truncation, **owner)
@@ -36,7 +36,8 @@ class Config(MixerConfig):
     def stream_refusal(self) -> str | None:
         if self.truncation is None:
             return None
-        return f"truncation={self.truncation}: only the EMA has a state for a truncated kernel; train with None"
+        why = "only the EMA has a state for a truncated kernel; train with None"
+        return f"truncation={self.truncation} cannot be streamed: {why}"
 
     def describe(self, length: int) -> str:
         return "s4d by fft"

@@ -1,0 +1,54 @@
+"""The contract of a block: what an `Encoder` stacks, with its config. One file in `seqboat/layers` has both."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from seqboat.layers.norm import NORMS, NormKind
+from seqboat.parallel.rules import Layout
+
+
+class BlockConfig:
+    """The base of a block's `LayerConfig`, a frozen dataclass with at least these fields.
+
+    `block()` gives the Flax module that is made of such a config, with two methods:
+    `initial_state(batch)`: the state of B streams, a tree of arrays (B, ...).
+    `advance(x, valid, train, state, threshold) -> (y, (stats, state))`: x and y (B, L, D), `router.ActivationStats`,
+    and the state after pieces of streams, or None with state None. `threshold` is that of a
+    `router.RateControl`, or None.
+    """
+
+    features: int
+    causal: bool
+    norm: NormKind
+    norm_placement: str
+    norm_affine: bool
+    norm_counts_padding: bool
+    dropout: float
+    dtype: str
+    layout: Layout
+
+    def block(self) -> type[nn.Module]:
+        raise NotImplementedError
+
+    def check_streaming(self) -> None:
+        """Raise ValueError unless such a layer can process streams piece by piece, exactly and in constant memory."""
+        raise NotImplementedError
+
+    def describe(self, length: int, streaming: bool) -> str:
+        """The layer in one line, for the start of a run over sequences of this length."""
+        raise NotImplementedError
+
+    def multiplications(self, length: int, rate: float) -> float:
+        """Per element of sequences of this length, at a rate of activation where a router decides."""
+        raise NotImplementedError
+
+    def rate_control(self) -> tuple[float, bool] | None:
+        """The activation rate asked for, and whether it is a ceiling; None if none is."""
+        return None
+
+    def make_norm(self, name: str) -> nn.Module:
+        extra: dict[str, Any] = {}
+        if self.norm == "batch":
+            extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding}
+        return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
