@@ -1,6 +1,7 @@
 """What the library tests share: how far two trees of arrays are apart, and the tolerances of the house."""
 
 import functools
+import sys
 import zlib
 
 import jax
@@ -80,3 +81,10 @@ def random_like(shapes):
 def normal(seed: int, *shape: int) -> jax.Array:
     """Standard normal float32 numbers."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def plant(monkeypatch, folder, package, name: str, source: str) -> None:
+    """Makes a module of a package from its source, as if its file lay in the package's folder."""
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)

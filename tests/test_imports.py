@@ -36,12 +36,8 @@ ALLOWED = {
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.
-    "configs/base.py": {
-        "experiments.common.config",
-        "experiments.common.plugs",
-        "experiments.tasks.conditioned",
-        "ml_collections",
-    }
+    "configs/base.py": {"ml_collections", "experiments.tasks.conditioned"}
+    | {f"experiments.common.{name}" for name in ("config", "plugs")}
     | {f"experiments.training.{name}" for name in ("experiment", "models", "optimizers")},
 }
 # The rooms of experiments, each with those that it may import; programs are the files beside them.

@@ -1,16 +1,15 @@
 """The code of the README and of docs/extending.md runs; links, the clone URL, the numbers and the layout are right."""
 
-import importlib.machinery
 import re
-import sys
-import types
 from pathlib import Path
 
 import jax
 import numpy as np
 
+import experiments.tasks
 from experiments.pages import figures
 from experiments.training.experiment import build
+from tests.helpers import plant
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -68,18 +67,16 @@ def test_the_layout_names_every_folder():
             assert path.parent.relative_to(ROOT).as_posix() in named
 
 
-def test_the_recipes_of_extending_run(monkeypatch):
-    module, mixer, task, config = python_blocks((ROOT / "docs/extending.md").read_text())
+def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
+    module, mixer, pieces, task, config = python_blocks((ROOT / "docs/extending.md").read_text())
     names: dict = {}
     exec(module, names)
     assert 0 < names["stats"].active.sum() < names["stats"].elements
     np.testing.assert_allclose(names["y"], names["reference"], atol=1e-5)
     exec(mixer, names)
+    exec(pieces, names)
     np.testing.assert_allclose(names["pieces"], names["whole"], atol=1e-6)
-    majority = types.ModuleType("experiments.tasks.majority")
-    majority.__spec__ = importlib.machinery.ModuleSpec(majority.__name__, None)  # as if the block were a file
-    monkeypatch.setitem(sys.modules, majority.__name__, majority)
-    exec(task, vars(majority))
+    plant(monkeypatch, tmp_path, experiments.tasks, "majority", task)
     exec(config, names)
     experiment = build(names["get_config"]().to_dict())
     batch = experiment.task.train_batch(0)

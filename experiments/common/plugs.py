@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +23,5 @@ def find(package: str, name: Any, where: str, *exports: str) -> ModuleType:
 
 def names(package: str) -> list[str]:
     """The files of a package, but those whose names begin with an underscore."""
-    spec = find_spec(package)
-    places = spec.submodule_search_locations if spec else None
+    places = importlib.import_module(package).__path__
     return sorted(info.name for info in pkgutil.iter_modules(places) if not info.name.startswith("_"))

@@ -1,0 +1,55 @@
+"""Files that a config names are found by their names: a new one needs no edit elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seqboat.layers.mixers
+from configs.lm import bytes as recipe
+from experiments.common.errors import UserError
+from experiments.common.plugs import find, names
+from experiments.evaluation.evaluator import measure_run
+from experiments.training.experiment import build
+from experiments.training.loop import train
+from experiments.training.restore import load
+from tests.helpers import SMALL_MODEL, assert_close, plant
+from tests.test_readme import ROOT, python_blocks
+
+SMALL = {name: value for name, value in SMALL_MODEL.items() if "mixer" not in name}
+
+
+def test_a_mixer_of_thirty_lines_trains_streams_is_evaluated_and_reloaded(monkeypatch, tmp_path):
+    source = python_blocks((ROOT / "docs/extending.md").read_text())[1]
+    plant(monkeypatch, tmp_path, seqboat.layers.mixers, "leaky_average", source)
+    (tmp_path / "text").write_bytes(np.random.default_rng(0).integers(97, 105, 400).astype(np.uint8).tobytes())
+    config = recipe.get_config("tiny,leaky_average")
+    sizes = {"task.length": 16, "task.context": 8, "task.files": (str(tmp_path / "text"),), "task.carry_state": True}
+    steps = {"train.steps": 3, "train.batch_size": 2, "train.evaluate_every": 3, "train.checkpoint_every": 3}
+    config.update_from_flattened_dict({**SMALL, **sizes, **steps, "model.mixer.state_size": 3})
+    train(build(config.to_dict()), tmp_path / "run")
+    assert 6 < measure_run(tmp_path / "run")["bits_per_byte"] < 10
+    run = load(tmp_path / "run")
+    assert run.variables["params"]["encoder"]["layers"]["ssm"]["rate"].shape == (2, 8, 3)
+    tokens, state = jnp.arange(24).reshape(2, 12), run.model.initial_state(2)
+    whole = run.model.apply(run.variables, tokens, jnp.full(2, 12)).logits
+    stream = jax.jit(
+        lambda tokens, state: run.model.apply(run.variables, tokens, jnp.full(2, 4), state, method="stream")
+    )
+    pieces = []
+    for start in (0, 4, 8):
+        out, state = stream(tokens[:, start : start + 4], state)
+        pieces.append(out.logits)
+    assert_close(np.concatenate(pieces, 1), whole)
+
+
+@pytest.mark.parametrize("name", ["s6", "../ema", "ema.py", "", "_private", None])
+def test_a_file_that_is_missing_is_named(name):
+    with pytest.raises(UserError, match=r"config.model.mixer.name=.*: there is no file seqboat/layers/mixers/.*ema, "):
+        find("seqboat.layers.mixers", name, "config.model.mixer.name")
+
+
+def test_files_that_begin_with_an_underscore_are_no_plugs(monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, seqboat.layers.mixers, "_shared", "")
+    assert "_shared" not in names("seqboat.layers.mixers")
+    assert "ema" in names("seqboat.layers.mixers")
