@@ -33,7 +33,7 @@ from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
 from seqboat.ops.losses import cross_entropy
-from tests.helpers import SMALL_MODEL, assert_close
+from tests.helpers import SMALL_MODEL, assert_close, grid
 
 BATCH, LENGTH, CONTEXT = 4, 20, 16
 SMALL = {
@@ -186,10 +186,8 @@ class Light(nn.Module):
         return Output(total, ActivationStats(none, none, none, elements, none, none)), (after,)
 
 
-@pytest.fixture(scope="module")
-def light(values, remembering) -> Experiment:
-    plan = {"train.steps": 10, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
-    built = build(values({**CARRIED, **plan, "train.accumulate": 2, "optimizer.warmup_steps": 2}))
+def on_light(built: Experiment) -> Experiment:
+    """The experiment with that model in place of a SeqBoat."""
     config, task = built.config, built.task
     model = Light(LightConfig(built.model.config.encoder, task.config.vocabulary_size))
     steps = Steps(
@@ -201,7 +199,14 @@ def light(values, remembering) -> Experiment:
         accumulate=config.train.accumulate,
         num_streams=BATCH,
     )
-    return remembering(dataclasses.replace(built, model=model, steps=steps))
+    return dataclasses.replace(built, model=model, steps=steps)
+
+
+@pytest.fixture(scope="module")
+def light(values, remembering) -> Experiment:
+    plan = {"train.steps": 10, "train.log_every": 3, "train.evaluate_every": 4, "train.checkpoint_every": 2}
+    built = build(values({**CARRIED, **plan, "train.accumulate": 2, "optimizer.warmup_steps": 2}))
+    return remembering(on_light(built))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +216,10 @@ def unbroken(light, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize(("place", "step"), [("batch", 2), ("batch", 5), ("evaluation", 8), ("save", 6), ("batch", 10)])
+PLACES = [("batch", 2), ("batch", 5), ("evaluation", 8), ("save", 6), ("batch", 10)]
+
+
+@pytest.mark.parametrize(("place", "step"), grid(PLACES, ("batch", 5), ("evaluation", 8)))
 def test_a_resumed_run_is_the_unbroken_one(light, unbroken, tmp_path, place, step):
     """Its streams too; step 8 begins the second epoch."""
     run_until_stopped(light, tmp_path, place, step)
@@ -268,12 +276,27 @@ def test_a_seqboat_resumes_bit_for_bit(values, tmp_path):
 # Several devices.
 
 
-ON_DEVICES = {**CARRIED, "train.steps": 9, "train.log_every": 1, "train.evaluate_every": 4, "train.checkpoint_every": 4}
+ON_DEVICES = {
+    **CARRIED,
+    "train.steps": 9,
+    "train.log_every": 1,
+    "train.evaluate_every": 4,
+    "train.checkpoint_every": 4,
+    "optimizer.warmup_steps": 2,
+}
+
+
+MODELS = {"light": on_light, "seqboat": lambda built: built}
+
+
+@pytest.fixture(scope="module", params=grid(tuple(MODELS), "light"))
+def make(request) -> Callable[[Experiment], Experiment]:
+    return MODELS[request.param]
 
 
 @pytest.fixture(scope="module")
-def one_device(values, remembering) -> Experiment:
-    return remembering(build(values(ON_DEVICES)))
+def one_device(values, remembering, make) -> Experiment:
+    return remembering(make(build(values(ON_DEVICES))))
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +320,10 @@ def rows_of_a_device(experiment: Experiment) -> set[int]:
     return {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(abstract.streams)}
 
 
-def test_streams_split_over_a_mesh_are_those_of_one_device(values, one_device, on_one, tmp_path):
+def test_streams_split_over_a_mesh_are_those_of_one_device(values, make, one_device, on_one, tmp_path):
     """The first steps and the last on one device, those between on a mesh, of which every device holds its rows."""
-    split = build(values({**ON_DEVICES, "mesh": "data=2,fsdp=2,fsdp_hidden=2"}))
+    mesh = "data=4,fsdp_hidden=2" if make is on_light else "data=2,fsdp=2,fsdp_hidden=2"
+    split = make(build(values({**ON_DEVICES, "mesh": mesh})))
     assert rows_of_a_device(split) == {1}
     workdir = Path(shutil.copytree(on_one, tmp_path / "run"))
     for step in (8, 9):
@@ -311,9 +335,11 @@ def test_streams_split_over_a_mesh_are_those_of_one_device(values, one_device, o
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,fsdp_hidden=2", "data=4,fsdp_hidden=2"])
-def test_streams_begun_on_a_mesh_are_those_of_one_device(values, one_device, on_one, tmp_path, mesh):
+def test_streams_begun_on_a_mesh_are_those_of_one_device(values, make, one_device, on_one, tmp_path, mesh):
     """The state is made there; the last steps are on one device."""
-    split = build(values({**ON_DEVICES, "mesh": mesh}))
+    if make is on_light:
+        pytest.skip("its table has no dimension that every mesh splits")
+    split = make(build(values({**ON_DEVICES, "mesh": mesh})))
     assert rows_of_a_device(split) == {1}
     run_until_stopped(split, tmp_path, "batch", 6)
     train(one_device, tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk, initial_variance
 from seqboat.paths import flatten
+from tests.helpers import grid
 from tests.hyper.targets import MLP, TARGETS, X
 
 NET = MLP()
@@ -37,7 +38,7 @@ def generated(net: hyper.HyperNetwork, conditions, seed=0) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.01])
+@pytest.mark.parametrize("slope", grid((0.0, 0.01), 0.01))
 def test_the_default_is_homogeneous_of_degree_one(slope):
     with jax.enable_x64(True):
         z = jnp.array([[0.2, 0.7, 0.1]])
@@ -77,7 +78,7 @@ def test_the_gradient_of_the_head_is_linear_in_a_scalar_input():
     np.testing.assert_allclose(np.array(norms) / norms[0], [1, 2, 4], rtol=1e-5)
 
 
-@pytest.mark.parametrize("width", [1, 2, 8])
+@pytest.mark.parametrize("width", grid((1, 2, 8), 2))
 def test_the_trunk_keeps_the_expected_squared_norm(width):
     encoding = hyper.Encoding(inputs=width)
     trunk = Trunk(hyper.HyperConfig(encoding=encoding))

@@ -80,7 +80,7 @@ def test_importance_is_the_mean_squared_gradient_with_mean_one():
 
 
 def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
-    network = hyper.mip(SPEC, hidden=(6,), head="recurrent", chunk_size=50)
+    network = hyper.mip(hyper.spec(NET, X, select="out/kernel"), hidden=(6,), head="recurrent", chunk_size=50)
     condition = jnp.array([0.3])
     params = jax.jit(network.init)(KEY, condition)["params"]
     larger, grown = continual.grow(network, params, 3, jax.random.key(1))

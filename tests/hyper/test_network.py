@@ -1,5 +1,7 @@
 """A module with generated parameters: every head, with residual or not, shared or an example's own, any target."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk
 from seqboat.paths import flatten
-from tests.helpers import assert_close, random_like
+from tests.helpers import assert_close, grid, random_like
 from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 
 NET, KEY = MLP(), jax.random.key(0)
@@ -28,8 +30,18 @@ def started(model: hyper.Hyper, condition, *args, **kwargs):
     return random_like(jax.eval_shape(model.init, KEY, condition, *args, **kwargs))
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "residual"),
+    grid(
+        itertools.product(HEADS, (True, False)),
+        ("full", True),
+        ("low_rank", True),
+        ("scale", True),
+        ("scale", False),
+        ("chunked", False),
+        ("recurrent", True),
+    ),
+)
 def test_every_head_generates_what_the_target_computes_with(head, residual):
     if head == "scale" and not residual:
         with pytest.raises(ValueError, match="needs residual=True"):
@@ -64,7 +76,10 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
     np.testing.assert_allclose(own_apply(variables, conditions[:1], X[:1]), rows[:1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n if n != "seqboat" else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
+MARKS = {"seqboat": pytest.mark.slow, **dict.fromkeys(("conv", "lstm", "s4d"), pytest.mark.breadth)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in TARGETS])
 def test_any_target_starts_as_itself_with_zero_heads_bit_for_bit(name):
     module, args, _ = TARGETS[name]
     model = make(module, hyper.spec(module, *args), init="zero")
@@ -79,7 +94,7 @@ def assert_equal(got, wanted):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", grid(HEADS, "full", "chunked"))
 def test_zero_heads_start_as_the_target_and_learn(head):
     """The trunk gets no gradient at first, and does as soon as the head has moved."""
     model = make(head=head, init="zero")
@@ -103,7 +118,7 @@ def test_zero_heads_start_as_the_target_and_learn(head):
     )
 
 
-@pytest.mark.parametrize("head", ["chunked", "recurrent"])
+@pytest.mark.parametrize("head", grid(("chunked", "recurrent"), "chunked"))
 def test_leaves_that_start_as_constants_are_conditioned_by_chunks_too(head):
     net = MLP(norm=True)
     model = make(net, hyper.spec(net, X, select="norm_0/scale", draws=4), head=head, init="matched", residual=False)
@@ -218,7 +233,7 @@ def test_partitioned_parameters_keep_their_names():
 
 
 def test_a_recurrent_head_starts_the_same_whatever_it_is_first_called_with():
-    model = make(head="recurrent")
+    model = make(head="recurrent", spec=hyper.spec(NET, X, select="out/kernel"))
     init = jax.jit(model.init)
     one, other = (init(KEY, jnp.array([z]), X) for z in (0.0, 1.0))
     assert_equal(one, other)

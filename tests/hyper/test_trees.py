@@ -13,6 +13,7 @@ import pytest
 from seqboat import hyper
 from seqboat.parallel.rules import Layout, Rules
 from seqboat.paths import Path, flatten, path_keys, unflatten
+from tests.helpers import grid
 
 X, AT = jnp.linspace(-1, 1, 6).reshape(2, 3), jnp.array([0.3])
 
@@ -54,8 +55,14 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("fields", [{}, {"head": "low_rank"}, {"head": "chunked", "residual": False}], ids=str)
-@pytest.mark.parametrize(("target", "options", "path"), TARGETS.values(), ids=TARGETS)
+FIELDS = {"": {}, "low_rank": {"head": "low_rank"}, "chunked": {"head": "chunked", "residual": False}}
+FAST = ("inside, low_rank", "a leaf below the name of another, ", "containers, chunked")
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "path", "fields"),
+    grid({f"{one}, {two}": (*TARGETS[one], FIELDS[two]) for one in TARGETS for two in FIELDS}, *FAST),
+)
 def test_a_target_computes_with_what_is_generated_for_its_own_tree(target, options, path, fields):
     spec = hyper.spec(target, X, **options)
     assert spec[path].path == path

@@ -8,6 +8,7 @@ import pytest
 from test_battery import BOTH, CAUSAL, VALID, Case
 
 from seqboat.layers.naive import seqboat_layer
+from tests.helpers import grid
 
 # Every position with either direction, every attention function with and without a window, every norm and placement.
 CASES = {
@@ -28,7 +29,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+# Those in the fast suite have every position and attention function, both directions, with and without a window.
+FAST = (
+    "relative, causal relu2",
+    "slot, laplace",
+    "t5, softmax, full",
+    "rotary, causal laplace",
+    "none, causal softmax, full",
+)
+
+
+@pytest.mark.parametrize("config", grid(CASES, *FAST))
 def test_the_layer_is_its_equations(config):
     case = Case(config)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import F32, assert_close, normal, random_like, rms, tree_rms
+from helpers import F32, assert_close, grid, normal, random_like, rms, tree_rms
 
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
@@ -42,7 +42,7 @@ def encoder_inputs():
 # The encoder.
 
 
-@pytest.mark.parametrize("norm_placement", ["pre", "post"])
+@pytest.mark.parametrize("norm_placement", grid(("pre", "post"), "pre"))
 def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
     """Values, stats and gradients of SeqBoat layers that each take their slice of the stacked parameters."""
     config = dataclasses.replace(ENCODER, layer=dataclasses.replace(LAYER, norm_placement=norm_placement))
@@ -111,7 +111,10 @@ def classify(config, variables, inputs, lengths):
     return compiled(Classifier(config))(variables, inputs, lengths)
 
 
-@pytest.mark.parametrize("config", [CLASSIFIER, dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False)])
+LINEAR = dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False)
+
+
+@pytest.mark.parametrize("config", grid((CLASSIFIER, LINEAR), CLASSIFIER))
 def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config):
     inputs = tokens()
     variables = random_like(shapes(Classifier(config), inputs, LENGTHS))
@@ -129,7 +132,7 @@ def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config
 
 
 @pytest.mark.parametrize("make", [lambda: Classifier(CLASSIFIER), lambda: LanguageModel(LANGUAGE)])
-@pytest.mark.parametrize("symbol", [-1, VOCABULARY])
+@pytest.mark.parametrize("symbol", grid((-1, VOCABULARY), VOCABULARY))
 def test_a_symbol_outside_the_vocabulary_is_nan_for_its_sequence_alone_and_nothing_as_padding(make, symbol):
     """Of values and of gradients; and the parallel form of an average does not carry it to batch mates."""
     model, inputs = make(), tokens()

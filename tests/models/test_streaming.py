@@ -115,17 +115,17 @@ def uneven(size, seed=1):
     return [*rng.integers(0, size + 1, (LENGTH // size, BATCH)), *even(size)]
 
 
-# Short pieces are computed in their places, longer ones packed. What is compiled twice is in the slow suite once.
-SLOW = [(name, 7) for name in list(CONFIGS)[2:5]] + [("kernel", 23), ("never", 7)]
-EVERY = [
-    pytest.param(name, size, marks=[pytest.mark.slow] if (name, size) in SLOW else [])
-    for name in CONFIGS
-    for size in (7, 23)
-    if (name, size) not in (("kernel", 7), ("never", 23))
+# Short pieces are computed in their places, longer ones packed.
+FAST = [
+    ("relative", 7),
+    ("relative", 23),
+    ("slot, feed-forward, rms after, truncated", 23),
+    ("no position, s4d, dense", 23),
 ]
+EVERY = [(name, size) for name in CONFIGS for size in (7, 23) if (name, size) not in (("kernel", 7), ("never", 23))]
 
 
-@pytest.mark.parametrize(("name", "size"), EVERY)
+@pytest.mark.parametrize(("name", "size"), grid(EVERY, *FAST))
 def test_streams_at_different_positions_equal_the_whole(name, size):
     assert 7 <= MAX_IN_PLACE_LENGTH < 23
     if case(name).learned:
@@ -165,8 +165,11 @@ def test_any_cuts_of_short_pieces_equal_the_whole(pieces):
     case("relative").check([np.array(piece) // 4 for piece in pieces], 7)
 
 
+TWO = ("relative", "rotary, relu2, window wider than blocks, centred router")
+
+
 @pytest.mark.parametrize("level", ["none", "all"])
-@pytest.mark.parametrize("name", ["relative", "rotary, relu2, window wider than blocks, centred router"])
+@pytest.mark.parametrize("name", grid(TWO, "relative"))
 def test_rates_of_activation(name, level):
     routed = case(name)
     try:
@@ -256,7 +259,7 @@ def at(state, position):
 
 
 @pytest.mark.parametrize("position", [10_000_000, 2**31 - 10, 2**32 - 20])
-@pytest.mark.parametrize("name", ["relative", "rotary, relu2, window wider than blocks, centred router"])
+@pytest.mark.parametrize("name", grid(TWO, "relative"))
 def test_far_out_is_as_exact_as_at_the_start(name, position):
     """Also where the 32 bits of a position wrap around."""
     mine = case(name)
@@ -280,7 +283,8 @@ def test_taps_are_those_of_the_whole():
     assert_close(apart[1]["taps"], jax.tree.map(lambda leaf: leaf[:, :, :7], taps))
 
 
-@pytest.mark.parametrize("size", [pytest.param(13, marks=pytest.mark.slow), LENGTH])
+@pytest.mark.breadth  # test_carry.py: test_the_first_gradient_is_the_parallel_one
+@pytest.mark.parametrize("size", [13, LENGTH])
 def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     """In evaluation a short one is computed in place; in training with what its router is paid."""
     mine, train = case("relative"), size > MAX_IN_PLACE_LENGTH
@@ -412,7 +416,7 @@ def test_parameters_that_were_taken_apart_are_for_evaluation():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 499])
-@pytest.mark.parametrize("name", ["relative", "rotary, relu2, window wider than blocks, centred router"])
+@pytest.mark.parametrize("name", TWO)
 def test_after_a_hundred_thousand_elements_the_stream_equals_the_whole(name, size):
     """Element by element (a scan of them), and in pieces, of two streams."""
     length, kept = 100_000, 1000

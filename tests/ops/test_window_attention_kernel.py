@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, F32, assert_close, normal, value_and_vjp
+from helpers import BF16, F32, assert_close, grid, normal, value_and_vjp
 from jax.experimental.pallas import tpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
@@ -101,21 +101,23 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=name)
+@pytest.mark.parametrize("window", grid(WINDOWS, *WINDOWS[:3]), ids=name)
 def test_equals_the_reference(window):
     agree(window)
 
 
-@pytest.mark.parametrize(
-    "window", [Window(17, False, "softmax", "none"), Window(5, True, "laplace", "relative")], ids=name
-)
+HALF = [Window(17, False, "softmax", "none"), Window(5, True, "laplace", "relative")]
+
+
+@pytest.mark.parametrize("window", grid(HALF, HALF[0]), ids=name)
 def test_half_precision(window):
     agree(window, dtype=jnp.bfloat16, tolerance=BF16)
 
 
-@pytest.mark.parametrize(
-    "window", [Window(5, True, "softmax", "rotary"), Window(20, False, "laplace", "none")], ids=name
-)
+TPU = [Window(5, True, "softmax", "rotary"), Window(20, False, "laplace", "none")]
+
+
+@pytest.mark.parametrize("window", grid(TPU, TPU[1]), ids=name)
 def test_the_form_for_a_tpu_equals_the_reference(window):
     with tpu.force_tpu_interpret_mode():
         agree(window, "tpu")
@@ -151,7 +153,7 @@ def test_pairs_of_tiles_that_do_not_meet_are_not_written():
         assert_close(band[i, slot], expected[i, i + slot - 3])
 
 
-@pytest.mark.parametrize(("size", "left", "right"), [(9, 4, 2), (3, 12, 7)], ids=["narrower", "wider"])
+@pytest.mark.parametrize(("size", "left", "right"), grid({"narrower": (9, 4, 2), "wider": (3, 12, 7)}, "narrower"))
 def test_filled_rows_that_may_not_be_read_and_keys_out_of_reach(size, left, right):
     """Packed rows beside the reference on the same rows: a reach that is not that of the window, and some mute rows."""
     window, count = Window(size, False, "softmax", "slot"), 41

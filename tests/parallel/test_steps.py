@@ -99,7 +99,7 @@ def alone(name):
     [
         ("classifier", "fsdp=2,fsdp_hidden=2,sequence=2"),
         ("classifier", "pmap"),
-        ("language model", "data=2,sequence=4"),
+        pytest.param("language model", "data=2,sequence=4", marks=pytest.mark.breadth),
         *(
             pytest.param(name, mesh, marks=pytest.mark.slow)
             for name in CONFIGS
