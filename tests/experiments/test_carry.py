@@ -65,12 +65,12 @@ def values(tmp_path_factory) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def frozen(values, initial) -> tuple[Experiment, list[Any], list[float]]:
+def frozen(values, random_state) -> tuple[Experiment, list[Any], list[float]]:
     """A SeqBoat whose parameters never move, computed in two parts: its states before and after every step of an epoch
     and two more, and each step's loss."""
     settings = {"train.accumulate": 2, "optimizer.learning_rate_scales": ((".", 0.0),), "optimizer.clip_norm": 1e9}
     experiment = build(values({**CARRIED, **settings}))
-    state = initial(experiment)
+    state = jax.tree.map(jnp.asarray, random_state(experiment))
     update = jax.jit(experiment.steps.train)
     states, losses = [state], []
     for step in range(SEGMENTS + 2):

@@ -93,11 +93,12 @@ def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
 
 
-def test_a_run_resumes_bit_for_bit_and_is_evaluated(tmp_path):
-    train(build(small()), tmp_path)
+def test_a_run_resumes_bit_for_bit_and_is_evaluated(remembering, tmp_path):
+    experiment = remembering(build(small()))
+    train(experiment, tmp_path)
     whole = restore.load(tmp_path, 6)
     shutil.rmtree(tmp_path / "checkpoints" / "6")
-    train(build(small()), tmp_path)
+    train(experiment, tmp_path)
     again = restore.load(tmp_path, 6)
     jax.tree.map(np.testing.assert_array_equal, whole.variables, again.variables)
     result = evaluate_run(tmp_path)
@@ -132,10 +133,10 @@ def test_a_seqboat_whose_layers_are_generated_from_the_penalty_trains(tiny, tmp_
     assert all(math.isfinite(rate) for rate in rates)
 
 
-def test_a_hypernetwork_starts_from_a_run_of_its_target(tmp_path):
+def test_a_hypernetwork_starts_from_a_run_of_its_target(untrained, tmp_path):
     plain = small(**{"train.steps": 2})
     plain["hypernetwork"] = None
-    train(build(plain), tmp_path / "plain")
+    untrained(plain, tmp_path / "plain", 2)
     experiment = build(small("zero_head"))
     start = restore.initial_variables(experiment, tmp_path / "plain")
     wanted = restore.load(tmp_path / "plain")

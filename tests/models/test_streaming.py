@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, random_like, rms, tree_rms
+from helpers import assert_close, grid, random_like, rms, tree_rms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -90,7 +90,7 @@ def slow_decay(params):
     return params._replace(delta=0 * params.delta, alpha=params.alpha / 10 - 8.5)
 
 
-@pytest.mark.parametrize(("directions", "truncations"), [(1, (62,)), (2, (21, 24))])
+@pytest.mark.parametrize(("directions", "truncations"), grid([(1, (62,)), (2, (21, 24))], (2, (21, 24))))
 def test_chunks_compute_a_kernel_of_any_truncation(directions, truncations, monkeypatch):
     """A multiple of a chunk or not, and all but the last lag, whether or not elements have decayed when they leave."""
     monkeypatch.setattr(ema, "CHUNK", 8)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal, value_and_vjp
+from helpers import BF16, assert_close, grid, normal, value_and_vjp
 
 from seqboat.ops.packing import row_info
 from seqboat.ops.window import Window
@@ -210,7 +210,7 @@ def test_half_precision(function):
     assert_close(got, oracle(window, table, *half, ACTIVE), BF16)
 
 
-@pytest.mark.parametrize("length", [1, 7, 63])
+@pytest.mark.parametrize("length", grid((1, 7, 63), 63))
 def test_odd_lengths(length):
     active = normal(9, 2, length) > -0.5
     q, k, v = (normal(i, 2 * length, size) for i, size in enumerate((KEY_SIZE, KEY_SIZE, VALUE_SIZE)))
