@@ -23,7 +23,7 @@ LAYER = LayerConfig(
     feed_forward_size=12,
     router=RouterConfig(centered=True),
 )
-MODEL = LanguageModel(LanguageModelConfig(EncoderConfig(LAYER, 2), 11))
+MODEL = LanguageModel(LanguageModelConfig(EncoderConfig(LAYER, 1), 11))
 TOKENS = np.random.default_rng(0).integers(11, size=(3, 20))
 LENGTHS = np.full(3, 20)
 # Relative RMS of logits: each of some ten products moves by at most 1/254 or 2^-9 of its largest terms.

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -392,11 +392,18 @@ def test_every_knob_of_the_model_does_something(tiny, original_model, knob):
     assert differ(model_texts(tiny({f"model.{knob}": MODEL_KNOBS[knob]})), original_model)
 
 
+@pytest.fixture(scope="module")
+def texts_without(tiny) -> Callable[[dict[str, Any]], tuple[str, ...]]:
+    """What knobs with this setting are compared with, traced once."""
+    traced = functools.cache(lambda *items: tuple(model_texts(tiny(dict(items)))))
+    return lambda setting: traced(*setting.items())
+
+
 @pytest.mark.parametrize("knob", MORE_MODEL_KNOBS)
-def test_every_knob_that_needs_another_does_something(tiny, knob):
+def test_every_knob_that_needs_another_does_something(tiny, texts_without, knob):
     value, setting = MORE_MODEL_KNOBS[knob]
     without = {f"model.{name}": other for name, other in setting.items()}
-    assert differ(model_texts(tiny({**without, f"model.{knob}": value})), model_texts(tiny(without)))
+    assert differ(model_texts(tiny({**without, f"model.{knob}": value})), texts_without(without))
 
 
 @pytest.mark.parametrize("knob", TRAIN_KNOBS)

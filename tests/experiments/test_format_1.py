@@ -42,8 +42,9 @@ def test_evaluates_to_the_same_numbers(old):
     assert result["config"]["task"]["carry_state"] is True
 
 
-def test_its_whole_state_is_read(old):
-    experiment = build(migrate(old_meta(old))["config"] | {"data_dir": str(old)})
+def test_its_whole_state_is_read(old, monkeypatch):
+    monkeypatch.chdir(old)
+    experiment = build(migrate(old_meta(old))["config"])
     abstract = jax.eval_shape(lambda: experiment.steps.init(0))
     with Checkpoints(old / "run/checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(6, abstract).state

@@ -26,6 +26,7 @@ SMALL = {
     "task.length": 32,
     "task.context": 16,
     **SMALL_MODEL,
+    "model.layers": 1,  # a step is compiled layer by layer
     "train.steps": 0,
     "train.batch_size": 2,
 }

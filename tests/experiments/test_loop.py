@@ -356,6 +356,7 @@ def test_the_first_value_that_is_not_finite_is_named(seqboat, spoilt, monkeypatc
         assert loop.locate(seqboat, state) == f"first in layer {layer}, in {where}"
 
 
+@pytest.mark.breadth
 def test_a_run_of_seqboat_names_the_step_the_layer_and_the_value(seqboat, spoilt, tmp_path):
     """Layer 1's SSM is poisoned in the checkpoint that the run starts from."""
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

@@ -263,8 +263,8 @@ def copy(run: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny, untrained) -> Path:
     tmp = tmp_path_factory.mktemp("programs")
-    for step in (2, 4, 6):
-        untrained(tiny(), tmp / "run", step)
+    for step, accuracy in ((2, 0.1), (4, 0.3), (6, 0.2)):
+        untrained(tiny(), tmp / "run", step, accuracy=accuracy)
     for name, text in CONFIGS.items():
         (tmp / name).write_text(text)
     (tmp / "other.safetensors").write_text("not an export")

@@ -56,7 +56,8 @@ def seqboat(tiny, random_state):
     return batch, state, jax.jit(jax.grad(mean_loss))(state.params)
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.breadth  # test_carry.py: test_the_first_gradient_is_the_parallel_one, of a SeqBoat in two parts
+@pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboat, accumulate):
     """Adam would hide a wrong scale and enlarge rounding, so the gradient is read from its first moment."""
     batch, state, gradient = seqboat

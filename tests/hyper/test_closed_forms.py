@@ -171,6 +171,7 @@ def _variances(name: str, draws: int = 800) -> dict[str, tuple[dict[str, float],
 SLOW = [pytest.param(name, marks=pytest.mark.slow if name != "s4d" else ()) for name in TARGETS]
 
 
+@pytest.mark.breadth
 @pytest.mark.parametrize("name", SLOW)
 def test_hyperfan_variances(name):
     """After ReLU. Kernels: 2 / fan_in (half where the bias is generated), 2 / fan_out, their harmonic mean; biases: 1,
@@ -210,6 +211,7 @@ def test_hyperfan_with_generated_biases_keeps_the_second_moment():
     assert abs(found.mean() / float(jnp.mean(x**2)) - 1) < 4 * found.std() / 300**0.5
 
 
+@pytest.mark.breadth
 @pytest.mark.parametrize("name", SLOW)
 def test_every_leaf_starts_with_its_own_initializers_deviation(name):
     """Within 5 %, of any initializer; leaves that its initializer does not draw start exactly as it makes them."""

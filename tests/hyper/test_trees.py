@@ -68,12 +68,13 @@ def test_a_target_computes_with_what_is_generated_for_its_own_tree(target, optio
     assert spec[path].path == path
     model = hyper.Hyper(target, hyper.mip(spec, hidden=(4,), chunk_size=8, **fields))
     variables = jax.jit(model.init)(jax.random.key(0), AT, X)
-    bound = hyper.bind(model, variables, AT)
+    bound = jax.jit(lambda variables: hyper.bind(model, variables, AT))(variables)
     own = jax.eval_shape(target.init, jax.random.key(0), X)
     assert jax.tree.structure(bound["params"]) == jax.tree.structure(own["params"])
-    y = model.apply(variables, AT, X)
-    np.testing.assert_array_equal(y, target.apply(bound, X))
-    assert (np.asarray(y) != model.apply(variables, 2 * AT, X)).any()
+    apply = jax.jit(model.apply)
+    y = apply(variables, AT, X)
+    np.testing.assert_array_equal(y, jax.jit(target.apply)(bound, X))
+    assert (np.asarray(y) != apply(variables, 2 * AT, X)).any()
     gradient = jax.grad(lambda params: model.apply({**variables, "params": params}, AT, X).sum(), allow_int=True)
     assert len(jax.tree.leaves(jax.eval_shape(gradient, variables["params"]))) == len(
         jax.tree.leaves(variables["params"])

@@ -35,7 +35,6 @@ FAST = (
     "slot, laplace",
     "t5, softmax, full",
     "rotary, causal laplace",
-    "none, causal softmax, full",
 )
 
 

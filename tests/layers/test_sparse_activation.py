@@ -337,8 +337,9 @@ def test_credit_on_the_first_half_of_a_batch_is_twice_that_of_the_whole():
     assert_close(half - published, share * np.asarray(whole - published))
 
 
-@pytest.mark.parametrize("router", grid((STRAIGHT, BOTH), BOTH))
-@pytest.mark.parametrize("lean", grid((-0.5, 0.0), -0.5))
+@pytest.mark.breadth
+@pytest.mark.parametrize("router", [STRAIGHT, BOTH])
+@pytest.mark.parametrize("lean", [-0.5, 0.0])
 def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean, monkeypatch):
     """The reach is what tells them apart: where few elements are active, the usual one leaves far neighbours out."""
     monkeypatch.setattr(credit, "CREDIT_HALO_FACTOR", LENGTH)
@@ -364,7 +365,7 @@ def evicting(case, monkeypatch):
     return run, jnp.zeros((BATCH, LENGTH)), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
 
 
-@pytest.mark.parametrize("case", grid(tuple(WINDOWS), "packed", "both directions, laplace"))
+@pytest.mark.parametrize("case", grid(tuple(WINDOWS), "packed"))
 def test_credit_with_eviction_cost_is_what_switching_one_element_changes_for_others(case, monkeypatch):
     """For the element's own result, which has its confidence, the cotangent is zero."""
     run, zero, m, cotangent = evicting(case, monkeypatch)
@@ -441,7 +442,7 @@ DROPPING = {
 }
 
 
-@pytest.mark.parametrize("module", DROPPING.values(), ids=DROPPING)
+@pytest.mark.parametrize("module", grid(DROPPING, "feed-forward", "attention"))
 def test_dropout_follows_its_key_and_is_off_without_training(module):
     layer = make((module,), activation="always")
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)

@@ -277,10 +277,14 @@ def test_taps_are_those_of_the_whole():
             mine.variables, mine.tokens[:, :size], jnp.full(BATCH, size), mine.model.initial_state(BATCH)
         )
         assert_close(sown["taps"], jax.tree.map(lambda leaf, n=size: leaf[:, :, :n], taps))
-    apart = mine.stream(
-        separate(mine.variables), mine.tokens[:, :7], jnp.full(BATCH, 7), mine.model.initial_state(BATCH)
-    )
-    assert_close(apart[1]["taps"], jax.tree.map(lambda leaf: leaf[:, :, :7], taps))
+
+
+@pytest.mark.breadth  # the two tests before: taps of streams, and parameters that were taken apart
+def test_taps_with_parameters_that_were_taken_apart_are_those_of_the_whole():
+    mine, lengths = case("relative"), jnp.full(BATCH, 7)
+    state = mine.model.initial_state(BATCH)
+    apart = mine.stream(separate(mine.variables), mine.tokens[:, :7], lengths, state)
+    assert_close(apart[1]["taps"], jax.tree.map(lambda leaf: leaf[:, :, :7], mine.whole()[1]))
 
 
 @pytest.mark.breadth  # test_carry.py: test_the_first_gradient_is_the_parallel_one
@@ -332,7 +336,11 @@ def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
 def test_training_with_a_carried_state_is_truncated_backpropagation():
     """Parameters get the gradient of the second piece with everything that entered it held constant; the state none."""
     dropping = dataclasses.replace(
-        LAYER, dropout=0.3, hidden_dropout=0.3, router=RouterConfig(straight_through=True, key_credit=True)
+        LAYER,
+        form="dense",
+        dropout=0.3,
+        hidden_dropout=0.3,
+        router=RouterConfig(straight_through=True, key_credit=True),
     )
     mine = case("relative")
     model = LanguageModel(LanguageModelConfig(EncoderConfig(dropping, LAYERS), VOCABULARY))

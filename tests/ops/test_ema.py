@@ -58,7 +58,7 @@ def reference(truncation=None):
 
 @pytest.mark.parametrize(
     ("length", "directions", "truncation"),
-    grid([(1, 2, None), (7, 1, None), (7, 2, 5), (63, 1, None), (63, 2, None)], (7, 2, 5), (63, 1, None)),
+    grid([(1, 2, None), (7, 1, None), (7, 2, 5), (63, 1, None), (63, 2, None)], (7, 2, 5)),
 )
 def test_fast_forms_equal_the_reference(length, directions, truncation, monkeypatch):
     monkeypatch.setattr(ema, "CHUNK", 8)  # 63 elements are then eight chunks, the last one padded
@@ -153,7 +153,7 @@ def test_recurrent_steps_equal_the_convolution():
 
 
 @pytest.mark.parametrize(
-    ("length", "form"), grid([(1, "fft"), (8, "fft"), (63, "fft"), (63, "chunked")], (8, "fft"), (63, "chunked"))
+    ("length", "form"), grid([(1, "fft"), (8, "fft"), (63, "fft"), (63, "chunked")], (63, "chunked"))
 )
 def test_stream_equals_recurrent_steps_from_any_state(length, form, monkeypatch):
     if form == "chunked":

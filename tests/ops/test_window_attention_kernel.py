@@ -101,7 +101,7 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("window", grid(WINDOWS, WINDOWS[0], WINDOWS[2]), ids=name)
+@pytest.mark.parametrize("window", grid(WINDOWS, WINDOWS[0]), ids=name)
 def test_equals_the_reference(window):
     agree(window)
 
@@ -188,7 +188,7 @@ def test_tiles_met_follow_the_filled_rows_and_the_sequences():
     def met(length, count, left, right):
         plan = KernelConfig(Window(left, not right, "softmax", "none"), left, right, 16, 16, "interpret")
         rows = jax.tree.map(lambda x: jnp.pad(x, (left, right)), row_info(jnp.ones((1024 // length, length), bool)))
-        known = tile_metadata(plan, rows, jnp.int32(count))
+        known = jax.jit(tile_metadata, static_argnums=0)(plan, rows, jnp.int32(count))
         forth, back = (np.asarray(x[1] - x[0]) for x in (known.met_by_query, known.met_by_key))
         assert forth.sum() == back.sum()
         return forth
