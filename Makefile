@@ -1,5 +1,6 @@
 # make quickstart   selective copying with SeqBoat, with attention everywhere and without, minutes on two CPU cores
-# make test         what continuous integration runs
+# make test         lint and the fast tests, minutes on two CPU cores
+# make test-breadth more cases of what those cover, which continuous integration runs after them
 # make test-all     everything, the heavy evidence too
 # make lint         format check, lint, types
 # make docs         the site with all pages and the API, in site/; fails on a warning
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 # pyenv puts a python3.13 on the path that only runs once a version is chosen: choose the one that has it.
 export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whence $(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: quickstart accelerator test test-all lint docs python clean
+.PHONY: quickstart accelerator test test-breadth test-all lint docs python clean
 
 quickstart: $(VENV)/.run
 	$(RUN) -m experiments.sweep --config=configs/sweeps/quickstart.py --workdir=$(WORKDIR) --out=$(WORKDIR)/table
@@ -30,7 +31,10 @@ accelerator:
 
 # Two workers, for test time is compile time of one thread; a file stays with one worker, and so do its fixtures.
 test: lint
-	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "not slow and not breadth" -n 2 --dist loadfile
+
+test-breadth: $(VENV)/.dev
+	$(RUN) -m pytest -m "breadth and not slow" -n 2 --dist loadfile
 
 test-all: lint
 	$(RUN) -m pytest

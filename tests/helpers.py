@@ -1,12 +1,15 @@
-"""What the library tests share: how far two trees of arrays are apart, and the tolerances of the house."""
+"""What the tests share: how far trees of arrays are apart, the tolerances of the house, the fast cases of a grid."""
 
 import functools
 import sys
 import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 F32 = 1e-5
 BF16 = 1e-2
@@ -88,3 +91,21 @@ def plant(monkeypatch, folder, package, name: str, source: str) -> None:
     (folder / f"{name}.py").write_text(source)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+
+
+def grid(cases: Iterable[Any], *fast: Any) -> list:
+    """Cases for `parametrize`: `fast` ones, which cover each path once, and the others, marked `breadth`.
+
+    A mapping gives values the names of its keys, and `fast` are names. A tuple is one argument each.
+    """
+    named = cases.items() if isinstance(cases, Mapping) else ((case, case) for case in cases)
+    named = list(named)
+    assert not [name for name in fast if name not in [key for key, _ in named]], "a fast case that is none of the grid"
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            id=name if isinstance(cases, Mapping) else None,
+            marks=() if name in fast else pytest.mark.breadth,
+        )
+        for name, case in named
+    ]

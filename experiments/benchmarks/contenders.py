@@ -306,13 +306,18 @@ class Stack:
 
     def router_biases(self, rate: float) -> np.ndarray:
         """One bias per layer (`cases.router_biases`)."""
+        return router_biases(self._router_logits, self.variables, self.depth, rate)
+
+    @functools.cached_property
+    def _router_logits(self) -> Callable[[Tree], jax.Array]:
+        """Of every layer, as a function of the variables."""
 
         @jax.jit
         def logits(variables):
             changed = self.model.apply(variables, self.data.x, self.lengths, True, mutable=["taps", "batch_stats"])[1]
             return changed["taps"]["encoder"]["layers"]["sparse"]["configurator"]["router_logits"]
 
-        return router_biases(logits, self.variables, self.depth, rate)
+        return logits
 
     def ours(self, biases: np.ndarray) -> Runner:
         return self._gradient.runner(with_router_bias(self.variables, biases))

@@ -1,5 +1,6 @@
 """Decoding steps of our language models, and of a transformer of equal width with a full key-value cache."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -55,8 +56,9 @@ class Decoder:
         self.variables = jax.jit(model.init)(jax.random.key(0), one[None], one) if variables is None else variables
         self.step = step or make_step(model, Sampling())
 
-    def at_rate(self, rate: float) -> "Decoder":
-        """A decoder with this activation rate in every layer on random symbols; biases are set layer by layer."""
+    @functools.cached_property
+    def _router_logits(self) -> Callable[[Any], jax.Array]:
+        """Of every layer on random symbols, as a function of the variables."""
         symbols = _symbols(1, SAMPLE).T
 
         @jax.jit
@@ -64,7 +66,11 @@ class Decoder:
             _, sown = self.model.apply(variables, symbols, jnp.full(1, SAMPLE), mutable=["taps"])
             return sown["taps"]["encoder"]["layers"]["sparse"]["configurator"]["router_logits"]
 
-        biases = router_biases(logits, self.variables, self.model.config.encoder.layers, rate)
+        return logits
+
+    def at_rate(self, rate: float) -> "Decoder":
+        """A decoder with this activation rate in every layer on random symbols; biases are set layer by layer."""
+        biases = router_biases(self._router_logits, self.variables, self.model.config.encoder.layers, rate)
         return Decoder(self.model, with_router_bias(self.variables, biases), self.step)
 
     def quantized(self, dtype: str) -> "Decoder":

@@ -181,17 +181,16 @@ def compilation(settings: Settings) -> Iterator[Row]:
         seconds = {}
         for depth in (4, 12):
             classifier = Classifier(ClassifierConfig(EncoderConfig(case.layer, depth), 10, vocabulary_size=20))
-            variables = jax.jit(classifier.init)(jax.random.key(0), inputs[:1, :8], count[:1] * 0 + 8)
-
-            loss = functools.partial(_loss, classifier, variables, inputs, count)
+            others = dict(jax.eval_shape(classifier.init, jax.random.key(0), inputs, count))
+            params, loss = others.pop("params"), functools.partial(_loss, classifier, inputs, count)
             began = time.perf_counter()
-            jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
+            jax.jit(jax.grad(loss)).lower(params, others).compile()
             seconds[depth] = time.perf_counter() - began
         yield {"case": name, **{f"seconds_{depth}_layers": value for depth, value in seconds.items()}}
 
 
-def _loss(model: Any, variables: Any, inputs: jax.Array, lengths: jax.Array, params: Any) -> jax.Array:
-    return model.apply({**variables, "params": params}, inputs, lengths, True, mutable=["batch_stats"])[0].logits.sum()
+def _loss(model: Any, inputs: jax.Array, lengths: jax.Array, params: Any, others: Any) -> jax.Array:
+    return model.apply({**others, "params": params}, inputs, lengths, True, mutable=["batch_stats"])[0].logits.sum()
 
 
 def decode(settings: Settings) -> Iterator[Row]:

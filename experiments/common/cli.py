@@ -21,7 +21,6 @@ from absl import logging as absl_logging
 
 from experiments.common import terminal
 from experiments.common.errors import Stopped, UserError
-from seqboat.quantization import ParameterDtype
 
 # The largest integer of a flag: that of a seed.
 MAX_INTEGER = 2**32 - 1
@@ -227,6 +226,8 @@ def define_bytes(name: str, default: str, text: str) -> flags.FlagHolder:
 
 
 def define_parameter_dtype() -> flags.FlagHolder:
+    from seqboat.quantization import ParameterDtype  # late: it imports Flax, which few programs' flags need
+
     return flags.DEFINE_enum(
         "parameter_dtype", "float32", get_args(ParameterDtype), "Numbers in which the kernels of dense layers are kept."
     )

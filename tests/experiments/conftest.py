@@ -232,26 +232,39 @@ def trained(seqboat, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.fixture(scope="session")
-def untrained() -> Callable[..., Path]:
-    """untrained(values, workdir) is that work directory, with a checkpoint of random parameters; nothing is compiled.
+def random_variables(experiment: Experiment) -> dict[str, Any]:
+    """Random parameters, of which the router's bias makes some elements active, and some not; nothing is compiled."""
+    variables = random_like(jax.eval_shape(lambda: experiment.steps.variables(experiment.config.seed)))
+    sparse = variables["params"].get("encoder", {}).get("layers", {}).get("sparse", {})
+    if "configurator" in sparse:
+        logits = sparse["configurator"]["logits"]
+        logits["bias"] = jnp.zeros_like(logits["bias"]).at[:, 1::2].set(2.0)
+    return variables
 
-    Its router's bias makes some elements active, and some not. `whole` saves all that a run needs to resume.
+
+@pytest.fixture(scope="session")
+def random_state() -> Callable[[Experiment], TrainState]:
+    """The state of a first step with random parameters."""
+
+    def state(experiment: Experiment) -> TrainState:
+        shapes = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return dataclasses.replace(zeros, **random_variables(experiment), bad_step=np.int32(-1))
+
+    return state
+
+
+@pytest.fixture(scope="session")
+def untrained(random_state) -> Callable[..., Path]:
+    """untrained(values, workdir) is that work directory, with a checkpoint of `random_variables`.
+
+    `whole` saves all that a run needs to resume.
     """
 
     def save(values: dict[str, Any], workdir: Path, step: int = 0, whole: bool = False, **metrics: float) -> Path:
         experiment = build(values)
-        steps, seed, task = experiment.steps, experiment.config.seed, experiment.task
-        variables = random_like(jax.eval_shape(lambda: steps.variables(seed)))
-        sparse = variables["params"].get("encoder", {}).get("layers", {}).get("sparse", {})
-        if "configurator" in sparse:
-            logits = sparse["configurator"]["logits"]
-            logits["bias"] = jnp.zeros_like(logits["bias"]).at[:, 1::2].set(2.0)
-        state = variables
-        if whole:
-            shapes = jax.eval_shape(lambda: steps.init(seed))
-            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-            state = dataclasses.replace(zeros, **variables, bad_step=np.int32(-1))
+        task = experiment.task
+        state = random_state(experiment) if whole else random_variables(experiment)
         meta = {"config": values, "versions": {"jax": "1"}, "data": identity.remember(task)}
         best = {"best_metric": task.selection_metric, "higher_is_better": task.higher_is_better}
         with Checkpoints(workdir / "checkpoints", keep=9, **best) as checkpoints:

@@ -5,6 +5,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from experiments.evaluation.evaluator import measure_run
@@ -40,6 +42,18 @@ def test_evaluates_to_the_same_numbers(old):
     assert result["config"]["task"]["carry_state"] is True
 
 
+def test_its_whole_state_is_read(old, monkeypatch):
+    monkeypatch.chdir(old)
+    experiment = build(migrate(old_meta(old))["config"])
+    abstract = jax.eval_shape(lambda: experiment.steps.init(0))
+    with Checkpoints(old / "run/checkpoints", read_only=True) as checkpoints:
+        state = checkpoints.restore(6, abstract).state
+    assert (int(state.step), int(state.opt_state.count), int(state.bad_step)) == (6, 6, -1)
+    moments = jax.tree.leaves((state.opt_state.first, state.streams))
+    assert sum(np.any(leaf) for leaf in moments) > 0.8 * len(moments)
+
+
+@pytest.mark.breadth
 def test_resumes_with_the_same_numbers(old, monkeypatch):
     monkeypatch.chdir(old)
     values = migrate(old_meta(old))["config"]

@@ -26,6 +26,7 @@ SMALL = {
     "task.length": 32,
     "task.context": 16,
     **SMALL_MODEL,
+    "model.layers": 1,  # a step is compiled layer by layer
     "train.steps": 0,
     "train.batch_size": 2,
 }
@@ -181,15 +182,17 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "batch": ([*ASKED, "--batch=0"], "--batch=0"),
     "step": ([*ASKED, "--step=7"], "there is no checkpoint of step 7 in {tmp}/credit_router/checkpoints"),
 }
-DONE = {"one": ASKED, "three": [*ASKED, "--batch=3"], "int8": [*ASKED, "--parameter_dtype=int8"]}
+DONE = {"one": ASKED, "three": [*ASKED, "--batch=3"]}
+
+
+def in_program(folder: Path, *words: str) -> tuple[str, list[str], None]:
+    return "experiments.generate", [word.format(tmp=folder) for word in words], None
 
 
 @pytest.fixture(scope="module")
 def results(folder) -> dict[str, Done]:
     cases = {**{name: arguments for name, (arguments, _) in REFUSED.items()}, **DONE}
-    commands = [
-        ("experiments.generate", [a.format(tmp=folder) for a in arguments], None) for arguments in cases.values()
-    ]
+    commands = [in_program(folder, *arguments) for arguments in cases.values()]
     return dict(zip(cases, run_all(commands), strict=True))
 
 
@@ -210,12 +213,14 @@ def test_the_program_prints_what_is_generated(results, ours):
     assert "bytes/s" in one.err
 
 
-def test_the_program_generates_with_int8_kernels(results, ours):
+@pytest.mark.breadth  # test_evaluation.py: test_fewer_bits_are_compared_with_the_same_run_in_float32
+def test_the_program_generates_with_int8_kernels(folder, ours):
     """The flag reaches the parameters: the same bytes as with quantized ones here."""
     model, variables, step = ours
     (row,) = sample((model, quantize(variables, "int8"), step), b"The ", count=20)
-    assert results["int8"].code == 0
-    assert results["int8"].out == Terminal().text(b"The " + row.tobytes(), final=True) + "\n"
+    (done,) = run_all([in_program(folder, *ASKED, "--parameter_dtype=int8")])
+    assert done.code == 0
+    assert done.out == Terminal().text(b"The " + row.tobytes(), final=True) + "\n"
 
 
 def test_refusals_come_before_the_first_byte_is_asked_for(ours):

@@ -112,7 +112,7 @@ def assert_one_line(done: Done) -> str:
     return done.err.removeprefix("error: ")
 
 
-# Command lines: {tmp} is a folder with the files below, {run} a copy of a trained run.
+# Command lines: {tmp} is a folder with the files below, {run} a run.
 
 SMALL = [f"--config.task.{split}_examples=40" for split in ("train", "validation", "test")]
 QUICK = ["--config=configs/quickstart.py", "--workdir={tmp}/new", *SMALL]
@@ -261,8 +261,10 @@ def copy(run: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, trained) -> Path:
+def folder(tmp_path_factory, tiny, untrained) -> Path:
     tmp = tmp_path_factory.mktemp("programs")
+    for step, accuracy in ((2, 0.1), (4, 0.3), (6, 0.2)):
+        untrained(tiny(), tmp / "run", step, accuracy=accuracy)
     for name, text in CONFIGS.items():
         (tmp / name).write_text(text)
     (tmp / "other.safetensors").write_text("not an export")
@@ -270,11 +272,10 @@ def folder(tmp_path_factory, trained) -> Path:
         (tmp / name).mkdir(parents=True)
     with ocp.CheckpointManager(tmp / "foreign/checkpoints") as manager:
         manager.save(3, args=ocp.args.StandardSave({"params": jnp.ones(3)}))
-    copy(trained, tmp / "run")
-    copy(trained, tmp / "kept")
+    copy(tmp / "run", tmp / "kept")
     for step in (2, 4, 6):
         (tmp / f"kept/evaluation_test_{step}.json").mkdir()
-    copy(trained, tmp / "damaged")
+    copy(tmp / "run", tmp / "damaged")
     for step in (2, 4, 6):
         state = tmp / f"damaged/checkpoints/{step}/state"
         largest = max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)

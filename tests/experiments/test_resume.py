@@ -22,6 +22,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
 from experiments.training.metrics import METRICS_FILE, WALL_CLOCK_FIELDS
+from tests.helpers import grid
 
 REPOSITORY = Path(__file__).parents[2]
 # Everything that is drawn at random, carried from step to step or computed in parts.
@@ -112,22 +113,11 @@ def light_unbroken(light, tmp_path_factory) -> tuple[Experiment, Path]:
     return experiment, workdir
 
 
-@pytest.mark.parametrize(
-    ("place", "step"),
-    [
-        ("batch", 1),
-        ("batch", 2),
-        ("batch", 3),
-        ("batch", 5),
-        ("batch", 8),
-        ("evaluation", 4),
-        ("evaluation", 8),
-        ("save", 2),
-        ("save", 4),
-        ("save", 6),
-        ("save", 8),
-    ],
-)
+PLACES = [("batch", step) for step in (1, 2, 3, 5, 8)]
+PLACES += [("evaluation", 4), ("evaluation", 8), ("save", 2), ("save", 4), ("save", 6), ("save", 8)]
+
+
+@pytest.mark.parametrize(("place", "step"), grid(PLACES, ("batch", 1), ("batch", 5), ("evaluation", 4), ("save", 6)))
 def test_stopped_anywhere(light_unbroken, tmp_path, place, step):
     experiment, unbroken = light_unbroken
     run_until_stopped(experiment, tmp_path, place, step)

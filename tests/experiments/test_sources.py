@@ -16,6 +16,7 @@ from experiments.common.errors import UserError
 from experiments.data import listops, preparation
 from experiments.data.builders.listops import Builder as ListOps
 from experiments.data.sources import OWN_DATASETS, data_directory, open_split
+from tests.helpers import grid
 
 PARAMETERS = listops.ListOpsParameters(max_depth=4, max_arguments=5, min_length=7, max_length=60)
 # 64 KiB is one block of array_record: train must have several for a cut file to be something else than a short one.
@@ -253,7 +254,7 @@ def test_every_builder_has_its_files_name(name):
     assert issubclass(preparation.builder_class(name), preparation.ArrayRecordBuilder)
 
 
-@pytest.mark.parametrize("arguments", [["--dataset=listop"], []])
+@pytest.mark.parametrize("arguments", grid((["--dataset=listop"], []), []))
 def test_the_program_names_what_it_can_make(tmp_path, arguments):
     command = [sys.executable, "-m", "experiments.prepare", f"--data_dir={tmp_path}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -263,7 +264,7 @@ def test_the_program_names_what_it_can_make(tmp_path, arguments):
     assert f"--dataset can be: {', '.join(OWN_DATASETS)}" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["speech_commands", "pathfinder"])
+@pytest.mark.parametrize("name", grid(("speech_commands", "pathfinder"), "pathfinder"))
 def test_one_of_several_data_sets_is_named(tmp_path, name):
     command = [sys.executable, "-m", "experiments.prepare", f"--data_dir={tmp_path}", f"--dataset={name}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -13,6 +13,7 @@ from experiments.training.experiment import build
 from experiments.training.loop import evaluate
 from experiments.training.step import Steps, TrainState, means
 from seqboat.ops.losses import cross_entropy
+from tests.helpers import grid
 
 
 def step_of(experiment, batch, state) -> TrainState:
@@ -39,11 +40,11 @@ def weighted(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def seqboat(tiny, initial):
+def seqboat(tiny, random_state):
     """A whole SeqBoat, its batch, state, and gradient by `jax.grad` of the plain mean loss."""
     experiment = build(tiny())
     batch = weighted(experiment.task.train_batch(0))
-    state = initial(experiment)
+    state = jax.tree.map(jnp.asarray, random_state(experiment))
 
     def mean_loss(params):
         out, _ = experiment.model.apply(
@@ -55,7 +56,8 @@ def seqboat(tiny, initial):
     return batch, state, jax.jit(jax.grad(mean_loss))(state.params)
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.breadth  # test_carry.py: test_the_first_gradient_is_the_parallel_one, of a SeqBoat in two parts
+@pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboat, accumulate):
     """Adam would hide a wrong scale and enlarge rounding, so the gradient is read from its first moment."""
     batch, state, gradient = seqboat
@@ -71,7 +73,7 @@ def test_a_step_of_seqboat_is_that_of_the_gradient_of_the_mean_loss(tiny, seqboa
     assert not np.array_equal(after.params["head"]["kernel"], state.params["head"]["kernel"])
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.3])
+@pytest.mark.parametrize("penalty", grid((0.0, 0.3), 0.3))
 def test_accumulating_changes_nothing(light, initial, penalty):
     batch = weighted(light().task.train_batch(0))
     experiment = light({"train.activation_penalty": penalty})
@@ -140,15 +142,21 @@ def with_loss(task, spoil):
     return loss
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+SPOILS = {
+    "nan": lambda total, bad: total * jnp.where(bad, jnp.nan, 1.0),
+    "constant inf": lambda total, bad: total + jnp.where(bad, jnp.inf, 0.0),
+    "overflow": lambda total, bad: total * jnp.where(bad, 1e30, 1.0) * jnp.where(bad, 1e30, 1.0),
+}
+
+
 @pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda total, bad: total * jnp.where(bad, jnp.nan, 1.0),
-        lambda total, bad: total + jnp.where(bad, jnp.inf, 0.0),
-        lambda total, bad: total * jnp.where(bad, 1e30, 1.0) * jnp.where(bad, 1e30, 1.0),
-    ],
-    ids=["nan", "constant inf", "overflow"],
+    ("spoil", "accumulate"),
+    grid(
+        {f"{name}, {parts}": (spoil, parts) for name, spoil in SPOILS.items() for parts in (1, 4)},
+        "nan, 4",
+        "constant inf, 1",
+        "overflow, 1",
+    ),
 )
 def test_a_bad_step_leaves_the_state_as_it_was(light, initial, accumulate, spoil):
     settings = {"train.accumulate": accumulate}

@@ -12,6 +12,7 @@ from rich.table import Table
 from experiments.common import terminal
 from experiments.common.errors import UserError
 from experiments.common.terminal import Output, printable
+from tests.helpers import grid
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -141,22 +142,22 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    ("redirection", "name", "status", "said"),
-    [
-        ("| head -n 1", "file", 0, "could not write to standard output: Broken pipe; continuing without it"),
-        (">/dev/full", "file", 0, "could not write to standard output: No space left on device; continuing without it"),
-        (">/dev/full", "refused", 2, r"error: refused \x1b[31m"),
-        (">/dev/full", "stopped", 0, "continuing without it"),
-        (">&-", "file", 0, r"on standard error \x1b[31m"),
-        (">&-", "refused", 2, r"error: refused \x1b[31m"),
-        ("2>&-", "refused", 2, ""),
-        ("2>/dev/full", "refused", 2, ""),
-        (">&- 2>&- <&-", "refused", 2, ""),
-        (">/dev/null", "stopped", 0, r"on standard error \x1b[31m"),
-        ("| PYTHONIOENCODING=latin-1 cat >/dev/null", "file", 0, r"on standard error \x1b[31m"),
-    ],
-)
+ENDS = [
+    ("| head -n 1", "file", 0, "could not write to standard output: Broken pipe; continuing without it"),
+    (">/dev/full", "file", 0, "could not write to standard output: No space left on device; continuing without it"),
+    (">/dev/full", "refused", 2, r"error: refused \x1b[31m"),
+    (">/dev/full", "stopped", 0, "continuing without it"),
+    (">&-", "file", 0, r"on standard error \x1b[31m"),
+    (">&-", "refused", 2, r"error: refused \x1b[31m"),
+    ("2>&-", "refused", 2, ""),
+    ("2>/dev/full", "refused", 2, ""),
+    (">&- 2>&- <&-", "refused", 2, ""),
+    (">/dev/null", "stopped", 0, r"on standard error \x1b[31m"),
+    ("| PYTHONIOENCODING=latin-1 cat >/dev/null", "file", 0, r"on standard error \x1b[31m"),
+]
+
+
+@pytest.mark.parametrize(("redirection", "name", "status", "said"), grid(ENDS, ENDS[0], ENDS[3], ENDS[8]))
 def test_a_program_ends_as_its_work_did(tmp_path, redirection, name, status, said):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = f"set -o pipefail; {sys.executable} {tmp_path}/program.py --end={tmp_path}/{name} {redirection}"

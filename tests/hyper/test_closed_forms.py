@@ -13,6 +13,7 @@ import pytest
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk, initial_variance
 from seqboat.paths import flatten
+from tests.helpers import grid
 from tests.hyper.targets import MLP, TARGETS, X
 
 NET = MLP()
@@ -37,7 +38,7 @@ def generated(net: hyper.HyperNetwork, conditions, seed=0) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.01])
+@pytest.mark.parametrize("slope", grid((0.0, 0.01), 0.01))
 def test_the_default_is_homogeneous_of_degree_one(slope):
     with jax.enable_x64(True):
         z = jnp.array([[0.2, 0.7, 0.1]])
@@ -77,7 +78,7 @@ def test_the_gradient_of_the_head_is_linear_in_a_scalar_input():
     np.testing.assert_allclose(np.array(norms) / norms[0], [1, 2, 4], rtol=1e-5)
 
 
-@pytest.mark.parametrize("width", [1, 2, 8])
+@pytest.mark.parametrize("width", grid((1, 2, 8), 2))
 def test_the_trunk_keeps_the_expected_squared_norm(width):
     encoding = hyper.Encoding(inputs=width)
     trunk = Trunk(hyper.HyperConfig(encoding=encoding))
@@ -170,6 +171,7 @@ def _variances(name: str, draws: int = 800) -> dict[str, tuple[dict[str, float],
 SLOW = [pytest.param(name, marks=pytest.mark.slow if name != "s4d" else ()) for name in TARGETS]
 
 
+@pytest.mark.breadth
 @pytest.mark.parametrize("name", SLOW)
 def test_hyperfan_variances(name):
     """After ReLU. Kernels: 2 / fan_in (half where the bias is generated), 2 / fan_out, their harmonic mean; biases: 1,
@@ -209,6 +211,7 @@ def test_hyperfan_with_generated_biases_keeps_the_second_moment():
     assert abs(found.mean() / float(jnp.mean(x**2)) - 1) < 4 * found.std() / 300**0.5
 
 
+@pytest.mark.breadth
 @pytest.mark.parametrize("name", SLOW)
 def test_every_leaf_starts_with_its_own_initializers_deviation(name):
     """Within 5 %, of any initializer; leaves that its initializer does not draw start exactly as it makes them."""

@@ -114,7 +114,7 @@ def test_three_million_parameters_in_chunks_train_in_twice_the_targets_memory():
 
 
 def test_remat_changes_no_number():
-    spec = hyper.spec(MLP(), X)
+    spec = hyper.spec(MLP(), X, select="out/kernel")
     network = hyper.mip(spec, hidden=(8,), head="chunked", chunk_size=50)
     params = jax.jit(network.init)(KEY, HALF)
     loss = lambda params: sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(network.apply(params, HALF)))

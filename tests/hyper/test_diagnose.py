@@ -43,7 +43,7 @@ def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_
     variables = jax.jit(model.init)(KEY, jnp.array([0]), X)
     tasks = jnp.arange(2)[:, None]
     before = jax.jit(lambda v: continual.generate_tasks(model, v, tasks))(variables)
-    loss = lambda v, weight=None: continual.drift(continual.generate_tasks(model, v, tasks), before, weight)
+    loss = jax.jit(lambda v, weight=None: continual.drift(continual.generate_tasks(model, v, tasks), before, weight))
     value, gradient = jax.jit(jax.value_and_grad(loss))(variables)
     assert value == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -53,7 +53,7 @@ def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_
     moved = jax.tree.map(lambda a: a, variables)
     moved["params"]["network"]["full"]["kernel"]["out"]["kernel"] = kernel + step
     trunk = {"params": {**variables["params"]["network"]}}
-    hidden = jnp.stack([_hidden(model, trunk, task) for task in tasks])
+    hidden = jax.jit(jax.vmap(lambda task: _hidden(model, trunk, task)))(tasks)
     wanted = jnp.mean(jnp.sum(jnp.square(jnp.einsum("th,hio->tio", hidden, step)), (1, 2)))
     np.testing.assert_allclose(loss(moved), wanted, rtol=1e-4)
     ones = jax.tree.map(jnp.ones_like, before)
@@ -68,7 +68,7 @@ def _hidden(model, trunk, task):
     width = model.network.config.hidden[-1]
     kernels = jnp.zeros((width, width, 5)).at[np.arange(width), np.arange(width), 0].set(1)
     head = lambda kernel: {**trunk["params"], "full": {"kernel": {"out": {"bias": kernel}}}}
-    return jax.jit(jax.vmap(lambda kernel: narrow.apply({"params": head(kernel)}, task)["out/bias"][0]))(kernels)
+    return jax.vmap(lambda kernel: narrow.apply({"params": head(kernel)}, task)["out/bias"][0])(kernels)
 
 
 def test_importance_is_the_mean_squared_gradient_with_mean_one():
@@ -80,7 +80,7 @@ def test_importance_is_the_mean_squared_gradient_with_mean_one():
 
 
 def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
-    network = hyper.mip(SPEC, hidden=(6,), head="recurrent", chunk_size=50)
+    network = hyper.mip(hyper.spec(NET, X, select="out/kernel"), hidden=(6,), head="recurrent", chunk_size=50)
     condition = jnp.array([0.3])
     params = jax.jit(network.init)(KEY, condition)["params"]
     larger, grown = continual.grow(network, params, 3, jax.random.key(1))

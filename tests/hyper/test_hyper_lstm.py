@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from examples.hyper_lstm import HyperLSTMCell, LayerNormLSTMCell, train
 
@@ -31,7 +32,10 @@ def test_with_scales_of_one_it_is_the_layer_norm_lstm_step_by_step():
     own = {**norms, "hidden": params["hidden"], "input": {**params["input"], "bias": bias}}
     params["bias"] = bias
     np.testing.assert_allclose(
-        hypered.apply({"params": {"cell": params}}, X), plain.apply({"params": {"cell": own}}, X), rtol=1e-5, atol=1e-6
+        jax.jit(hypered.apply)({"params": {"cell": params}}, X),
+        jax.jit(plain.apply)({"params": {"cell": own}}, X),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -44,6 +48,7 @@ def test_the_small_lstm_changes_the_large_one_as_soon_as_its_scales_move():
     assert not np.any(gradient["hyper"]["input"]["kernel"])  # behind A = 0
 
 
+@pytest.mark.breadth
 def test_the_example_learns():
     losses = train(steps=60, length=3, batch=16)
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])

@@ -1,5 +1,8 @@
 """A module with generated parameters: every head, with residual or not, shared or an example's own, any target."""
 
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,11 @@ import pytest
 from seqboat import hyper
 from seqboat.hyper.heads import Trunk
 from seqboat.paths import flatten
-from tests.helpers import assert_close, random_like
+from tests.helpers import assert_close, grid, random_like
 from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 
 NET, KEY = MLP(), jax.random.key(0)
+PLAIN = jax.jit(NET.apply)
 SPEC = hyper.spec(NET, X, draws=4)
 HALF = jnp.array([0.5])
 HEADS = ("full", "low_rank", "scale", "chunked", "recurrent")
@@ -28,8 +32,18 @@ def started(model: hyper.Hyper, condition, *args, **kwargs):
     return random_like(jax.eval_shape(model.init, KEY, condition, *args, **kwargs))
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "residual"),
+    grid(
+        itertools.product(HEADS, (True, False)),
+        ("full", True),
+        ("low_rank", True),
+        ("scale", True),
+        ("scale", False),
+        ("chunked", False),
+        ("recurrent", True),
+    ),
+)
 def test_every_head_generates_what_the_target_computes_with(head, residual):
     if head == "scale" and not residual:
         with pytest.raises(ValueError, match="needs residual=True"):
@@ -64,14 +78,18 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
     np.testing.assert_allclose(own_apply(variables, conditions[:1], X[:1]), rows[:1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n if n != "seqboat" else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
+MARKS = {"seqboat": pytest.mark.slow, **dict.fromkeys(("conv", "lstm", "s4d"), pytest.mark.breadth)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in TARGETS])
 def test_any_target_starts_as_itself_with_zero_heads_bit_for_bit(name):
     module, args, _ = TARGETS[name]
     model = make(module, hyper.spec(module, *args), init="zero")
     plain = jax.jit(module.init)(jax.random.key(5), *args)
     variables = hyper.start_from(jax.jit(model.init)(KEY, HALF, *args), plain)
+    apply, wanted = jax.jit(model.apply), jax.jit(module.apply)(plain, *args)
     for z in (0.0, 0.7):
-        assert_equal(model.apply(variables, jnp.array([z]), *args), module.apply(plain, *args))
+        assert_equal(apply(variables, jnp.array([z]), *args), wanted)
 
 
 def assert_equal(got, wanted):
@@ -79,13 +97,14 @@ def assert_equal(got, wanted):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", grid(HEADS, "full", "chunked"))
 def test_zero_heads_start_as_the_target_and_learn(head):
     """The trunk gets no gradient at first, and does as soon as the head has moved."""
     model = make(head=head, init="zero")
     variables = jax.jit(model.init)(KEY, HALF, X)
-    plain = NET.apply({"params": variables["params"]["target"]}, X)
-    np.testing.assert_array_equal(model.apply(variables, HALF, X), plain)
+    apply = jax.jit(lambda params, z: model.apply({"params": params}, z, X))
+    plain = PLAIN({"params": variables["params"]["target"]}, X)
+    np.testing.assert_array_equal(apply(variables["params"], HALF), plain)
     loss = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))))
     gradient = loss(variables["params"])
     network = gradient["network"]
@@ -98,23 +117,23 @@ def test_zero_heads_start_as_the_target_and_learn(head):
     moved = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)
     again = flatten(loss(moved)["network"])
     assert all(np.any(leaf) for path, leaf in again.items() if "trunk" in path and path.endswith("kernel"))
-    assert (
-        np.abs(model.apply({"params": moved}, jnp.array([0.1]), X) - model.apply({"params": moved}, HALF, X)).max() > 0
-    )
+    assert np.abs(apply(moved, jnp.array([0.1])) - apply(moved, HALF)).max() > 0
 
 
-@pytest.mark.parametrize("head", ["chunked", "recurrent"])
+@pytest.mark.parametrize("head", grid(("chunked", "recurrent"), "chunked"))
 def test_leaves_that_start_as_constants_are_conditioned_by_chunks_too(head):
     net = MLP(norm=True)
     model = make(net, hyper.spec(net, X, select="norm_0/scale", draws=4), head=head, init="matched", residual=False)
     variables = jax.jit(model.init)(KEY, HALF, X)
-    np.testing.assert_array_equal(hyper.bind(model, variables, HALF)["params"]["norm_0"]["scale"], 1)
+    bound = jax.jit(lambda variables: hyper.bind(model, variables, HALF))(variables)
+    np.testing.assert_array_equal(bound["params"]["norm_0"]["scale"], 1)
     gradient = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, HALF, X)))))(
         variables["params"]
     )
     assert np.any(gradient["network"][head]["scale"])
 
 
+@pytest.mark.breadth
 def test_the_seqboat_classifier_with_batch_statistics_and_dropout_under_a_scan_over_layers():
     model = classifier(norm="batch")
     spec = hyper.spec(model, TOKENS, LENGTHS, select=("**/configurator/*", "**/ssm/*", "**/gau/*/kernel"))
@@ -148,7 +167,7 @@ def test_dropout_draws_for_every_example_its_own():
     x, conditions = jnp.ones((2, 3)), jnp.full((2, 1), 0.5)
     model = make(Dropped(), hyper.spec(Dropped(), x), per_example=True)
     variables = jax.jit(model.init)(KEY, conditions, x)
-    out = model.apply(variables, conditions, x, True, rngs={"dropout": KEY})
+    out = jax.jit(lambda variables: model.apply(variables, conditions, x, True, rngs={"dropout": KEY}))(variables)
     assert np.any((out[0] == 0) != (out[1] == 0))
 
 
@@ -168,9 +187,11 @@ def test_keywords_are_split_among_examples_too():
     spec = hyper.spec(Masked(), x, mask=mask)
     model, own = make(Masked(), spec), make(Masked(), spec, per_example=True)
     variables = jax.jit(model.init)(KEY, HALF, x, mask=mask)
-    (y, total), sown = own.apply(variables, conditions, x, mask=mask, scale=2.0, mutable=["intermediates"])
+    alone = jax.jit(functools.partial(model.apply, scale=2.0))
+    together = jax.jit(functools.partial(own.apply, scale=2.0, mutable=["intermediates"]))
+    (y, total), sown = together(variables, conditions, x, mask=mask)
     for i in range(4):
-        one, sum_of_one = model.apply(variables, conditions[i], x[i : i + 1], mask=mask[i : i + 1], scale=2.0)
+        one, sum_of_one = alone(variables, conditions[i], x[i : i + 1], mask=mask[i : i + 1])
         np.testing.assert_allclose(y[i], one[0], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(total[i], sum_of_one, rtol=1e-5, atol=1e-6)
     assert sown["intermediates"]["target"]["y"][0].shape == (4, 1, 5)
@@ -218,7 +239,7 @@ def test_partitioned_parameters_keep_their_names():
 
 
 def test_a_recurrent_head_starts_the_same_whatever_it_is_first_called_with():
-    model = make(head="recurrent")
+    model = make(head="recurrent", spec=hyper.spec(NET, X, select="out/kernel"))
     init = jax.jit(model.init)
     one, other = (init(KEY, jnp.array([z]), X) for z in (0.0, 1.0))
     assert_equal(one, other)
@@ -229,7 +250,7 @@ def test_examples_cannot_share_a_changed_collection():
     model = make(net, hyper.spec(net, X), per_example=True)
     conditions = jnp.full((4, 1), 0.5)
     variables = jax.jit(model.init)(KEY, conditions, X)
-    assert model.apply(variables, conditions, X).shape == (4, 5)
+    assert jax.eval_shape(model.apply, variables, conditions, X).shape == (4, 5)
     with pytest.raises(ValueError, match="cannot update a shared 'batch_stats'"):
         model.apply(variables, conditions, X, True, mutable=["batch_stats"])
 
@@ -238,7 +259,7 @@ def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
     for head, most in (("low_rank", 2), ("full", 12)):
         model = make(head=head, rank=2)
         variables = jax.jit(model.init)(KEY, HALF, X)
-        delta = model.network.apply({"params": variables["params"]["network"]}, HALF)["dense_0/kernel"]
+        delta = jax.jit(model.network.apply)({"params": variables["params"]["network"]}, HALF)["dense_0/kernel"]
         assert np.linalg.matrix_rank(np.asarray(delta), tol=1e-5) == most
 
 
@@ -340,7 +361,8 @@ def test_task_embeddings_condition_a_target():
     encoding = hyper.Encoding("embedding", tasks=3, size=4)
     model = make(encoding=encoding)
     variables = jax.jit(model.init)(KEY, jnp.array([0]), X)
-    outs = [model.apply(variables, jnp.array([task]), X) for task in range(3)]
+    apply = jax.jit(model.apply)
+    outs = [apply(variables, jnp.array([task]), X) for task in range(3)]
     assert min(np.abs(outs[i] - outs[i - 1]).max() for i in range(3)) > 1e-3
     with pytest.raises(ValueError, match="outside its range"):
         model.apply(variables, jnp.array([3]), X)

@@ -13,6 +13,7 @@ import pytest
 from seqboat import hyper
 from seqboat.parallel.rules import Layout, Rules
 from seqboat.paths import Path, flatten, path_keys, unflatten
+from tests.helpers import grid
 
 X, AT = jnp.linspace(-1, 1, 6).reshape(2, 3), jnp.array([0.3])
 
@@ -54,19 +55,26 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("fields", [{}, {"head": "low_rank"}, {"head": "chunked", "residual": False}], ids=str)
-@pytest.mark.parametrize(("target", "options", "path"), TARGETS.values(), ids=TARGETS)
+FIELDS = {"": {}, "low_rank": {"head": "low_rank"}, "chunked": {"head": "chunked", "residual": False}}
+FAST = ("inside, low_rank", "a leaf below the name of another, ", "containers, chunked")
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "path", "fields"),
+    grid({f"{one}, {two}": (*TARGETS[one], FIELDS[two]) for one in TARGETS for two in FIELDS}, *FAST),
+)
 def test_a_target_computes_with_what_is_generated_for_its_own_tree(target, options, path, fields):
     spec = hyper.spec(target, X, **options)
     assert spec[path].path == path
     model = hyper.Hyper(target, hyper.mip(spec, hidden=(4,), chunk_size=8, **fields))
     variables = jax.jit(model.init)(jax.random.key(0), AT, X)
-    bound = hyper.bind(model, variables, AT)
+    bound = jax.jit(lambda variables: hyper.bind(model, variables, AT))(variables)
     own = jax.eval_shape(target.init, jax.random.key(0), X)
     assert jax.tree.structure(bound["params"]) == jax.tree.structure(own["params"])
-    y = model.apply(variables, AT, X)
-    np.testing.assert_array_equal(y, target.apply(bound, X))
-    assert (np.asarray(y) != model.apply(variables, 2 * AT, X)).any()
+    apply = jax.jit(model.apply)
+    y = apply(variables, AT, X)
+    np.testing.assert_array_equal(y, jax.jit(target.apply)(bound, X))
+    assert (np.asarray(y) != apply(variables, 2 * AT, X)).any()
     gradient = jax.grad(lambda params: model.apply({**variables, "params": params}, AT, X).sum(), allow_int=True)
     assert len(jax.tree.leaves(jax.eval_shape(gradient, variables["params"]))) == len(
         jax.tree.leaves(variables["params"])

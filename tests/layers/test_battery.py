@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, F32, assert_close, normal, random_like, rms, tree_rms
+from helpers import BF16, F32, assert_close, grid, normal, random_like, rms, tree_rms
 
 from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
@@ -126,7 +127,16 @@ class Case:
 case_of = functools.cache(Case)
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+# Options of the others are in one of these, in test_naive.py, test_sparse_activation.py or test_streaming.py.
+FAST = (
+    "causal",
+    "full, laplace, t5",
+    "never",
+    "kernel",
+)
+
+
+@pytest.fixture(params=grid(CONFIGS, *FAST))
 def case(request):
     return case_of(request.param)
 
@@ -225,6 +235,7 @@ def test_batch_mates_change_nothing(case):
         case.close((other[3][0], other[3][1][0]), (d_params, d_x[0]))
 
 
+@pytest.mark.parametrize("case", grid(CONFIGS, "full, laplace, t5"), indirect=True)
 def test_a_sequence_alone_and_padded_longer_is_the_same(case):
     params, others = case.routed("some"), {n: v for n, v in case.variables.items() if n == "batch_stats"}
     longer = jnp.concatenate([case.x[:1], 9 * normal(8, 1, 5, D)], 1)
@@ -258,7 +269,7 @@ def test_float32_is_what_bfloat16_approximates():
     assert_close(half.packed(params)[0][real], full.packed(params)[0][real], BF16)
 
 
-@pytest.mark.parametrize("length", [1, 63])
+@pytest.mark.parametrize("length", grid((1, 63), 63))
 @pytest.mark.parametrize("config", [CAUSAL, dataclasses.replace(BOTH, window_size=None)], ids=["window", "full"])
 def test_other_lengths(config, length):
     x, valid = normal(0, 2, length, D), jnp.ones((2, length), bool)
@@ -269,8 +280,9 @@ def test_other_lengths(config, length):
     assert 0 < packed[1].elements == 2 * length
 
 
-@pytest.mark.parametrize("window_size", [4, None])
-@pytest.mark.parametrize("method", ["fft", "chunked"])
+@pytest.mark.parametrize(
+    ("window_size", "method"), grid(itertools.product((4, None), ("fft", "chunked")), (4, "fft"), (None, "chunked"))
+)
 def test_nothing_is_as_large_as_length_times_length(window_size, method):
     """No intermediate of the layer and its gradient has two axes of at least L, for packed rows; the dense form has."""
     length = 128

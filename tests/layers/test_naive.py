@@ -9,6 +9,7 @@ from test_battery import BOTH, CAUSAL, VALID, Case
 
 from seqboat.layers.mixers import ema
 from seqboat.layers.naive import seqboat_layer
+from tests.helpers import grid
 
 # Every position with either direction, every attention function with and without a window, every norm and placement.
 CASES = {
@@ -33,7 +34,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+# Those in the fast suite have every position and attention function, both directions, with and without a window.
+FAST = (
+    "relative, causal relu2",
+    "slot, laplace",
+    "t5, softmax, full",
+    "rotary, causal laplace",
+)
+
+
+@pytest.mark.parametrize("config", grid(CASES, *FAST))
 def test_the_layer_is_its_equations(config):
     case = Case(config)
 

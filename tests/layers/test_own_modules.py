@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_close, normal
+from helpers import assert_close, grid, normal
 
 from seqboat import hyper
 from seqboat.layers.router import RouterConfig
@@ -123,7 +123,7 @@ class TrainWindowed(WindowedModule):
         return halo
 
 
-@pytest.mark.parametrize("form", ["packed", "dense"])
+@pytest.mark.parametrize("form", grid(("packed", "dense"), "packed"))
 @pytest.mark.parametrize("module", [Train(name="own"), Deterministic(name="own"), TrainWindowed(name="own")], ids=repr)
 def test_whether_this_is_training_is_handed_on(module, form):
     layer = make(module, form=form)

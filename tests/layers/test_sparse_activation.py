@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like, tree_rms
+from helpers import assert_close, grid, normal, random_like, tree_rms
 
 from seqboat.layers import credit, execution
 from seqboat.layers.feed_forward import FeedForward
@@ -71,8 +71,9 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("modules", OWN.values(), ids=OWN)
-def test_modules_of_a_users_own_run_packed_as_they_run_dense(modules):
+@pytest.mark.parametrize("name", grid(tuple(OWN), "three"))
+def test_modules_of_a_users_own_run_packed_as_they_run_dense(name):
+    modules = OWN[name]
     variables, m, cotangent = initial(make(modules)), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
     cotangent = jnp.where(VALID[..., None], cotangent, 0)
 
@@ -286,7 +287,7 @@ def test_straight_through_hears_inactive_elements_and_changes_no_value():
     assert_close(evaluated, logit_gradients(PUBLISHED, train=False)[0])
 
 
-@pytest.mark.parametrize("straight_through", [False, True])
+@pytest.mark.parametrize("straight_through", grid((False, True), True))
 def test_key_credit_pays_for_being_read_and_changes_no_value(straight_through):
     with_credit = dataclasses.replace(CREDIT, straight_through=straight_through)
     without = dataclasses.replace(PUBLISHED, straight_through=straight_through)
@@ -336,6 +337,7 @@ def test_credit_on_the_first_half_of_a_batch_is_twice_that_of_the_whole():
     assert_close(half - published, share * np.asarray(whole - published))
 
 
+@pytest.mark.breadth
 @pytest.mark.parametrize("router", [STRAIGHT, BOTH])
 @pytest.mark.parametrize("lean", [-0.5, 0.0])
 def test_packed_credit_with_a_long_reach_is_that_of_the_masked_form(router, lean, monkeypatch):
@@ -363,7 +365,7 @@ def evicting(case, monkeypatch):
     return run, jnp.zeros((BATCH, LENGTH)), normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
 
 
-@pytest.mark.parametrize("case", WINDOWS)
+@pytest.mark.parametrize("case", grid(tuple(WINDOWS), "packed"))
 def test_credit_with_eviction_cost_is_what_switching_one_element_changes_for_others(case, monkeypatch):
     """For the element's own result, which has its confidence, the cotangent is zero."""
     run, zero, m, cotangent = evicting(case, monkeypatch)
@@ -440,7 +442,7 @@ DROPPING = {
 }
 
 
-@pytest.mark.parametrize("module", DROPPING.values(), ids=DROPPING)
+@pytest.mark.parametrize("module", grid(DROPPING, "feed-forward", "attention"))
 def test_dropout_follows_its_key_and_is_off_without_training(module):
     layer = make((module,), activation="always")
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)

@@ -22,6 +22,7 @@ D, BATCH, LENGTH = 8, 2, 38
 WINDOW = 3
 SLOTS = WINDOW + MAX_IN_PLACE_LENGTH
 PUSH = jax.jit(WorkingMemory.push)
+READ = jax.jit(lambda memory: (memory.known(), memory.ordered()))
 
 
 def empty(batch):
@@ -35,14 +36,13 @@ def test_a_memory_is_the_end_of_a_list(pieces):
     """Two streams, the second of which activates what the first does not."""
     memory, seen = empty(2), ([], [])
     for number, piece in enumerate(pieces):
-        active = jnp.array([piece, [not on for on in piece]])
-        position = jnp.broadcast_to(16 * number + jnp.arange(16), (2, 16))
-        memory = PUSH(memory, {"k": position[..., None].astype(jnp.float32)}, position, active)
+        active = np.array([piece, [not on for on in piece]])
+        position = np.broadcast_to(np.arange(16 * number, 16 * number + 16, dtype=np.int32), (2, 16))
+        memory = PUSH(memory, {"k": position[..., None].astype(np.float32)}, position, active)
         for stream in range(2):
             seen[stream].extend(position[stream][active[stream]].tolist())
-    age, there = (np.asarray(leaf) for leaf in memory.known())
-    last, present = memory.ordered()
-    rows, position, present = np.asarray(last.rows["k"])[..., 0], np.asarray(last.position), np.asarray(present)
+    memory, (age, there), (last, present) = jax.tree.map(np.asarray, (memory, *READ(memory)))
+    rows, position = last.rows["k"][..., 0], last.position
     for stream, past in enumerate(seen):
         assert there[stream].sum() == min(len(past), SLOTS)
         for slot in np.flatnonzero(there[stream]):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like, tree_rms
+from helpers import assert_close, grid, normal, random_like, tree_rms
 
 from experiments.benchmarks.cases import CASES
 from seqboat.layers import execution
@@ -137,7 +137,7 @@ def iterations(loop) -> int | None:
 KERNELS = ("dot_general", "fft", "gather", "scatter", "sort", "reduce")
 
 
-@pytest.mark.parametrize("name", ["text", "lm", "enwik8"])
+@pytest.mark.parametrize("name", grid(("text", "lm", "enwik8"), "text"))
 def test_a_gradient_has_two_decisions_and_few_small_operations(name, monkeypatch):
     """At rate 1: two capacities are enough to find the costlier one, and faster to trace than all."""
     monkeypatch.setattr(execution, "CAPACITIES", 2)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import F32, assert_close, normal, random_like, rms, tree_rms
+from helpers import F32, assert_close, grid, normal, random_like, rms, tree_rms
 
 from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
@@ -43,10 +43,13 @@ def encoder_inputs():
 # The encoder.
 
 
-@pytest.mark.parametrize("norm_placement", ["pre", "post"])
+@pytest.mark.parametrize("norm_placement", grid(("pre", "post"), "pre"))
 def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
     """Values, stats and gradients of SeqBoat layers that each take their slice of the stacked parameters."""
-    config = dataclasses.replace(ENCODER, layer=dataclasses.replace(LAYER, norm_placement=norm_placement))
+    layer = dataclasses.replace(
+        LAYER, norm_placement=norm_placement, form="dense"
+    )  # as the packed, and compiles sooner
+    config = dataclasses.replace(ENCODER, layer=layer)
     x, valid = encoder_inputs()
     params = random_like(shapes(Encoder(config), x, valid))["params"]
     cotangent = jnp.where(valid[..., None], normal(1, BATCH, LENGTH, D), 0)
@@ -76,7 +79,8 @@ def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
     assert_close(gradients, expected, floor=1e-2 * tree_rms(expected))
 
 
-def test_what_is_stored_for_the_backward_pass_changes_no_number():
+@pytest.mark.parametrize("kept", grid(("selective", "layer"), "selective"))
+def test_what_is_stored_for_the_backward_pass_changes_no_number(kept):
     x, valid = encoder_inputs()
     variables = random_like(shapes(Encoder(ENCODER), x, valid))
     cotangent = jnp.where(valid[..., None], normal(1, BATCH, LENGTH, D), 0)
@@ -87,8 +91,7 @@ def test_what_is_stored_for_the_backward_pass_changes_no_number():
         return jax.jit(jax.value_and_grad(value))(variables["params"])
 
     expected = run("none")
-    for remat in ("selective", "layer"):
-        assert_close(run(remat), expected, floor=1e-2 * tree_rms(expected[1]))
+    assert_close(run(kept), expected, floor=1e-2 * tree_rms(expected[1]))
 
 
 def test_every_layer_starts_from_its_own_numbers():
@@ -112,7 +115,10 @@ def classify(config, variables, inputs, lengths):
     return compiled(Classifier(config))(variables, inputs, lengths)
 
 
-@pytest.mark.parametrize("config", [CLASSIFIER, dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False)])
+LINEAR = dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False)
+
+
+@pytest.mark.parametrize("config", grid((CLASSIFIER, LINEAR), CLASSIFIER))
 def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config):
     inputs = tokens()
     variables = random_like(shapes(Classifier(config), inputs, LENGTHS))
@@ -129,11 +135,13 @@ def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config
     assert_close(classify(config, variables, mates, jnp.array([3, 4, 9])).logits[1], out.logits[1])
 
 
-@pytest.mark.parametrize("make", [lambda: Classifier(CLASSIFIER), lambda: LanguageModel(LANGUAGE)])
-@pytest.mark.parametrize("symbol", [-1, VOCABULARY])
-def test_a_symbol_outside_the_vocabulary_is_nan_for_its_sequence_alone_and_nothing_as_padding(make, symbol):
+@pytest.mark.parametrize(
+    "model", grid((Classifier(CLASSIFIER), LanguageModel(LANGUAGE)), Classifier(CLASSIFIER)), ids=repr
+)
+@pytest.mark.parametrize("symbol", grid((-1, VOCABULARY), VOCABULARY))
+def test_a_symbol_outside_the_vocabulary_is_nan_for_its_sequence_alone_and_nothing_as_padding(model, symbol):
     """Of values and of gradients; and the parallel form of an average does not carry it to batch mates."""
-    model, inputs = make(), tokens()
+    inputs = tokens()
     variables = random_like(shapes(model, inputs, LENGTHS))
     padding = jnp.arange(LENGTH)[None] >= LENGTHS[:, None]
     logits = lambda inputs: np.asarray(compiled(model)(variables, inputs, LENGTHS).logits)

@@ -117,6 +117,7 @@ def test_every_parameter_has_a_finite_gradient():
         assert all(rms(leaf) > 1e-4 for path, leaf in leaves.items() if f"['{name}" in path)
 
 
+@pytest.mark.breadth
 def test_dropout_is_of_training_alone():
     layer = dataclasses.replace(LAYER, dropout=0.5)
     model = DualEncoder(dataclasses.replace(CONFIG, encoder=dataclasses.replace(ENCODER, layer=layer)))

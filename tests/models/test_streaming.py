@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, random_like, rms, tree_rms
+from helpers import assert_close, grid, random_like, rms, tree_rms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,17 +116,17 @@ def uneven(size, seed=1):
     return [*rng.integers(0, size + 1, (LENGTH // size, BATCH)), *even(size)]
 
 
-# Short pieces are computed in their places, longer ones packed. What is compiled twice is in the slow suite once.
-SLOW = [(name, 7) for name in list(CONFIGS)[2:5]] + [("kernel", 23), ("never", 7)]
-EVERY = [
-    pytest.param(name, size, marks=[pytest.mark.slow] if (name, size) in SLOW else [])
-    for name in CONFIGS
-    for size in (7, 23)
-    if (name, size) not in (("kernel", 7), ("never", 23))
+# Short pieces are computed in their places, longer ones packed.
+FAST = [
+    ("relative", 7),
+    ("relative", 23),
+    ("slot, feed-forward, rms after, truncated", 23),
+    ("no position, s4d, dense", 23),
 ]
+EVERY = [(name, size) for name in CONFIGS for size in (7, 23) if (name, size) not in (("kernel", 7), ("never", 23))]
 
 
-@pytest.mark.parametrize(("name", "size"), EVERY)
+@pytest.mark.parametrize(("name", "size"), grid(EVERY, *FAST))
 def test_streams_at_different_positions_equal_the_whole(name, size):
     assert 7 <= MAX_IN_PLACE_LENGTH < 23
     if case(name).learned:
@@ -166,8 +166,11 @@ def test_any_cuts_of_short_pieces_equal_the_whole(pieces):
     case("relative").check([np.array(piece) // 4 for piece in pieces], 7)
 
 
+TWO = ("relative", "rotary, relu2, window wider than blocks, centred router")
+
+
 @pytest.mark.parametrize("level", ["none", "all"])
-@pytest.mark.parametrize("name", ["relative", "rotary, relu2, window wider than blocks, centred router"])
+@pytest.mark.parametrize("name", grid(TWO, "relative"))
 def test_rates_of_activation(name, level):
     routed = case(name)
     try:
@@ -257,7 +260,7 @@ def at(state, position):
 
 
 @pytest.mark.parametrize("position", [10_000_000, 2**31 - 10, 2**32 - 20])
-@pytest.mark.parametrize("name", ["relative", "rotary, relu2, window wider than blocks, centred router"])
+@pytest.mark.parametrize("name", grid(TWO, "relative"))
 def test_far_out_is_as_exact_as_at_the_start(name, position):
     """Also where the 32 bits of a position wrap around."""
     mine = case(name)
@@ -275,13 +278,18 @@ def test_taps_are_those_of_the_whole():
             mine.variables, mine.tokens[:, :size], jnp.full(BATCH, size), mine.model.initial_state(BATCH)
         )
         assert_close(sown["taps"], jax.tree.map(lambda leaf, n=size: leaf[:, :, :n], taps))
-    apart = mine.stream(
-        separate(mine.variables), mine.tokens[:, :7], jnp.full(BATCH, 7), mine.model.initial_state(BATCH)
-    )
-    assert_close(apart[1]["taps"], jax.tree.map(lambda leaf: leaf[:, :, :7], taps))
 
 
-@pytest.mark.parametrize("size", [pytest.param(13, marks=pytest.mark.slow), LENGTH])
+@pytest.mark.breadth  # the two tests before: taps of streams, and parameters that were taken apart
+def test_taps_with_parameters_that_were_taken_apart_are_those_of_the_whole():
+    mine, lengths = case("relative"), jnp.full(BATCH, 7)
+    state = mine.model.initial_state(BATCH)
+    apart = mine.stream(separate(mine.variables), mine.tokens[:, :7], lengths, state)
+    assert_close(apart[1]["taps"], jax.tree.map(lambda leaf: leaf[:, :, :7], mine.whole()[1]))
+
+
+@pytest.mark.breadth  # test_carry.py: test_the_first_gradient_is_the_parallel_one
+@pytest.mark.parametrize("size", [13, LENGTH])
 def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     """In evaluation a short one is computed in place; in training with what its router is paid."""
     mine, train = case("relative"), size > MAX_IN_PLACE_LENGTH
@@ -329,7 +337,11 @@ def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
 def test_training_with_a_carried_state_is_truncated_backpropagation():
     """Parameters get the gradient of the second piece with everything that entered it held constant; the state none."""
     dropping = dataclasses.replace(
-        LAYER, dropout=0.3, hidden_dropout=0.3, router=RouterConfig(straight_through=True, key_credit=True)
+        LAYER,
+        form="dense",
+        dropout=0.3,
+        hidden_dropout=0.3,
+        router=RouterConfig(straight_through=True, key_credit=True),
     )
     mine = case("relative")
     model = LanguageModel(LanguageModelConfig(EncoderConfig(dropping, LAYERS), VOCABULARY))
@@ -413,7 +425,7 @@ def test_parameters_that_were_taken_apart_are_for_evaluation():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 499])
-@pytest.mark.parametrize("name", ["relative", "rotary, relu2, window wider than blocks, centred router"])
+@pytest.mark.parametrize("name", TWO)
 def test_after_a_hundred_thousand_elements_the_stream_equals_the_whole(name, size):
     """Element by element (a scan of them), and in pieces, of two streams."""
     length, kept = 100_000, 1000

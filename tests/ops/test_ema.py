@@ -1,12 +1,13 @@
 """The damped EMA: every form against the reference in values and gradients, the reference against float64 loops."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal, value_and_vjp
+from helpers import BF16, assert_close, grid, normal, value_and_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve
@@ -56,7 +57,8 @@ def reference(truncation=None):
 
 
 @pytest.mark.parametrize(
-    ("length", "directions", "truncation"), [(1, 2, None), (7, 1, None), (7, 2, 5), (63, 1, None), (63, 2, None)]
+    ("length", "directions", "truncation"),
+    grid([(1, 2, None), (7, 1, None), (7, 2, 5), (63, 1, None), (63, 2, None)], (7, 2, 5)),
 )
 def test_fast_forms_equal_the_reference(length, directions, truncation, monkeypatch):
     monkeypatch.setattr(ema, "CHUNK", 8)  # 63 elements are then eight chunks, the last one padded
@@ -88,7 +90,7 @@ def slow_decay(params):
     return params._replace(delta=0 * params.delta, alpha=params.alpha / 10 - 8.5)
 
 
-@pytest.mark.parametrize(("directions", "truncations"), [(1, (62,)), (2, (21, 24))])
+@pytest.mark.parametrize(("directions", "truncations"), grid([(1, (62,)), (2, (21, 24))], (2, (21, 24))))
 def test_chunks_compute_a_kernel_of_any_truncation(directions, truncations, monkeypatch):
     """A multiple of a chunk or not, and all but the last lag, whether or not elements have decayed when they leave."""
     monkeypatch.setattr(ema, "CHUNK", 8)
@@ -129,7 +131,7 @@ def test_elements_that_are_not_valid_are_averaged_as_zeros(method):
     assert_close(poisoned[valid], got[valid])
 
 
-@pytest.mark.parametrize("length", [1, 7, 63])
+@pytest.mark.parametrize("length", grid((1, 7, 63), 63))
 def test_factored_kernel_equals_its_definition(length):
     params, cotangent = make_params(), normal(6, WIDTH, length)
     expected = value_and_vjp(functools.partial(ema.naive_kernel, length=length))(cotangent, params)
@@ -150,7 +152,9 @@ def test_recurrent_steps_equal_the_convolution():
     assert_close(value_and_vjp(recurrence)(cotangent, params, x), expected)
 
 
-@pytest.mark.parametrize(("length", "form"), [(1, "fft"), (8, "fft"), (63, "fft"), (63, "chunked")])
+@pytest.mark.parametrize(
+    ("length", "form"), grid([(1, "fft"), (8, "fft"), (63, "fft"), (63, "chunked")], (63, "chunked"))
+)
 def test_stream_equals_recurrent_steps_from_any_state(length, form, monkeypatch):
     if form == "chunked":
         monkeypatch.setattr(ema, "LONGEST_FFT", 0)
@@ -161,8 +165,10 @@ def test_stream_equals_recurrent_steps_from_any_state(length, form, monkeypatch)
     assert_close(value_and_vjp(ema.stream)(cotangent, *args), expected)
 
 
-@pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
-@pytest.mark.parametrize("cut", [1, 30])
+@pytest.mark.parametrize(
+    ("cut", "method"),
+    grid(itertools.product((1, 30), ("fft", "chunked", "reference")), (1, "chunked"), (30, "fft")),
+)
 def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch):
     monkeypatch.setattr(ema, "CHUNK", 8)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, value_and_vjp
+from helpers import assert_close, grid, normal, value_and_vjp
 
 from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.packing import compress, extract, pack, row_info
@@ -135,9 +135,10 @@ def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_ite
     return jax.tree.map(lambda leaf: leaf[left : left + ROWS], out)
 
 
-@pytest.mark.parametrize(
-    ("block_size", "left", "right"), [(4, 0, 0), (4, 2, 0), (4, 2, 2), (3, 5, 4), (1, 1, 0), (12, 11, 11)]
-)
+BLOCKS = [(4, 0, 0), (4, 2, 0), (4, 2, 2), (3, 5, 4), (1, 1, 0), (12, 11, 11)]
+
+
+@pytest.mark.parametrize(("block_size", "left", "right"), grid(BLOCKS, (4, 2, 0), (3, 5, 4), (1, 1, 0)))
 def test_blocks_equal_plain_evaluation_in_values_and_gradients(block_size, left, right):
     sizes = {"block_size": block_size, "left": left, "right": right}
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
@@ -146,7 +147,7 @@ def test_blocks_equal_plain_evaluation_in_values_and_gradients(block_size, left,
         assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))
 
 
-@pytest.mark.parametrize(("block_size", "left", "right"), [(2, 2, 0), (2, 2, 2), (3, 5, 4), (2, 0, 0)])
+@pytest.mark.parametrize(("block_size", "left", "right"), grid([(2, 2, 0), (2, 2, 2), (3, 5, 4), (2, 0, 0)], (3, 5, 4)))
 def test_several_blocks_at_once_are_as_one(block_size, left, right):
     """Two at once compute whole trips, so the reference's blocks are as long as a trip."""
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, value_and_vjp
+from helpers import assert_close, grid, normal, value_and_vjp
 
 from seqboat.ops import s4d
 from seqboat.ops.convolution import direct_convolve
@@ -40,7 +40,7 @@ def reference(params, x, *, truncation=None):
     return direct_convolve(x, *directions) + params.skip[None, None] * x
 
 
-@pytest.mark.parametrize("length", [1, 7, 63])
+@pytest.mark.parametrize("length", grid((1, 7, 63), 63))
 def test_factored_kernel_equals_its_definition(length):
     params, cotangent = make_params(), normal(5, WIDTH, length)
     expected = value_and_vjp(functools.partial(s4d.naive_kernel, length=length))(cotangent, params)
@@ -49,7 +49,8 @@ def test_factored_kernel_equals_its_definition(length):
 
 
 @pytest.mark.parametrize(
-    ("length", "directions", "truncation"), [(1, 2, None), (7, 1, None), (7, 2, 5), (63, 2, None), (63, 1, 5)]
+    ("length", "directions", "truncation"),
+    grid([(1, 2, None), (7, 1, None), (7, 2, 5), (63, 2, None), (63, 1, 5)], (7, 2, 5), (63, 2, None)),
 )
 def test_convolution_equals_the_reference(length, directions, truncation):
     params, x, cotangent = make_params(directions), normal(5, BATCH, length, WIDTH), normal(6, BATCH, length, WIDTH)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, F32, assert_close, normal, value_and_vjp
+from helpers import BF16, F32, assert_close, grid, normal, value_and_vjp
 from jax.experimental.pallas import tpu
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
@@ -101,21 +101,23 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=name)
+@pytest.mark.parametrize("window", grid(WINDOWS, WINDOWS[0]), ids=name)
 def test_equals_the_reference(window):
     agree(window)
 
 
-@pytest.mark.parametrize(
-    "window", [Window(17, False, "softmax", "none"), Window(5, True, "laplace", "relative")], ids=name
-)
+HALF = [Window(17, False, "softmax", "none"), Window(5, True, "laplace", "relative")]
+
+
+@pytest.mark.parametrize("window", grid(HALF, HALF[0]), ids=name)
 def test_half_precision(window):
     agree(window, dtype=jnp.bfloat16, tolerance=BF16)
 
 
-@pytest.mark.parametrize(
-    "window", [Window(5, True, "softmax", "rotary"), Window(20, False, "laplace", "none")], ids=name
-)
+TPU = [Window(5, True, "softmax", "rotary"), Window(20, False, "laplace", "none")]
+
+
+@pytest.mark.parametrize("window", grid(TPU, TPU[1]), ids=name)
 def test_the_form_for_a_tpu_equals_the_reference(window):
     with tpu.force_tpu_interpret_mode():
         agree(window, "tpu")
@@ -151,7 +153,7 @@ def test_pairs_of_tiles_that_do_not_meet_are_not_written():
         assert_close(band[i, slot], expected[i, i + slot - 3])
 
 
-@pytest.mark.parametrize(("size", "left", "right"), [(9, 4, 2), (3, 12, 7)], ids=["narrower", "wider"])
+@pytest.mark.parametrize(("size", "left", "right"), grid({"narrower": (9, 4, 2), "wider": (3, 12, 7)}, "narrower"))
 def test_filled_rows_that_may_not_be_read_and_keys_out_of_reach(size, left, right):
     """Packed rows beside the reference on the same rows: a reach that is not that of the window, and some mute rows."""
     window, count = Window(size, False, "softmax", "slot"), 41
@@ -186,7 +188,7 @@ def test_tiles_met_follow_the_filled_rows_and_the_sequences():
     def met(length, count, left, right):
         plan = KernelConfig(Window(left, not right, "softmax", "none"), left, right, 16, 16, "interpret")
         rows = jax.tree.map(lambda x: jnp.pad(x, (left, right)), row_info(jnp.ones((1024 // length, length), bool)))
-        known = tile_metadata(plan, rows, jnp.int32(count))
+        known = jax.jit(tile_metadata, static_argnums=0)(plan, rows, jnp.int32(count))
         forth, back = (np.asarray(x[1] - x[0]) for x in (known.met_by_query, known.met_by_key))
         assert forth.sum() == back.sum()
         return forth
@@ -228,8 +230,12 @@ def trace(case, backend):
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("backend", "platform", "call", "case"),
-    [("triton", "cuda", "__gpu$xla.gpu.triton", case) for case in (LM, TEXT, SPEECH, LOOKED_UP, SLOTS)]
-    + [("tpu", "tpu", "tpu_custom_call", case) for case in (LM, TEXT, SPEECH)],
+    grid(
+        [("triton", "cuda", "__gpu$xla.gpu.triton", case) for case in (LM, TEXT, SPEECH, LOOKED_UP, SLOTS)]
+        + [("tpu", "tpu", "tpu_custom_call", case) for case in (LM, TEXT, SPEECH)],
+        *(("triton", "cuda", "__gpu$xla.gpu.triton", case) for case in (LM, SLOTS)),
+        *(("tpu", "tpu", "tpu_custom_call", case) for case in (LM, SPEECH)),
+    ),
 )
 def test_lowers_for_the_hardware(backend, platform, call, case):
     """Three kernels forward and five backward; two and five where the function has no totals."""

@@ -12,6 +12,7 @@ from experiments.training.footprint import _abstract_batch, _axes, make_plan, st
 from seqboat.models.language_model import LanguageModel
 from seqboat.parallel.mesh import make_mesh
 from seqboat.paths import path_name
+from tests.helpers import grid
 
 
 @functools.cache
@@ -26,7 +27,7 @@ def sizes() -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp"])
+@pytest.mark.parametrize("mesh", grid(("data", "fsdp"), "fsdp"))
 def test_memory_and_bytes_on_the_wire(mesh):
     plan, size = make_plan(build(values("language model", mesh=mesh, **{"model.remat": "layer"})), 0.5), sizes()
     total, metrics = sum(size.values()), 1024  # sums of metrics go with the gradients

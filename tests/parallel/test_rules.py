@@ -12,6 +12,7 @@ from experiments.training.experiment import build
 from experiments.training.footprint import computations
 from seqboat.parallel.mesh import AXES, make_mesh, mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
+from tests.helpers import grid
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ BUDGET = {
 COLLECTIVE = re.compile(r"= \S+.* (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 
 
-@pytest.mark.parametrize("mesh", BUDGET)
+@pytest.mark.parametrize("mesh", grid(tuple(BUDGET), "ddp"))
 def test_what_a_step_communicates(mesh):
     experiment = build(values("language model", mesh=mesh))
     partition = experiment.partition

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, value_and_vjp
+from helpers import assert_close, grid, normal, value_and_vjp
 from jax.sharding import AxisType, PartitionSpec
 
 from seqboat.layers.mixers.ema import EMA
@@ -90,14 +90,11 @@ REFERENCE = jax.jit(
 
 @pytest.mark.parametrize(
     ("shards", "directions", "method"),
-    [
-        (1, 2, "fft"),
+    grid(
+        [(1, 2, "fft"), (2, 1, "chunked"), (3, 2, "fft"), (8, 1, "fft"), (8, 2, "fft"), (8, 2, "chunked")],
         (2, 1, "chunked"),
-        (3, 2, "fft"),
-        (8, 1, "fft"),
         (8, 2, "fft"),
-        (8, 2, "chunked"),
-    ],
+    ),
 )
 def test_an_average_in_pieces_equals_the_whole(shards, directions, method, monkeypatch):
     monkeypatch.setattr(ema, "CHUNK", 4)  # no divisor of the 6 elements of an eighth
@@ -198,7 +195,7 @@ def split_last_active(shards, size):
     return compute
 
 
-@pytest.mark.parametrize(("shards", "size"), [(1, 4), (3, 20), (8, 4), (8, 9)])
+@pytest.mark.parametrize(("shards", "size"), grid([(1, 4), (3, 20), (8, 4), (8, 9)], (3, 20), (8, 4)))
 def test_the_last_active_rows_of_all_shards_before(shards, size):
     run = split_last_active(shards, size)
     x, position = normal(5, BATCH, LENGTH, WIDTH), np.arange(100, 100 + BATCH * LENGTH).reshape(BATCH, LENGTH)

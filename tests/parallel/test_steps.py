@@ -98,8 +98,8 @@ def alone(name):
     ("name", "mesh"),
     [
         ("classifier", "fsdp=2,fsdp_hidden=2,sequence=2"),
-        ("classifier", "pmap"),
-        ("language model", "data=2,sequence=4"),
+        pytest.param("classifier", "pmap", marks=pytest.mark.breadth),
+        pytest.param("language model", "data=2,sequence=4", marks=pytest.mark.breadth),
         *(
             pytest.param(name, mesh, marks=pytest.mark.slow)
             for name in CONFIGS
@@ -110,6 +110,14 @@ def alone(name):
 def test_eight_devices_train_as_one(name, mesh):
     got, expected = run(name, mesh), alone(name)
     assert 0.05 < expected[1]["activation_rate"][0] < 1
+    assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert_close(got[1:], expected[1:])
+
+
+def test_a_model_without_attention_trains_under_pmap_as_on_one_device():
+    """It compiles in seconds, and its batch norm looks over the batch."""
+    changes = {"model.activation": "never", "train.activation_penalty": 0.0}
+    got, expected = (run("classifier", mesh, **changes) for mesh in ("pmap", None))
     assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
     assert_close(got[1:], expected[1:])
 
