@@ -50,7 +50,7 @@ docs: $(DOCS_VENV)/.docs
 notebooks: $(VENV)/.notebooks
 	rm -rf notebooks/runs
 	$(RUN) -m jupytext --to ipynb notebooks/*.py
-	PYTHONPATH=$(CURDIR) $(RUN) -m jupyter nbconvert --execute --to notebook --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	PYTHONPATH=$(CURDIR) $(RUN) -m jupyter nbconvert --execute --to notebook --inplace --coalesce-streams --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 # Fails where PYTHON does not run or is too old.
 python:

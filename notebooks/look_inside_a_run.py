@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Look inside a run
+# # Inside a run, in Python
 #
 # **What you can do here:** load a trained run, read which tokens it activates, stream a sequence through it in pieces,
 # and intervene: edit a token or move the router, and see which decisions and answers change.
@@ -123,7 +123,8 @@ assert (streamed == answers).mean() > 0.999
 # ## Edit a token
 #
 # A blank of the first sequence becomes a letter. The model is causal, so nothing changes before it. After it, the
-# second query has to return the new letter, and the later answers move by one.
+# second query has to return the new letter, and the later answers move by one. Five letters are one more than the model
+# was trained on, so the last answers can be wrong.
 
 # %%
 letters = np.flatnonzero(tokens[0] > 2)

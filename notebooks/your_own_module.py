@@ -48,7 +48,7 @@ class Expert(nn.Module):
         return nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(self.hidden)(x)))
 
 
-# A router that also gets a gradient from inactive tokens (docs/router.md); the default is the published one.
+# This router also gets a gradient from inactive tokens; the default is the published one.
 router = RouterConfig(centered=True, straight_through=True)
 layer = SparseModularActivation((Expert(name="expert"),), router)
 
