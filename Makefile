@@ -4,6 +4,7 @@
 # make test-all     everything, the heavy evidence too
 # make lint         format check, lint, types
 # make docs         the site with all pages and the API, in site/; fails on a warning
+# make notebooks    run notebooks/*.py and write their .ipynb, with outputs
 # make accelerator  check and time everything on this machine's GPU or TPU, in 12 minutes; ARGS=--help
 #
 # All but `accelerator`, which uses PYTHON as it is, make a virtual environment in .venv, and `docs` in .venv-docs.
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 # pyenv puts a python3.13 on the path that only runs once a version is chosen: choose the one that has it.
 export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whence $(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: quickstart accelerator test test-breadth test-all lint docs python clean
+.PHONY: quickstart accelerator test test-breadth test-all lint docs notebooks python clean
 
 quickstart: $(VENV)/.run
 	$(RUN) -m experiments.sweep --config=configs/sweeps/quickstart.py --workdir=$(WORKDIR) --out=$(WORKDIR)/table
@@ -49,6 +50,12 @@ docs: $(DOCS_VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet
 	@echo "wrote site/; to read it: $(DOCS_VENV)/bin/python -m http.server --directory site"
 
+# Without the times of the cells, which differ each time.
+notebooks: $(VENV)/.notebooks
+	rm -rf notebooks/runs
+	$(RUN) -m jupytext --to ipynb notebooks/*.py
+	PYTHONPATH=$(CURDIR) $(RUN) -m jupyter nbconvert --execute --to notebook --inplace --coalesce-streams --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
 # Fails where PYTHON does not run or is too old.
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) does not run or is older than 3.11; try make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -60,6 +67,10 @@ $(VENV)/.run: requirements.txt | python
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.notebooks: requirements-notebooks.txt $(VENV)/.run
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt
 	@touch $@
 
 $(DOCS_VENV)/.docs: requirements-docs.txt | python

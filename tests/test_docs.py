@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments.pages import figures, site
+from tests.test_notebooks import NOTEBOOKS, cells
 from tests.test_readme import python_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,11 @@ DOCS = ROOT / "docs"
 GUIDES = sorted(path for path in DOCS.rglob("*.md") if "_data" not in path.parts)
 NAMES = [path.relative_to(ROOT).as_posix() for path in GUIDES]
 TEXTS = {name: (ROOT / name).read_text() for name in (*NAMES, "README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+# The text cells of notebooks, without their comment signs; tests/test_notebooks.py runs the code.
+TEXTS |= {
+    notebook: "\n".join(text for heading, text in cells(ROOT / notebook) if "markdown" in heading)
+    for notebook in (path.relative_to(ROOT).as_posix() for path in NOTEBOOKS)
+}
 # Blocks that are run by another test, for they need a trained run or the registration of a task.
 ELSEWHERE = {
     "docs/streaming.md": "tests/experiments/test_carry.py",
@@ -121,7 +127,7 @@ def test_links_and_names_exist():
 
 
 def test_every_guide_says_what_it_is_for():
-    for name in NAMES:
+    for name in (name for name in TEXTS if name.startswith(("docs/", "notebooks/"))):
         assert "**What you can do here:** " in "\n".join(TEXTS[name].splitlines()[:6]), name
 
 
@@ -134,7 +140,9 @@ def test_the_site_has_every_guide_and_every_module():
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     assert [next(iter(section)) for section in navigation] == ["Start", "Guides", "Results", "API", "Design"]
     guides = [name.removeprefix("docs/") for name in NAMES]
-    assert sorted(pages_of(navigation)) == sorted([*guides, "api/", "CONTRIBUTING.md", "CHANGELOG.md"])
+    notebooks = [site.site_path(name) for name in site.notebooks()]
+    assert len(notebooks) == len(NOTEBOOKS)
+    assert sorted(pages_of(navigation)) == sorted([*guides, *notebooks, "api/", "CONTRIBUTING.md", "CHANGELOG.md"])
     modules = site.modules()
     assert {"seqboat.ops.ema", "seqboat.layers.naive", "seqboat", "experiments.train", "configs.lm.enwik8"} <= set(
         modules
@@ -152,6 +160,18 @@ def test_links_of_a_page_become_those_of_the_site():
     assert site.rewrite("[a](../../CONTRIBUTING.md)", "docs/how_to/own_module.md") == "[a](../CONTRIBUTING.md)"
     with pytest.raises(ValueError, match=r"docs/layer\.md: the site has no page for \.\./nothing\.py"):
         site.rewrite("[a](../nothing.py)", "docs/layer.md")
+
+
+def test_the_page_of_a_notebook_has_its_outputs():
+    name = "notebooks/the_layer.ipynb"
+    text, pictures = site.notebook_page(name)
+    assert text.startswith("# The layer from its equations\n\n**What you can do here:** ")
+    assert "[naive.py](../api/seqboat/layers/naive.md)" in text
+    assert "[your own module](your_own_module.md)" in text
+    assert "```text\nactive: [" in text
+    assert list(pictures) == ["notebooks/the_layer_1.png", "notebooks/the_layer_2.png"]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
+    assert text.index("](the_layer_1.png)") < text.index("](the_layer_2.png)")
 
 
 def test_heavy_pages_and_foreign_scripts_are_found(tmp_path):

@@ -1,10 +1,12 @@
 """What mkdocs needs to build the site from this repository (mkdocs.yml): its hooks, and what they are made of.
 
-Adds a page for every public module, and CONTRIBUTING and CHANGELOG; turns links to files outside docs/ into links to
-the page of the module, or to a copy of the file as text; and refuses a site with a page over MAX_PAGE_BYTES or one that
-loads something from elsewhere. Imports nothing of the project, so that the site builds without jax.
+Adds a page for every public module and every notebook, and CONTRIBUTING and CHANGELOG; turns links to files outside
+docs/ into links to their pages, or to a copy of the file as text; and refuses a site with a page over MAX_PAGE_BYTES or
+one that loads something from elsewhere. Imports nothing of the project, so that the site builds without jax.
 """
 
+import base64
+import json
 import posixpath
 import re
 from html.parser import HTMLParser
@@ -50,6 +52,8 @@ def site_path(file: str) -> str:
     """Where a file of the repository is on the site: a page, the page of a module, or a copy as text."""
     if file.startswith("docs/"):
         return file.removeprefix("docs/")
+    if file.endswith(".ipynb"):
+        return file.removesuffix(".ipynb") + ".md"
     module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     if file.endswith(".py") and module in modules():
         return api_page(module)
@@ -72,6 +76,32 @@ def rewrite(text: str, file: str) -> str:
         return f"{link[1]}{posixpath.relpath(site_path(target), folder)}{link[3] or ''})"
 
     return LINK.sub(on_site, text)
+
+
+def notebook_page(file: str) -> tuple[str, dict[str, bytes]]:
+    """The Markdown of a notebook of the repository, with its links as the site has them, and its pictures by their
+    paths on the site."""
+    script = f"{posixpath.basename(file).removesuffix('.ipynb')}.py"
+    parts, pictures = [], {}
+    for cell in json.loads((ROOT / file).read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(rewrite(source, file))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            elif picture := output["data"].get("image/png"):
+                name = f"{file.removesuffix('.ipynb')}_{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(picture)
+                parts.append(f"![What the cell above draws]({posixpath.basename(name)})")
+    parts.append(rewrite(f"This page is a notebook, made from [{script}]({script}).", file))
+    return "\n\n".join(parts), pictures
+
+
+def notebooks() -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 def repository_file(page: str) -> str:
@@ -138,6 +168,12 @@ def on_files(files: Any, config: Any) -> Any:
     linked = {link for page in FROM_ROOT for link in links((ROOT / page).read_text(), page)}
     for page in [file for file in files.documentation_pages() if not file.src_uri.startswith("_data/")]:
         linked.update(links(page.content_string, f"docs/{page.src_uri}"))
+    for notebook in notebooks():
+        text, pictures = notebook_page(notebook)
+        linked.add(notebook.removesuffix(".ipynb") + ".py")
+        files.append(File.generated(config, site_path(notebook), content=text))
+        for path, picture in pictures.items():
+            files.append(File.generated(config, path, content=picture))
     for page in FROM_ROOT:
         files.append(File.generated(config, page, content=(ROOT / page).read_text()))
     for module in modules():
@@ -150,7 +186,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    if page.file.src_uri.startswith("api/"):
+    if page.file.src_uri.startswith(("api/", "notebooks/")):  # made with the links of the site
         return markdown
     markdown = re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL)  # marks of generated tables
     return rewrite(markdown, repository_file(page.file.src_uri))
