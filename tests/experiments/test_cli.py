@@ -17,7 +17,7 @@ from experiments.training import experiment
 REPOSITORY = Path(__file__).parents[2]
 QUICK, COPY, ROTATION = (
     "--config=configs/quickstart.py",
-    "--config=configs/synthetic/recall.py",
+    "--config=configs/synthetic/mqar.py",
     "configs/hyper/rotation.py",
 )
 
