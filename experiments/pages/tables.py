@@ -39,9 +39,10 @@ def table(runs: dict[str, Any], name: str) -> str:
     metric = first["test"][-1]["selection_metric"]
     head = ["arm", f"{metric.replace('_', ' ')} by seed", "mean ± s.e.", "lowest"]
     head += ["activation: mean of layers and seeds, range"]
-    rates = all(_asked(run) for run in runs.values())
-    head += ["asked", "got by seed", "largest deviation"] if rates else []
-    rows = [_row(label, run, metric) + (_rates(run) if rates else []) for label, run in runs.items()]
+    rows = [_row(label, run, metric) for label, run in runs.items()]
+    if all(_asked(run) for run in runs.values()):
+        head += ["asked", "got by seed", "largest deviation"]
+        rows = [row + _rates(run) for row, run in zip(rows, runs.values(), strict=True)]
     lines = ["", *("| " + " | ".join(cells) + " |" for cells in (head, *rows))]
     lines.insert(2, "|" + "---|" * len(head))
     versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
@@ -60,7 +61,7 @@ def _row(label: str, run: dict[str, Any], metric: str) -> list[str]:
 
 
 def _rates(run: dict[str, Any]) -> list[str]:
-    asked, got = _asked(run), _got(run)
+    asked, got = float(_asked(run) or 0), _got(run)
     return [f"{asked:g}", " ".join(f"{rate:.3f}" for rate in got), f"{max(abs(rate - asked) for rate in got):.3f}"]
 
 

@@ -27,7 +27,7 @@ from experiments.tasks.base import MAX_SIZE, TokenTask
 from experiments.tasks.features import BYTE_VOCABULARY, byte_ids, pad
 
 Bytes = UInt8[np.ndarray, " N"]
-REPEATED = 8  # bytes of a string that counts as repeated: so many that few repeats are by chance
+REPEATED = 8  # bytes of a string that counts as repeated: few of this length are so by chance
 
 
 @dataclasses.dataclass(frozen=True)
