@@ -49,14 +49,14 @@ def measure(run: Any, stream: Any, length: int, sequences: int) -> dict[str, Any
     """Accuracy on sequences of a length, and the mean number of active tokens in each layer."""
     task = induction.Task(induction.Config(length=length, alphabet=run.task.config.alphabet), batch_size=1, seed=0)
     rng = np.random.default_rng(length)
-    inputs, answers = map(np.stack, zip(*(task.draw(rng) for _ in range(sequences)), strict=True))
+    inputs, targets = map(np.stack, zip(*(task.draw(rng) for _ in range(sequences)), strict=True))
     state, size = run.model.initial_state(sequences), min(PIECE, length)
     active, lengths = 0, jnp.full(sequences, size)
     for begin in range(0, length, size):
         output, state = stream(run.variables, inputs[:, begin : begin + size], lengths, state)
         active = active + np.asarray(output.layers.active).sum(-1)
     found = np.asarray(output.logits[:, -1]).argmax(-1)
-    accuracy = float((found == answers[:, 0]).mean())
+    accuracy = float((found == targets[:, -1]).mean())
     return {
         "length": length,
         "sequences": sequences,

@@ -20,6 +20,7 @@ def get_config(variant: str = "paper"):
     config.task.update(name="corpus", dataset="enwik8", files=(), fractions=(0.9, 0.05, 0.05))
     config.task.update(length=8192, context=7000, carry_state=False)
     config.task.evaluation_bytes = base.placeholder(int)
+    config.task.repeat_distance = base.placeholder(int)
     config.model.update(layers=14, features=616, key_size=128, value_size=1232, window_size=1024, dropout=0.15)
     config.model.update(norm="layer", norm_placement="pre", final_norm_affine=False, position="rotary")
     config.model.mixer.truncation = 2048

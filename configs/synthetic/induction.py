@@ -13,6 +13,8 @@ def get_config(variant: str = "paper"):
     config = selective_copy.get_config(variant)
     del config.task["symbols"]
     config.task.update(name="induction", length=256, alphabet=16)
-    config.model.update(window_size=8, position="none")
+    config.model.position = "none"
+    if config.model.window_size is not None:
+        config.model.window_size = 8
     config.train.update(steps=3000, evaluate_every=1000, checkpoint_every=1000)
     return config

@@ -3,7 +3,8 @@
     <!-- table: NAME -->
     <!-- end of table -->
 
-are made from NAME.json of `experiments.evaluation.table`: a row for every arm, with the test score of each seed.
+are made from NAME.json of `experiments.evaluation.table`: a row for every arm, with the test score of each seed, and
+the activation rate that was asked and got if all arms have one. Without the file, the lines say so.
 """
 
 import json
@@ -18,10 +19,12 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DO
 
 
 def fill(text: str, directory: Path) -> str:
-    """The page with all its tables made anew. Raises UserError for a file that is missing or not of sweeps."""
+    """The page with all its tables made anew. Raises UserError for a file that is not of sweeps."""
 
     def made(found: re.Match) -> str:
         path = directory / f"{found[2]}.json"
+        if not path.exists():
+            return f"{found[1]}\nNot run yet.\n\n{found[3]}"
         try:
             return found[1] + table(json.loads(path.read_text()), path.name) + found[3]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -34,17 +37,38 @@ def table(runs: dict[str, Any], name: str) -> str:
     """Score of each seed, mean and standard error, and the mean and range of the activation rate."""
     first = next(iter(runs.values()))
     metric = first["test"][-1]["selection_metric"]
-    lines = [f"\n| arm | {metric} by seed | mean ± s.e. | lowest | activation: mean of layers and seeds, range |"]
-    lines += ["|---|---|---|---|---|"]
-    for label, run in runs.items():
-        spread = run["metrics"][metric]
-        scores = " ".join("-" if value is None else f"{value:.3f}" for value in spread["values"])
-        rates = [statistics.fmean(layers) for layers in run["activation_rate"] if layers]
-        activation = f"{statistics.fmean(rates):.2f}, {min(rates):.2f} to {max(rates):.2f}" if rates else "-"
-        known = [value for value in spread["values"] if value is not None]
-        error = f"{spread['mean']:.3f} ± {spread['standard_error']:.3f}" if spread["standard_error"] else "-"
-        lines.append(f"| {label.replace('_', ' ')} | {scores} | {error} | {min(known, default=0):.3f} | {activation} |")
+    head = ["arm", f"{metric.replace('_', ' ')} by seed", "mean ± s.e.", "lowest"]
+    head += ["activation: mean of layers and seeds, range"]
+    rows = [_row(label, run, metric) for label, run in runs.items()]
+    if all(_asked(run) for run in runs.values()):
+        head += ["asked", "got by seed", "largest deviation"]
+        rows = [row + _rates(run) for row, run in zip(rows, runs.values(), strict=True)]
+    lines = ["", *("| " + " | ".join(cells) + " |" for cells in (head, *rows))]
+    lines.insert(2, "|" + "---|" * len(head))
     versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
     seeds = f"Seeds from {first['seeds'][0]}; where scores are missing, a seed was not run."
     lines += ["", f"{seeds} {first['hardware']}; {versions}; [{name}](_data/results/{name}).", ""]
     return "\n".join(lines) + "\n"
+
+
+def _row(label: str, run: dict[str, Any], metric: str) -> list[str]:
+    spread, rates = run["metrics"][metric], _got(run)
+    scores = " ".join("-" if value is None else f"{value:.3f}" for value in spread["values"])
+    known = [value for value in spread["values"] if value is not None]
+    error = f"{spread['mean']:.3f} ± {spread['standard_error']:.3f}" if spread["standard_error"] else "-"
+    activation = f"{statistics.fmean(rates):.2f}, {min(rates):.2f} to {max(rates):.2f}" if rates else "-"
+    return [label.replace("_", " "), scores, error, f"{min(known, default=0):.3f}", activation]
+
+
+def _rates(run: dict[str, Any]) -> list[str]:
+    asked, got = float(_asked(run) or 0), _got(run)
+    return [f"{asked:g}", " ".join(f"{rate:.3f}" for rate in got), f"{max(abs(rate - asked) for rate in got):.3f}"]
+
+
+def _asked(run: dict[str, Any]) -> float | None:
+    return run["config"].get("model", {}).get("router", {}).get("target_rate")
+
+
+def _got(run: dict[str, Any]) -> list[float]:
+    """The mean activation rate of all layers, for each seed."""
+    return [statistics.fmean(layers) for layers in run["activation_rate"] if layers]

@@ -192,9 +192,28 @@ class ClassificationTask(Task):
 class TokenTask(Task):
     """Batches of id sequences with a target for every element that has a weight.
 
-    A batch has `inputs` and `targets` (B, L) int32, `lengths` (B,) int32 and `weights` (B, L) float32.
+    A batch has `inputs` and `targets` (B, L) int32, `lengths` (B,) int32 and `weights` (B, L) float32. For a task with
+    `slices`, an evaluation batch also has `slices` (B, L) int32, the number of the slice that an element belongs to.
     """
+
+    slices: tuple[str, ...] = ()  # the names of the slices, for each of which evaluation reports the selection metric
 
     def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         loss_sum, weight_sum, metrics = super().loss(output, batch)
         return loss_sum, weight_sum, metrics | {"bits_per_byte": (loss_sum / math.log(2), weight_sum)}
+
+    def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
+        """For every slice its selection metric, and its `share` of the elements that have a weight."""
+        if not self.slices:
+            return {}
+        weights, targets = batch["weights"], batch["targets"]
+        if self.selection_metric == "bits_per_byte":
+            values = cross_entropy(output.logits, targets) / math.log(2)
+        else:
+            values = jnp.argmax(output.logits, axis=-1) == targets
+        found: Sums = {}
+        for number, name in enumerate(self.slices):
+            own = weights * (batch["slices"] == number)
+            found[f"{self.selection_metric}_{name}"] = (jnp.sum(own * values), jnp.sum(own))
+            found[f"share_{name}"] = (jnp.sum(own), jnp.sum(weights))
+        return found

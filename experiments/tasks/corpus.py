@@ -27,6 +27,7 @@ from experiments.tasks.base import MAX_SIZE, TokenTask
 from experiments.tasks.features import BYTE_VOCABULARY, byte_ids, pad
 
 Bytes = UInt8[np.ndarray, " N"]
+REPEATED = 8  # bytes of a string that counts as repeated: few of this length are so by chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Config:
     `context` as unscored context. `evaluation_bytes` N uses only the first N bytes of the validation and test splits;
     None uses all.
     `carry_state`: training carries the model's state from block to block, with one stream per row of the batch, and
-    validation is one pass with as many streams.
+    validation is one pass with as many streams. With `repeat_distance` N, evaluation also reports bits per byte by
+    slice: bytes that end a string of 8 bytes that was last seen in the same block within N bytes, farther back, or not.
     """
 
     dataset: str | None = None
@@ -46,6 +48,7 @@ class Config:
     context: int = 7000
     evaluation_bytes: int | None = at_most(2**63 - 1, default=None)
     carry_state: bool = False
+    repeat_distance: int | None = None
 
     @property
     def vocabulary_size(self) -> int:
@@ -57,6 +60,8 @@ class Config:
             raise ValueError(f"context={self.context}: must be at least 0 and below length={self.length}")
         if self.evaluation_bytes is not None and self.evaluation_bytes < 1:
             raise ValueError(f"evaluation_bytes={self.evaluation_bytes}: must be at least 1, or None for all")
+        if self.repeat_distance is not None:
+            within(self, 1, MAX_SIZE, "repeat_distance")
         if len(self.fractions) != 3 or min(self.fractions) <= 0 or not math.isclose(sum(self.fractions), 1):
             raise ValueError(f"fractions={self.fractions}: must be three above 0 with sum 1")
 
@@ -89,6 +94,7 @@ class Task(TokenTask):
             "validation": Windows(self.bytes["validation"], config.length),
             "test": Windows(self.bytes["test"], config.length, config.context),
         }
+        self.slices = ("near_repeats", "far_repeats", "the_rest") if config.repeat_distance else ()
         self.shuffled = not config.carry_state
         self.sized_by = ("dataset",) if config.dataset else ("files", "fractions")
         super().__init__(config, sources, batch_size=batch_size, **batching)
@@ -113,11 +119,18 @@ class Task(TokenTask):
 
     def train_row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
         """`row`, plus with `carry_state` whether its stream `begins` here."""
-        return self.row(example) | ({"begins": example[0][0] == 0} if self.config.carry_state else {})
+        return self._block(example) | ({"begins": example[0][0] == 0} if self.config.carry_state else {})
 
     def row(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
         """A window's bytes, with 0 in front at the start of the stream, and how many of its targets were already
         scored."""
+        if self.config.repeat_distance is None:
+            return self._block(example)
+        distances, _ = pad(repeat_distances(example[0][1:]), self.config.length)
+        slices = np.where(distances == 0, 2, distances > self.config.repeat_distance)
+        return self._block(example) | {"slices": slices.astype(np.int32)}
+
+    def _block(self, example: tuple[np.ndarray, int]) -> dict[str, Any]:
         ids, scored = example
         length = self.config.length
         inputs, count = pad(ids[:-1], length)
@@ -172,6 +185,18 @@ class Streams:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         t, stream = divmod(index, len(self._windows))
         return self._windows[stream][t][0], max(0, self._before[stream] - t * self._length)
+
+
+def repeat_distances(ids: np.ndarray) -> np.ndarray:
+    """How far back the string of 8 bytes that ends at each element ended last; 0 where it is new or not yet 8 long."""
+    distances = np.zeros(len(ids), np.int32)
+    if len(ids) >= REPEATED:
+        strings = np.lib.stride_tricks.sliding_window_view((ids - 1).astype(np.uint64), REPEATED)
+        codes = (strings << np.arange(0, 8 * REPEATED, 8, dtype=np.uint64)).sum(1)
+        order = np.argsort(codes, kind="stable")
+        again = np.diff(codes[order]) == 0
+        distances[order[1:][again] + REPEATED - 1] = np.diff(order)[again]
+    return distances
 
 
 def read_corpus(name: str, data_dir: str | None) -> tuple[dict[str, Bytes], dict[str, str]]:

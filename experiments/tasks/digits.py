@@ -16,12 +16,20 @@ SPLITS = {"validation": slice(0, 200), "test": slice(200, 400), "train": slice(4
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """A picture is one element of 64 numbers in [0, 1]."""
+    """A picture is `length` elements of 64 / length numbers in [0, 1]: of all pixels, 8 rows, or 64 pixels."""
 
     vocabulary_size: ClassVar[None] = None
-    channels: ClassVar[int] = 64
     classes: ClassVar[int] = 10
     length: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if 64 % self.length:
+            raise ValueError(f"length={self.length}: must divide 64, the number of pixels")
+
+    @property
+    def channels(self) -> int:
+        return 64 // self.length
 
 
 class Task(ClassificationTask):
@@ -34,7 +42,7 @@ class Task(ClassificationTask):
         super().__init__(config, sources, **batching)
 
     def encode(self, example: tuple[np.ndarray, int]) -> np.ndarray:
-        return example[0][None]
+        return example[0].reshape(self.config.length, -1)
 
     def label(self, example: tuple[np.ndarray, int]) -> int:
         return example[1]

@@ -43,7 +43,9 @@ class Task(SlotTask):
         inputs = FIRST_SYMBOL + rng.integers(self.config.alphabet, size=self.config.length)
         place = rng.integers(self.config.length - 2)
         inputs[[place, -1]] = TRIGGER
-        return inputs, inputs[place + 1 : place + 2]
+        targets = np.zeros_like(inputs)
+        targets[-1] = inputs[place + 1]
+        return inputs, targets
 
     def symbol(self, number: int) -> str:
         """Letters are symbols, an exclamation mark is the trigger."""

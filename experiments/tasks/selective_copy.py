@@ -46,7 +46,7 @@ class Task(SlotTask):
         inputs = np.full(length + count, BLANK)
         inputs[np.sort(rng.choice(length, count, replace=False))] = symbols
         inputs[length:] = QUERY
-        return inputs, symbols
+        return inputs, np.concatenate([np.zeros(length, int), symbols])
 
     def symbol(self, number: int) -> str:
         """Letters are symbols, a dot is a blank, and a question mark a query."""

@@ -1,6 +1,7 @@
-"""Generated sequences whose last elements are slots to be answered."""
+"""Generated sequences with slots: elements at which something is asked."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,34 +30,40 @@ def letter(index: int) -> str:
     return f"{chr(ord('a') + index) if index < 26 else index} "
 
 
+Example = tuple[np.ndarray, np.ndarray]  # ids, and the target of each where something is asked, else 0
+
+
 class SlotTask(TokenTask):
-    """Generated sequences whose last elements are slots to be answered; the loss is on the slots alone."""
+    """Generated sequences with slots to be answered; the loss is on the slots alone."""
 
     selection_metric = "accuracy"
     higher_is_better = True
 
     def __init__(self, config: Any, chance: float, **batching: int):
         """`chance` is the accuracy of the baseline; `batching` as in Task."""
-        self._chance = chance
+        self.config, self._chance = config, chance
         sizes = {"train": config.train_examples, "validation": config.test_examples, "test": config.test_examples}
         sources = {
-            split: Generated(self.draw, config.data_seed, number, size)
+            split: Generated(self.drawing(split), config.data_seed, number, size)
             for number, (split, size) in enumerate(sizes.items())
         }
         super().__init__(config, sources, **batching)
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draws the ids of one example, and the answers of its last elements."""
+    def draw(self, rng: np.random.Generator) -> Example:
+        """Draws the ids and targets of one example."""
         raise NotImplementedError
 
-    def row(self, example: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-        inputs, answers = example
-        before = len(inputs) - len(answers)
+    def drawing(self, split: str) -> Callable[[np.random.Generator], Example]:
+        """What draws the examples of a split; the same for all of them by default."""
+        return self.draw
+
+    def row(self, example: Example) -> dict[str, Any]:
+        inputs, targets = example
         return {
             "inputs": inputs.astype(np.int32),
             "lengths": np.int32(len(inputs)),
-            "targets": np.concatenate([np.zeros(before), answers]).astype(np.int32),
-            "weights": np.concatenate([np.zeros(before), np.ones(len(answers))]).astype(np.float32),
+            "targets": targets.astype(np.int32),
+            "weights": (targets > 0).astype(np.float32),
         }
 
     def baseline(self, split: str) -> dict[str, float]:

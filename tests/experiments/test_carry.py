@@ -18,7 +18,7 @@ import pytest
 from test_resume import assert_same_run, run_until_stopped
 
 from configs.lm import bytes as recipe
-from configs.synthetic import recall
+from configs.synthetic import mqar
 from experiments.common.errors import UserError
 from experiments.evaluation.evaluator import evaluate_run, show
 from experiments.evaluation.examples import score
@@ -486,7 +486,7 @@ def test_a_piece_of_another_length_is_not_resumed(values, light, unbroken):
 
 
 def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
-    other = recall.get_config()
+    other = mqar.get_config()
     for config, message in (
         (
             tiny(),
@@ -494,7 +494,7 @@ def test_what_has_no_streams_is_not_evaluated_in_one_pass(values, tiny):
         ),
         (
             other.to_dict(),
-            "recall with a LanguageModel has no streams: one-pass evaluation is for language models of a corpus",
+            "mqar with a LanguageModel has no streams: one-pass evaluation is for language models of a corpus",
         ),
         (values({"model.window_size": None}), "this model cannot be evaluated in one pass: window_size=None cannot be"),
     ):

@@ -12,14 +12,9 @@ from ml_collections import ConfigDict
 
 from experiments.common import cli, runtime
 from experiments.common.errors import UserError
-from experiments.training import experiment
 
 REPOSITORY = Path(__file__).parents[2]
-QUICK, COPY, ROTATION = (
-    "--config=configs/quickstart.py",
-    "--config=configs/synthetic/recall.py",
-    "configs/hyper/rotation.py",
-)
+QUICK, ROTATION = "--config=configs/quickstart.py", "configs/hyper/rotation.py"
 
 
 def field(values, path):
@@ -66,12 +61,6 @@ def test_words_of_a_tuple_are_collected(typed):
 def test_switches(typed, switch):
     assert typed(QUICK, switch)["model"]["causal"] is False
     assert typed(QUICK, switch, "--config.model.causal")["model"]["causal"] is True
-
-
-def test_fields_that_are_named_like_methods(typed):
-    values = typed(COPY, "--config.task.keys=32", "--config.task.values", "7", "--config.task.keys=24")
-    assert (values["task"]["keys"], values["task"]["values"]) == (24, 7)
-    assert experiment.read_task(experiment.read_config(values))[1].keys == 24
 
 
 @pytest.mark.parametrize("default", [1, 0.5, True, "text", (1, 2)])

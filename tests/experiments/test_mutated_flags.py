@@ -28,7 +28,7 @@ BYTES = ["--config.task.files=('{folder}/text',)", "--config.task.length=16", "-
 RECIPES = {
     "configs/quickstart.py": [*LISTOPS, *MODEL],
     "configs/quickstart.py:credit_router,full": [*LISTOPS, *MODEL],
-    "configs/synthetic/recall.py": [*SLOTS, *MODEL],
+    "configs/synthetic/mqar.py": [*SLOTS, *MODEL],
     "configs/synthetic/selective_copy.py:credit_router": [*SLOTS, *MODEL],
     "configs/hyper/pareto_copy.py": [*SLOTS, *MODEL, "--config.hypernetwork.network.hidden=(4,)"],
     "configs/lm/bytes.py:credit_router,tiny": [*BYTES, *MODEL],

@@ -91,6 +91,28 @@ def test_tables_inside_a_page_are_made_from_their_files(tmp_path):
         tables.fill(text, tmp_path)
 
 
+def test_a_table_of_target_rates_has_what_was_asked_and_got(tmp_path):
+    def run(asked, *rates):
+        config = {**RUN["config"], "model": {"router": {"target_rate": asked}}}
+        return {**SEEDS, "config": config, "activation_rate": rates}
+
+    text = "<!-- table: rates -->\n<!-- end of table -->\n"
+    path = write(tmp_path / "rates.json", {"a": run(0.25, [0.2, 0.32], [0.25, 0.23]), "b": run(0.5, [0.5], [0.49])})
+    made = tables.fill(text, tmp_path)
+    assert "| asked | got by seed | largest deviation |\n|---|---|---|---|---|---|---|---|\n" in made
+    assert "| a | 2.000 3.000 | 2.500 ± 0.500 | 2.000 | 0.25, 0.24 to 0.26 | 0.25 | 0.260 0.240 | 0.010 |" in made
+    assert "| 0.5 | 0.500 0.490 | 0.010 |" in made
+    write(path, {"a": run(0.25, [0.2], [0.25]), "none": SEEDS})
+    assert "asked" not in tables.fill(text, tmp_path), "only if every arm has a target"
+
+
+def test_a_table_without_its_file_is_not_run_yet(tmp_path):
+    text = "<!-- table: rates -->\nold\n<!-- end of table -->\n"
+    made = tables.fill(text, tmp_path)
+    assert made == "<!-- table: rates -->\n\nNot run yet.\n\n<!-- end of table -->\n"
+    assert tables.fill(made, tmp_path) == made
+
+
 def test_the_table_of_the_router_page_is_what_its_file_makes():
     text = (DOCS / "router.md").read_text()
     assert "<!-- table: router_seeds -->" in text

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs.sweeps import quickstart, selective_copy
+from configs.sweeps import mqar, quickstart, selective_copy, target_rate
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import seeds
@@ -13,6 +13,7 @@ from experiments.evaluation.table import read_run, show, write
 from experiments.studies import sweep
 from experiments.studies.sweep import FIRST_TUNING_SEED, Sweep
 from experiments.training import claims
+from experiments.training.experiment import build
 
 
 def make(arms, **fields):
@@ -118,9 +119,20 @@ def test_a_mistake_in_an_arm_is_found_before_the_first_run(tiny):
 
 
 def test_the_sweeps_of_the_documentation_are_valid():
-    for module in (quickstart, selective_copy):
+    for module in (mqar, quickstart, selective_copy):
         table = to_dataclass(Sweep, module.get_config().to_dict(), "config")
         table.check()
     rates = {name: values["model"]["activation_rate"] for name, values in table.arms.items()}
     assert {name for name, rate in rates.items() if rate == 0.4} == {"strided", "random"}
     assert table.arms["target_rate"]["model"]["router"]["target_rate"] == 0.4
+
+
+def test_the_sweeps_of_target_rates_are_valid(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    (tmp_path / "text").write_bytes(b"some letters " * 100)
+    for data in ("copying", "digits", str(tmp_path / "text")):
+        table = to_dataclass(Sweep, target_rate.get_config(data).to_dict(), "config")
+        build(table.arms["asked_0_1"])
+        asked = [arm["model"]["router"] for arm in table.arms.values()]
+        assert [router["target_rate"] for router in asked] == [0.1, 0.25, 0.5, 0.75]
+        assert {router["rate_control"] for router in asked} == {"exact"}

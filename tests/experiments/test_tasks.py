@@ -29,8 +29,9 @@ from experiments.tasks import (
     image,
     induction,
     listops,
+    mqar,
+    parity,
     pathfinder,
-    recall,
     retrieval,
     selective_copy,
     short_listops,
@@ -52,17 +53,30 @@ TASKS: dict[str, tuple[Any, Any, list[int]]] = {
     "sc10": (speech_commands, speech_commands.Config(length=30), [7, 5]),
     "sc35": (speech_commands, speech_commands.Config(words=35, length=30), [7, 5]),
     "spoken_digit": (spoken_digit, spoken_digit.Config(length=30), [10, 10]),
-    "corpus": (corpus, corpus.Config(dataset="enwik8", length=16, context=10), [50, 84]),
+    "corpus": (corpus, corpus.Config(dataset="enwik8", length=16, context=10, repeat_distance=9), [50, 84]),
     "selective_copy": (
         selective_copy,
         selective_copy.Config(train_examples=50, test_examples=10, length=12, symbols=3, alphabet=4),
         [30, 30],
     ),
-    "recall": (
-        recall,
-        recall.Config(train_examples=50, test_examples=10, length=12, pairs=3, keys=4, values=5),
+    "mqar": (
+        mqar,
+        mqar.Config(train_examples=50, test_examples=10, length=16, pairs=3, vocabulary=10),
         [30, 30],
     ),
+    "mqar_random_fillers": (
+        mqar,
+        mqar.Config(
+            train_examples=50,
+            test_examples=10,
+            length=16,
+            pairs=3,
+            vocabulary=10,
+            random_fillers=True,
+        ),
+        [30, 30],
+    ),
+    "parity": (parity, parity.Config(train_examples=50, test_examples=10, length=20, test_length=24), [200, 240]),
     "induction": (
         induction,
         induction.Config(train_examples=50, test_examples=10, length=12, alphabet=4),
@@ -173,22 +187,24 @@ def task(name, data_dir) -> Task:
     return make(name, data_dir)
 
 
-def check_batch(task: Task, batch: dict[str, np.ndarray]) -> None:
+def check_batch(task: Task, batch: dict[str, np.ndarray], split: str = "train") -> None:
     """Shapes, types and ranges, of ids or numbers, of sequences or pairs of them, with a target each or many."""
     config, inputs, lengths = task.config, batch["inputs"], batch["lengths"]
     pairs, numbers = isinstance(task, retrieval.Task), config.vocabulary_size is None
     if isinstance(task, TokenTask):
-        slots = {"selective_copy": "symbols", "recall": "pairs"}.get(type(task).__module__.rpartition(".")[2])
-        length = config.length + (getattr(config, slots) if slots else 0)
+        length = config.length + getattr(config, "symbols", 0)
+        length = config.test_length if split == "test" and hasattr(config, "test_length") else length
         answers, choices = (4, length), config.vocabulary_size
     else:
         length, answers, choices = config.length, (4,), config.classes
     last = (2,) if pairs else (1,) if numbers else ()
+    slices = isinstance(task, TokenTask) and task.slices and split != "train"
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
         "inputs": ((4, length, *last), np.float32 if numbers else np.int32),
         "lengths": ((4, 2) if pairs else (4,), np.int32),
         "targets": (answers, np.int32),
         "weights": (answers, np.float32),
+        **({"slices": (answers, np.int32)} if slices else {}),
     }
     inside = np.arange(length)[:, None] < lengths[:, None] if pairs else np.arange(length) < lengths[:, None]
     assert np.all(inputs[~inside] == 0)
@@ -211,7 +227,7 @@ def test_batches(name, task):
     for split, weight in zip(task.splits, TASKS[name][2], strict=True):
         batches = list(task.evaluation_batches(split))
         for batch in batches:
-            check_batch(task, batch)
+            check_batch(task, batch, split)
         filled = [batch["weights"].reshape(4, -1).any(1).sum() for batch in batches]
         assert filled[:-1] == [4] * (len(batches) - 1)
         assert sum(batch["weights"].sum() for batch in batches) == weight
@@ -657,34 +673,74 @@ def test_the_trivial_answer_to_a_corpus_is_the_frequency_of_bytes(data_dir):
         assert task.baseline(split) == {"bits_per_byte": pytest.approx(-sum(map(math.log2, probabilities)) / len(data))}
 
 
+def test_repeats_are_found_at_their_distance():
+    data = random_bytes(300)
+    data[100:120], data[250:262] = data[40:60], data[105:117]
+    expected = np.zeros(300, int)
+    expected[107:120], expected[257:262] = 60, 145
+    np.testing.assert_array_equal(corpus.repeat_distances(data.astype(np.int32) + 1), expected)
+    assert corpus.repeat_distances(np.arange(1, 8)).tolist() == [0] * 7
+
+
+def test_evaluation_reports_the_metric_of_every_slice(data_dir):
+    """A string of 8 bytes again after 9, and again after 11."""
+    config = corpus.Config(dataset="enwik8", length=28, context=0, repeat_distance=9)
+    task = corpus.Task(config, batch_size=1, seed=0, data_dir=data_dir)
+    string = list(range(60, 68))
+    row = task.row((np.array([0, *string, 5, *string, 6, 7, 8, *string]), 0))
+    assert row["slices"].tolist() == [2] * 16 + [0] + [2] * 10 + [1]
+    logits = np.random.default_rng(0).normal(size=(1, 28, 257)).astype(np.float32)
+    batch = {name: jnp.asarray(value)[None] for name, value in row.items()}
+    found = task.evaluation_metrics(SimpleNamespace(logits=jnp.asarray(logits)), batch)
+    chosen = np.take_along_axis(logits[0], row["targets"][:, None], -1)[:, 0]
+    bits = (np.log(np.exp(logits[0].astype(np.float64)).sum(-1)) - chosen) / math.log(2)
+    for name, number, share in (("near_repeats", 0, 1 / 28), ("far_repeats", 1, 1 / 28), ("the_rest", 2, 26 / 28)):
+        total, weight = found[f"bits_per_byte_{name}"]
+        np.testing.assert_allclose(total / weight, bits[row["slices"] == number].mean(), rtol=1e-5)
+        np.testing.assert_allclose(np.divide(*found[f"share_{name}"]), share, rtol=1e-6)
+
+
 # Generated sequences with slots.
 
 
-def read_selective_copy(inputs: list[int], config: selective_copy.Config) -> list[int]:
-    """The answers, by another way than they were made."""
+def read_selective_copy(inputs: list[int], config: selective_copy.Config) -> dict[int, int]:
+    """The answers at each place, by another way than they were made."""
     assert inputs[config.length :] == [2] * config.symbols
-    return [symbol for symbol in inputs[: config.length] if symbol >= 3]
+    return dict(enumerate((symbol for symbol in inputs[: config.length] if symbol >= 3), config.length))
 
 
-def read_recall(inputs: list[int], config: recall.Config) -> list[int]:
-    memory, queries = inputs[: config.length], inputs[config.length :]
-    pairs = {memory[i]: memory[i + 1] for i in range(config.length - 1) if 2 <= memory[i] < 2 + config.keys}
-    assert sorted(pairs) == sorted(queries)
-    assert all(value >= 2 + config.keys for value in pairs.values())
-    assert memory.count(1) == config.length - 2 * config.pairs
-    return [pairs[key] for key in queries]
+def read_mqar(inputs: list[int], config: mqar.Config) -> dict[int, int]:
+    """The pairs come first, as many as there are; whatever follows them at even places may be a question."""
+    half, begin = config.half, 0
+    pairs: dict[int, int] = {}
+    while (
+        2 <= inputs[begin] < 2 + half <= inputs[begin + 1] and inputs[begin] not in pairs and len(pairs) < config.pairs
+    ):
+        pairs[inputs[begin]] = inputs[begin + 1]
+        begin += 2
+    return {place: pairs[key] for place, key in enumerate(inputs) if place >= begin and key in pairs}
 
 
-def read_induction(inputs: list[int], config: induction.Config) -> list[int]:
+def read_parity(inputs: list[int], config: parity.Config) -> dict[int, int]:
+    return {place: 1 + (inputs[: place + 1].count(2) & 1) for place in range(len(inputs))}
+
+
+def read_induction(inputs: list[int], config: induction.Config) -> dict[int, int]:
     first, last = (place for place, symbol in enumerate(inputs) if symbol == 1)
     assert last == config.length - 1
     assert 2 <= inputs[first + 1] < 2 + config.alphabet
-    return [inputs[first + 1]]
+    return {last: inputs[first + 1]}
 
 
 @pytest.mark.parametrize(
     ("name", "read", "chance"),
-    [("selective_copy", read_selective_copy, 4), ("recall", read_recall, 5), ("induction", read_induction, 4)],
+    [
+        ("selective_copy", read_selective_copy, 4),
+        ("mqar", read_mqar, 5),
+        ("mqar_random_fillers", read_mqar, 5),
+        ("induction", read_induction, 4),
+        ("parity", read_parity, 2),
+    ],
 )
 def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
     task = make(name, data_dir)
@@ -695,8 +751,12 @@ def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
             for inputs, targets, weights in zip(batch["inputs"], batch["targets"], batch["weights"], strict=True):
                 if weights.any():
                     answers = read(inputs.tolist(), task.config)
-                    assert weights.tolist() == [0] * (len(inputs) - len(answers)) + [1] * len(answers)
-                    assert targets[weights == 1].tolist() == answers
+                    asked = {place: targets[place] for place in np.flatnonzero(weights).tolist()}
+                    if name == "mqar_random_fillers":  # what stands between may be a key too, and is not asked
+                        answers = {place: answers[place] for place in asked}
+                        assert len(set(inputs[list(asked)])) == len(asked)
+                    assert asked == answers
+                    assert not targets[weights == 0].any()
                     examples[split].add(tuple(inputs.tolist()))
         assert task.baseline(split if split != "train" else "test") == {"accuracy": 1 / chance}
     found = list(examples.values())
@@ -705,7 +765,21 @@ def test_the_answers_are_in_the_inputs(data_dir, name, read, chance):
     assert not found[1] & found[2]
 
 
-@pytest.mark.parametrize("name", ["selective_copy", "recall", "induction"])
+def test_questions_of_mqar_come_by_a_power_law():
+    fields = {"length": 64, "pairs": 3, "test_examples": 400}
+    task = mqar.Task(mqar.Config(**fields), batch_size=400, seed=0)
+    (test,) = task.evaluation_batches("test")
+    assert set(test["weights"].sum(1)) == {3}
+    _, places = np.nonzero(test["weights"])
+    assert not (places % 2).any()
+    # The first of 29 gaps has a quarter of the weight: three draws without replacement take it more often than not.
+    assert 0.45 < (test["weights"][:, 6] == 1).mean() < 0.65
+    flat = mqar.Task(mqar.Config(**fields, power=1.0), batch_size=400, seed=0)
+    (test,) = flat.evaluation_batches("test")
+    assert 0.05 < (test["weights"][:, 6] == 1).mean() < 0.16  # 3 / 29
+
+
+@pytest.mark.parametrize("name", ["selective_copy", "mqar", "induction", "parity"])
 def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
     module, config, _ = TASKS[name]
     first = lambda **fields: next(
@@ -735,18 +809,21 @@ def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
         (speech_commands, "words", 12),
         (selective_copy, "symbols", 0),
         (selective_copy, "length", 7),
-        (recall, "keys", 7),
-        (recall, "length", 15),
-        (recall, "data_seed", -1),
+        (mqar, "vocabulary", 7),
+        (mqar, "length", 15),
+        (mqar, "power", 0.0),
+        (mqar, "data_seed", -1),
+        (parity, "test_length", 39),
         *((module, "length", 2**31) for module in (text, listops, retrieval, speech_commands, corpus)),
         *((selective_copy, field, 2**31) for field in ("length", "symbols", "alphabet", "train_examples")),
-        *((recall, field, value) for field in ("pairs", "keys", "values", "length") for value in (0, -1, 2**31)),
+        *((mqar, field, value) for field in ("pairs", "vocabulary", "length") for value in (0, -1, 2**31)),
         *((module, "mean", value) for module in (image, pathfinder) for value in (math.nan, math.inf)),
         *((module, "std", value) for module in (image, pathfinder) for value in (math.nan, math.inf, -1.0)),
         (text, "validation_fraction", math.nan),
         (corpus, "length", 0),
         (corpus, "context", 8192),
         (corpus, "evaluation_bytes", 0),
+        (corpus, "repeat_distance", 0),
         (corpus, "fractions", (0.5, 0.5, 0.5)),
     ],
 )
@@ -853,7 +930,7 @@ def test_a_prepared_set_of_another_kind_is_refused(data_dir, tmp_path):
 def test_what_identifies_the_data_of_a_task(name, task):
     found = task.fingerprint
     assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
-    generated = name in ("short_listops", "selective_copy", "recall", "induction")
+    generated = name in ("short_listops", "selective_copy", "mqar", "mqar_random_fillers", "induction", "parity")
     parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
     assert len(found) == (0 if generated else parts)
 
