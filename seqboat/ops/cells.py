@@ -82,7 +82,7 @@ def jordan(
 
 def lstm(
     params: LSTMParams,
-    z: Float[Array, "B L 4*D"],
+    z: Float[Array, "B L G"],
     valid: Bool[Array, "B L"],
     state: tuple[Float[Array, "B D"], Float[Array, "B D"]],
     reverse: bool = False,
@@ -108,7 +108,7 @@ def lstm(
 
 def gru(
     params: GRUParams,
-    z: Float[Array, "B L 3*D"],
+    z: Float[Array, "B L G"],
     valid: Bool[Array, "B L"],
     state: Float[Array, "B D"],
     reverse: bool = False,

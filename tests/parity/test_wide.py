@@ -1,4 +1,4 @@
-"""Outputs and gradients of public implementations of other mixers and blocks, one test a file (fixtures/wide/README.md).
+"""Outputs and gradients of public implementations of mixers and blocks, one test a file (fixtures/wide/README.md).
 
 `SEQBOAT_PARITY_DIR` names a directory whose npz files of the same format run too, where their name begins with one of
 CASES.
@@ -66,8 +66,8 @@ def cell_case(cell):
     return case
 
 
-# The beginning of a file's name -> a function of its arrays, which returns forward(parameters, x) -> (y, other arrays of
-# the file by name). Parameters are named as in the file.
+# The beginning of a file's name -> a function of its arrays, which returns forward(parameters, x) -> (y, other arrays
+# of the file by name). Parameters are named as in the file.
 CASES: dict[str, Callable[[Arrays], Callable]] = {
     "elman": cell_case(elman),
     "lstm": cell_case(lstm),

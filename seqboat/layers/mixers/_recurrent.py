@@ -51,7 +51,8 @@ class Recurrent(Mixer):
             return self.param(name, init, shape if self.causal else (2, *shape))
 
         params = {name: parameter(name, shape) for name, shape in self.shapes(x.shape[-1]).items()}
-        start = self.initial_state(x.shape[0], x[0, :1]) if state is None else state
+        row = jax.ShapeDtypeStruct((1, x.shape[-1]), x.dtype)
+        start = self.initial_state(x.shape[0], row) if state is None else state
         if self.causal:
             y, after = self._direction(params, x, valid, start, reverse=False)
             return y, None if state is None else after
