@@ -98,12 +98,13 @@ def lstm(
         before = state[0]
         if peepholes is not None:
             i, f = i + peepholes[0][None] * before, f + peepholes[1][None] * before
-        c = _sigmoid(f) * before + _sigmoid(i) * jnp.tanh(g)
+        c = jax.nn.sigmoid(f) * before + jax.nn.sigmoid(i) * jnp.tanh(g)
         if peepholes is not None:
             o = o + peepholes[2][None] * c
-        return c, _sigmoid(o) * jnp.tanh(c)
+        return c, jax.nn.sigmoid(o) * jnp.tanh(c)
 
-    return _run(cell, params.recurrent, params.peepholes, z, valid, state, reverse)
+    y, (c, h) = _run(cell, params.recurrent, params.peepholes, z, valid, state, reverse)
+    return y, (c, h)
 
 
 def gru(
@@ -119,17 +120,12 @@ def gru(
     def cell(bias, z, product, state):
         z_r, z_u, z_n = jnp.split(z, 3, axis=-1)
         product_r, product_u, product_n = jnp.split(product, 3, axis=-1)
-        r, u = _sigmoid(z_r + product_r), _sigmoid(z_u + product_u)
+        r, u = jax.nn.sigmoid(z_r + product_r), jax.nn.sigmoid(z_u + product_u)
         n = jnp.tanh(z_n + r * (product_n + bias[None]))
         return ((1 - u) * n + u * state[0],)
 
     y, (state,) = _run(cell, params.recurrent, params.recurrent_bias, z, valid, (state,), reverse)
     return y, state
-
-
-def _sigmoid(a: Array) -> Array:
-    # One tanh instead of an exponential and a division: a step of an LSTM takes four fifths of the time on a CPU.
-    return 0.5 + 0.5 * jnp.tanh(0.5 * a)
 
 
 def _run(
@@ -192,8 +188,9 @@ def _backward(cell, reverse, kept, cotangents):
         transpose = jax.vjp(advance, rest, z, product, before)[1]
         d_rest, dz, d_product, d_before = transpose((*d_state[:-1], d_state[-1] + dh))
         through = _multiply(d_product, transposed, z.dtype)
-        dp = None if dz is d_product else d_product
-        return (*d_before[:-1], d_before[-1] + through), (d_rest, dz, dp)
+        # Where a cell only adds z and the product, their gradients are one array, which is stored once.
+        own = None if d_product is dz else d_product
+        return (*d_before[:-1], d_before[-1] + through), (d_rest, dz, own)
 
     inputs = (z, products, valid, before, dh)
     d_state, (d_rest, dz, d_products) = jax.lax.scan(step, d_state, inputs, reverse=not reverse)
