@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from experiments.common import cli, runtime
 from experiments.common.errors import UserError
+from experiments.training import experiment
+from tests.helpers import grid
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK, ROTATION = "--config=configs/quickstart.py", "configs/hyper/rotation.py"
@@ -213,17 +215,17 @@ def test_a_torn_entry_of_the_cache_is_replaced_and_said_once(tmp_path):
     assert f"a compiled program in {cache} could not be read: compiling it again" in line
 
 
-def test_help_is_not_a_failure(tmp_path):
+@pytest.mark.parametrize("word", grid(("--help", "--helpshort", "-helpfull", "-?"), "--help"))
+def test_help_is_not_a_failure(tmp_path, word):
     (tmp_path / "program.py").write_text(
         '"""What it does."""\nfrom experiments.common import cli\n\ncli.run(lambda: None)\n'
     )
-    for word in ("--help", "--helpshort", "-helpfull", "-?"):
-        done = subprocess.run(
-            [sys.executable, tmp_path / "program.py", word],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "What it does." in done.stdout
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", word],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "What it does." in done.stdout

@@ -282,11 +282,16 @@ BLANK = "data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode()
 
 
 @pytest.fixture
-def as_looked(loaded, looked, monkeypatch):
+def undrawn(monkeypatch):
+    """Reports whose pictures are empty: drawing takes seconds."""
+    monkeypatch.setattr(pictures, "_uri", lambda figure: pictures.plt.close(figure) or BLANK)
+
+
+@pytest.fixture
+def as_looked(loaded, looked, undrawn, monkeypatch):
     """Reports of the trained run, which load and measure nothing again and draw nothing."""
     monkeypatch.setattr(writer, "load", lambda *_: loaded)
     monkeypatch.setattr(measure, "measure", lambda *_: looked)
-    monkeypatch.setattr(pictures, "_uri", lambda figure: pictures.plt.close(figure) or BLANK)
 
 
 def test_the_evaluation_is_shown_where_there_is_one(run, loaded, tmp_path, as_looked):
@@ -379,7 +384,7 @@ def test_a_model_without_attention(tiny, untrained, tmp_path):
         assert said in text
 
 
-def test_a_language_model(tiny, untrained, tmp_path, measured):
+def test_a_language_model(tiny, untrained, tmp_path, measured, undrawn):
     (tmp_path / "text").write_bytes(b"<b>one & two</b>\n\xff " * 60)
     task = {"name": "corpus", "files": (str(tmp_path / "text"),), "length": 32, "context": 16}
     model = {"without": CLASSIFIER_ONLY, "with": {"name": "language_model", "causal": True}}
@@ -399,7 +404,7 @@ NUMBERS = range(12)
 
 
 @pytest.fixture
-def reports_on(untrained, tmp_path, monkeypatch, measured):
+def reports_on(untrained, tmp_path, monkeypatch, measured, undrawn):
     """reports_on(module, source, values): the page, what was measured, and the text, of a task of that module."""
 
     def report(module, source, values) -> tuple[Reader, measure.Measured, str]:

@@ -127,7 +127,7 @@ class TrainWindowed(WindowedModule):
 @pytest.mark.parametrize("module", [Train(name="own"), Deterministic(name="own"), TrainWindowed(name="own")], ids=repr)
 def test_whether_this_is_training_is_handed_on(module, form):
     layer = make(module, form=form)
-    variables = layer.init(jax.random.key(0), M, VALID)
+    variables = jax.jit(layer.init)(jax.random.key(0), M, VALID)
     first, again, other = (run(layer, True, variables, dropout=seed) for seed in (0, 0, 1))
     evaluated = run(layer, False, variables, dropout=0)
     np.testing.assert_array_equal(first, again)

@@ -22,6 +22,7 @@ D, LAYERS, VOCABULARY, CLASSES = 8, 2, 5, 3
 BATCH, LENGTH = 3, 9
 LENGTHS = jnp.array([9, 4, 0])
 LAYER = LayerConfig(D, 4, 6, mixer=ema.Config(4), window_size=3, causal=True, max_positions=8, block_size=4)
+DENSE = dataclasses.replace(LAYER, form="dense")  # compiles sooner, for what does not depend on the form
 ENCODER = EncoderConfig(LAYER, LAYERS, remat="none")
 CLASSIFIER = ClassifierConfig(ENCODER, CLASSES, VOCABULARY, sinusoid=True)
 LANGUAGE = LanguageModelConfig(ENCODER, VOCABULARY)
@@ -46,10 +47,7 @@ def encoder_inputs():
 @pytest.mark.parametrize("norm_placement", grid(("pre", "post"), "pre"))
 def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
     """Values, stats and gradients of SeqBoat layers that each take their slice of the stacked parameters."""
-    layer = dataclasses.replace(
-        LAYER, norm_placement=norm_placement, form="dense"
-    )  # as the packed, and compiles sooner
-    config = dataclasses.replace(ENCODER, layer=layer)
+    config = dataclasses.replace(ENCODER, layer=dataclasses.replace(DENSE, norm_placement=norm_placement))
     x, valid = encoder_inputs()
     params = random_like(shapes(Encoder(config), x, valid))["params"]
     cotangent = jnp.where(valid[..., None], normal(1, BATCH, LENGTH, D), 0)
@@ -86,7 +84,7 @@ def test_what_is_stored_for_the_backward_pass_changes_no_number(kept):
     cotangent = jnp.where(valid[..., None], normal(1, BATCH, LENGTH, D), 0)
 
     def run(remat):
-        model = Encoder(dataclasses.replace(ENCODER, remat=remat))
+        model = Encoder(dataclasses.replace(ENCODER, remat=remat, layer=DENSE))
         value = lambda params: jnp.vdot(model.apply({"params": params}, x, valid)[0], cotangent)
         return jax.jit(jax.value_and_grad(value))(variables["params"])
 
@@ -205,6 +203,7 @@ def test_language_model_depends_on_the_past_alone():
     assert (np.abs(np.asarray(gradient[:, 4])) > 0).any(1).all()
 
 
+@pytest.mark.breadth
 def test_language_model_ignores_padding_and_batch_mates():
     inputs = tokens()
     variables = random_like(shapes(LanguageModel(LANGUAGE), inputs, LENGTHS))

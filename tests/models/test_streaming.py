@@ -136,6 +136,7 @@ def test_streams_at_different_positions_equal_the_whole(name, size):
     case(name).check(uneven(size), size)
 
 
+@pytest.mark.breadth
 def test_positions_drawn_beforehand_are_those_of_the_whole():
     Case(dataclasses.replace(LAYER, activation="random", activation_rate=0.4)).check(uneven(7), 7)
 

@@ -99,7 +99,7 @@ BUDGET = {
 COLLECTIVE = re.compile(r"= \S+.* (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 
 
-@pytest.mark.parametrize("mesh", grid(tuple(BUDGET), "ddp"))
+@pytest.mark.parametrize("mesh", grid(tuple(BUDGET), "sequence"))
 def test_what_a_step_communicates(mesh):
     experiment = build(values("language model", mesh=mesh))
     partition = experiment.partition

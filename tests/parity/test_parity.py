@@ -122,7 +122,8 @@ def ema_case(meta, arrays):
 CASES = {"layer": layer_case, "model": model_case, "ema": ema_case}
 
 
-# In the fast suite, the values of all files, and the gradients of every kind of module, norm and attention function.
+# In the fast suite, the values of all files, and the gradients of a layer of every norm and
+# attention function and of an average.
 BREADTH = (
     "ema_bidir",
     "ema_causal_long",
@@ -134,6 +135,7 @@ BREADTH = (
     "layer_one_row_empty",
     "layer_zero_density",
     "model_bidir_batchnorm_eval",
+    "model_causal_layernorm_train",
 )
 
 
