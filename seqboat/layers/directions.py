@@ -1,0 +1,38 @@
+"""What mixers of one recurrence per direction share: parameters, and the sum, of one direction or both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+Tree = Any
+
+
+def parameter(mixer: Any, name: str, init: Callable[..., Array], shape: tuple[int, ...]) -> Array:
+    """A parameter of a module with the field `causal`. Unless it is causal, two are drawn, on a leading axis of 2: for
+    the past, and for the future."""
+    both = lambda key: jax.vmap(lambda key: init(key, shape))(jax.random.split(key))
+    return mixer.param(name, init, shape) if mixer.causal else mixer.param(name, both)
+
+
+def run(
+    recurrence: Callable[..., tuple[Array, Tree]],
+    params: Tree,
+    x: Float[Array, "B L D"],
+    valid: Bool[Array, "B L"],
+    state: Tree | None,
+    causal: bool,
+) -> tuple[Float[Array, "B L D"], Tree | None]:
+    """`Mixer.advance` by `recurrence(params, x, valid, state, reverse) -> (y, state)`.
+
+    With `reverse` it runs from the last valid element to the first; with state None it starts from zeros.
+    """
+    if causal:
+        y, after = recurrence(params, x, valid, state, False)
+        return y.astype(x.dtype), None if state is None else after
+    past, future = (
+        recurrence(jax.tree.map(lambda p: p[i], params), x, valid, None, reverse)[0]
+        for i, reverse in enumerate((False, True))
+    )
+    return (past + future).astype(x.dtype), None
