@@ -59,12 +59,13 @@ class Rules:
 
     def names(self, path: str, rank: int) -> Names:
         """The logical axes of a parameter, given its path joined by '/'."""
+        mixer = re.search("(^|/)ssm/", path) is not None
         for pattern, names in self.parameters:
-            if re.search(rf"(^|/)({pattern})$", path):
+            if re.search(rf"(^|/)({pattern})$", path) and pattern.startswith("ssm/") == mixer:
                 if rank not in (len(names), len(names) + 1):
                     raise ValueError(f"{path} has {rank} dimensions; the rule {pattern!r} names {names}")
                 return (None,) * (rank - len(names)) + names
-        if re.search(r"(^|/)ssm/", path):  # of a mixer that has no rule: whole on every device
+        if mixer:  # one that has no rule: whole on every device
             return (None,) * rank
         raise ValueError(f"{path} of {rank} dimensions: no rule names its axes; add one to Rules.parameters")
 

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from experiments.common import cli, runtime
 from experiments.common.errors import UserError
-from experiments.training import experiment
 from tests.helpers import grid
 
 REPOSITORY = Path(__file__).parents[2]
