@@ -31,8 +31,8 @@ def run(
     if causal:
         y, after = recurrence(params, x, valid, state, False)
         return y.astype(x.dtype), None if state is None else after
-    past, future = (
-        recurrence(jax.tree.map(lambda p: p[i], params), x, valid, None, reverse)[0]
-        for i, reverse in enumerate((False, True))
-    )
-    return (past + future).astype(x.dtype), None
+
+    def direction(i: int) -> Array:
+        return recurrence(jax.tree.map(lambda p: p[i], params), x, valid, None, bool(i))[0]
+
+    return (direction(0) + direction(1)).astype(x.dtype), None

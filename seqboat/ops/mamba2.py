@@ -66,7 +66,7 @@ def advance(
     dt = jnp.where(valid[..., None], jax.nn.softplus(dt.astype(jnp.float32) + params.dt_bias[None, None]), 0)
     u, recent = _convolve(params, jnp.where(valid[..., None], u, 0).astype(jnp.float32), valid, state.recent)
     v, b, c = jnp.split(jax.nn.silu(u).astype(x.dtype), [inner, (inner + u.shape[-1]) // 2], axis=-1)
-    v = v.reshape(*v.shape[:2], heads, -1)
+    v = v.reshape(*v.shape[:2], heads, inner // heads)
     log_decay = -jnp.exp(params.a_log)[None, None] * dt
     y, after = ssd.chunked((dt[..., None] * v).astype(x.dtype), log_decay, b, c, state.heads, chunk)
     y = (y + params.d[None, None, :, None] * v).reshape(z.shape) * jax.nn.silu(z.astype(jnp.float32))

@@ -53,7 +53,7 @@ def chunked(
     Decays and states are float32, products in the dtype of x, summed in float32; y and the state are float32. A length
     that the chunk does not divide is padded with elements that change nothing.
     """
-    length = x.shape[1]
+    batch, length, heads, channels = x.shape
     chunk = max(1, min(chunk, length))
     x, log_decay, b, c = (_in_chunks(a, chunk) for a in (x, log_decay, b, c))
     since = jnp.cumsum(log_decay.astype(jnp.float32), axis=2).transpose(0, 1, 3, 2)  # (B, M, H, C)
@@ -65,7 +65,7 @@ def chunked(
     after, entering = jax.lax.scan(lambda h, chunk: (chunk[0] * h + chunk[1], h), state, (decay, added))
     read = _product("bmtn,mbhpn->bmthp", c, entering.astype(x.dtype))
     y += jnp.exp(since).swapaxes(2, 3)[..., None] * read
-    return y.reshape(len(x), -1, *x.shape[3:])[:, :length], after
+    return y.reshape(batch, x.shape[1] * chunk, heads, channels)[:, :length], after
 
 
 def _in_chunks(a: Float[Array, "B L *rest"], chunk: int) -> Float[Array, "B M C *rest"]:

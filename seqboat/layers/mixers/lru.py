@@ -61,7 +61,8 @@ class LRU(Mixer):
     lambda = exp(-exp(nu_log) + i exp(theta_log)).
 
     At the start lambda is uniform in the ring's area, the phase uniform, and exp(gamma_log) = sqrt(1 - |lambda|^2), so
-    that states of white noise have the variance of x B; B and C are complex normal of variance 1/D and 2/P, d ~ N(0, 1).
+    that states of white noise have the variance of x B. B and C are complex normal of variance 1/D and 2/P, d ~
+    N(0, 1).
     """
 
     config: Config

@@ -18,8 +18,8 @@ from seqboat.parallel.rules import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Config(MixerConfig):
-    """`state_size` P complex values in all, each with its conjugate; `shortest_step` and `longest_step` bound the initial
-    dt, one for each state, log-uniform."""
+    """`state_size` P complex values in all, each with its conjugate. The initial dt, one for each state, is log-uniform
+    from `shortest_step` to `longest_step`."""
 
     state_size: int = 64
     shortest_step: float = 1e-3
@@ -46,8 +46,8 @@ class Config(MixerConfig):
 class S5(Mixer):
     """x (B, L, D) -> y_t = 2 Re(h_t C) + d x_t,  h_t = A' h_{t-1} + x_t B',  with A', B' of `ops.s5.discretize`.
 
-    A starts as `ops.s5.legs`, with eigenvectors V; B = V^-1 B_0 and C = C_0 V, their entries normal of variance 1/2P, those of C_0
-    complex. A stays in the left half-plane, which the published parameters, Re A itself, may leave.
+    A starts as `ops.s5.legs`, with eigenvectors V; B = V^-1 B_0 and C = C_0 V, with B_0, Re C_0 and Im C_0 normal of
+    variance 1/2P. A stays in the left half-plane, which the published parameters, Re A itself, may leave.
     """
 
     config: Config
