@@ -21,6 +21,7 @@ from experiments.pages import performance
 from experiments.tasks import corpus
 from experiments.training.models import build_model
 from experiments.training.optimizers import OptimizerConfig
+from seqboat.layers.mixers import ema
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 

@@ -33,7 +33,7 @@ CONFIGS = {
     ),
     "always": dataclasses.replace(CAUSAL, activation="always", position="none", attention_function="relu2"),
     "never": dataclasses.replace(CAUSAL, activation="never"),
-    "s4d, truncated": dataclasses.replace(BOTH, mixer=s4d.Config(truncation=5)),
+    "s4d, truncated": dataclasses.replace(BOTH, mixer=s4d.Config(4, truncation=5)),
     "feed-forward alone": dataclasses.replace(CAUSAL, attention=False, feed_forward_size=6),
     "attention and feed-forward": dataclasses.replace(BOTH, feed_forward_size=6),
     "kernel": dataclasses.replace(BOTH, attention_method="pallas", block_size=16),

@@ -16,7 +16,7 @@ CASES = {
     "relative, softmax": BOTH,
     "relative, causal relu2": dataclasses.replace(CAUSAL, attention_function="relu2", norm="rms"),
     "slot, laplace": dataclasses.replace(
-        BOTH, position="slot", attention_function="laplace", mixer=ema.Config(truncation=5)
+        BOTH, position="slot", attention_function="laplace", mixer=ema.Config(4, truncation=5)
     ),
     "slot, causal softmax": dataclasses.replace(CAUSAL, position="slot", norm_placement="post"),
     "rotary, relu2, full": dataclasses.replace(
@@ -25,7 +25,7 @@ CASES = {
     "rotary, causal laplace": dataclasses.replace(CAUSAL, position="rotary", attention_function="laplace"),
     "t5, softmax, full": dataclasses.replace(BOTH, position="t5", window_size=None, norm_affine=False),
     "t5, causal relu2": dataclasses.replace(
-        CAUSAL, position="t5", attention_function="relu2", mixer=ema.Config(truncation=7)
+        CAUSAL, position="t5", attention_function="relu2", mixer=ema.Config(4, truncation=7)
     ),
     "none, laplace, full": dataclasses.replace(BOTH, position="none", attention_function="laplace", window_size=None),
     "none, causal softmax, full": dataclasses.replace(CAUSAL, position="none", window_size=None),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import grid, normal, random_like
 
+from seqboat.layers.mixers import s4d as s4d_mixer
 from seqboat.layers.mixers.ema import Config
 from seqboat.layers.seqboat import LayerConfig, SeqBoatLayer
 from seqboat.models.classifier import Classifier, ClassifierConfig
@@ -31,8 +32,8 @@ KINDS = {
     "packed": {},
     "dense": {"form": "dense"},
     "kernel": {"attention_method": "pallas", "block_size": 16},
-    "two directions": {"causal": False, "mixer": Config(method="chunked"), "norm": "batch", "position": "t5"},
-    "s4d": {"ssm": "s4d", "activation": "always", "window_size": None},
+    "two directions": {"causal": False, "mixer": Config(2, method="chunked"), "norm": "batch", "position": "t5"},
+    "s4d": {"mixer": s4d_mixer.Config(2), "activation": "always", "window_size": None},
 }
 MODELS = {
     "classifier": lambda encoder: Classifier(ClassifierConfig(encoder, 3, 5, sinusoid=True)),

@@ -28,12 +28,12 @@ CONFIGS = {
         LAYER, position="rotary", attention_function="relu2", window_size=9, router=RouterConfig(centered=True)
     ),
     "slot, feed-forward, rms after, truncated": dataclasses.replace(
-        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post", mixer=ema.Config(truncation=5)
+        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post", mixer=ema.Config(4, truncation=5)
     ),
     "t5, laplace, always": dataclasses.replace(
         LAYER, position="t5", attention_function="laplace", activation="always", blocks_per_iteration=2
     ),
-    "no position, s4d, dense": dataclasses.replace(LAYER, position="none", mixer=s4d.Config(), form="dense"),
+    "no position, s4d, dense": dataclasses.replace(LAYER, position="none", mixer=s4d.Config(4), form="dense"),
     "kernel": dataclasses.replace(LAYER, attention_method="pallas", block_size=16, position="rotary"),
     "never": dataclasses.replace(LAYER, activation="never"),
 }
@@ -381,7 +381,7 @@ def test_a_state_holds_what_is_promised_and_no_more():
 
 MESH = Layout(Rules(), (("sequence", 2),))
 REFUSED = {
-    "mixer.truncation=5 cannot be streamed: only the EMA has a state": {"mixer": s4d.Config(truncation=5)},
+    "mixer.truncation=5 cannot be streamed: only the EMA has a state": {"mixer": s4d.Config(4, truncation=5)},
     "window_size=None cannot be streamed": {"window_size": None},
     "layout=.* cannot be streamed: pieces cannot be split; split batches over the mesh, not sequences": {
         "layout": MESH
