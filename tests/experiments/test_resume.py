@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and started again is the run that was not: every array, every metric, bit for bit."""
 
+import functools
 import itertools
 import json
 import os
@@ -40,7 +41,7 @@ PLAN = {"train.steps": 8, "train.log_every": 3, "train.evaluate_every": 4, "trai
 
 def final(workdir: Path, experiment: Experiment) -> tuple[int, dict[str, bytes], list[dict[str, Any]]]:
     """The last step, the bytes of every array of its state, and the metrics without wall-clock fields."""
-    abstract = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+    abstract = experiment.partition.abstract(functools.partial(experiment.steps.init, experiment.config.seed))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(checkpoints.steps()[-1], abstract)
     arrays = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seqboat.hyper.encoding import Encoding
+from tests.helpers import grid
 
 
 def inputs(count: int, width: int) -> np.ndarray:
@@ -16,7 +17,7 @@ def codes(encoding: Encoding, z: np.ndarray) -> np.ndarray:
     return np.asarray(jax.vmap(encoding)(jnp.asarray(z)))
 
 
-@pytest.mark.parametrize("width", [1, 2, 8])
+@pytest.mark.parametrize("width", grid((1, 2, 8), 2))
 def test_the_norm_of_cos_sin_codes_is_constant(width):
     with jax.enable_x64(True):
         found = codes(Encoding(inputs=width), inputs(50, width))

@@ -257,7 +257,7 @@ def test_examples_cannot_share_a_changed_collection():
 
 def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
     for head, most in (("low_rank", 2), ("full", 12)):
-        model = make(head=head, rank=2)
+        model = make(head=head, rank=2, spec=hyper.spec(NET, X, select="dense_0/kernel"))
         variables = jax.jit(model.init)(KEY, HALF, X)
         delta = jax.jit(model.network.apply)({"params": variables["params"]["network"]}, HALF)["dense_0/kernel"]
         assert np.linalg.matrix_rank(np.asarray(delta), tol=1e-5) == most

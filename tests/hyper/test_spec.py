@@ -60,7 +60,7 @@ def test_measured_moments():
     rates = hyper.spec(module, *args, select="ssm/frequency", draws=8)["ssm/frequency"]
     assert rates.variance == 0
     assert rates.mean.shape == rates.shape
-    own = module.init(jax.random.key(3), *args)["params"]["ssm"]["frequency"]
+    own = jax.jit(module.init)(jax.random.key(3), *args)["params"]["ssm"]["frequency"]
     np.testing.assert_array_equal(rates.mean, own)
     # An EMA's beta is +-1 in turn and a little noise: the signs are structure, the noise is its variance.
     ema, inputs = EMA(4, True), (jnp.ones((1, 3, 8)), jnp.ones((1, 3), bool))

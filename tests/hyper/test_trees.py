@@ -91,10 +91,10 @@ def test_leaves_without_numbers_stay_as_they_are():
 
 
 def test_a_trained_target_with_odd_keys_starts_a_hypernetwork():
-    own = Normed().init(jax.random.key(1), X)
+    own = jax.jit(Normed().init)(jax.random.key(1), X)
     model = hyper.Hyper(Normed(), hyper.mip(hyper.spec(Normed(), X), init="zero"))
-    started = hyper.start_from(model.init(jax.random.key(0), AT, X), own)
-    np.testing.assert_array_equal(model.apply(started, AT, X), Normed().apply(own, X))
+    started = hyper.start_from(jax.jit(model.init)(jax.random.key(0), AT, X), own)
+    np.testing.assert_array_equal(jax.jit(model.apply)(started, AT, X), jax.jit(Normed().apply)(own, X))
 
 
 def test_names_keep_their_keys():

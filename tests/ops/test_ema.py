@@ -188,6 +188,7 @@ def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch)
 
 
 STREAM = jax.jit(ema.stream)
+STEPS = jax.jit(steps)
 WHOLE = jax.jit(average("fft"))
 
 
@@ -206,7 +207,7 @@ def test_streamed_in_any_pieces_equals_the_whole(pieces):
 def test_a_truncated_kernel_is_streamed_in_pieces_of_any_lengths():
     """Each stream at its own pace, in pieces longer and shorter than the window, or step by step."""
     window, params, x = 5, slow_decay(make_params()), normal(5, BATCH, 64, WIDTH)
-    whole = average("reference", window)(params, x)
+    whole = jax.jit(average("reference", window))(params, x)
     state, done, rng = (
         ema.initial_state(BATCH, WIDTH, STATES, window, x.dtype),
         np.zeros(BATCH, int),
@@ -262,7 +263,7 @@ def test_padding_after_the_valid_elements_has_no_effect():
         after, y = STREAM(params, state, poison, jnp.array(lengths))
         for i, count in enumerate(lengths):
             expected, real = (
-                steps(params, state[i : i + 1], x[i : i + 1, :count]) if count else (state[i : i + 1], None)
+                STEPS(params, state[i : i + 1], x[i : i + 1, :count]) if count else (state[i : i + 1], None)
             )
             assert_close(after[i : i + 1], expected)
             if count:
@@ -276,7 +277,7 @@ def test_half_precision_is_computed_in_float32():
         STREAM(params, ema.initial_state(BATCH, WIDTH, STATES, truncation, half.dtype), half)[1]
         for truncation in (None, 5)
     ]
-    for y, truncation in ((average("fft")(params, half), None), (streamed[0], None), (streamed[1], 5)):
+    for y, truncation in ((WHOLE(params, half), None), (streamed[0], None), (streamed[1], 5)):
         assert y.dtype == jnp.bfloat16
         assert_close(y, numpy_average(params, half, truncation=truncation), BF16)
 
