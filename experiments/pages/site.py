@@ -82,7 +82,8 @@ def notebook_page(file: str) -> tuple[str, dict[str, bytes]]:
     """The Markdown of a notebook of the repository, with its links as the site has them, and its pictures by their
     paths on the site."""
     script = f"{posixpath.basename(file).removesuffix('.ipynb')}.py"
-    parts, pictures = [], {}
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
     for cell in json.loads((ROOT / file).read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
