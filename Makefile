@@ -50,11 +50,12 @@ docs: $(DOCS_VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet
 	@echo "wrote site/; to read it: $(DOCS_VENV)/bin/python -m http.server --directory site"
 
-# Without the times of the cells, which differ each time.
+# Without the times of the cells, which differ each time; a second pass joins what a cell printed in pieces.
 notebooks: $(VENV)/.notebooks
 	rm -rf notebooks/runs
 	$(RUN) -m jupytext --to ipynb notebooks/*.py
-	PYTHONPATH=$(CURDIR) $(RUN) -m jupyter nbconvert --execute --to notebook --inplace --coalesce-streams --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	PYTHONPATH=$(CURDIR) $(RUN) -m jupyter nbconvert --execute --to notebook --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(RUN) -m jupyter nbconvert --to notebook --inplace --coalesce-streams notebooks/*.ipynb
 
 # Fails where PYTHON does not run or is too old.
 python:

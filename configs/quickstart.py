@@ -1,4 +1,4 @@
-"""Short ListOps in a few minutes on two CPU cores: make quickstart. Variants: quickstart.py:no_attention and so on."""
+"""Short ListOps in a few minutes on two CPU cores. Variants: quickstart.py:no_attention and so on."""
 
 from configs import base
 from configs.variants import apply_variant

@@ -45,7 +45,7 @@ STEPS = 800
 
 # %%
 config = selective_copy.get_config("credit_router")
-config.task.update(length=16, symbols=4, alphabet=8)
+config.task.update(length=16, symbols=4, alphabet=8, test_examples=512)
 config.model.update(features=32, key_size=16, value_size=64, window_size=8, max_positions=32)
 config.model.router.target_rate = 0.4
 config.optimizer.update(learning_rate=1e-2, warmup_steps=20)
@@ -99,6 +99,7 @@ def show(axes, tokens, active, title):
 figure, rows = plt.subplots(2, 1, figsize=(9, 2.8))
 for layer, axes in enumerate(rows):
     show(axes, tokens[:3], active[layer, :3], f"layer {layer + 1}")
+figure.tight_layout()
 
 for name, where in (("letters", tokens > 2), ("queries", tokens == 2), ("blanks", tokens == 1)):
     print(f"{name}: active by layer {active[:, where].mean(1).round(2)}")
@@ -135,6 +136,7 @@ new_answers, new_active = map(np.asarray, read(run.variables, edited, lengths))
 figure, rows = plt.subplots(2, 1, figsize=(9, 2.2))
 show(rows[0], tokens[:1], active[1, :1], "layer 2")
 show(rows[1], edited[:1], new_active[1, :1], f"layer 2, token {blank} edited")
+figure.tight_layout()
 for name, sequence in (("before", answers), ("after", new_answers)):
     print(f"answers {name}: {''.join(run.task.symbol(token) for token in sequence[0, 16:])}")
 print("decisions that changed, by layer:", [np.flatnonzero(a).tolist() for a in (active != new_active)[:, 0]])

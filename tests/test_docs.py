@@ -33,8 +33,6 @@ ELSEWHERE = {
     "README.md": "tests/test_readme.py",
 }
 
-# Fields of older checkpoint formats, which `seqboat/version.py` migrates.
-RENAMED = {"train.tensorboard"}
 NEW = "configs/majority.py"  # a file that docs/extending.md writes
 
 
@@ -102,8 +100,6 @@ def test_commands_name_flags_configs_and_fields_that_exist():
         for name in re.findall(r"--(?!config[.=])([a-z]\w*)", block):
             assert name in flags or name.removeprefix("no") in flags, f"{page}: --{name}"
         for field in re.findall(r"--config\.([\w.]+)", block):
-            if field in RENAMED:  # the recorded command of a run
-                continue
             group, _, rest = field.partition(".")
             here = config if config is not None else base.get_config()
             if group == "task" and config is None:

@@ -149,7 +149,7 @@ class ClassificationTask(Task):
 
     selection_metric = "accuracy"
     higher_is_better = True
-    baseline_name = "always the commonest class"
+    baseline_name = "always the most common class"
 
     def encode(self, example: Any) -> np.ndarray:
         """One example as ids (at least 1) or numbers (length, F), of any length."""
@@ -183,7 +183,7 @@ class ClassificationTask(Task):
         return {"confusion": (counts, counts.sum(1, keepdims=True))}
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The commonest class's share of the split."""
+        """The most common class's share of the split."""
         source = self._evaluation_source(split)
         counts = np.bincount([self.target(source[index]) for index in range(len(source))])
         return {"accuracy": float(counts.max() / counts.sum())}

@@ -99,7 +99,7 @@ class Checkpoints:
             raise UserError(f"the checkpoint directory {self.directory} is a file: choose another directory")
         if read_only:
             if not self.directory.exists():
-                raise UserError(f"there is no checkpoint directory {self.directory}: was this run ever started?")
+                raise UserError(f"there is no checkpoint directory {self.directory}: {_runs_below(self.directory)}")
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -442,6 +442,14 @@ class Checkpoints:
     def _restore(self, step: int, wanted: Any, *, partial: bool) -> Restored:
         meta, saved = self._meta(step), self._known_to_orbax() / str(step) / "state"
         return Restored(step, saved_arrays.read(saved, wanted, self._name(step), partial=partial), meta)
+
+
+def _runs_below(directory: Path) -> str:
+    """What to do about missing checkpoints: name the runs inside, as a sweep and several seeds have them."""
+    workdir = directory.parent
+    below = [*workdir.glob(f"*/{directory.name}"), *workdir.glob(f"*/*/{directory.name}")]
+    runs = sorted(str(path.parent.relative_to(workdir)) for path in below)
+    return f"name one of the runs in it, {', '.join(runs[:5])}" if runs else "was this run ever started?"
 
 
 class _Unreadable(Exception):

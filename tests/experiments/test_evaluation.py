@@ -96,7 +96,7 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
     show(result)
     lines = capsys.readouterr().out.splitlines()
     assert f"short_listops, validation split, step {result['step']}" in lines[0]
-    (line,) = [line for line in lines if "always the commonest class" in line]
+    (line,) = [line for line in lines if "always the most common class" in line]
     assert f"{result['baseline']['accuracy']:.4f}" in line
     matrix = lines[next(i for i, line in enumerate(lines) if "confusion matrix" in line) :]
     cells = [line.replace("│", " ").split() for line in matrix]

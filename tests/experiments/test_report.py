@@ -257,7 +257,7 @@ def test_the_page_of_a_trained_run(run, loaded, looked, monkeypatch):
     accuracy, error = looked.metrics["accuracy"]
     assert f"{accuracy:.3f} ± {error:.3f}" in text
     assert f"{loaded.task.baseline('test')['accuracy']:.3f}" in text
-    assert "always the commonest class" in text
+    assert "always the most common class" in text
     assert "12 of 40 examples" in text
     # The marked symbols of four examples, of each layer.
     task = loaded.task

@@ -110,6 +110,10 @@ def test_there_is_no_run(trained, tmp_path):
         load(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"there is no checkpoint directory .*checkpoints: was this run ever started"):
         load(tmp_path)
+    for run in ("arm/seed_0", "seed_1"):
+        (tmp_path / "sweep" / run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"checkpoints: name one of the runs in it, arm/seed_0, seed_1$"):
+        load(tmp_path / "sweep")
     with pytest.raises(UserError, match=r"no checkpoint of step 3 in .*; there are \[2, 4, 6\]"):
         load(trained, 3)
 

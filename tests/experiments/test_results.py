@@ -7,7 +7,7 @@ import pytest
 
 from experiments.common.errors import UserError
 from experiments.pages import tables
-from experiments.pages.results import page, section
+from experiments.pages.results import page, section, today
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN = {
@@ -51,6 +51,16 @@ def test_a_row_names_everything(tmp_path):
         "| five | 3 to 4 | 1,000 | 8 | 1.5 | bits per byte | 2.5000 ± 0.5000 (2.000 to 3.000) | 4.7500 | 0.25 0.75 |"
         in lines
     )
+
+
+def test_a_recorded_command_runs_today():
+    def shown(variant, **router):
+        command = f"train --config=configs/a.py{variant} --config.train.tensorboard=False --seeds=5"
+        return today({"command": command, "config": {"model": {"router": router}}})
+
+    assert shown("") == "train --config=configs/a.py --seeds=5"
+    assert shown(":credit_router", eviction_cost=True) == "train --config=configs/a.py:credit_router --seeds=5"
+    assert shown(":credit_router").endswith(":credit_router --seeds=5 --config.model.router.eviction_cost=False")
 
 
 def test_what_was_not_tested_is_not_run(tmp_path):

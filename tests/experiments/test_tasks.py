@@ -252,7 +252,7 @@ def test_the_number_of_processes_and_where_training_starts_change_no_batch(name,
 
 
 @pytest.mark.parametrize("name", CLASSIFICATION)
-def test_the_trivial_baseline_is_the_share_of_the_commonest_class(name, data_dir):
+def test_the_trivial_baseline_is_the_share_of_the_most_common_class(name, data_dir):
     task = make(name, data_dir)
     for split in task.splits:
         batches = list(task.evaluation_batches(split))
