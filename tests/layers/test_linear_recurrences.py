@@ -88,7 +88,7 @@ def test_ssd_starts_with_the_published_steps():
         (lambda: lru.Config(r_max=1.0), "r_max=1.0: must be above 0 and below 1"),
         (lambda: lru.Config(r_min=0.95, r_max=0.9), "r_min=0.95: must be 0 to r_max=0.9"),
         (lambda: lru.Config(max_phase=7.0), "max_phase=7.0: must be above 0 and at most 2 pi"),
-        (lambda: lru.Config(state_size=0), "state_size=0: must be 1 to"),
+        (lambda: lru.Config(state_size=0), "state_size=0: must be "),
         (lambda: s5.Config(shortest_step=0.0), "shortest_step=0.0: must be above 0 and at most longest_step=0.1"),
         (lambda: ssd.Config(convolution=0), "convolution=0: must be 1 to 1024"),
         (lambda: ssd.Config(head_size=5).heads(WIDTH), "head_size=5: must divide expand * features = 12"),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqboat.layers import directions
 from seqboat.layers.mixer import Mixer, MixerConfig
+from seqboat.layers.mixers import _directions as directions
 from seqboat.ops import recurrence, s5
 from seqboat.parallel.rules import Layout
 
@@ -97,7 +97,7 @@ class S5(Mixer):
     @nn.nowrap
     def _run(
         self, params: s5.S5Params, x: Array, valid: Array, state: Array | None, reverse: bool
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Any]:
         decay, weight = s5.discretize(params, self.config.discretization)
         z = weight[None, None] * recurrence.into(x, params.b)
         h, after = directions.linear(decay, z, valid, state, reverse, self.axis)
