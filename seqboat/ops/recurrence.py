@@ -16,9 +16,9 @@ Method = Literal["auto", "reference", "associative"]
 def choose(method: Method) -> Method:
     """Resolves "auto": on a CPU the scan, elsewhere the form of log L steps.
 
-    Measured on one CPU core, forward and backward with the products around it, for (B, L, D, P) of (16, 1024, 64, 64)
-    and (1, 8192, 64, 64): scan 124 and 30 ms, scans of and over chunks of 32 131 and 57, products with the decay powers
-    of a chunk 240 and 89, associative 178 and 68. Accelerators are not measured.
+    Milliseconds on one CPU core, forward and backward with the products around it, for D = P = 64 and (B, L) of
+    (16, 1024) and (1, 8192): scan 124 and 30, scans within and over chunks of 32 131 and 57, products with a chunk's
+    decay powers 240 and 89, associative 178 and 68. Accelerators are not measured.
     """
     if method != "auto":
         return method

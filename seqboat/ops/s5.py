@@ -23,8 +23,8 @@ class S5Params(NamedTuple):
 
 
 def legs(states: int) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues (P,) of the normal part of the HiPPO-LegS matrix of size 2P, those with negative imaginary part, and
-    their eigenvectors (2P, P). The others are their conjugates."""
+    """The eigenvalues (P,) of the normal part of the HiPPO-LegS matrix of size 2P, those with negative imaginary part,
+    and their eigenvectors (2P, P). The others are their conjugates."""
     n = np.arange(2 * states)
     p = np.sqrt(n + 0.5)
     # A + p p^T, A_nk = -2 p_n p_k below the diagonal and -(n + 1) on it: -1/2 I plus a skew-symmetric matrix.

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Complex, Float, Inexact
 
-from seqboat.ops import ema, neighbours
+from seqboat.ops import ema, neighbours, recurrence
 from seqboat.ops.ema import EMAParams
 from seqboat.ops.neighbours import Around, Stretch
 from seqboat.ops.packing import Packing, compress
@@ -98,7 +98,24 @@ def _entering(
     return exclusive_scan(combine, value, identity, axis, reverse=ahead)[1:]
 
 
-def _chain(first: Float[Array, "R D N"], second: Float[Array, "R D N"]) -> Float[Array, "R D N"]:
+def linear(
+    decay: Complex[Array, "P"], input: Complex[Array, "B L P"], valid: Bool[Array, "B L"], axis: str, reverse: bool
+) -> Complex[Array, "B L P"]:
+    """This piece of `ops.recurrence.linear` of the full sequences from zeros.
+
+    Every piece starts from zeros; the outgoing states are scanned over the shards, and a_t ... a_1 times the entering
+    state is added, with a = 1 where an element is not valid. The collectives are those of one `exclusive_scan` of one
+    leaf of 16 B P bytes.
+    """
+    h, leaving = recurrence.linear(decay, input, valid, reverse=reverse)
+    one = jnp.ones_like(leaving)
+    powers, total = recurrence.linear(decay, jnp.zeros_like(input), valid, one, reverse=reverse)
+    combine = (lambda left, right: _chain(right, left)) if reverse else _chain
+    value, identity = jnp.stack([total, leaving]), jnp.stack([one, 0 * one])
+    return h + powers * exclusive_scan(combine, value, identity, axis, reverse=reverse)[1][:, None]
+
+
+def _chain(first: Inexact[Array, "R D N"], second: Inexact[Array, "R D N"]) -> Inexact[Array, "R D N"]:
     """(a, h) then (b, g): (a b, b h + g), with the decay in row 0."""
     return second[:1] * first + jnp.concatenate([jnp.zeros_like(second[:1]), second[1:]])
 

@@ -12,7 +12,7 @@ from helpers import assert_close, grid, normal, value_and_vjp
 from jax.sharding import AxisType, PartitionSpec
 
 from seqboat.layers.mixers.ema import EMA
-from seqboat.ops import ema
+from seqboat.ops import ema, recurrence
 from seqboat.ops.ema import EMAParams
 from seqboat.parallel import sequence
 
@@ -144,6 +144,28 @@ def test_states_of_all_elements_are_never_in_memory(method):
     assert max(sizes) < batch * length * width * states / 4
     # Empty residuals of a shard_map crash the compiler of jaxlib 0.11.2.
     assert min(sizes) > 0
+
+
+# ---- linear
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_a_linear_recurrence_in_pieces_equals_the_whole(shards):
+    """In both directions, with padding over several shards, and decays with which everything reaches the last one."""
+    decay = jnp.asarray([0.999, 0.99 * np.exp(2j), 0.5 * np.exp(-1j)], jnp.complex64)
+    make = lambda seed: jax.lax.complex(*(normal(seed + i, BATCH, LENGTH, WIDTH) for i in range(2)))
+    valid = jnp.arange(LENGTH)[None, :] < jnp.asarray([[LENGTH], [11]])
+
+    def both(linear):
+        return lambda decay, x, valid: [linear(decay, x, valid, reverse=reverse) for reverse in (False, True)]
+
+    piece = both(functools.partial(sequence.linear, axis="sequence"))
+    whole = both(lambda *args, reverse: recurrence.linear(*args, reverse=reverse)[0])
+    run = jax.jit(functools.partial(value_and_gradient, sharded(piece, shards, (WHOLE, SPLIT, SPLIT), SPLIT)))
+    args = [make(6), make(8)], decay, make(4), valid
+    run = run.lower(*args).compile()
+    assert_close(run(*args), jax.jit(functools.partial(value_and_gradient, whole))(*args))
+    assert count("collective-permute", run) == 2 * 2 * permutes(shards)
 
 
 # ---- last_active

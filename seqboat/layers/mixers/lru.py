@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqboat.layers import directions
 from seqboat.layers.mixer import Mixer, MixerConfig
+from seqboat.layers.mixers import _directions as directions
 from seqboat.ops import recurrence
 from seqboat.parallel.rules import Layout
 
@@ -35,7 +35,10 @@ class Config(MixerConfig):
             raise ValueError(f"max_phase={self.max_phase}: must be above 0 and at most 2 pi")
 
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "LRU":
-        return LRU(self, causal, **owner)
+        return LRU(self, causal, layout.length, **owner)
+
+    def split_refusal(self) -> None:
+        return None
 
     def describe(self, length: int) -> str:
         return f"lru by {recurrence.choose('auto')}"
@@ -67,6 +70,7 @@ class LRU(Mixer):
 
     config: Config
     causal: bool
+    axis: str | None = None
 
     @nn.nowrap
     def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B P"]:
@@ -99,11 +103,11 @@ class LRU(Mixer):
             draw("c", normal(math.sqrt(1 / size)), (2, size, width)),
             draw("d", normal(1.0), (width,)),
         )
-        return directions.run(_run, params, x, valid, state, self.causal)
+        return directions.run(self._run, params, x, valid, state, self.causal)
 
-
-def _run(params: Params, x: Array, valid: Array, state: Array | None, reverse: bool) -> tuple[Array, Array]:
-    decay = jnp.exp(jax.lax.complex(-jnp.exp(params.nu_log), jnp.exp(params.theta_log)))
-    z = recurrence.into(x, params.b * jnp.exp(params.gamma_log)[None, None])
-    h, after = recurrence.linear(decay, z, valid, state, reverse=reverse)
-    return recurrence.out_of(h, params.c, x.dtype) + params.d[None, None] * x, after
+    @nn.nowrap
+    def _run(self, params: Params, x: Array, valid: Array, state: Array | None, reverse: bool) -> tuple[Array, Any]:
+        decay = jnp.exp(jax.lax.complex(-jnp.exp(params.nu_log), jnp.exp(params.theta_log)))
+        z = recurrence.into(x, params.b * jnp.exp(params.gamma_log)[None, None])
+        h, after = directions.linear(decay, z, valid, state, reverse, self.axis)
+        return recurrence.out_of(h, params.c, x.dtype) + params.d[None, None] * x, after

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqboat.layers import directions
 from seqboat.layers.mixer import Mixer, MixerConfig
+from seqboat.layers.mixers import _directions as directions
 from seqboat.ops import recurrence, s5
 from seqboat.parallel.rules import Layout
 
@@ -34,7 +34,10 @@ class Config(MixerConfig):
             )
 
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "S5":
-        return S5(self, causal, **owner)
+        return S5(self, causal, layout.length, **owner)
+
+    def split_refusal(self) -> None:
+        return None
 
     def describe(self, length: int) -> str:
         return f"s5 by {recurrence.choose('auto')}"
@@ -52,6 +55,7 @@ class S5(Mixer):
 
     config: Config
     causal: bool
+    axis: str | None = None
 
     @nn.nowrap
     def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B P"]:
@@ -93,8 +97,8 @@ class S5(Mixer):
     @nn.nowrap
     def _run(
         self, params: s5.S5Params, x: Array, valid: Array, state: Array | None, reverse: bool
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Any]:
         decay, weight = s5.discretize(params, self.config.discretization)
         z = weight[None, None] * recurrence.into(x, params.b)
-        h, after = recurrence.linear(decay, z, valid, state, reverse=reverse)
+        h, after = directions.linear(decay, z, valid, state, reverse, self.axis)
         return 2 * recurrence.out_of(h, params.c, x.dtype) + params.d[None, None] * x, after

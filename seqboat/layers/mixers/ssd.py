@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from seqboat.layers import directions
 from seqboat.layers.mixer import Mixer, MixerConfig
+from seqboat.layers.mixers import _directions as directions
 from seqboat.ops import mamba2
 from seqboat.parallel.rules import Layout
 
