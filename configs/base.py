@@ -3,15 +3,18 @@
 Every field has the default of its dataclass: its docstring says what it means, and only what has none is written here.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from experiments.common.config import defaults
-from experiments.common.plugs import find, names
+from experiments.common.plugs import find, holds, names
 from experiments.tasks.conditioned import HyperOptions
 from experiments.training.experiment import Config, TrainConfig
-from experiments.training.models import MIXERS, dataclasses_of, decided
+from experiments.training.models import BLOCKS, MIXERS, dataclasses_of, decided
 from experiments.training.optimizers import OptimizerConfig
+from seqboat.choices import choices
 
 __all__ = ["get_config", "hyper", "placeholder"]
 
@@ -59,6 +62,25 @@ def mixer(name: str) -> ConfigDict:
 def mixers() -> list[str]:
     """What `mixer` may be called with."""
     return names(MIXERS)
+
+
+def block(model: ConfigDict, name: str) -> ConfigDict:
+    """`config.model` with the layers of another block, a file of seqboat/layers. Fields of the same name keep their
+    values, where the block takes them; the others have its defaults."""
+    classes = dataclasses_of(model.name, name)
+    own = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    taken = {field: values for cls in classes for field, values in choices(cls).items()}
+    kept = {field: value for field, value in model.items() if field in own and value in taken.get(field, (value,))}
+    config = defaults(*classes, but=(*decided(*classes), *(() if "mixer" in kept else ("mixer",))), **kept)
+    if "mixer" in own and "mixer" not in kept:
+        config.mixer = mixer("ema")
+    config.update(name=model.name, block=name)
+    return config
+
+
+def blocks() -> list[str]:
+    """What `block` may be called with: every file with a `LayerConfig`, but config.py, whose block is seqboat."""
+    return [name for name in names(BLOCKS) if name != "config" and holds(BLOCKS, name, "LayerConfig")]
 
 
 def hyper(condition: str) -> ConfigDict:

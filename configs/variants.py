@@ -13,9 +13,13 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
 
     paper: nothing. credit_router: centred input, credit and the cost of a window's slot for the router
     (docs/router.md), the SSM's whole kernel.
-    tiny: what the recipe says, for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none.
-    random, strided: attention at half of all positions, whatever the tokens are. lru, lstm, ...: any file of
+    tiny: what the recipe says, for minutes on a CPU; before all others. full: no window. always: attention everywhere.
+    no_attention: none. random, strided: attention at half of all positions, whatever the tokens are. mod: the router
+    activates an eighth of every sequence (Mixture-of-Depths; seqboat/layers/capacity.py). lru, lstm, ...: any file of
     seqboat/layers/mixers in place of the EMA.
+    transformer, mega, ...: any block, a file of seqboat/layers with a `LayerConfig`, in place of the SeqBoat layer; its
+    fields of the same name keep the recipe's values. transformer sees everything, sliding is one with the recipe's
+    window, and sma_transformer a sliding one whose blocks the router activates; transformer,mod is Mixture-of-Depths.
     """
     changes: dict[str, Callable[[], None]] = {
         "paper": lambda: None,
@@ -26,12 +30,23 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "random": lambda: config.model.update(activation="random", activation_rate=0.5),
         "strided": lambda: config.model.update(activation="strided", activation_rate=0.5),
         "no_attention": lambda: config.model.update(activation="never"),
+        "mod": lambda: _mod(config),
         **{name: partial(_mixer, config, name) for name in base.mixers()},
+        **{name: partial(_block, config, name) for name in base.blocks()},
+        "transformer": lambda: _transformer(config, "always", None),
+        "sliding": lambda: _transformer(config, "always", config.model.window_size),
+        "sma_transformer": lambda: _transformer(config, "learned", config.model.window_size),
     }
-    for name in names.split(","):
+    chosen = names.split(",")
+    for name in chosen:
         if name not in changes:
             raise ValueError(f"unknown variant {name!r}: there are {', '.join(changes)}")
-        changes[name]()
+    for name in sorted(chosen, key=lambda name: name != "tiny"):  # it says the sizes that others keep
+        block = config.model.get("block")
+        try:
+            changes[name]()
+        except AttributeError as error:
+            raise ValueError(f"variant {name!r} changes what config.model.block={block!r} does not have") from error
 
 
 def _mixer(config: ConfigDict, name: str) -> None:
@@ -42,18 +57,34 @@ def _mixer(config: ConfigDict, name: str) -> None:
         config.model.mixer.update(state_size=old.state_size, truncation=old.truncation)
 
 
+def _block(config: ConfigDict, name: str) -> None:
+    config.model = base.block(config.model, name)
+
+
+def _transformer(config: ConfigDict, activation: str, window_size: int | None) -> None:
+    """Two heads or more, about as wide as the recipe's keys, and of an even width, as rotary positions need."""
+    width, key_size = config.model.features, config.model.get("key_size")
+    _block(config, "transformer")
+    config.model.update(activation=activation, window_size=window_size)
+    if key_size is not None:
+        heads = [count for count in range(2, width // 2 + 1) if width % (2 * count) == 0]
+        config.model.heads = min(heads, key=lambda count: abs(width / count - key_size), default=1)
+
+
+def _mod(config: ConfigDict) -> None:
+    config.model.update(activation="learned")
+    config.model.router.update(rule="capacity", temperature_scale=1.0, target_rate=None)
+
+
 def _credit_router(config: ConfigDict) -> None:
-    if "truncation" in config.model.mixer:
+    if "truncation" in config.model.get("mixer", {}):
         config.model.mixer.truncation = None
     config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_share=0.25)
     config.model.router.eviction_cost = config.model.window_size is not None
 
 
 def _full(config: ConfigDict) -> None:
-    config.model.update(window_size=None, position=_without_slots(config.model.position))
+    config.model.window_size = None
+    if config.model.get("position") == "slot":  # a table of distances within a window has no meaning without one
+        config.model.position = "relative"
     config.model.router.eviction_cost = False  # nothing is evicted
-
-
-def _without_slots(position: str) -> str:
-    """A table of distances within a window has no meaning without a window."""
-    return "relative" if position == "slot" else position

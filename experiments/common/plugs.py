@@ -25,3 +25,8 @@ def names(package: str) -> list[str]:
     """The files of a package, but those whose names begin with an underscore."""
     places = importlib.import_module(package).__path__
     return sorted(info.name for info in pkgutil.iter_modules(places) if not info.name.startswith("_"))
+
+
+def holds(package: str, name: str, export: str) -> bool:
+    """Whether a file of a package has this name in it."""
+    return hasattr(importlib.import_module(f"{package}.{name}"), export)

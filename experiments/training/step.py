@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from seqboat.layers.router import ActivationStats
 from seqboat.layers.streaming import reset
+from seqboat.layers.terms import collect
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 
@@ -152,14 +153,18 @@ class Steps:
         scale = 1 / jnp.maximum(weight, 1e-9)
         return jax.tree.map(lambda g: g * scale, self.layout.sum_gradients(summed)), stats, metrics, streams
 
-    def objective(self, params, batch_stats, batch: Batch, key, penalty=0.0, mutable=("batch_stats",)):
-        """The differentiated sum: losses, plus `penalty` times the activation probabilities."""
+    def objective(self, params, batch_stats, batch: Batch, key, penalty=0.0, mutable=("batch_stats", "terms")):
+        """The differentiated sum: losses, plus `penalty` times the activation probabilities, plus the modules' terms
+        (`seqboat.layers.terms`), whose means count with the weight of this part of the batch."""
         variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out, changed = apply(self.model, variables, batch, True, mutable, rngs={"dropout": key})
         total, weight, metrics = self.layout.share(self.loss(out, batch), out.logits.ndim > 2)
         metrics = metrics | self.layout.share(activation_metrics(out.layers), True)
         probability = self.layout.share(out.layers.probability.sum(), True)
         choices = max(out.layers.probability.size, 1)  # layers x modules
+        for name, term in collect(changed.get("terms", {})).items():
+            total += weight * term.scaled / jnp.maximum(term.weight, 1e-9)
+            metrics |= {f"term/{name}": self.layout.share((term.total, term.weight), True)}
         return total + penalty * probability / choices, (metrics, weight, changed)
 
     def variables(self, seed: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from seqboat.layers.norm import NORMS, NormKind
+from seqboat.layers.router import RouterConfig
 from seqboat.parallel.rules import Layout
 
 
@@ -52,3 +53,20 @@ class BlockConfig:
         if self.norm == "batch":
             extra = {"axes": self.layout.data, "count_padding": self.norm_counts_padding}
         return NORMS[self.norm](affine=self.norm_affine, name=name, **extra)
+
+
+def check_routing(activation: str, rate: float | None, router: RouterConfig, split: bool) -> None:
+    """Raise ValueError, by field, unless a layer of this activation can have this rate and router. `split`: its
+    sequences are, over a mesh."""
+    fixed = activation in ("random", "strided")
+    if fixed and (rate is None or not 0 < rate <= 1):
+        raise ValueError(f"activation_rate={rate}: must be above 0 and at most 1 if activation={activation!r}")
+    if not fixed and rate is not None:
+        raise ValueError(f"activation_rate={rate}: only activation='random' and 'strided' have a given rate")
+    for field, unset in (("target_rate", None), ("rule", "margin")):
+        if (value := getattr(router, field)) != unset and activation != "learned":
+            raise ValueError(f"router.{field}={value!r}: activation={activation!r} has no router")
+    if split and router.rule == "capacity":
+        raise ValueError(
+            "router.rule='capacity': must be 'margin' if config.mesh splits sequences, to rank no elements"
+        )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqboat.choices import check_choices
-from seqboat.layers.block import BlockConfig
+from seqboat.layers.block import BlockConfig, check_routing
 from seqboat.layers.execution import Form, form_here
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
@@ -24,6 +24,13 @@ SIZES = ("features", "key_size", "value_size", "max_positions", "block_size", "b
 # Blocks of active rows that an accelerator computes at once: 32 x 128 rows fill it, and a look at their number, some 20
 # microseconds, is little beside them. Argued from these numbers, not measured.
 ACCELERATOR_BLOCKS = 32
+
+
+def blocks_here(asked: int | None) -> int:
+    """`blocks_per_iteration`; where that is None, what fills this backend."""
+    if asked is not None:
+        return asked
+    return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,22 +101,11 @@ class LayerConfig(BlockConfig):
             raise ValueError("router.eviction_cost=True needs a window_size: without a window no key is evicted")
         if self.position == "rotary" and self.key_size % 2:
             raise ValueError(f"key_size={self.key_size}: rotary positions rotate pairs of channels, so it must be even")
-        self._check_rates()
+        check_routing(self.activation, self.activation_rate, self.router, split=bool(self.layout.length))
         if self.attention_method == "pallas":
             self._check_kernel()
         if self.layout.length:
             self._check_split()
-
-    def _check_rates(self) -> None:
-        rate, fixed = self.activation_rate, self.activation in ("random", "strided")
-        if fixed and (rate is None or not 0 < rate <= 1):
-            raise ValueError(f"activation_rate={rate}: must be above 0 and at most 1 if activation={self.activation!r}")
-        if not fixed and rate is not None:
-            raise ValueError(f"activation_rate={rate}: only activation='random' and 'strided' have a given rate")
-        if self.router.target_rate is not None and self.activation != "learned":
-            raise ValueError(
-                f"router.target_rate={self.router.target_rate}: activation={self.activation!r} has no router"
-            )
 
     def _check_kernel(self) -> None:
         where = "attention_method='pallas'"
@@ -151,10 +147,7 @@ class LayerConfig(BlockConfig):
 
     @property
     def blocks(self) -> int:
-        """`blocks_per_iteration`; where that is None, what fills this backend."""
-        if self.blocks_per_iteration is not None:
-            return self.blocks_per_iteration
-        return 1 if jax.default_backend() == "cpu" else ACCELERATOR_BLOCKS
+        return blocks_here(self.blocks_per_iteration)
 
     def make_window(self) -> Window:
         return Window(self.window_size, self.causal, self.attention_function, self.position)
@@ -165,8 +158,7 @@ class LayerConfig(BlockConfig):
         return SeqBoatLayer
 
     def rate_control(self) -> tuple[float, bool] | None:
-        target = self.router.target_rate
-        return None if target is None else (target, self.router.rate_control == "ceiling")
+        return self.router.controlled
 
     def describe(self, length: int, streaming: bool) -> str:
         notice = kernel_notice() if self.attention_method == "pallas" else None

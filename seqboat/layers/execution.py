@@ -244,7 +244,7 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
 
     def apply(params, slot, method, *args):
         rngs = {name: key(name, data, method, slot) for name, data in params["keys"].items()}
-        options, mutable = modes(unbound, method, len(args), train), ["taps"] if tapping else []
+        options, mutable = modes(unbound, method, len(args), train), ["terms", *(["taps"] if tapping else [])]
         variables = {"params": params["params"]}
         try:
             result, sown = unbound.apply(variables, *args, method=method, rngs=rngs, mutable=mutable, **options)
@@ -253,6 +253,8 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
                 f"{describe_module(module)} draws from a missing RNG; there are {sorted(rngs)}, and "
                 f'"dropout" only in training: {error}'
             ) from error
+        if "terms" in sown:
+            raise ValueError(f"{describe_module(module)} states a term of the loss; a module that is activated cannot")
         return _checked(unbound, method, args[0], result), dict(sown.get("taps", {}))
 
     return Program(unbound, params, apply)

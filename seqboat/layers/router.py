@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from seqboat.choices import check_choices
+from seqboat.layers import capacity
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.taps import tap
+from seqboat.layers.terms import term
 
 Pattern = Literal["always", "random", "strided"]
 Activation = Literal["learned", "always", "random", "strided"]
@@ -28,8 +30,10 @@ class RouterConfig:
     key was worth that an active element pushes out of a finite window (docs/router.md). Credit is computed on a share
     `credit_sequences` of the batch, the first ones. `target_rate` is the mean activation rate of all layers of an
     `Encoder`, which `RateControl` keeps: at most that, with `rate_control` "ceiling", or "exact". `initial_bias` is
-    added to the activation logit. `temperature_scale` times sqrt(D) is the initial tau. Raises ValueError for numbers
-    out of range, and for `eviction_cost` without `key_credit`.
+    added to the activation logit. `temperature_scale` times sqrt(D) is the initial tau.
+    `rule` "margin" activates an element whose margin is positive, "capacity" (`layers.capacity`) in training the share
+    `capacity` of every sequence's elements that have the largest margins, with a loss of weight `capacity_loss`.
+    Raises ValueError for numbers out of range, `eviction_cost` without `key_credit`, and what the rule does not read.
     """
 
     centered: bool = False
@@ -42,6 +46,9 @@ class RouterConfig:
     rate_control: Literal["ceiling", "exact"] = "ceiling"
     initial_bias: float = 0.0
     temperature_scale: float = 1.0
+    rule: Literal["margin", "capacity"] = "margin"
+    capacity: float = 0.125
+    capacity_loss: float = 0.01
 
     def __post_init__(self):
         check_choices(self)
@@ -57,9 +64,29 @@ class RouterConfig:
         if self.eviction_cost and not self.key_credit:
             raise ValueError("eviction_cost=True needs key_credit=True, from which it is subtracted")
 
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        if not 0 < self.capacity <= 1:
+            raise ValueError(f"capacity={self.capacity}: must be above 0 and at most 1")
+        if not self.capacity_loss >= 0:
+            raise ValueError(f"capacity_loss={self.capacity_loss}: must not be negative")
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        # What the other rule does not read.
+        unread = ("capacity", "capacity_loss") if self.rule == "margin" else ("target_rate", "temperature_scale")
+        for field in unread:
+            if (value := getattr(self, field)) != fields[field]:
+                other = "capacity" if self.rule == "margin" else "margin"
+                raise ValueError(f"{field}={value}: only rule={other!r} has one, and this is rule={self.rule!r}")
+
     @property
     def has_credit(self) -> bool:
         return self.straight_through or self.key_credit
+
+    @property
+    def controlled(self) -> tuple[float, bool] | None:
+        """The activation rate asked for, and whether it is a ceiling; None if none is."""
+        return None if self.target_rate is None else (self.target_rate, self.rate_control == "ceiling")
 
 
 class Decision(NamedTuple):
@@ -86,7 +113,8 @@ class ActivationStats(NamedTuple):
 
 
 class LatentConfigurator(nn.Module):
-    """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32.
+    """m (B, L, D) -> for each of M modules the decision  a = u_1 > u_0,  p = softmax(u / tau)_1,  in float32; or by the
+    rule "capacity" (`layers.capacity`), without tau.
 
     A `threshold` (`RateControl`) is subtracted from u_1. Decisions do not depend on the position, so `start` is not
     used. `axes` names the mesh axes over which the elements are split. Raises ValueError for a `target_rate` without a
@@ -119,6 +147,8 @@ class LatentConfigurator(nn.Module):
         bias = lambda key, shape, dtype: jnp.zeros(shape, dtype).at[1::2].set(self.router.initial_bias)
         u = nn.Dense(2 * self.modules, kernel_init=truncated_normal(), bias_init=bias, dtype=m.dtype, name="logits")(m)
         u = u.reshape(*m.shape[:2], self.modules, 2).astype(jnp.float32)
+        if self.router.rule == "capacity":
+            return self._ranked(u, valid, train)
         start = math.log(self.router.temperature_scale * math.sqrt(width))
         temperature = jnp.exp(self.param("log_temperature", nn.initializers.constant(start), (self.modules,)))
         margin = u[..., 1] - u[..., 0]
@@ -129,6 +159,17 @@ class LatentConfigurator(nn.Module):
         probability = jax.nn.sigmoid(excess / temperature[None, None])
         tap(self, "router_logits", u)
         return Decision(active, probability, jnp.maximum(probability, 1 - probability), temperature, margin)
+
+    def _ranked(self, u: Array, valid: Array, train: bool) -> Decision:
+        """The decision by rule "capacity", with its term in training."""
+        margin = u[..., 1] - u[..., 0]
+        active = (margin > 0) & valid[..., None]
+        if train:
+            active = capacity.largest(margin, valid, self.router.capacity)
+            term(self, "capacity", self.router.capacity_loss, *capacity.disagreement(margin, active, valid))
+        confidence = jax.nn.sigmoid(margin)
+        tap(self, "router_logits", u)
+        return Decision(active, confidence, confidence, jnp.ones(self.modules), margin)
 
     def _running_mean(self, m: Array, valid: Array, train: bool) -> Array:
         """The running mean of previous training batches: causal, and independent of the other sequences of the

@@ -9,6 +9,10 @@ The names are interface. Shapes for one layer (M modules to choose from, here th
     gau_out (B, L, D)           before its confidence
     resid (B, L, D)             the layer's output
 
+A transformer block has `active` to `attended` and `resid`, the rows of its H heads (B, L, H, Z), and
+
+    unit_out (B, L, D)          what it adds, before its confidence
+
 Values of packed rows are scattered back to their elements, zero where inactive. A tap that is not requested costs
 nothing.
 """

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
             layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=policy, methods=["advance"])
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "batch_stats": 0, "taps": 0},
+            variable_axes={"params": 0, "batch_stats": 0, "taps": 0, "terms": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=config.layers,
@@ -109,8 +109,8 @@ class Encoder(nn.Module):
         if train:
             raise ValueError("train=True: parameters unstacked by `separate` are for evaluation only")
         collections: dict[str, Any] = {name: self.get_variable(name, "layers") for name in ("params", "batch_stats")}
-        tapping = ["taps"] if self.is_mutable_collection("taps") else []
-        outcomes, taps, block = [], [], self.config.layer.block()
+        sowing = [name for name in ("taps", "terms") if self.is_mutable_collection(name)]
+        outcomes, found, block = [], [], self.config.layer.block()
         for i in range(self.config.layers):
             variables = {name: layers[i] for name, layers in collections.items() if layers is not None}
             (x, outcome), sown = block(self.config.layer, parent=None).apply(
@@ -121,13 +121,13 @@ class Encoder(nn.Module):
                 None if state is None else state[i],
                 threshold,
                 method="advance",
-                mutable=tapping,
+                mutable=sowing,
             )
             outcomes.append(outcome)
-            taps.append(sown.get("taps"))
+            found.append(sown)
         stats, after = zip(*outcomes, strict=True)
-        if tapping:
-            self.put_variable("taps", "layers", _stack(taps))
+        for name, stacked in _stack(found).items():
+            self.put_variable(name, "layers", stacked)
         return x, _stack(stats), None if state is None else after
 
     def _check(self, state: State, batch: int) -> None:

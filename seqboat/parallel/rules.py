@@ -28,6 +28,8 @@ PARAMETERS: tuple[tuple[str, Names], ...] = (
     ("(gau/projection|feed_forward/up|skip_projection|head_hidden)/kernel", ("embed", "hidden")),
     ("(gau/projection|feed_forward/up|head_hidden)/bias", ("hidden",)),
     ("(gau/output|feed_forward/down)/kernel", ("hidden", "embed")),
+    ("unit/(query|key|value|gate|up)/kernel", ("embed", "hidden")),
+    ("unit/(output|down)/kernel", ("hidden", "embed")),
     ("ssm/(delta|alpha|beta|gamma|log_decay|frequency|c_real|c_imag)", ("embed", None)),
     ("ssm/(omega|skip|log_step)", ("embed",)),
     ("head/kernel", ("embed", None)),

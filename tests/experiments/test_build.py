@@ -27,6 +27,7 @@ from experiments.common.errors import UserError
 from experiments.training.experiment import Config, Experiment, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
+from seqboat.layers import transformer
 from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
@@ -199,6 +200,31 @@ def test_variants_change_what_they_say():
     assert both.model.features == tiny.model.features
 
 
+PLAIN = [recipe for recipe in RECIPES if not recipe.startswith("configs/hyper")]  # those have arms of their own
+
+
+@pytest.mark.parametrize("recipe", PLAIN)
+def test_every_recipe_takes_the_transformer_family(recipe):
+    original = get_config(recipe)("tiny").model
+    for variant, activation, window, rule in (
+        ("transformer,tiny", "always", None, "margin"),
+        ("tiny,sliding", "always", original.window_size, "margin"),
+        ("tiny,sma_transformer", "learned", original.window_size, "margin"),
+        ("tiny,transformer,mod", "learned", None, "capacity"),
+    ):
+        layer = model_of(get_config(recipe)(variant)).config.encoder.layer
+        assert type(layer) is transformer.LayerConfig
+        assert (layer.activation, layer.window_size, layer.router.rule) == (activation, window, rule)
+        assert (layer.features, layer.dropout, layer.causal) == (original.features, original.dropout, original.causal)
+        assert layer.features / layer.heads <= 1.5 * original.key_size
+    assert model_of(get_config(recipe)("mod")).config.encoder.layer.router.rule == "capacity"
+
+
+def test_a_variant_of_another_block_is_refused():
+    with pytest.raises(ValueError, match=r"variant 's4d' changes what config.model.block='transformer' does not have"):
+        get_config("configs/lra/text")("transformer,s4d")
+
+
 def test_an_unknown_variant_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown variant 'small': there are paper, credit_router, tiny, full, always"):
         get_config("configs/lra/text")("tiny,small")
@@ -264,6 +290,7 @@ MODEL_KNOBS = {
     "router.key_credit": True,
     "router.initial_bias": 0.5,
     "router.temperature_scale": 0.5,
+    "router.rule": "capacity",
 }
 # Knobs that matter only together with others.
 MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -274,6 +301,8 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "router.eviction_cost": (True, {"router.key_credit": True}),
     "router.target_rate": (0.3, {"router.target_rate": 0.6}),
     "router.rate_control": ("exact", {"router.target_rate": 0.3}),
+    "router.capacity": (0.3, {"router.rule": "capacity"}),
+    "router.capacity_loss": (0.5, {"router.rule": "capacity"}),
     "activation_rate": (0.3, {"activation": "strided", "activation_rate": 0.6}),
 }
 UNTOUCHED = {
@@ -347,7 +376,7 @@ def model_texts(values: dict[str, Any]) -> Iterator[str]:
     yield str(init)
 
     def apply(variables):
-        rngs, mutable = {"dropout": key}, ["batch_stats"]
+        rngs, mutable = {"dropout": key}, ["batch_stats", "terms"]
         return model.apply(variables, batch["inputs"], batch["lengths"], True, rngs=rngs, mutable=mutable)
 
     yield str(jax.make_jaxpr(apply)(variables))
