@@ -3,6 +3,8 @@
 Every field has the default of its dataclass: its docstring says what it means, and only what has none is written here.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -12,6 +14,7 @@ from experiments.tasks.conditioned import HyperOptions
 from experiments.training.experiment import Config, TrainConfig
 from experiments.training.models import MIXERS, dataclasses_of, decided
 from experiments.training.optimizers import OptimizerConfig
+from seqboat.choices import choices
 
 __all__ = ["get_config", "hyper", "placeholder"]
 
@@ -46,6 +49,19 @@ def _model(name: str) -> ConfigDict:
     config.name = name
     if name != "mlp":
         config.update(block="seqboat", mixer=mixer("ema"))
+    return config
+
+
+def block(model: ConfigDict, name: str) -> ConfigDict:
+    """`config.model` with the layers of another file of seqboat/layers: a field of the same name keeps its value, if
+    that is one of its choices there; others have their defaults."""
+    classes = dataclasses_of(model.name, name)
+    fields = {field.name for cls in classes for field in dataclasses.fields(cls)} - {*decided(*classes), "mixer"}
+    allowed = {field: options for cls in classes for field, options in choices(cls).items()}
+    plain = {field: value for field, value in model.items() if field in fields and not isinstance(value, ConfigDict)}
+    kept = {field: value for field, value in plain.items() if value in allowed.get(field, (value,))}
+    config = defaults(*classes, but=(*decided(*classes), "mixer"), **kept)
+    config.update(name=model.name, block=name, mixer=model.mixer)
     return config
 
 

@@ -15,7 +15,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
     (docs/router.md), the SSM's whole kernel.
     tiny: what the recipe says, for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none.
     random, strided: attention at half of all positions, whatever the tokens are. lru, lstm, ...: any file of
-    seqboat/layers/mixers in place of the EMA.
+    seqboat/layers/mixers in place of the EMA. mega: that block of seqboat/layers in place of the SeqBoat layer.
     """
     changes: dict[str, Callable[[], None]] = {
         "paper": lambda: None,
@@ -26,12 +26,17 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "random": lambda: config.model.update(activation="random", activation_rate=0.5),
         "strided": lambda: config.model.update(activation="strided", activation_rate=0.5),
         "no_attention": lambda: config.model.update(activation="never"),
+        "mega": lambda: _block(config, "mega"),
         **{name: partial(_mixer, config, name) for name in base.mixers()},
     }
     for name in names.split(","):
         if name not in changes:
             raise ValueError(f"unknown variant {name!r}: there are {', '.join(changes)}")
         changes[name]()
+
+
+def _block(config: ConfigDict, name: str) -> None:
+    config.model = base.block(config.model, name)
 
 
 def _mixer(config: ConfigDict, name: str) -> None:
