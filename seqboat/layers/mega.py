@@ -1,6 +1,6 @@
 """The MEGA block (Ma et al. 2022, arXiv 2209.10655): a moving average, attention in chunks, a feed-forward network.
 
-Nothing is routed: all elements attend. Numbers of the published code: tests/parity/test_mega.py.
+Nothing is routed: all elements attend. Numbers of the published code: tests/parity/test_published_mega.py.
 """
 
 import dataclasses

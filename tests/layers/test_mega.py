@@ -1,4 +1,4 @@
-"""The MEGA block: chunks, streams, padding, causality and configs. Numbers of the published code: parity/test_mega.py."""
+"""The MEGA block: chunks, streams, padding, causality, configs. Published numbers: parity/test_published_mega.py."""
 
 import dataclasses
 import functools
