@@ -49,16 +49,16 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
             raise ValueError(f"variant {name!r} changes what config.model.block={block!r} does not have") from error
 
 
+def _block(config: ConfigDict, name: str) -> None:
+    config.model = base.block(config.model, name)
+
+
 def _mixer(config: ConfigDict, name: str) -> None:
     """Another mixer with its own defaults; S4D has the EMA's fields, and keeps the recipe's values."""
     old = config.model.mixer
     config.model.mixer = base.mixer(name)
     if (old.name, name) == ("ema", "s4d"):
         config.model.mixer.update(state_size=old.state_size, truncation=old.truncation)
-
-
-def _block(config: ConfigDict, name: str) -> None:
-    config.model = base.block(config.model, name)
 
 
 def _transformer(config: ConfigDict, activation: str, window_size: int | None) -> None:

@@ -1,5 +1,6 @@
 """The contract of a block: what an `Encoder` stacks, with its config. One file in `seqboat/layers` has both."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +36,17 @@ class BlockConfig:
     def check_streaming(self) -> None:
         """Raise ValueError unless such a layer can process streams piece by piece, exactly and in constant memory."""
         raise NotImplementedError
+
+    def refuse_streams(self, fields: Mapping[str, tuple[bool, str]]) -> None:
+        """Raise ValueError for the first field, of every block's and of these, that is not fine in streams: by its
+        name, whether it is fine, and why not."""
+        common = {
+            "causal": (self.causal, "the layer looks ahead; train with causal=True"),
+            "norm": (self.norm != "batch", "it uses statistics of whole batches; use layer, scale or rms"),
+        }
+        for field, (fine, why) in {**common, **fields}.items():
+            if not fine:
+                raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
 
     def describe(self, length: int, streaming: bool) -> str:
         """The layer in one line, for the start of a run over sequences of this length."""

@@ -126,9 +126,7 @@ class LayerConfig(BlockConfig):
 
     def check_streaming(self, own_modules: bool = True) -> None:
         """Raise ValueError unless such a layer can process streams piece by piece, exactly and in constant memory."""
-        refused = {
-            "causal": (self.causal, "the layer looks ahead; train with causal=True"),
-            "norm": (self.norm != "batch", "it uses statistics of whole batches; use layer, scale or rms"),
+        fields = {
             "window_size": (
                 self.window_size is not None or not (own_modules and self.attention) or self.activation == "never",
                 "it must be finite here: the window is kept as state",
@@ -139,9 +137,7 @@ class LayerConfig(BlockConfig):
             ),
             "layout": (not self.layout.length, "pieces cannot be split; split batches over the mesh, not sequences"),
         }
-        for field, (fine, why) in refused.items():
-            if not fine:
-                raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
+        self.refuse_streams(fields)
         if reason := self.mixer.stream_refusal():
             raise ValueError(f"mixer.{reason}")
 

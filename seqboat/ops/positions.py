@@ -72,6 +72,19 @@ def rotate(x: Float[Array, "T Z"], position: Int[Array, "T"]) -> Float[Array, "T
     return turned.reshape(x.shape).astype(x.dtype)
 
 
+def rotary_bias(alpha: Float[Array, "Z"], beta: Float[Array, "Z"], length: int) -> Float[Array, "P"]:
+    """<R_m alpha, R_n beta> by the distance n - m of 1 - length..length - 1: a table for `relative_bias`, in float32.
+
+    R_t rotates channels i and Z / 2 + i, the pairs of MEGA's published code, by the angle t 10000^(-2i / Z).
+    """
+    half = alpha.shape[0] // 2
+    frequencies = ROTARY_BASE ** (-np.arange(half) / half)
+    angle = np.arange(1 - length, length)[:, None] * frequencies[None]
+    cos, sin = (jnp.asarray(turn, jnp.float32) for turn in (np.cos(angle), np.sin(angle)))
+    (a, b), (c, d) = (jnp.split(vector.astype(jnp.float32), 2) for vector in (alpha, beta))
+    return cos @ (a * c + b * d) + sin @ (b * c - a * d)
+
+
 def sinusoid(length: int, width: int) -> np.ndarray:
     """(length, width) float32: sin in the first half of the channels and cos in the second, 10000^(-2i / width)."""
     half = (width + 1) // 2

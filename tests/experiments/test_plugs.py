@@ -1,5 +1,7 @@
 """Files that a config names are found by their names: a new one needs no edit elsewhere."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ from configs.lm import bytes as recipe
 from experiments.common.errors import UserError
 from experiments.common.plugs import find, names
 from experiments.evaluation.evaluator import measure_run
+from experiments.evaluation.sampling import Sampling, generate
 from experiments.training.experiment import build
 from experiments.training.loop import train
-from experiments.training.restore import load
+from experiments.training.metrics import METRICS_FILE
+from experiments.training.restore import load, load_language_model
 from tests.helpers import SMALL_MODEL, assert_close, plant
 from tests.test_readme import ROOT, python_blocks
 
@@ -53,3 +57,28 @@ def test_files_that_begin_with_an_underscore_are_no_plugs(monkeypatch, tmp_path)
     plant(monkeypatch, tmp_path, seqboat.layers.mixers, "_shared", "")
     assert "_shared" not in names("seqboat.layers.mixers")
     assert "ema" in names("seqboat.layers.mixers")
+
+
+def test_the_mega_variant_trains_is_evaluated_and_generates(tmp_path):
+    """What it generates are the most probable bytes of the whole sequence."""
+    (tmp_path / "text").write_bytes(np.random.default_rng(0).integers(97, 105, 400).astype(np.uint8).tobytes())
+    config = recipe.get_config("tiny,mega")
+    assert (config.model.block, config.model.features, config.model.position) == ("mega", 96, "rotary")
+    own = {name: value for name, value in SMALL_MODEL.items() if name.removeprefix("model.") in config.model}
+    sizes = {"task.length": 16, "task.context": 8, "task.files": (str(tmp_path / "text"),)}
+    steps = {"train.steps": 2, "train.batch_size": 2, "train.evaluate_every": 2, "train.checkpoint_every": 2}
+    config.update_from_flattened_dict(
+        {**own, **sizes, **steps, "model.layers": 1, "model.chunk": 8, "model.feed_forward_size": 8}
+    )
+    experiment = build(config.to_dict())
+    assert "width 8, MEGA, softmax attention in chunks of 8, ema by" in experiment.describe()
+    train(experiment, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
+    (evaluated,) = [record for record in records if record["kind"] == "evaluation"]
+    assert 6 < evaluated["bits_per_byte"] < 10
+    model, variables, _ = load_language_model(tmp_path / "run")
+    prompt = bytes(range(97, 107))
+    drawn = np.stack(list(generate(model, variables, prompt, Sampling(temperature=0), batch=1, count=9)), 1)[0]
+    tokens = jnp.asarray(np.concatenate([np.frombuffer(prompt, np.uint8), drawn])[None] + 1, jnp.int32)
+    logits = jax.jit(model.apply)(variables, tokens, jnp.full(1, 19)).logits[0]
+    np.testing.assert_array_equal(drawn, np.asarray(logits[9:-1, 1:]).argmax(1))

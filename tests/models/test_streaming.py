@@ -28,7 +28,12 @@ CONFIGS = {
         LAYER, position="rotary", attention_function="relu2", window_size=9, router=RouterConfig(centered=True)
     ),
     "slot, feed-forward, rms after, truncated": dataclasses.replace(
-        LAYER, position="slot", feed_forward_size=6, norm="rms", norm_placement="post", mixer=ema.Config(4, truncation=5)
+        LAYER,
+        position="slot",
+        feed_forward_size=6,
+        norm="rms",
+        norm_placement="post",
+        mixer=ema.Config(4, truncation=5),
     ),
     "t5, laplace, always": dataclasses.replace(
         LAYER, position="t5", attention_function="laplace", activation="always", blocks_per_iteration=2
