@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.pages import figures, hypernetworks, performance, tables
+from experiments.pages import claims, figures, hypernetworks, performance, tables
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of the pages, with _data/ and assets/.")
 
@@ -141,7 +141,7 @@ def _read(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-PAGES = {"results": page, "performance": performance.page, "hypernetworks": hypernetworks.page}
+PAGES = {"results": page, "claims": claims.page, "performance": performance.page, "hypernetworks": hypernetworks.page}
 
 
 if __name__ == "__main__":

@@ -231,7 +231,9 @@ def other_values(config, field):
     elif isinstance(value, bool):
         values = [not value]
     else:
-        values = [3] if value is None else [value / 2] if isinstance(value, float) else [value + 1, 2 * value]
+        values = (
+            [3] if value is None else [value / 2] if isinstance(value, float) else [value + 1, 2 * value, value // 8]
+        )
     for changed in values:
         try:
             yield dataclasses.replace(config, **{field.name: changed})
