@@ -102,6 +102,8 @@ class LayerConfig(BlockConfig):
         if self.position == "rotary" and self.key_size % 2:
             raise ValueError(f"key_size={self.key_size}: rotary positions rotate pairs of channels, so it must be even")
         check_routing(self.activation, self.activation_rate, self.router, split=bool(self.layout.length))
+        if reason := self.mixer.width_refusal(self.features):
+            raise ValueError(f"mixer.{reason}")
         if self.attention_method == "pallas":
             self._check_kernel()
         if self.layout.length:

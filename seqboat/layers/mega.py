@@ -57,6 +57,8 @@ class LayerConfig(BlockConfig):
 
     def __post_init__(self):
         check_choices(self)
+        if reason := self.mixer.width_refusal(self.features):
+            raise ValueError(f"mixer.{reason}")
         for field in ("features", "key_size", "value_size", "max_positions"):
             check_size(field, getattr(self, field))
         if self.chunk is not None:

@@ -63,13 +63,17 @@ class MixerConfig:
         """The module; `owner` is `parent` and `name` of Flax."""
         raise NotImplementedError
 
+    def width_refusal(self, features: int) -> str | None:
+        """The reason, beginning with FIELD=VALUE, why a layer of width `features` cannot have this mixer; or None."""
+        return None
+
     def stream_refusal(self) -> str | None:
         """The reason, beginning with FIELD=VALUE, why a causal mixer cannot be streamed; or None."""
         return None
 
     def split_refusal(self) -> str | None:
         """The reason, beginning with FIELD=VALUE, why sequences cannot be split over a mesh; or None."""
-        return f"name={self.name!r}: must be 'ema' if config.mesh splits sequences, to pass state between devices"
+        return f"name={self.name!r}: config.mesh splits sequences, and this mixer cannot pass its state between devices"
 
     def describe(self, length: int) -> str:
         """The mixer and how it is computed for sequences of this length, for the line that a run prints."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import UserError
-from experiments.pages import tables
+from experiments.pages import claims, tables
 from experiments.pages.results import page, section, today
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -114,6 +114,45 @@ def test_a_table_of_target_rates_has_what_was_asked_and_got(tmp_path):
     assert "| 0.5 | 0.500 0.490 | 0.010 |" in made
     write(path, {"a": run(0.25, [0.2], [0.25]), "none": SEEDS})
     assert "asked" not in tables.fill(text, tmp_path), "only if every arm has a target"
+
+
+def test_a_claim_is_a_row_with_its_control(tmp_path):
+    claim = {"claim": "ssd selects", "measure": "accuracy", "bar": "+.15", "verdict": "met", "table": "mixers"}
+    results, folder = tmp_path / "results", tmp_path / "claims"
+    results.mkdir()
+    folder.mkdir()
+    (folder / "select.json").write_text(json.dumps(claim | {"arm": "ssd", "control": "ema"}))
+    run = {
+        "metrics": {"accuracy": {"values": [0.5, None, 0.7], "mean": 0.6, "standard_error": 0.1}},
+        "test": [{"selection_metric": "accuracy"}],
+        "versions": {"python": "3.11", "jax": "0.10", "flax": "0.12"},
+        "hardware": "1 x cpu",
+        "command": "python -m experiments.sweep",
+        "seeds": [40, 41, 42],
+    }
+    (results / "mixers.json").write_text(json.dumps({"ema": run, "ssd": run}))
+    page = claims.page(folder)
+    assert "| ssd selects | accuracy | ema | 0.600 ± 0.100 (2 seeds) | 0.600 ± 0.100 (2 seeds) | +.15 | met |" in page
+    assert "`python -m experiments.sweep`; seeds from 40; 1 x cpu" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": None}, "a claim needs 'control'"),
+        ({"control": ""}, "a claim needs 'control'"),
+        ({"control": "gru"}, "has no arm 'gru'"),
+        ({"table": "other"}, "there is no table"),
+    ],
+)
+def test_a_claim_without_a_control_is_refused(tmp_path, changes, message):
+    claim = dict.fromkeys(claims.FIELDS, "x") | {"table": "mixers", "arm": "ema", "control": "ema"} | changes
+    for folder in ("results", "claims"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "results/mixers.json").write_text(json.dumps({"ema": {}}))
+    (tmp_path / "claims/one.json").write_text(json.dumps(claim))
+    with pytest.raises(UserError, match=message):
+        claims.page(tmp_path / "claims")
 
 
 def test_a_table_without_its_file_is_not_run_yet(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, normal
 
+from seqboat.layers.config import LayerConfig
 from seqboat.layers.mixers import lru, s5, ssd
 from seqboat.ops.s5 import S5Params, discretize, legs
 from seqboat.parallel.rules import SINGLE_DEVICE
@@ -91,7 +92,10 @@ def test_ssd_starts_with_the_published_steps():
         (lambda: lru.Config(state_size=0), "state_size=0: must be "),
         (lambda: s5.Config(shortest_step=0.0), "shortest_step=0.0: must be above 0 and at most longest_step=0.1"),
         (lambda: ssd.Config(convolution=0), "convolution=0: must be 1 to 1024"),
-        (lambda: ssd.Config(head_size=5).heads(WIDTH), "head_size=5: must divide expand * features = 12"),
+        (
+            lambda: LayerConfig(WIDTH, 4, 8, mixer=ssd.Config(head_size=5)),
+            "mixer.head_size=5: must divide expand * features = 12",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_field(refused, words):

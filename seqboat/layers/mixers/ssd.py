@@ -40,10 +40,12 @@ class Config(MixerConfig):
         return SSD(self, causal, **owner)
 
     def heads(self, features: int) -> int:
-        """H. Raises ValueError for inner channels that are not complete heads."""
-        if self.expand * features % self.head_size:
-            raise ValueError(f"head_size={self.head_size}: must divide expand * features = {self.expand * features}")
         return self.expand * features // self.head_size
+
+    def width_refusal(self, features: int) -> str | None:
+        if not self.expand * features % self.head_size:
+            return None
+        return f"head_size={self.head_size}: must divide expand * features = {self.expand * features}"
 
     def describe(self, length: int) -> str:
         return f"ssd in chunks of {min(self.chunk_size, length)}"
