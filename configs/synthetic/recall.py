@@ -6,12 +6,14 @@ python -m experiments.train --config=configs/synthetic/recall.py --workdir=runs/
 """
 
 from configs.synthetic import selective_copy
+from configs.variants import apply_variant
 
 
 def get_config(variant: str = "paper"):
-    config = selective_copy.get_config(variant)
+    config = selective_copy.get_config()
     for field in ("symbols", "alphabet"):
         del config.task[field]
     config.task.update(name="recall", length=48, pairs=8, keys=16, values=16)
     config.model.window_size = 24
+    apply_variant(config, variant, tiny=lambda config: None)
     return config
