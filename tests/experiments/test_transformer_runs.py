@@ -15,7 +15,7 @@ from experiments.training.loop import train
 from experiments.training.restore import load
 
 
-@pytest.mark.parametrize("variant", ["transformer", "sliding"])
+@pytest.mark.parametrize("variant", ["sliding", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_transformer_trains_is_evaluated_and_generates_if_it_has_a_window(variant, tmp_path):
     (tmp_path / "text").write_bytes(np.random.default_rng(0).integers(97, 105, 400).astype(np.uint8).tobytes())
     config = recipe.get_config(f"tiny,{variant}")
