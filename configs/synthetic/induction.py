@@ -7,14 +7,16 @@ Two tokens of a sequence matter. A window of 8 active tokens reaches over any di
 """
 
 from configs.synthetic import selective_copy
+from configs.variants import apply_variant
 
 
 def get_config(variant: str = "paper"):
-    config = selective_copy.get_config(variant)
+    config = selective_copy.get_config()
     del config.task["symbols"]
     config.task.update(name="induction", length=256, alphabet=16)
     config.model.position = "none"
     if config.model.window_size is not None:
         config.model.window_size = 8
     config.train.update(steps=3000, evaluate_every=1000, checkpoint_every=1000)
+    apply_variant(config, variant, tiny=lambda config: None)
     return config

@@ -9,6 +9,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, write_text
 from experiments.evaluation.evaluator import read_result, result_file
 from experiments.training.restore import beside, bound, load, middle
+from seqboat.layers.config import LayerConfig
 
 
 def write_report(
@@ -38,6 +39,9 @@ def write_report(
     run = bound(loaded)
     if not hasattr(run.model.config, "encoder"):
         raise UserError(f"the run in {workdir} holds a {type(run.model).__name__}, which has no attention to report")
+    if not isinstance(run.model.config.encoder.layer, LayerConfig):
+        block = loaded.values["model"]["block"]
+        raise UserError(f"the run in {workdir} has config.model.block={block!r}: reports show SeqBoat layers alone")
     at = None if loaded.values.get("hypernetwork") is None else tuple(middle(loaded.task).tolist())
     evaluated = beside(workdir, result_file({"split": split, "step": run.step, "at": at}))
     evaluation = read_result(evaluated, workdir)

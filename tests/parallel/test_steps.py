@@ -2,6 +2,7 @@
 
 import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -48,10 +49,16 @@ PAIRS = SMALL | {
     "optimizer.warmup_steps": 2,
 }
 RATE = {"train.activation_penalty": 0.0, "model.router.target_rate": 0.3, "model.router.rate_control": "exact"}
+# Whole transformer blocks around the elements that the router ranks first, and the term of the loss about them.
+NOT_OF_BLOCKS = ("model.key_size", "model.value_size", "model.mixer.state_size", "model.window_size")
+BLOCKS = {name: value for name, value in LANGUAGE.items() if name not in NOT_OF_BLOCKS}
+BLOCKS |= {"model.heads": 2, "model.router.capacity": 0.3, "model.router.capacity_loss": 0.5}
+TRANSFORMER = SimpleNamespace(get_config=lambda: selective_copy.get_config("transformer,mod"))
 CONFIGS = {
     "classifier": (quickstart, CLASSIFIER),
     "language model": (selective_copy, {**LANGUAGE, **RATE}),
     "pairs": (lra_retrieval, PAIRS),
+    "transformer": (TRANSFORMER, BLOCKS),
 }
 
 
@@ -100,9 +107,10 @@ def alone(name):
         pytest.param("classifier", "fsdp=2,fsdp_hidden=2,sequence=2", marks=pytest.mark.breadth),
         pytest.param("classifier", "pmap", marks=pytest.mark.breadth),
         pytest.param("language model", "data=2,sequence=4", marks=pytest.mark.breadth),
+        pytest.param("transformer", "data=2,fsdp=2,fsdp_hidden=2", marks=pytest.mark.breadth),
         *(
             pytest.param(name, mesh, marks=pytest.mark.slow)
-            for name in CONFIGS
+            for name in ("classifier", "language model", "pairs")
             for mesh in ("ddp", "fsdp", "fsdp_hidden", "sequence", "fsdp=4,sequence=2")
         ),
     ],
@@ -160,6 +168,15 @@ def test_other_layers_train_as_on_one_device(name, mesh, changes):
 
 
 @pytest.mark.slow
+def test_transformers_with_a_window_train_on_split_sequences():
+    changes = {"model.window_size": 4, "model.router.rule": "margin", "model.router.capacity": 0.125}
+    changes["model.router.capacity_loss"] = 0.01
+    got, expected = run("transformer", "data=2,sequence=4", **changes), run("transformer", None, **changes)
+    assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert_close(got[1:], expected[1:])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["sequence", "data"])
 def test_credit_on_a_mesh_pays_as_on_one_device(mesh):
     """Credit has no value, only a gradient for the router: it shows in the optimiser's first moment."""
@@ -174,6 +191,7 @@ def test_a_batch_in_parts_on_a_mesh():
     assert_close(got[0][0], expected[0][0])
 
 
+CAPACITY = {"model.router.rule": "capacity"}
 MISTAKES = {
     "rows": ("there is no mesh axis 'rows'; there are data, fsdp, fsdp_hidden, sequence", {}),
     "data=3": ("'data=3' needs 3 devices, there are 8", {}),
@@ -193,6 +211,7 @@ MISTAKES = {
         "config.model.mixer.truncation=8: must be None if config.mesh splits sequences",
         {"model.mixer.truncation": 8},
     ),
+    "data=2,sequence=4": ("config.model.router.rule='capacity': must be 'margin' if config.mesh splits", CAPACITY),
     "sequence=4,data=2": ("4 devices cannot share sequences of 41 elements", {"task.length": 33}),
 }
 
