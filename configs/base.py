@@ -5,6 +5,8 @@ Every field has the default of its dataclass: its docstring says what it means, 
 
 import dataclasses
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -19,7 +21,7 @@ from seqboat.choices import choices
 __all__ = ["get_config", "hyper", "placeholder"]
 
 # The other groups of a `Config`, which are not dataclasses, or are not in every config.
-_GROUPS = ("task", "model", "optimizer", "train", "hypernetwork")
+_GROUPS = ("task", "model", "optimizer", "train", "hypernetwork", "objectives")
 # The widths of a small model; a recipe has its own.
 _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
@@ -75,6 +77,12 @@ def mixer(name: str) -> ConfigDict:
 def mixers() -> list[str]:
     """What `mixer` may be called with."""
     return names(MIXERS)
+
+
+def objective(name: str, **fields: Any) -> ConfigDict:
+    """For `config.objectives`: a file of experiments/objectives, and its fields, the others with their defaults."""
+    own = find("experiments.objectives", name, "config.objectives", "Config", "Objective").Config
+    return ConfigDict({name: defaults(own, **fields)})
 
 
 def hyper(condition: str) -> ConfigDict:

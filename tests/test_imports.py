@@ -2,7 +2,8 @@
 
 ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values, and their base those of
 the dataclasses; nobody unpickles.
-common <- data <- tasks <- training <- evaluation <- reports, benchmarks, studies <- pages <- programs; no circles.
+common <- data <- tasks <- training <- objectives <- evaluation <- reports, benchmarks, studies <- pages <- programs.
+No circles.
 """
 
 import ast
@@ -42,7 +43,7 @@ ALLOWED = {
 }
 # The rooms of experiments, each with those that it may import; programs are the files beside them.
 ROOMS = {"common": set[str]()}
-for room in ("data", "tasks", "training", "evaluation"):
+for room in ("data", "tasks", "training", "objectives", "evaluation"):
     ROOMS[room] = set(ROOMS)
 for room in ("reports", "benchmarks", "studies"):
     ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}

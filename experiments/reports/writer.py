@@ -9,6 +9,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, write_text
 from experiments.evaluation.evaluator import read_result, result_file
 from experiments.training.restore import beside, bound, load, middle
+from seqboat.layers.seqboat import LayerConfig
 
 
 def write_report(
@@ -38,6 +39,11 @@ def write_report(
     run = bound(loaded)
     if not hasattr(run.model.config, "encoder"):
         raise UserError(f"the run in {workdir} holds a {type(run.model).__name__}, which has no attention to report")
+    if not isinstance(run.model.config.encoder.layer, LayerConfig):
+        raise UserError(
+            f"config.model.block={run.values['model']['block']!r}: a page shows what a router activates; "
+            "this block has none"
+        )
     at = None if loaded.values.get("hypernetwork") is None else tuple(middle(loaded.task).tolist())
     evaluated = beside(workdir, result_file({"split": split, "step": run.step, "at": at}))
     evaluation = read_result(evaluated, workdir)

@@ -20,11 +20,11 @@ from seqboat.ops.window_attention import attend
 
 class ChunkMemory(NamedTuple):
     """Of B streams: the `keys` (B, C, Z) and `values` (B, C, E) of the chunk that each is in, and how many elements of
-    it have come, `count` (B,). Slots from `count` on are not read."""
+    it have come, `filled` (B,). Slots from there on are not read."""
 
     keys: Array
     values: Array
-    count: Array
+    filled: Array
 
 
 def initial_memory(batch: int, chunk: int, key_size: int, value_size: int, dtype: jnp.dtype) -> ChunkMemory:
@@ -76,10 +76,10 @@ def stream_chunks(
     block = min(size, length)
     fill = lambda x: _fill(x, block)
     slots = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None], (batch, size))
-    place = memory.count[:, None] + jnp.arange(fill(valid).shape[1], dtype=jnp.int32)[None]
+    place = memory.filled[:, None] + jnp.arange(fill(valid).shape[1], dtype=jnp.int32)[None]
     every = _rows(
         jnp.concatenate([slots, place], 1),
-        jnp.concatenate([slots < memory.count[:, None], fill(valid)], 1),
+        jnp.concatenate([slots < memory.filled[:, None], fill(valid)], 1),
         size,
     )
     keys, values = (jnp.concatenate([old, fill(new)], 1) for old, new in ((memory.keys, k), (memory.values, v)))
@@ -104,7 +104,7 @@ def _push(
     kept = valid & (jnp.arange(valid.shape[1])[None] >= count[:, None] - size)
     slot, stream = jnp.where(kept, place % size, size), np.arange(len(valid))[:, None]
     write = lambda old, new: old.at[stream, slot].set(new.astype(old.dtype), mode="drop")
-    return ChunkMemory(write(memory.keys, k), write(memory.values, v), (memory.count + count) % size)
+    return ChunkMemory(write(memory.keys, k), write(memory.values, v), (memory.filled + count) % size)
 
 
 def _rows(place: Int[Array, "B T"], active: Bool[Array, "B T"], size: int) -> RowInfo:
