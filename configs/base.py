@@ -4,7 +4,6 @@ Every field has the default of its dataclass: its docstring says what it means, 
 """
 
 import dataclasses
-
 from typing import Any
 
 from ml_collections import ConfigDict

@@ -83,6 +83,8 @@ def test_an_objective_moves_the_gradient_by_its_coefficient(light):
             for each, given in ((steps, {}), (own, guides))
         ]
     )
+    (plain, *_), (still, *_) = run(state, own._guides({"stub": {"scale": 0.0}}, state.step))
+    assert_close(still, plain)
     (plain, *_), (moved, _, metrics, _) = run(state, own._guides({"stub": {"scale": 3.0}}, state.step))
     table = state.params["table"]
     assert_close(moved["table"] - plain["table"], 3 * table)
@@ -90,47 +92,43 @@ def test_an_objective_moves_the_gradient_by_its_coefficient(light):
     assert_close(metrics["stub/half"], ((table**2).sum(), np.float32(2)))
 
 
-def test_weight_0_is_no_guidance_and_the_last_guided_step_is_known(guided, tiny):
-    plain = build(tiny(QUICK))
-    zero, one = (attach(guided(weight=weight, until=0.5)) for weight in (0.0, 1.0))
+def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
+    plain, other = build(tiny(QUICK)), attach(guided(until=0.5))
     start = jax.jit(lambda: plain.steps.init(0))()
     batch, key = plain.task.train_batch(0), jax.random.key(0)
-    frozen = {"guidance": zero.steps.objectives["guidance"].frozen()}
+    frozen = {"guidance": other.steps.objectives["guidance"].frozen()}
 
     @jax.jit
     def run(state, step, frozen):
         each = [
             some.steps.gradients(state.params, state.batch_stats, batch, key, some.steps._guides(frozen, step))
-            for some in (plain, zero, one)
+            for some in (plain, other)
         ]
-        return [gradient for gradient, *_ in each], each[2][2]["guidance/cka_distance"]
+        return [gradient["encoder"]["layers"] for gradient, *_ in each], each[1][2]["guidance/cka_distance"]
 
-    (none, zero, one), (distance, guided_steps) = run(start, 2, frozen)
-    assert_close(zero, none)
-    assert rms(one["encoder"]["layers"]["ssm"]["beta"] - none["encoder"]["layers"]["ssm"]["beta"]) > 1e-6
-    assert guided_steps == 1
+    (none, one), (distance, steps) = run(start, 2, frozen)
+    assert all(rms(a - b) > 1e-3 * rms(b) for a, b in zip(*map(jax.tree.leaves, (one, none)), strict=True))
+    assert steps == 1
     assert 1 < distance < 4, "of three pairs"
-    (none, _, one), ended = run(start, 3, frozen)
+    (none, one), ended = run(start, 3, frozen)
     assert_close(one, none)
     assert ended == (0, 0)
 
 
-def test_without_objectives_the_step_is_what_it_was(tiny, guided):
-    """Its text has no argument more than the fields of the state had; a guided step's parts are not in it."""
+def test_without_objectives_the_step_is_what_it_was(tiny):
+    """Its text has no argument more than the fields of the state had."""
 
     def traced(experiment):
         state = jax.eval_shape(lambda: experiment.steps.init(0))
         return jax.make_jaxpr(experiment.steps.train)(state, experiment.task.train_batch(0)), state
 
-    plain, state = traced(build(tiny(QUICK)))
+    experiment = build(tiny(QUICK))
+    plain, state = traced(experiment)
     empty, _ = traced(build({**tiny(QUICK), "objectives": {}}))
     assert state.frozen == {}
     former = dataclasses.replace(state, frozen=None)
-    batch = build(tiny(QUICK)).task.train_batch(0)
-    assert len(plain.jaxpr.invars) == len(jax.tree.leaves((former, batch)))
+    assert len(plain.jaxpr.invars) == len(jax.tree.leaves((former, experiment.task.train_batch(0))))
     assert str(plain) == str(empty)
-    guides, state = traced(attach(guided()))
-    assert len(guides.jaxpr.invars) == len(plain.jaxpr.invars) + len(jax.tree.leaves(state.frozen)) + 2
 
 
 def test_a_guide_like_a_group_has_numbers_of_its_own(guided, tiny):
