@@ -16,6 +16,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
     tiny: what the recipe says, for minutes on a CPU. full: no window. always: attention everywhere. no_attention: none.
     random, strided: attention at half of all positions, whatever the tokens are. lru, lstm, ...: any file of
     seqboat/layers/mixers in place of the EMA. mega: that block of seqboat/layers in place of the SeqBoat layer.
+    guided: by another run, config.objectives.guidance.run.
     """
     changes: dict[str, Callable[[], None]] = {
         "paper": lambda: None,
@@ -26,6 +27,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "random": lambda: config.model.update(activation="random", activation_rate=0.5),
         "strided": lambda: config.model.update(activation="strided", activation_rate=0.5),
         "no_attention": lambda: config.model.update(activation="never"),
+        "guided": lambda: config.update(objectives=base.objective("guidance")),
         "mega": lambda: _block(config, "mega"),
         **{name: partial(_mixer, config, name) for name in base.mixers()},
     }
