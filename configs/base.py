@@ -4,6 +4,7 @@ Every field has the default of its dataclass: its docstring says what it means, 
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -19,7 +20,7 @@ from seqboat.choices import choices
 __all__ = ["get_config", "hyper", "placeholder"]
 
 # The other groups of a `Config`, which are not dataclasses, or are not in every config.
-_GROUPS = ("task", "model", "optimizer", "train", "hypernetwork")
+_GROUPS = ("task", "model", "optimizer", "train", "hypernetwork", "objectives")
 # The widths of a small model; a recipe has its own.
 _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
@@ -81,6 +82,12 @@ def block(model: ConfigDict, name: str) -> ConfigDict:
 def blocks() -> list[str]:
     """What `block` may be called with: every file with a `LayerConfig`, but config.py, whose block is seqboat."""
     return [name for name in names(BLOCKS) if name != "config" and holds(BLOCKS, name, "LayerConfig")]
+
+
+def objective(name: str, **fields: Any) -> ConfigDict:
+    """For `config.objectives`: a file of experiments/objectives, and its fields, the others with their defaults."""
+    own = find("experiments.objectives", name, "config.objectives", "Config", "Objective").Config
+    return ConfigDict({name: defaults(own, **fields)})
 
 
 def hyper(condition: str) -> ConfigDict:

@@ -20,6 +20,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
     transformer, mega, ...: any block, a file of seqboat/layers with a `LayerConfig`, in place of the SeqBoat layer; its
     fields of the same name keep the recipe's values. transformer sees everything, sliding is one with the recipe's
     window, and sma_transformer a sliding one whose blocks the router activates; transformer,mod is Mixture-of-Depths.
+    guided: by another run, config.objectives.guidance.run.
     """
     changes: dict[str, Callable[[], None]] = {
         "paper": lambda: None,
@@ -31,6 +32,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "strided": lambda: config.model.update(activation="strided", activation_rate=0.5),
         "no_attention": lambda: config.model.update(activation="never"),
         "mod": lambda: _mod(config),
+        "guided": lambda: config.update(objectives=base.objective("guidance")),
         **{name: partial(_mixer, config, name) for name in base.mixers()},
         **{name: partial(_block, config, name) for name in base.blocks()},
         "transformer": lambda: _transformer(config, "always", None),

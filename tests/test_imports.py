@@ -2,7 +2,8 @@
 
 ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values, and their base those of
 the dataclasses; nobody unpickles.
-common <- data <- tasks <- training <- evaluation <- reports, benchmarks, studies <- pages <- programs; no circles.
+common <- data <- tasks <- training <- objectives <- evaluation <- reports, benchmarks, studies <- pages <- programs.
+No circles.
 """
 
 import ast
@@ -29,7 +30,8 @@ ALLOWED = {
     "seqboat/ops/kernels": ARRAYS | {f"seqboat.ops.{name}" for name in ("kernels", "packing", "positions", "window")},
     "seqboat/parallel": ARRAYS | {"seqboat.ops", "seqboat.paths"},
     "seqboat/layers/mixers": ARRAYS
-    | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers.initializers", "seqboat.layers.mixer"},
+    | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers.initializers", "seqboat.layers.mixer"}
+    | {"seqboat.layers.mixers"},
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
     "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
@@ -42,7 +44,7 @@ ALLOWED = {
 }
 # The rooms of experiments, each with those that it may import; programs are the files beside them.
 ROOMS = {"common": set[str]()}
-for room in ("data", "tasks", "training", "evaluation"):
+for room in ("data", "tasks", "training", "objectives", "evaluation"):
     ROOMS[room] = set(ROOMS)
 for room in ("reports", "benchmarks", "studies"):
     ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}

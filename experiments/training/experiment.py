@@ -65,6 +65,7 @@ class Config:
     `hypernetwork` generates parameters of the model; None means no hypernetwork.
     `mesh` names the axes of the mesh of all devices, data, fsdp, fsdp_hidden and sequence, with sizes ("data=4,fsdp=2")
     or without ("data"); or is "pmap"; None is one device.
+    `objectives` has a group of fields for each file of experiments/objectives that adds to the loss; None is none.
     `data_dir` holds prepared tensorflow-datasets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
@@ -76,6 +77,7 @@ class Config:
     mesh: str | None = None
     seed: int = at_most(2**63 - 1, default=0)
     data_dir: str | None = None
+    objectives: dict | None = None
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:  # what a key of jax and grain's shuffle take
@@ -120,6 +122,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     """
     plain: dict[str, Any] = _plain(values)
     config = to_dataclass(Config, plain, "config")
+    read_objectives(config)
     partition = OneDevice() if one_device else make_partition(config.mesh)
     task = build_task(config, partition.rows)
     model: Any = build_model(config.model, task.config)
@@ -255,6 +258,20 @@ def read_task(config: Config) -> tuple[Any, Any]:
     name, fields = named(config.task, "config.task")
     module = find("experiments.tasks", name, "config.task.name", "Config")
     return module, to_dataclass(module.Config, fields, "config.task")
+
+
+def read_objectives(config: Config) -> dict[str, tuple[Any, Any]]:
+    """The module and the config of every objective, by name."""
+    found = {}
+    for name, fields in (config.objectives or {}).items():
+        module, where = (
+            find("experiments.objectives", name, "config.objectives", "Config", "Objective"),
+            f"config.objectives.{name}",
+        )
+        if not isinstance(fields, Mapping):
+            raise UserError(f"{where}={fields!r}: expected a group of fields")
+        found[name] = module, to_dataclass(module.Config, fields, where)
+    return found
 
 
 def _plain(values: Any) -> Any:

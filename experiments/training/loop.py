@@ -15,6 +15,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.common.provenance import command, hardware, versions
 from experiments.data import identity
+from experiments.training import objectives
 from experiments.training.checkpoints import Checkpoints, Restored, step_folders
 from experiments.training.experiment import Experiment
 from experiments.training.metrics import Reporter
@@ -38,8 +39,9 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     """
     workdir = user_path(workdir, "workdir")
     task, settings = experiment.task, experiment.config.train
-    init = functools.partial(experiment.steps.init, experiment.config.seed)
     source = source_of(workdir, init_from)
+    experiment = objectives.attach(experiment, workdir / CHECKPOINTS)
+    init = functools.partial(experiment.steps.init, experiment.config.seed)
     abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
     variables = {} if source is None else initial_variables(experiment, source)  # and errors of the source
     with Checkpoints(
@@ -52,7 +54,9 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
         if restored:
             _refuse_other_streams(restored, experiment)
         state = restored.state if restored else experiment.partition.create(init)
-        if restored is None and source is not None:
+        if restored is None and experiment.steps.objectives:
+            variables["frozen"] = {name: made.frozen() for name, made in experiment.steps.objectives.items()}
+        if restored is None and variables:
             state = experiment.partition.put_state(dataclasses.replace(state, **variables))
         start = int(state.step)
         with Reporter(
@@ -230,6 +234,8 @@ class _Run:
             self.stop()
         meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware(), "command": command()}
         meta["data"] = identity.remember(self.task)
+        if made := self.experiment.steps.objectives:
+            meta[objectives.META] = {name: objective.remember() for name, objective in made.items()}
         selection_metric = self.task.selection_metric
         self.checkpoints.save(
             step, self.state, meta, None if metrics is None else {selection_metric: metrics[selection_metric]}

@@ -35,6 +35,11 @@ def read(path: Path, wanted: Any, what: str, *, partial: bool) -> Any:
                 f"{what} was saved with a different config.task.carry_state or batch_size: resume with "
                 "the original values, or use only the parameters by --init_from"
             )
+        if differences and all(line.startswith("frozen/") for line in differences):
+            raise UserError(
+                f"{what} was saved with other config.objectives: resume with the original ones, or use only the "
+                "parameters by --init_from"
+            )
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(

@@ -1,6 +1,7 @@
 """One training step and one evaluation step: pure functions of a state and a batch."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
@@ -44,7 +45,8 @@ class TrainState:
 
     `metrics` are sums since the last report. `bad_step` is the first step whose loss, gradient or update was not
     finite, or -1; from then on nothing changes, so the state stays the last good one. `streams` is the model's state
-    for the streams in the rows of batches, {} without streams.
+    for the streams in the rows of batches, {} without streams. `frozen` is what objectives have that is never trained,
+    by name.
     """
 
     step: jax.Array
@@ -54,6 +56,7 @@ class TrainState:
     metrics: Sums
     bad_step: jax.Array
     streams: Any
+    frozen: Any = flax.struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Steps:
     reset where `begins` (B,) is True. Training is truncated backpropagation: values flow from one batch to the next,
     gradients do not. A batch with `streams`, a state, continues from it.
 
+    `objectives` are those of `experiments.training.objectives`, by name; they add to the loss in training only.
+
     If `sharded`, every device computes its part of the batch, and communicates only as its `Layout` says.
     """
 
@@ -105,13 +110,16 @@ class Steps:
     evaluation_metrics: Callable[[Any, Any], Sums] = lambda output, batch: {}
     sharded: ShardedStep | None = None
     layout: Layout = SINGLE_DEVICE
+    objectives: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def train(self, state: TrainState, batch: Batch) -> TrainState:
         """One training step. If any of its values is not finite, the state stays as it was, with `bad_step` set."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = with_streams(batch, state.streams)
         run = self._on_devices("gradients", state.params, batch)
-        gradient, stats, metrics, streams = run(state.params, state.batch_stats, batch, key)
+        gradient, stats, metrics, streams = run(
+            state.params, state.batch_stats, batch, key, self._guides(state.frozen, state.step)
+        )
         updates, opt_state = self.make_optimizer(state.params).update(gradient, state.opt_state, state.params)
         norm, params = optax.tree.norm(gradient), optax.apply_updates(state.params, updates)
         # Means of these are per step, regardless of accumulation.
@@ -130,7 +138,7 @@ class Steps:
         bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
         return dataclasses.replace(kept, step=state.step + 1, bad_step=bad_step)
 
-    def gradients(self, params, batch_stats, batch: Batch, key):
+    def gradients(self, params, batch_stats, batch: Batch, key, guides):
         """Gradient of the objective, new batch statistics, metrics and streams, over `accumulate` parts of the
         batch."""
         penalty, key = self._penalty(batch), self.layout.fold(key)
@@ -140,7 +148,7 @@ class Steps:
             summed, stats = before
             part, index = part_and_index
             gradient, (metrics, weight, changed) = jax.grad(self.objective, has_aux=True)(
-                params, stats, part, jax.random.fold_in(key, index), penalty
+                params, stats, part, jax.random.fold_in(key, index), penalty, guides=guides
             )
             summed, stats = jax.tree.map(jnp.add, summed, gradient), changed.get("batch_stats", {})
             return (summed, stats), (metrics, weight, changed["streams"])
@@ -153,9 +161,14 @@ class Steps:
         scale = 1 / jnp.maximum(weight, 1e-9)
         return jax.tree.map(lambda g: g * scale, self.layout.sum_gradients(summed)), stats, metrics, streams
 
-    def objective(self, params, batch_stats, batch: Batch, key, penalty=0.0, mutable=("batch_stats", "terms")):
+    def objective(
+        self, params, batch_stats, batch: Batch, key, penalty=0.0, mutable=("batch_stats", "terms"), guides=None
+    ):
         """The differentiated sum: losses, plus `penalty` times the activation probabilities, plus the modules' terms
-        (`seqboat.layers.terms`), whose means count with the weight of this part of the batch."""
+        (`seqboat.layers.terms`), whose means count with the weight of this part of the batch, and with `guides` what
+        the objectives add."""
+        if guides and any(objective.taps for objective in self.objectives.values()):
+            mutable = (*mutable, "taps")
         variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
         out, changed = apply(self.model, variables, batch, True, mutable, rngs={"dropout": key})
         total, weight, metrics = self.layout.share(self.loss(out, batch), out.logits.ndim > 2)
@@ -165,7 +178,26 @@ class Steps:
         for name, term in collect(changed.get("terms", {})).items():
             total += weight * term.scaled / jnp.maximum(term.weight, 1e-9)
             metrics |= {f"term/{name}": self.layout.share((term.total, term.weight), True)}
-        return total + penalty * probability / choices, (metrics, weight, changed)
+        total = total + penalty * probability / choices
+        if guides:
+            added, seen = self._objectives(guides, params, out, changed.get("taps", {}), batch, key)
+            total, metrics = total + weight * added, metrics | self.layout.share(seen, True)
+        return total, (metrics, weight, changed)
+
+    def _guides(self, frozen, step):
+        """What objectives need of a state; {} without them, so that the step has no more arguments."""
+        return {"frozen": frozen, "step": step} if self.objectives else {}
+
+    def _objectives(self, guides, params, out, taps, batch: Batch, key):
+        """The sum of coefficient * sum / weight, and metrics."""
+        total, metrics = jnp.zeros(()), {}
+        for name, objective in self.objectives.items():
+            frozen, own = guides["frozen"][name], jax.random.fold_in(key, zlib.crc32(name.encode()))
+            found = objective(frozen, params, out, taps, batch, own, guides["step"])
+            for term, (coefficient, value, weight) in found.items():
+                total += coefficient * value / jnp.maximum(weight, 1e-9)
+                metrics[f"{name}/{term}"] = (value, weight)
+        return total, metrics
 
     def variables(self, seed: int) -> dict[str, Any]:
         """Initial `params` and `batch_stats`."""
@@ -176,12 +208,16 @@ class Steps:
         params, stats = variables["params"], variables["batch_stats"]
         empty = lambda count: self.model.initial_state(count) if self.num_streams else {}
         batch = with_streams(example, empty(len(example["inputs"])))
-        shapes = jax.eval_shape(lambda: self.gradients(params, stats, batch, key)[2])
+        shapes = {name: objective.abstract() for name, objective in self.objectives.items()}
+        frozen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        guides = self._guides(frozen, jnp.zeros((), jnp.int32))
+        shapes = jax.eval_shape(lambda: self.gradients(params, stats, batch, key, guides)[2])
         metrics = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[name]) for name in shapes}
         metrics["gradient_norm"] = (jnp.zeros(()), jnp.zeros(()))
         opt_state = self.make_optimizer(params).init(params)
         never = jnp.full((), -1, jnp.int32)
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state, metrics, never, empty(self.num_streams))
+        streams, step = empty(self.num_streams), jnp.zeros((), jnp.int32)
+        return TrainState(step, params, stats, opt_state, metrics, never, streams, frozen)
 
     def evaluate(self, variables, batch: Batch) -> Sums:
         """Sums of a batch's metrics."""
@@ -226,7 +262,7 @@ class Steps:
 
     def _on_devices(self, method: str, params, batch: Batch, gradient: bool = True) -> Callable:
         """A method of (params, batch_stats, batch, key), mapped over devices if the step is sharded. Its result ends
-        with the streams and, with `gradient`, starts with the gradient."""
+        with the streams and, with `gradient`, starts with the gradient, and its arguments end with the guides."""
         if self.sharded is None:
             return getattr(self, method)
         layout, mesh = self.sharded.layout, self.sharded.mesh
@@ -234,7 +270,7 @@ class Steps:
         if mesh is None:
             return part
         whole, specs = PartitionSpec(), layout.of_parameters(params)
-        given = (specs, whole, layout.of_batch(batch), whole)
+        given = (specs, whole, layout.of_batch(batch), whole, *((whole,) if gradient else ()))
         results = (specs, whole, whole, layout.per_sequence) if gradient else (whole, layout.per_sequence)
         return jax.shard_map(part, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)
 

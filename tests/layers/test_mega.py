@@ -98,8 +98,8 @@ def test_an_element_depends_on_what_it_may_see_alone(config):
     assert_close(stats.elements, np.full(3, float(LENGTHS.sum())))
 
 
-def test_a_chunk_of_the_length_is_no_chunk():
-    """And the gradient, too; a chunk that does not divide the length is computed with the rest as padding."""
+def test_a_chunk_of_the_length_equals_none():
+    """Values and gradients."""
     none = dataclasses.replace(BOTH, chunk=None, max_positions=LENGTH)
     variables = random_like(shapes(none))
     wider = dataclasses.replace(none, chunk=LENGTH)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, tree_rms
 
-from configs import quickstart
+from configs import base, quickstart
 from configs.lra import retrieval as lra_retrieval
 from configs.synthetic import selective_copy
 from experiments.common.errors import UserError
@@ -174,6 +174,25 @@ def test_transformers_with_a_window_train_on_split_sequences():
     got, expected = run("transformer", "data=2,sequence=4", **changes), run("transformer", None, **changes)
     assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
     assert_close(got[1:], expected[1:])
+
+
+@pytest.mark.slow
+def test_mega_trains_as_on_one_device(monkeypatch):
+    def mega():
+        config = quickstart.get_config()
+        config.model = base.block(config.model, "mega")
+        return config
+
+    own = mega().model
+    sizes = {name: value for name, value in LANGUAGE.items() if not name.startswith("model.") or name[6:] in own}
+    changes = {"train.activation_penalty": 0.0, "task.validation_examples": 16, "model.mixer.state_size": 2}
+    changes |= {"model.chunk": 8, "model.feed_forward_size": 8, "model.position": "rotary"}
+    monkeypatch.setitem(CONFIGS, "mega", (SimpleNamespace(get_config=mega), {**sizes, **changes}))
+    got, expected = run("mega", "data=2,fsdp=2,fsdp_hidden=2"), run("mega", None)
+    assert_close(got[0], expected[0], floor=1e-2 * tree_rms(expected[0]))
+    assert_close(got[1:], expected[1:])
+    with pytest.raises(UserError, match=r"config.model.chunk=8: chunks are not split over devices"):
+        run("mega", "data=2,sequence=4")
 
 
 @pytest.mark.slow
