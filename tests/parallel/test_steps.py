@@ -107,7 +107,7 @@ def alone(name):
         ("classifier", "fsdp=2,fsdp_hidden=2,sequence=2"),
         ("classifier", "pmap"),
         ("language model", "data=2,sequence=4"),
-        ("transformer", "data=2,fsdp=2,fsdp_hidden=2"),
+        pytest.param("transformer", "data=2,fsdp=2,fsdp_hidden=2", marks=pytest.mark.slow),
         *(
             pytest.param(name, mesh, marks=pytest.mark.slow)
             for name in ("classifier", "language model", "pairs")
