@@ -355,7 +355,7 @@ def batch_of(size: int) -> dict[str, Any]:
 
 
 def model_text(values: dict[str, Any]) -> str:
-    """What a model computes to initialise itself, and in training."""
+    """What a model computes to initialise itself, and in training, with its constants."""
     model = build_model(to_dataclass(Config, values, "config").model, FakeTask)
     batch, key = batch_of(3), jax.random.key(0)
     initialise = lambda: model.init(key, jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
@@ -365,7 +365,8 @@ def model_text(values: dict[str, Any]) -> str:
         rngs, mutable = {"dropout": key}, ["batch_stats", "terms"]
         return model.apply(variables, batch["inputs"], batch["lengths"], True, rngs=rngs, mutable=mutable)
 
-    return f"{init}\n{jax.make_jaxpr(apply)(variables)}"
+    program = jax.make_jaxpr(apply)(variables)
+    return f"{init}\n{program}\n{program.consts}"
 
 
 def step_text(experiment: Experiment) -> str:
