@@ -15,8 +15,7 @@ def get_config(variant: str = "paper"):
     del config.task["symbols"]
     config.task.update(name="induction", length=256, alphabet=16)
     config.model.position = "none"
-    if config.model.window_size is not None:
-        config.model.window_size = 8
+    config.model.window_size = 8
     config.train.update(steps=3000, evaluate_every=1000, checkpoint_every=1000)
     apply_variant(config, variant, tiny=lambda config: None)
     return config

@@ -8,13 +8,14 @@ config.task.random_fillers, where keys can no longer be told from what lies betw
 """
 
 from configs.synthetic import selective_copy
+from configs.variants import apply_variant
 
 
 def get_config(variant: str = "paper"):
-    config = selective_copy.get_config(variant)
+    config = selective_copy.get_config()
     for field in ("symbols", "alphabet"):
         del config.task[field]
     config.task.update(name="mqar", length=64, pairs=4, vocabulary=128, power=0.01, random_fillers=False)
-    if config.model.window_size is not None:
-        config.model.window_size = 12
+    config.model.window_size = 12
+    apply_variant(config, variant, tiny=lambda config: None)
     return config

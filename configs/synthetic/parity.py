@@ -5,12 +5,14 @@ python -m experiments.evaluate --workdir=runs/parity
 """
 
 from configs.synthetic import selective_copy
+from configs.variants import apply_variant
 
 
 def get_config(variant: str = "paper"):
-    config = selective_copy.get_config(variant)
+    config = selective_copy.get_config()
     for field in ("symbols", "alphabet"):
         del config.task[field]
     config.task.update(name="parity", length=40, test_length=256)
     config.model.position = "none"
+    apply_variant(config, variant, tiny=lambda config: None)
     return config

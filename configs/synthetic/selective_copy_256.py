@@ -7,13 +7,14 @@ Gu and Dao (2023, arXiv 2312.00752), who have 4096 positions.
 """
 
 from configs.synthetic import selective_copy
+from configs.variants import apply_variant
 
 
 def get_config(variant: str = "paper"):
-    config = selective_copy.get_config(variant)
+    config = selective_copy.get_config()
     config.task.update(length=256, symbols=16)
     config.model.max_positions = 272
-    if config.model.window_size is not None:
-        config.model.window_size = 32
+    config.model.window_size = 32
     config.train.update(steps=4000, evaluate_every=2000, checkpoint_every=2000)
+    apply_variant(config, variant, tiny=lambda config: None)
     return config

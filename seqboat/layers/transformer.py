@@ -45,7 +45,7 @@ class LayerConfig(BlockConfig):
     """A transformer block of width D, `features`, and H `heads`, each of an even width D / H.
 
     Every element attends to the `window_size` elements before it that are active, and to those after it unless
-    `causal`; None is no limit. `activation`, `activation_rate`, `router`, `form`, `block_size`, `blocks_per_iteration`
+    `causal`; None means all. `activation`, `activation_rate`, `router`, `form`, `block_size`, `blocks_per_iteration`
     and `layout` are those of `layers.config.LayerConfig`. `dropout` is that of both sums. Norms are before the sums
     ("pre"): `norm` is their kind. Raises ValueError, by field, for what does not go together.
     """

@@ -368,7 +368,7 @@ def batch_of(size: int) -> dict[str, Any]:
 
 
 def model_texts(values: dict[str, Any]) -> Iterator[str]:
-    """What a model computes to initialise itself, and in training, of which the second is traced if it is asked for."""
+    """What a model computes to initialise itself, and in training with its constants, traced if asked for."""
     model = build_model(to_dataclass(Config, values, "config").model, FakeTask)
     batch, key = batch_of(3), jax.random.key(0)
     initialise = lambda: model.init(key, jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
@@ -379,7 +379,8 @@ def model_texts(values: dict[str, Any]) -> Iterator[str]:
         rngs, mutable = {"dropout": key}, ["batch_stats", "terms"]
         return model.apply(variables, batch["inputs"], batch["lengths"], True, rngs=rngs, mutable=mutable)
 
-    yield str(jax.make_jaxpr(apply)(variables))
+    program = jax.make_jaxpr(apply)(variables)
+    yield f"{program}\n{program.consts}"
 
 
 def differ(some: Iterable[str], others: Iterable[str]) -> bool:

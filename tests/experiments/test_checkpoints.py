@@ -552,7 +552,7 @@ def test_missing_step(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format 99, this seqboat reads up to 3: update seqboat"),
+        ({"format_version": 99}, "format 99, this seqboat reads up to 4: update seqboat"),
         ({"format_version": 0}, "no migration from 0"),
         ({"format_version": "1"}, "not written by seqboat"),
         ({"format": "other"}, "not written by seqboat"),
@@ -574,12 +574,12 @@ def test_meta_that_is_not_an_object(run: Path) -> None:
 
 
 def test_older_formats_are_migrated(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version, "CHECKPOINT_FORMAT", 5)
-    monkeypatch.setitem(version.MIGRATIONS, 3, lambda meta: {**meta, "trail": ["3 to 4"]})
-    monkeypatch.setitem(version.MIGRATIONS, 4, lambda meta: {**meta, "trail": [*meta["trail"], "4 to 5"]})
+    monkeypatch.setattr(version, "CHECKPOINT_FORMAT", 6)
+    monkeypatch.setitem(version.MIGRATIONS, 4, lambda meta: {**meta, "trail": ["4 to 5"]})
+    monkeypatch.setitem(version.MIGRATIONS, 5, lambda meta: {**meta, "trail": [*meta["trail"], "5 to 6"]})
     meta = Checkpoints(run).read_meta(30)
-    assert meta["trail"] == ["3 to 4", "4 to 5"]
-    assert meta["format_version"] == 5
+    assert meta["trail"] == ["4 to 5", "5 to 6"]
+    assert meta["format_version"] == 6
 
 
 def test_forged_state_gives_one_line(run: Path) -> None:

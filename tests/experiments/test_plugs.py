@@ -54,7 +54,7 @@ def test_a_file_that_is_missing_is_named(name):
         find("seqboat.layers.mixers", name, "config.model.mixer.name")
 
 
-def test_files_that_begin_with_an_underscore_are_no_plugs(monkeypatch, tmp_path):
+def test_files_that_begin_with_an_underscore_are_not_found(monkeypatch, tmp_path):
     plant(monkeypatch, tmp_path, seqboat.layers.mixers, "_shared", "")
     assert "_shared" not in names("seqboat.layers.mixers")
     assert "ema" in names("seqboat.layers.mixers")

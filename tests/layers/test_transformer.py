@@ -281,7 +281,7 @@ def test_streams_need_a_window_and_the_past():
         TransformerLayer(dataclasses.replace(FULL, window_size=3)).initial_state(1)
 
 
-def test_its_price_is_that_of_its_products():
+def test_its_cost_is_that_of_its_products():
     always = FULL.multiplications(10, 0.5)
     assert always == 4 * D * D + 3 * D * 24 + 2 * D * 21
     assert ROUTED.multiplications(10, 0.5) == 2 * D + 0.5 * (4 * D * D + 3 * D * 24 + 2 * D * 4)

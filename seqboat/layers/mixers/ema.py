@@ -16,8 +16,8 @@ from seqboat.parallel.rules import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Config(MixerConfig):
-    """`state_size` N values per channel; `truncation` ends the kernel after so many lags, as the published recipes do;
-    None keeps the whole kernel. `method` is for tests and comparisons."""
+    """`state_size` N values per channel; `truncation` ends the kernel after that number of lags, as published recipes
+    do; None keeps the whole kernel. `method` is for tests and comparisons."""
 
     state_size: int = 16
     truncation: int | None = None
