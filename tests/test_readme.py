@@ -68,7 +68,7 @@ def test_the_layout_names_every_folder():
 
 
 def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
-    module, mixer, pieces, task, config = python_blocks((ROOT / "docs/extending.md").read_text())
+    module, mixer, pieces, task, config, objective = python_blocks((ROOT / "docs/extending.md").read_text())
     names: dict = {}
     exec(module, names)
     assert 0 < names["stats"].active.sum() < names["stats"].elements
@@ -78,6 +78,8 @@ def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
     np.testing.assert_allclose(names["pieces"], names["whole"], atol=1e-6)
     plant(monkeypatch, tmp_path, experiments.tasks, "majority", task)
     exec(config, names)
+    exec(objective, objectives := {})
+    assert objectives["config"].objectives.guidance.run == "runs/guide"
     experiment = build(names["get_config"]().to_dict())
     batch = experiment.task.train_batch(0)
     np.testing.assert_array_equal(batch["targets"], 2 * (batch["inputs"] == 2).sum(1) > 15)

@@ -10,7 +10,7 @@ import pytest
 from test_resume import assert_same_run
 
 from configs import base
-from configs.synthetic import recall
+from configs.synthetic import mqar
 from experiments.common.errors import UserError
 from experiments.objectives.guidance import Config, Objective, draw_rows, pairs
 from experiments.training import objectives
@@ -157,10 +157,10 @@ def test_what_cannot_be_is_refused_in_one_line(guided, changes, fields, message)
 
 
 def test_a_guide_of_another_vocabulary_and_an_unknown_objective_are_refused(guided, tiny, untrained, tmp_path):
-    config = recall.get_config()
+    config = mqar.get_config()
     config.train.steps = 0
-    other = untrained(config.to_dict(), tmp_path / "recall")
-    with pytest.raises(UserError, match=r"guidance.run='.*recall': its vocabulary has \d+ symbols, this task's has"):
+    other = untrained(config.to_dict(), tmp_path / "mqar")
+    with pytest.raises(UserError, match=r"guidance.run='.*mqar': its vocabulary has \d+ symbols, this task's has"):
         attach(guided(run=str(other)))
     with pytest.raises(UserError, match=r"config.objectives='none': there is no file experiments/objectives/none.py"):
         build({**tiny(QUICK), "objectives": {"none": {}}})

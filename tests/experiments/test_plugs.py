@@ -83,5 +83,5 @@ def test_the_mega_variant_trains_is_evaluated_and_generates(tmp_path):
     tokens = jnp.asarray(np.concatenate([np.frombuffer(prompt, np.uint8), drawn])[None] + 1, jnp.int32)
     logits = jax.jit(model.apply)(variables, tokens, jnp.full(1, 19)).logits[0]
     np.testing.assert_array_equal(drawn, np.asarray(logits[9:-1, 1:]).argmax(1))
-    with pytest.raises(UserError, match=r"config.model.block='mega': a page shows what a router activates"):
+    with pytest.raises(UserError, match=r"config.model.block='mega': reports show SeqBoat layers alone"):
         write_report(tmp_path / "run")
