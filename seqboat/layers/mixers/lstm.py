@@ -42,8 +42,8 @@ class LSTM(Recurrent):
     @nn.nowrap
     def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Tree:
         """(c, h), zeros (B, D), for B streams; `row` (1, D) is an example of the input."""
-        zeros = super().initial_state(batch, row)
-        return zeros, zeros
+        zeros = super().initial_state
+        return zeros(batch, row), zeros(batch, row)  # two arrays: a program may take each one's memory
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         matrices = {"kernel": (width, 4 * width), "recurrent": (width, 4 * width), "bias": (4 * width,)}
