@@ -2,8 +2,8 @@
 
     python -m experiments.sweep --config=configs/sweeps/mixers.py --workdir=runs/mixers --out=docs/_data/results/mixers
 
-Data, steps, seeds and learning rate are those of configs/synthetic/selective_copy.py, whatever the mixer: nothing was
-tuned for one of them. Mixers have their defaults, the EMA and S5 and so on as many parameters as these give.
+Data, steps and learning rate are those of configs/synthetic/selective_copy.py, whatever the mixer: nothing was tuned
+for one of them. The EMA has that config's 8 states per channel, the others their defaults; parameters are not equal.
 """
 
 from ml_collections import ConfigDict

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import UserError, require
+from experiments.pages.tables import made_on
 
 FIELDS = ("claim", "measure", "bar", "verdict", "table", "arm", "control")
 HEAD = """# Claims
@@ -71,8 +72,7 @@ def _score(run: dict[str, Any]) -> str:
 
 def _source(name: str, runs: dict[str, Any]) -> str:
     first = next(iter(runs.values()))
-    versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
     return (
         f"- [{name}.json](_data/results/{name}.json): `{first['command']}`; seeds from {first['seeds'][0]}; "
-        f"{first['hardware']}; {versions}."
+        f"{made_on(first)}."
     )

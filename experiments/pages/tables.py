@@ -45,10 +45,15 @@ def table(runs: dict[str, Any], name: str) -> str:
         rows = [row + _rates(run) for row, run in zip(rows, runs.values(), strict=True)]
     lines = ["", *("| " + " | ".join(cells) + " |" for cells in (head, *rows))]
     lines.insert(2, "|" + "---|" * len(head))
-    versions = ", ".join(f"{package} {first['versions'][package]}" for package in ("python", "jax", "flax"))
     seeds = f"Seeds from {first['seeds'][0]}; where scores are missing, a seed was not run."
-    lines += ["", f"{seeds} {first['hardware']}; {versions}; [{name}](_data/results/{name}).", ""]
+    lines += ["", f"{seeds} {made_on(first)}; [{name}](_data/results/{name}).", ""]
     return "\n".join(lines) + "\n"
+
+
+def made_on(run: dict[str, Any]) -> str:
+    """Hardware and versions of a run."""
+    versions = ", ".join(f"{package} {run['versions'][package]}" for package in ("python", "jax", "flax"))
+    return f"{run['hardware']}; {versions}"
 
 
 def _row(label: str, run: dict[str, Any], metric: str) -> list[str]:

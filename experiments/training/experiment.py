@@ -111,7 +111,7 @@ class Experiment:
         if encoder is None:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
-        about = layer.describe(getattr(layer, "max_positions", 0), streaming=self.steps.num_streams > 0)
+        about = layer.describe(streaming=self.steps.num_streams > 0)
         return f"{start}{encoder.layers} layers, width {layer.features}, {about}"
 
 
@@ -264,10 +264,8 @@ def read_objectives(config: Config) -> dict[str, tuple[Any, Any]]:
     """The module and the config of every objective, by name."""
     found = {}
     for name, fields in (config.objectives or {}).items():
-        module, where = (
-            find("experiments.objectives", name, "config.objectives", "Config", "Objective"),
-            f"config.objectives.{name}",
-        )
+        module = find("experiments.objectives", name, "config.objectives", "Config", "Objective")
+        where = f"config.objectives.{name}"
         if not isinstance(fields, Mapping):
             raise UserError(f"{where}={fields!r}: expected a group of fields")
         found[name] = module, to_dataclass(module.Config, fields, where)

@@ -4,21 +4,40 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.norm import NORMS, NormKind
-from seqboat.layers.router import RouterConfig
+from seqboat.layers.router import ActivationStats, RouterConfig
 from seqboat.parallel.rules import Layout
 
 
-class BlockConfig:
-    """The base of a block's `LayerConfig`, a frozen dataclass with at least these fields.
+class Block(nn.Module):
+    """x (B, L, D) -> y (B, L, D), and the stats of its decisions. Subclasses define
 
-    `block()` gives the Flax module that is made of such a config, with two methods:
-    `initial_state(batch)`: the state of B streams, a tree of arrays (B, ...).
+    `initial_state(batch)`: the state of B streams, a tree of arrays (B, ...). Not traced by Flax (`nn.nowrap`).
     `advance(x, valid, train, state, threshold) -> (y, (stats, state))`: x and y (B, L, D), `router.ActivationStats`,
     and the state after pieces of streams, or None with state None. `threshold` is that of a
     `router.RateControl`, or None.
     """
+
+    config: Any
+
+    def __call__(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
+    ) -> tuple[Float[Array, "B L D"], ActivationStats]:
+        y, (stats, _) = self.advance(x, valid, train, None)
+        return y, stats
+
+    def initial_state(self, batch: int) -> Any:
+        raise NotImplementedError
+
+    def advance(self, x: Array, valid: Array, train: bool, state: Any, threshold: Array | None = None) -> Any:
+        raise NotImplementedError
+
+
+class BlockConfig:
+    """The base of a block's `LayerConfig`, a frozen dataclass with at least these fields. `block()` gives the `Block`
+    that is made of such a config."""
 
     features: int
     causal: bool
@@ -30,7 +49,7 @@ class BlockConfig:
     dtype: str
     layout: Layout
 
-    def block(self) -> type[nn.Module]:
+    def block(self) -> type[Block]:
         raise NotImplementedError
 
     def check_streaming(self) -> None:
@@ -48,8 +67,8 @@ class BlockConfig:
             if not fine:
                 raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
 
-    def describe(self, length: int, streaming: bool) -> str:
-        """The layer in one line, for the start of a run over sequences of this length."""
+    def describe(self, streaming: bool) -> str:
+        """The layer in one line, for the start of a run; `streaming`: of one that carries state."""
         raise NotImplementedError
 
     def multiplications(self, length: int, rate: float) -> float:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seqboat.choices import check_choices
-from seqboat.layers.block import BlockConfig, check_routing
+from seqboat.layers.block import Block, BlockConfig, check_routing
 from seqboat.layers.execution import Form, form_here
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.gau import GatedAttentionUnit
@@ -150,7 +150,7 @@ class LayerConfig(BlockConfig):
     def make_window(self) -> Window:
         return Window(self.window_size, self.causal, self.attention_function, self.position)
 
-    def block(self) -> type[nn.Module]:
+    def block(self) -> type[Block]:
         from seqboat.layers.seqboat import SeqBoatLayer  # which has such a config
 
         return SeqBoatLayer
@@ -158,12 +158,12 @@ class LayerConfig(BlockConfig):
     def rate_control(self) -> tuple[float, bool] | None:
         return self.router.controlled
 
-    def describe(self, length: int, streaming: bool) -> str:
+    def describe(self, streaming: bool) -> str:
         notice = kernel_notice() if self.attention_method == "pallas" else None
         return (
             f"window {self.window_size}, {self.attention_function} attention, activation {self.activation}, "
             f"{form_here(self.form, streaming)} form of {self.blocks} x {self.block_size} rows, attention by "
-            f"{self.attention_method}{f' ({notice})' if notice else ''}, {self.mixer.describe(length)}"
+            f"{self.attention_method}{f' ({notice})' if notice else ''}, {self.mixer.describe(self.max_positions)}"
         )
 
     def multiplications(self, length: int, rate: float) -> float:

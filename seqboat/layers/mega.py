@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from seqboat.choices import check_choices
-from seqboat.layers.block import BlockConfig
+from seqboat.layers.block import Block, BlockConfig
 from seqboat.layers.chunk_attention import ChunkAttention
 from seqboat.layers.feed_forward import FeedForward
 from seqboat.layers.mixer import MAX_SIZE, MixerConfig, check_size
@@ -72,7 +72,7 @@ class LayerConfig(BlockConfig):
         if self.layout.length:
             raise ValueError(f"chunk={self.chunk}: chunks are not split over devices; config.mesh must split batches")
 
-    def block(self) -> type[nn.Module]:
+    def block(self) -> type[Block]:
         return MegaLayer
 
     def check_streaming(self) -> None:
@@ -80,9 +80,9 @@ class LayerConfig(BlockConfig):
         if reason := self.mixer.stream_refusal():
             raise ValueError(f"mixer.{reason}")
 
-    def describe(self, length: int, streaming: bool) -> str:
+    def describe(self, streaming: bool) -> str:
         chunks = "over the whole sequence" if self.chunk is None else f"in chunks of {self.chunk}"
-        return f"MEGA, {self.attention_function} attention {chunks}, {self.mixer.describe(length)}"
+        return f"MEGA, {self.attention_function} attention {chunks}, {self.mixer.describe(self.max_positions)}"
 
     def multiplications(self, length: int, rate: float) -> float:
         keys, own = min(self.chunk or length, length), self.key_size + self.value_size
@@ -97,7 +97,7 @@ class MegaState(NamedTuple):
     memory: ChunkMemory
 
 
-class MegaLayer(nn.Module):
+class MegaLayer(Block):
     """x (B, L, D) -> (B, L, D), by the contract of `layers.block`; the stats have no modules.
 
         n = norm(x);  m = dropout(silu(mixer(n)));  u, h = attention(n, m)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from seqboat.layers.block import Block
 from seqboat.layers.config import ACCELERATOR_BLOCKS, LayerConfig
 from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.router import ActivationStats
@@ -28,7 +29,7 @@ class LayerState(NamedTuple):
     memories: Memories
 
 
-class SeqBoatLayer(nn.Module):
+class SeqBoatLayer(Block):
     """x (B, L, D) -> (B, L, D), and the stats of its configurator's decisions.
 
         m = dropout(silu(SSM(norm(x))))            norm here if placed "pre"
@@ -50,12 +51,6 @@ class SeqBoatLayer(nn.Module):
         if self.modules is not None:
             check_modules(self.modules)
         super().__post_init__()
-
-    def __call__(
-        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
-    ) -> tuple[Float[Array, "B L D"], ActivationStats]:
-        y, (stats, _) = self.advance(x, valid, train, None)
-        return y, stats
 
     @nn.nowrap
     def initial_state(self, batch: int) -> LayerState:

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from seqboat.choices import check_choices
-from seqboat.layers.block import BlockConfig, check_routing
+from seqboat.layers.block import Block, BlockConfig, check_routing
 from seqboat.layers.config import blocks_here
 from seqboat.layers.execution import Form, form_here
 from seqboat.layers.mixer import check_size
@@ -90,22 +90,19 @@ class LayerConfig(BlockConfig):
             )
 
     def check_streaming(self) -> None:
-        refused = {
-            "causal": (self.causal, "the layer looks ahead; train with causal=True"),
+        fields = {
             "window_size": (self.window_size is not None, "it must be finite here: the window is kept as state"),
             "layout": (not self.layout.length, "pieces cannot be split; split batches over the mesh, not sequences"),
         }
-        for field, (fine, why) in refused.items():
-            if not fine:
-                raise ValueError(f"{field}={getattr(self, field)!r} cannot be streamed: {why}")
+        self.refuse_streams(fields)
 
-    def block(self) -> type[nn.Module]:
+    def block(self) -> type[Block]:
         return TransformerLayer
 
     def rate_control(self) -> tuple[float, bool] | None:
         return self.router.controlled
 
-    def describe(self, length: int, streaming: bool) -> str:
+    def describe(self, streaming: bool) -> str:
         return (
             f"transformer, {self.heads} heads, window {self.window_size}, activation {self.activation}, "
             f"{form_here(self.form, streaming)} form of {blocks_here(self.blocks_per_iteration)} x {self.block_size} "
@@ -128,19 +125,13 @@ class LayerConfig(BlockConfig):
         )
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Block):
     """x (B, L, D) -> y = x + active * confidence * f(x), by the contract of `layers.block`; f is `TransformerUnit`."""
 
     # Flax: modules passed in keep their given names.
     preserve_adopted_names: ClassVar[bool] = True
 
     config: LayerConfig
-
-    def __call__(
-        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], train: bool = False
-    ) -> tuple[Float[Array, "B L D"], ActivationStats]:
-        y, (stats, _) = self.advance(x, valid, train, None)
-        return y, stats
 
     @nn.nowrap
     def initial_state(self, batch: int) -> Memories:

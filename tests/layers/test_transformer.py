@@ -285,4 +285,4 @@ def test_its_cost_is_that_of_its_products():
     always = FULL.multiplications(10, 0.5)
     assert always == 4 * D * D + 3 * D * 24 + 2 * D * 21
     assert ROUTED.multiplications(10, 0.5) == 2 * D + 0.5 * (4 * D * D + 3 * D * 24 + 2 * D * 4)
-    assert "2 heads, window 3, activation learned, packed form of 1 x 4 rows" in ROUTED.describe(10, streaming=False)
+    assert "2 heads, window 3, activation learned, packed form of 1 x 4 rows" in ROUTED.describe(streaming=False)

@@ -1,15 +1,18 @@
-"""What mixers of one recurrence per direction share: parameters, and the sum, of one direction or both."""
+"""What mixers of one recurrence per direction share: parameters and the sum of one direction or both; and what those
+of a linear recurrence share."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
+from seqboat.layers.mixer import Mixer, MixerConfig, Tree
 from seqboat.ops import recurrence
 from seqboat.parallel import sequence
-
-Tree = Any
 
 
 def parameter(mixer: Any, name: str, init: Callable[..., Array], shape: tuple[int, ...]) -> Array:
@@ -39,6 +42,35 @@ def run(
         return advance(jax.tree.map(lambda p: p[i], params), x, valid, None, bool(i))[0]
 
     return (direction(0) + direction(1)).astype(x.dtype), None
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig(MixerConfig):
+    """Of a diagonal linear recurrence with constant decays: `state_size` P complex values in all."""
+
+    state_size: int = 64
+
+    def split_refusal(self) -> None:
+        return None
+
+    def describe(self, length: int) -> str:
+        return f"{self.name} by {recurrence.choose('auto')}"
+
+    def multiplications(self, features: int, causal: bool) -> int:
+        return (1 if causal else 2) * 4 * self.state_size * (features + 1)
+
+
+class Linear(Mixer):
+    """The mixer of a `LinearConfig`. `axis` names the mesh axis over which sequences are split, if any."""
+
+    config: Any
+    causal: bool
+    axis: str | None = None
+
+    @nn.nowrap
+    def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B P"]:
+        """The state of B streams at their start."""
+        return jnp.zeros((batch, self.config.state_size), jnp.complex64)
 
 
 def linear(

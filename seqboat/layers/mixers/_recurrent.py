@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from seqboat.layers.mixer import Mixer, Tree
+from seqboat.layers.mixers import _directions as directions
 
 Params = dict[str, Array]
 
@@ -47,20 +48,15 @@ class Recurrent(Mixer):
 
         def parameter(name, shape):
             uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-            init = lambda key, shape: self.adjust(name, uniform(key, shape))
-            return self.param(name, init, shape if self.causal else (2, *shape))
+            return directions.parameter(self, name, lambda key, shape: self.adjust(name, uniform(key, shape)), shape)
 
         params = {name: parameter(name, shape) for name, shape in self.shapes(x.shape[-1]).items()}
-        row = jax.ShapeDtypeStruct((1, x.shape[-1]), x.dtype)
-        start = self.initial_state(x.shape[0], row) if state is None else state
-        if self.causal:
-            y, after = self._direction(params, x, valid, start, reverse=False)
-            return y, None if state is None else after
-        past, future = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(2))
-        y = self._direction(past, x, valid, start, reverse=False)[0]
-        return y + self._direction(future, x, valid, start, reverse=True)[0], None
+        return directions.run(self._run, params, x, valid, state, self.causal)
 
-    def _direction(self, params: Params, x: Array, valid: Array, state: Tree, reverse: bool) -> tuple[Array, Tree]:
+    @nn.nowrap
+    def _run(self, params: Params, x: Array, valid: Array, state: Tree | None, reverse: bool) -> tuple[Array, Tree]:
+        if state is None:
+            state = self.initial_state(len(x), jax.ShapeDtypeStruct((1, x.shape[-1]), x.dtype))
         # Time first, as the scan reads it: x is D wide, z several times that.
         z = x.swapaxes(0, 1) @ params["kernel"].astype(x.dtype) + params["bias"].astype(x.dtype)[None, None]
         return self.cell(params, z.swapaxes(0, 1), valid, state, reverse)

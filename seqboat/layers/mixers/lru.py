@@ -9,18 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqboat.layers.mixer import Mixer, MixerConfig
 from seqboat.layers.mixers import _directions as directions
 from seqboat.ops import recurrence
 from seqboat.parallel.rules import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(MixerConfig):
+class Config(directions.LinearConfig):
     """`state_size` P complex values in all. At the start |lambda| is between `r_min` and `r_max`, and its phase between
     0 and `max_phase`, in radians."""
 
-    state_size: int = 64
     r_min: float = 0.4
     r_max: float = 0.99
     max_phase: float = math.pi
@@ -37,15 +35,6 @@ class Config(MixerConfig):
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "LRU":
         return LRU(self, causal, layout.length, **owner)
 
-    def split_refusal(self) -> None:
-        return None
-
-    def describe(self, length: int) -> str:
-        return f"lru by {recurrence.choose('auto')}"
-
-    def multiplications(self, features: int, causal: bool) -> int:
-        return (1 if causal else 2) * 4 * self.state_size * (features + 1)
-
 
 class Params(NamedTuple):
     """Of one direction: `nu_log`, `theta_log`, `gamma_log` (P,); `b` (D, 2, P) and `c` (2, P, D), real and imaginary;
@@ -59,7 +48,7 @@ class Params(NamedTuple):
     d: Array
 
 
-class LRU(Mixer):
+class LRU(directions.Linear):
     """x (B, L, D) -> y_t = Re(h_t C) + d x_t,  h_t = lambda h_{t-1} + exp(gamma_log) x_t B,  with
     lambda = exp(-exp(nu_log) + i exp(theta_log)).
 
@@ -67,15 +56,6 @@ class LRU(Mixer):
     that states of white noise have the variance of x B. B and C are complex normal of variance 1/D and 2/P, d ~
     N(0, 1).
     """
-
-    config: Config
-    causal: bool
-    axis: str | None = None
-
-    @nn.nowrap
-    def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B P"]:
-        """The state of B streams at their start."""
-        return jnp.zeros((batch, self.config.state_size), jnp.complex64)
 
     @nn.compact
     def advance(

@@ -10,18 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
-from seqboat.layers.mixer import Mixer, MixerConfig
 from seqboat.layers.mixers import _directions as directions
 from seqboat.ops import recurrence, s5
 from seqboat.parallel.rules import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(MixerConfig):
+class Config(directions.LinearConfig):
     """`state_size` P complex values in all, each with its conjugate. The initial dt, one for each state, is log-uniform
     from `shortest_step` to `longest_step`."""
 
-    state_size: int = 64
     shortest_step: float = 1e-3
     longest_step: float = 1e-1
     discretization: s5.Discretization = "zoh"
@@ -36,31 +34,13 @@ class Config(MixerConfig):
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "S5":
         return S5(self, causal, layout.length, **owner)
 
-    def split_refusal(self) -> None:
-        return None
 
-    def describe(self, length: int) -> str:
-        return f"s5 by {recurrence.choose('auto')}"
-
-    def multiplications(self, features: int, causal: bool) -> int:
-        return (1 if causal else 2) * 4 * self.state_size * (features + 1)
-
-
-class S5(Mixer):
+class S5(directions.Linear):
     """x (B, L, D) -> y_t = 2 Re(h_t C) + d x_t,  h_t = A' h_{t-1} + x_t B',  with A', B' of `ops.s5.discretize`.
 
     A starts as `ops.s5.legs`, with eigenvectors V; B = V^-1 B_0 and C = C_0 V, with B_0, Re C_0 and Im C_0 normal of
     variance 1/2P. A stays in the left half-plane, which the published parameters, Re A itself, may leave.
     """
-
-    config: Config
-    causal: bool
-    axis: str | None = None
-
-    @nn.nowrap
-    def initial_state(self, batch: int, row: jax.ShapeDtypeStruct) -> Complex[Array, "B P"]:
-        """The state of B streams at their start."""
-        return jnp.zeros((batch, self.config.state_size), jnp.complex64)
 
     @nn.compact
     def advance(
