@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import cases, contenders, kernels, language_model, memory
+from experiments.benchmarks import cases, contenders, kernels, language_model, memory, mixers
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.settings import Row, Settings, agree
 from seqboat.layers.mixers import ema
@@ -211,5 +211,6 @@ SUITES = {
     "model": model,
     "language_model": language_model.steps,
     "compilation": compilation,
+    "mixers": mixers.suite,
     "decode": decode,
 }

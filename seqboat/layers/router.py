@@ -190,9 +190,10 @@ class LatentConfigurator(nn.Module):
 class RateControl(nn.Module):
     """One threshold T on the margins u_1 - u_0 of all layers, for a mean activation rate of `target`:
 
-        T <- T + GAIN S (rate - target)       after every training batch
+        T <- T + gain S (rate - target)       after every training batch
 
-    S is the root mean square of all margins, so that routers cannot outgrow T by growing their logits. T follows the
+    with gain RAISE where the rate is above the target, else LOWER: closed slowly, layers keep time to learn which of
+    them needs the share; opened fast, what was closed too far comes back within a few batches. S is the root mean square of all margins, so that routers cannot outgrow T by growing their logits. T follows the
     (1 - target) quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it
     is what balances experts without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on previous batches only,
     so decisions stay causal and independent of the other sequences of the batch, and carries no gradient. A "ceiling"
@@ -204,7 +205,7 @@ class RateControl(nn.Module):
     ceiling: bool = True
     axes: tuple[str, ...] = ()
 
-    GAIN = 0.05
+    RAISE, LOWER = 0.05, 0.2
     # The weight of the newest batch in S^2, once there are enough batches.
     MOMENTUM = 0.01
 
@@ -224,7 +225,9 @@ class RateControl(nn.Module):
         self.batches.value += 1
         weight = jnp.maximum(self.MOMENTUM, 1 / self.batches.value)
         self.squared_margin.value += weight * (square / count - self.squared_margin.value)
-        step = self.GAIN * jnp.sqrt(self.squared_margin.value) * (active / count - self.target)
+        excess = active / count - self.target
+        gain = jnp.where(excess > 0, self.RAISE, self.LOWER)
+        step = gain * jnp.sqrt(self.squared_margin.value) * excess
         least = 0.0 if self.ceiling else -jnp.inf
         self.threshold.value = jnp.maximum(self.threshold.value + step, least)
 

@@ -154,52 +154,50 @@ def _scan(
     Its own gradient, because that of a scan adds to the gradient of U in every step. Here a step finds the gradient of
     the products h_{t-1} U; that of U is one product of all h_{t-1} with them, after the scan.
     """
-    h, last, _ = _forward(cell, reverse, weights, z, valid, state)
-    return h, last
-
-
-def _forward(cell, reverse, weights, z, valid, state):
-    """`_scan`, and for its gradient the state before every element and the products with it."""
     recurrent, rest = weights
 
     def step(before, inputs):
         z, valid = inputs
+        after = _advance(cell, rest, z, _multiply(before[-1], recurrent, z.dtype), valid, before)
+        return after, after[-1].astype(z.dtype)
+
+    last, h = jax.lax.scan(step, state, (z, valid), reverse=reverse)
+    return h, last
+
+
+def _forward(cell, reverse, weights, z, valid, state):
+    """`_scan`, and for its gradient h before every element and the transpose of every step."""
+    recurrent, rest = weights
+
+    def step(before, inputs):
+        z, valid = inputs
+        advance = lambda rest, z, product, before: _advance(cell, rest, z, product, valid, before)
         product = _multiply(before[-1], recurrent, z.dtype)
-        after = _advance(cell, rest, z, product, valid, before)
-        return after, (after[-1].astype(z.dtype), (before, product))
+        after, transpose = jax.vjp(advance, rest, z, product, before)
+        return after, (after[-1].astype(z.dtype), before[-1].astype(z.dtype), transpose)
 
-    last, (h, kept) = jax.lax.scan(step, state, (z, valid), reverse=reverse)
-    return h, last, kept
-
-
-def _keep(cell, reverse, weights, z, valid, state):
-    h, last, kept = _forward(cell, reverse, weights, z, valid, state)
-    return (h, last), (weights, z, valid, kept)
+    last, (h, before, transposes) = jax.lax.scan(step, state, (z, valid), reverse=reverse)
+    return (h, last), (recurrent, before, transposes)
 
 
 def _backward(cell, reverse, kept, cotangents):
-    (recurrent, rest), z, valid, (before, products) = kept
+    recurrent, before, transposes = kept
     dh, d_state = cotangents
-    transposed = recurrent.T
+    transposed, dtype = recurrent.T, before.dtype
 
     def step(d_state, inputs):
-        z, product, valid, before, dh = inputs
-        advance = lambda rest, z, product, before: _advance(cell, rest, z, product, valid, before)
-        transpose = jax.vjp(advance, rest, z, product, before)[1]
+        transpose, dh = inputs
         d_rest, dz, d_product, d_before = transpose((*d_state[:-1], d_state[-1] + dh))
-        through = _multiply(d_product, transposed, z.dtype)
+        through = _multiply(d_product, transposed, dtype)
         # Where a cell only adds z and the product, their gradients are one array, which is stored once.
         own = None if d_product is dz else d_product
         return (*d_before[:-1], d_before[-1] + through), (d_rest, dz, own)
 
-    inputs = (z, products, valid, before, dh)
-    d_state, (d_rest, dz, d_products) = jax.lax.scan(step, d_state, inputs, reverse=not reverse)
+    d_state, (d_rest, dz, d_products) = jax.lax.scan(step, d_state, (transposes, dh), reverse=not reverse)
     d_products = dz if d_products is None else d_products
-    d_recurrent = jnp.einsum(
-        "lbd,lbg->dg", before[-1].astype(z.dtype), d_products.astype(z.dtype), preferred_element_type=jnp.float32
-    )
+    d_recurrent = jnp.einsum("lbd,lbg->dg", before, d_products.astype(dtype), preferred_element_type=jnp.float32)
     d_rest = jax.tree.map(lambda leaf: leaf.sum(0), d_rest)
     return (d_recurrent.astype(recurrent.dtype), d_rest), dz, None, d_state
 
 
-_scan.defvjp(_keep, _backward)
+_scan.defvjp(_forward, _backward)

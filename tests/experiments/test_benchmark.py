@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs.lm import enwik8
-from experiments.benchmarks import cases, contenders, decoding, kernels, language_model, memory, output, suites
+from experiments.benchmarks import cases, contenders, decoding, kernels, language_model, memory, mixers, output, suites
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.settings import Changes, Settings, agree
 from experiments.benchmarks.timing import Race, Times, interleave
@@ -265,6 +265,18 @@ def test_the_line_through_eleven_rates(small):
     fitted = [point["median_ms"] / (1 + point["off_the_line"]) for point in points]
     assert np.diff(fitted) == pytest.approx(line["microseconds_per_active_element"] * 2 * 96 / 10 / 1e3)
     assert fitted[0] == pytest.approx(line["start_ms"])
+
+
+def test_the_mixers_suite_times_every_mixer_beside_what_others_offer(monkeypatch):
+    monkeypatch.setattr(mixers, "WIDTHS", (16,))
+    monkeypatch.setattr(mixers, "_torch", lambda torch, name, data: lambda: None)
+    rows = list(mixers.suite(replace(SETTINGS, changes=Changes(batch=2, length=16))))
+    offered = {(row["mixer"], row["contender"]) for row in rows}
+    files = {path.stem for path in (ROOT / "seqboat/layers/mixers").glob("[!_]*.py")}
+    assert {name for name, who in offered if who == "seqboat"} == files | {"transformer"}
+    flax = {("elman", "SimpleCell"), ("gru", "GRUCell"), ("lstm", "LSTMCell"), ("lstm", "OptimizedLSTMCell")}
+    assert offered >= {(name, f"flax {cell}") for name, cell in flax} | {("transformer", "jax.nn")}
+    assert all(row["seqboat_over_it"] > 0 for row in rows if row["contender"] != "seqboat")
 
 
 @pytest.mark.parametrize("suite", ["lengths", "ema_alone", "model", "compilation"])

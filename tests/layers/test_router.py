@@ -18,11 +18,11 @@ VALID = jnp.ones((1, 512), bool)
 
 
 def follow(control, scales, offset=0.0):
-    """(threshold, activation rate) after a batch of normal margins, times scale plus offset, for each scale."""
+    """(threshold, activation rate) before and in each batch of normal margins plus offset, times scale."""
     start = control.init(jax.random.key(0))
 
     def step(variables, inputs):
-        scale, key = inputs
+        scale, offset, key = inputs
         margin = offset * scale + scale * jax.random.normal(key, (*VALID.shape, 2))
         threshold = control.apply(variables)
         one = jnp.ones_like(margin)
@@ -32,7 +32,9 @@ def follow(control, scales, offset=0.0):
         return changed, (threshold, stats.active.mean() / VALID.size)
 
     keys = jax.random.split(jax.random.key(1), len(scales))
-    threshold, rate = jax.jit(lambda *inputs: jax.lax.scan(step, start, inputs))(scales, keys)[1]
+    threshold, rate = jax.jit(lambda *inputs: jax.lax.scan(step, start, inputs))(
+        scales, jnp.broadcast_to(offset, scales.shape), keys
+    )[1]
     return np.asarray(threshold), np.asarray(rate)
 
 
@@ -50,6 +52,15 @@ def test_a_ceiling_binds_only_above_it():
     assert abs(rate.mean() - 0.5) < 0.01
     _, rate = follow(RateControl(0.25), jnp.ones(800))
     assert abs(rate[-200:].mean() - 0.25) < 0.01
+
+
+def test_a_rate_that_is_too_low_comes_back_within_a_few_batches():
+    # The router closes at once, as one does whose layers lose what they had learned.
+    offset = jnp.where(jnp.arange(500) < 300, 0.0, -3.0)
+    _, rate = follow(RateControl(0.25, ceiling=False), jnp.ones(500), offset)
+    assert abs(rate[250:300].mean() - 0.25) < 0.01
+    assert rate[300] < 0.01
+    assert abs(rate[350:].mean() - 0.25) < 0.02
 
 
 def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
@@ -76,7 +87,7 @@ def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
     assert 0.1 < rate < 1
     found = changed["batch_stats"]["rate"]
     assert_close(found["squared_margin"], square)
-    assert_close(found["threshold"], 0.1 + RateControl.GAIN * np.sqrt(square) * (rate - 0.1))
+    assert_close(found["threshold"], 0.1 + RateControl.RAISE * np.sqrt(square) * (rate - 0.1))
     assert_close(np.asarray(stats.active).sum() / (2 * 14), rate)
     # In evaluation it stays as it is.
     after = jax.jit(lambda variables: encoder.apply(variables, x, valid, mutable=["batch_stats"])[1])(variables)
