@@ -19,7 +19,7 @@ RATES = (0.1, 0.25, 0.5, 0.75)
 
 def get_config(data: str = "copying"):
     arms = {f"asked_{rate}".replace(".", "_"): _arm(data, rate) for rate in RATES}
-    return ConfigDict({"arms": arms, "first_seed": 30, "seeds": 3, "learning_rates": (), "tuning_seeds": 2})
+    return ConfigDict({"arms": arms, "first_seed": 50, "seeds": 3, "learning_rates": (), "tuning_seeds": 2})
 
 
 def _arm(data: str, rate: float) -> ConfigDict:

@@ -193,10 +193,11 @@ class RateControl(nn.Module):
         T <- T + gain S (rate - target)       after every training batch
 
     with gain RAISE where the rate is above the target, else LOWER: closed slowly, layers keep time to learn which of
-    them needs the share; opened fast, what was closed too far comes back within a few batches. S is the root mean square of all margins, so that routers cannot outgrow T by growing their logits. T follows the
-    (1 - target) quantile of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it
-    is what balances experts without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on previous batches only,
-    so decisions stay causal and independent of the other sequences of the batch, and carries no gradient. A "ceiling"
+    them needs the share; opened fast, what was closed too far comes back within a few batches. S is the root mean
+    square of all margins, so that routers cannot outgrow T by growing their logits. T follows the (1 - target) quantile
+    of the margins (stochastic approximation, Robbins and Monro 1951; with a constant step it is what balances experts
+    without a loss in Wang et al. 2024, arXiv 2408.15664). It depends on previous batches only, so decisions stay causal
+    and independent of the other sequences of the batch, and carries no gradient. A "ceiling"
     keeps T >= 0: then a router activates less than the target if it wants to. Both are part of the checkpoint and stay
     as they are in evaluation.
     """
