@@ -252,7 +252,7 @@ def test_methods_of_the_ema_beside_a_copy(monkeypatch):
 @pytest.mark.slow  # .ci/run rehearses launch/accelerator.sh, which runs it too
 def test_a_training_step_at_forced_rates_and_its_profile(monkeypatch, tmp_path):
     monkeypatch.setattr(language_model, "RECIPE", SMALL["lm"])
-    rows = list(language_model.steps(replace(SETTINGS, depth=2, rates=(0.25, 1.0), profile=tmp_path)))
+    rows = list(language_model.training_step(replace(SETTINGS, depth=2, rates=(0.25, 1.0), profile=tmp_path)))
     assert [row["activation_rate"] for row in rows] == [pytest.approx(0.25, abs=0.05), 1.0]
     assert all(row["tokens_per_second"] == pytest.approx(96e3 / row["median_ms"]) for row in rows)
     assert all(np.isfinite(row["loss"]) for row in rows)
