@@ -37,7 +37,7 @@ def test_a_mixer_of_thirty_lines_trains_streams_is_evaluated_and_reloaded(monkey
     run = load(tmp_path / "run")
     assert run.variables["params"]["encoder"]["layers"]["ssm"]["rate"].shape == (2, 8, 3)
     tokens, state = jnp.arange(24).reshape(2, 12), run.model.initial_state(2)
-    whole = run.model.apply(run.variables, tokens, jnp.full(2, 12)).logits
+    whole = jax.jit(run.model.apply)(run.variables, tokens, jnp.full(2, 12)).logits
     stream = jax.jit(
         lambda tokens, state: run.model.apply(run.variables, tokens, jnp.full(2, 4), state, method="stream")
     )

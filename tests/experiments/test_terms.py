@@ -30,11 +30,11 @@ def test_without_terms_the_objective_is_what_it_was(tiny):
     assert without == asked
 
 
-def test_the_gradient_of_the_capacity_term_is_that_of_finite_differences(tiny, initial):
+def test_the_gradient_of_the_capacity_term_is_that_of_finite_differences(tiny, random_state):
     """By the bias of the router, which moves all margins alike: the term's part of the gradient, in float64."""
     experiment = build(tiny({**CAPACITY, "model.router.capacity_loss": 0.5}))
     bare = build(tiny({**CAPACITY, "model.router.capacity_loss": 0.0}))
-    state, batch = initial(experiment), jax.tree.map(jnp.asarray, experiment.task.train_batch(0))
+    state, batch = random_state(experiment), jax.tree.map(jnp.asarray, experiment.task.train_batch(0))
 
     def gradient(functions):
         aux = jax.grad(functions.objective, has_aux=True)(
