@@ -266,7 +266,7 @@ def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
 def test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding():
     spec = hyper.spec(NET, X, select="out/kernel")
     network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8, 6), head="chunked", chunk_size=spec.size))
-    params = started(network, HALF)["params"]["chunked"]
+    params = jax.jit(network.init)(KEY, HALF)["params"]["chunked"]
     code = jnp.concatenate([network.config.encoding(HALF), params["chunks"][0]])
     hidden = Trunk(network.config).apply({"params": params["trunk"]}, code)
     std = (network.config.gain * network.config.encoding.energy / spec.size) ** 0.5
