@@ -469,7 +469,7 @@ def test_the_schedule_ends_with_the_run(tiny):
     params = {"kernel": jnp.ones((2, 2))}
 
     def update(steps: int) -> str:
-        optimizer = build(tiny({"train.steps": steps})).steps.make_optimizer(params)
+        optimizer = build(tiny({"train.steps": steps})).functions.make_optimizer(params)
         return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
 
     assert update(7) != update(6)
