@@ -84,5 +84,5 @@ def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
     batch = experiment.task.train_batch(0)
     np.testing.assert_array_equal(batch["targets"], 2 * (batch["inputs"] == 2).sum(1) > 15)
     assert 0.5 <= experiment.task.baseline("test")["accuracy"] < 0.6
-    state = jax.eval_shape(experiment.steps.init, 0)
-    assert jax.eval_shape(experiment.steps.train, state, batch).step.shape == ()
+    state = jax.eval_shape(experiment.functions.init, 0)
+    assert jax.eval_shape(experiment.functions.train, state, batch).step.shape == ()

@@ -1,4 +1,4 @@
-"""Decoding steps of our language models, and of a transformer of equal width with a full key-value cache."""
+"""Decoding token by token: our language models, and a transformer of equal width with a full key-value cache."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ from seqboat.quantization import quantize
 
 # Positions in a stream, and numbers of streams decoded together.
 EARLY, LATE, MANY = 1000, 1_000_000, 16
-# Steps per call, so that its time averages over elements that activate more and fewer layers; with several streams one
-# step averages already.
-STEPS, FEWER_STEPS = 32, 8
+# Tokens per stream and call, so that its time averages over those that activate more and fewer layers; with several
+# streams one token of each averages already.
+TOKENS, FEWER_TOKENS = 32, 8
 # Elements decoded between two measurements of the process's memory.
 STREAMED = 20_000
 # Kernels beside float32.
 DTYPES = ("bfloat16", "int8")
-# Rows of a transformer's cache: steps per call.
+# Rows of a transformer's cache: tokens per call.
 LENGTHS = {16: 32, 64: 32, 1024: 32, 8192: 8, 65_536: 2, 1_048_576: 1}
 # Length of the random sequence on which the router's biases are chosen.
 SAMPLE = 512
@@ -44,8 +44,8 @@ def models() -> dict[str, LanguageModel]:
     return {name: build_model(config.model.to_dict(), corpus.Config("enwik8")) for name, config in configs.items()}  # type: ignore[misc]
 
 
-def steps_of(batch: int) -> int:
-    return STEPS if batch == 1 else FEWER_STEPS
+def tokens_of(batch: int) -> int:
+    return TOKENS if batch == 1 else FEWER_TOKENS
 
 
 class Decoder:
@@ -81,15 +81,15 @@ class Decoder:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.variables)) / 1e6
 
     def read(self) -> Callable[[], object]:
-        """Reads and sums all parameters, once per decoding step of a call."""
+        """Reads and sums all parameters, once per token of a call."""
         total = jax.jit(lambda leaves: sum(leaf.sum() for leaf in leaves))
         leaves = jax.tree.leaves(jax.jit(separate)(self.variables))
-        return lambda: [total(leaves).block_until_ready() for _ in range(STEPS)]
+        return lambda: [total(leaves).block_until_ready() for _ in range(TOKENS)]
 
     def runner(self, batch: int, position: int) -> Callable[[], object]:
-        """A runner that decodes `steps_of` random symbols of `streams` streams with full memories, from this
+        """A runner that decodes `tokens_of` random symbols of `streams` streams with full memories, from this
         position."""
-        symbols, variables = _symbols(batch, steps_of(batch)), jax.jit(separate)(self.variables)
+        symbols, variables = _symbols(batch, tokens_of(batch)), jax.jit(separate)(self.variables)
         full = lambda memory: memory._replace(now=memory.now + position, pushed=memory.pushed + memory.slots)
         held = tuple(
             layer._replace(memories=tuple(full(memory) for memory in layer.memories))
@@ -196,8 +196,8 @@ def suite(settings: Settings) -> Iterator[Row]:
             (dtype, *stream): found.runner(*stream) for dtype, found in fewer_bits.items() for stream in (early, many)
         }
         race = settings.race({"read": decoder.read(), **runners})
-        read, kept = race.ms("read") / STEPS, decoder.state_bytes()
-        of = lambda rate, stream, race=race: race.ms((rate, *stream)) / steps_of(stream[0])
+        read, kept = race.ms("read") / TOKENS, decoder.state_bytes()
+        of = lambda rate, stream, race=race: race.ms((rate, *stream)) / tokens_of(stream[0])
         del runners
         ours = of(max(settings.rates), early)
         yield {"model": name, "contender": "all parameters read once", "ms": read}
@@ -209,7 +209,7 @@ def suite(settings: Settings) -> Iterator[Row]:
                 "kept_mb": kept / 1e6,
                 "grown_mb": None if grown is None or rate != min(settings.rates) else grown / 1e6,
                 "ms": of(rate, early),
-                **race.ratio("over_reading", (rate, *early), "read"),  # as many steps in a call
+                **race.ratio("over_reading", (rate, *early), "read"),  # as many tokens in a call
                 "late_ms": of(rate, late),
                 **race.ratio("late_over_early", (rate, *late), (rate, *early)),
                 "many_ms": of(rate, many),
@@ -245,9 +245,9 @@ def suite(settings: Settings) -> Iterator[Row]:
 def _cached(settings: Settings, model: LanguageModel, length: int) -> float:
     """Milliseconds of the transformer at full depth, extrapolated from the layers that fit. Runs alone and first, since
     its cache takes most of the memory."""
-    steps = LENGTHS[length]
-    few = replace(settings, rounds=min(settings.rounds, steps), seconds=0.0)  # the longest takes a minute
-    found = few.race({"cache": transformer(model, length)}).ms("cache") / steps
+    tokens = LENGTHS[length]
+    few = replace(settings, rounds=min(settings.rounds, tokens), seconds=0.0)  # the longest takes a minute
+    found = few.race({"cache": transformer(model, length)}).ms("cache") / tokens
     return found * model.config.encoder.layers / layers_timed(model, length)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.benchmarks.cases import Case, router_biases, with_router_bias
 from experiments.benchmarks.settings import Row, Settings
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
-from experiments.training.step import Steps, TrainState, means
+from experiments.training.step import StepFunctions, TrainState, means
 from seqboat.layers.mixers import ema
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.encoder import EncoderConfig
@@ -40,16 +40,16 @@ DEPTH, VOCABULARY = 14, 257
 OPTIMIZER = OptimizerConfig("radam", 0.005, warmup_steps=24_000, warmup_start=2e-3, weight_decay=0.1, clip_norm=0.25)
 
 
-def steps(settings: Settings) -> Iterator[Row]:
+def training_step(settings: Settings) -> Iterator[Row]:
     """Milliseconds of a training step, with clipping and optimiser, and tokens per second. `activation_rate` is the
     step's own, with dropout; `temporary_gb` what XLA reserves besides parameters and optimiser state."""
     case, depth = settings.changes(replace(RECIPE, layer=replace(RECIPE.layer, max_positions=1024))), settings.depth
     model = make_model(case, depth or DEPTH)
     batch = random_batch(case)
-    step = Steps(model, loss, functools.partial(make_optimizer, OPTIMIZER, 400_000), batch, seed=0)
-    state = jax.jit(step.init)(0)
+    functions = StepFunctions(model, loss, functools.partial(make_optimizer, OPTIMIZER, 400_000), batch, seed=0)
+    state = jax.jit(functions.init)(0)
     began = time.perf_counter()
-    program = jax.jit(step.train).lower(state, batch).compile()
+    program = jax.jit(functions.train).lower(state, batch).compile()
     seconds = time.perf_counter() - began
     memory = program.memory_analysis()
     states = {rate: at_rate(model, state, batch, rate) for rate in settings.rates}

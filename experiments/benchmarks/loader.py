@@ -24,8 +24,8 @@ def main() -> None:
     began = time.monotonic()
     kept = [next(batches) for _ in range(count)]
     reading = count * size / (time.monotonic() - began)
-    state = jax.jit(lambda: experiment.steps.init(experiment.config.seed))()
-    update = jax.jit(experiment.steps.train, donate_argnums=0).lower(state, kept[0]).compile()
+    state = jax.jit(lambda: experiment.functions.init(experiment.config.seed))()
+    update = jax.jit(experiment.functions.train, donate_argnums=0).lower(state, kept[0]).compile()
     state = update(state, kept[0])
     jax.block_until_ready(state)
     began = time.monotonic()

@@ -16,6 +16,7 @@ from seqboat.layers import mixers, transformer
 from seqboat.parallel.rules import SINGLE_DEVICE
 
 BATCH, LENGTH, WIDTHS = 16, 512, (64, 128)
+NAMES = tuple(name for _, name, _ in pkgutil.iter_modules(mixers.__path__) if not name.startswith("_"))
 # By flax's and by PyTorch's name.
 FLAX = {
     "elman": (nn.SimpleCell,),
@@ -31,9 +32,8 @@ def suite(settings: Settings) -> Iterator[Row]:
     batch, length = settings.changes.batch or BATCH, settings.changes.length or LENGTH
     for width in WIDTHS:
         data = kernels.signal(batch, length, width)
-        for _, name, _ in pkgutil.iter_modules(mixers.__path__):
-            if not name.startswith("_"):
-                yield from _rows(settings, name, data, {"seqboat": _ours(name, data), **_others(name, data)})
+        for name in NAMES:
+            yield from _rows(settings, name, data, {"seqboat": _ours(name, data), **_others(name, data)})
         yield from _rows(settings, "transformer", data, _transformers(data))
 
 

@@ -209,7 +209,7 @@ SUITES = {
     "ema_methods": kernels.ema_methods,
     "lengths": lengths,
     "model": model,
-    "language_model": language_model.steps,
+    "language_model": language_model.training_step,
     "compilation": compilation,
     "mixers": mixers.suite,
     "decode": decode,

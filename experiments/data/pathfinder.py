@@ -138,7 +138,7 @@ class _Snake:
         """Adds a dash if there is room. The previous dash is drawn on the board only now, so that it does not block
         it."""
         geometry = board.geometry
-        row, column = go(self.pivot, geometry.steps[self.direction])
+        row, column = go(self.pivot, geometry.moves[self.direction])
         cumulative = (geometry.turns[self.direction] * board.openness(row, column)).cumsum()
         total = float(cumulative[-1])
         if total < _SMALLEST_WEIGHT:

@@ -88,7 +88,7 @@ class Geometry:
         difference = np.abs(directions[:, None] - turned)
         difference = np.minimum(difference, 2 * np.pi - difference)
         self.turns = np.cos(np.minimum(difference * parameters.continuity, np.pi / 2)) ** 2
-        self.steps = [_vector(direction, length + 2 * margin) for direction in directions]
+        self.moves = [_vector(direction, length + 2 * margin) for direction in directions]
         self.heads = [_vector(degree, length) for degree in degrees]
         self.pivots = [_vector(_reversed(degree), radius) for degree in degrees]
         self.bearings = [_vector(degree, parameters.seed_distance) for degree in np.arange(DEGREES) * np.pi / 180]

@@ -47,7 +47,9 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
     @functools.partial(jax.jit, donate_argnums=2)
     def examine(variables, batch, state):
         with quantized_products():
-            found = run.experiment.steps.evaluate_examples(variables, {**batch, "streams": state} if state else batch)
+            found = run.experiment.functions.evaluate_examples(
+                variables, {**batch, "streams": state} if state else batch
+            )
         return found.total, found.examples, found.streams
 
     state = {} if streams is None else initial_state(run, streams)

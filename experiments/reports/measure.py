@@ -211,7 +211,7 @@ def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array
     """`active` and `confidence` (layers, B, L, M), and `distance` (layers, B, QUERIES) if anything attends; the
     answers; the metrics of every example; what `margins` needs of the first sequence if there is a router."""
     layer = run.model.config.encoder.layer
-    examined = run.experiment.steps.evaluate_examples(variables, batch, tapped=True)
+    examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
     layers = examined.taps["encoder"]["layers"]
     taps = {**layers, **layers["sparse"], **layers["sparse"].get("configurator", {})}
     found = {name: taps[name] for name in ("active", "confidence")}

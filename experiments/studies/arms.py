@@ -24,7 +24,7 @@ from experiments.common.errors import UserError
 from experiments.training.experiment import Experiment, build
 from experiments.training.metrics import plain
 from experiments.training.optimizers import make_optimizer
-from experiments.training.step import Steps
+from experiments.training.step import StepFunctions
 
 RATES = {"sgd": (3e-3, 1e-2, 3e-2, 1e-1), "adam": (3e-4, 1e-3, 3e-3, 1e-2)}
 EVALUATION_INTERVAL = 50  # steps between evaluations
@@ -58,38 +58,38 @@ def study(
 def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[str, np.ndarray]:
     """Curves of every rate and seed, (R, S, evaluations), and their summary."""
     experiments = [build({**values, "seed": seed}) for seed in seeds]
-    first, steps_total = experiments[0], values["train"]["steps"]
+    first, total = experiments[0], values["train"]["steps"]
     example = {name: np.asarray(array) for name, array in first.task.train_batch(0).items()}
 
     config = dataclasses.replace(first.config.optimizer, learning_rate=1.0)
 
-    def steps_of(rate: Any = 1.0):
-        """Training steps with a learning rate that may be traced."""
-        scaled = lambda params: optax.chain(make_optimizer(config, steps_total, params), optax.scale(rate))
-        return Steps(first.model, first.task.loss, scaled, example, seed=0)
+    def functions(rate: Any = 1.0):
+        """Those of a training step with a learning rate that may be traced."""
+        scaled = lambda params: optax.chain(make_optimizer(config, total, params), optax.scale(rate))
+        return StepFunctions(first.model, first.task.loss, scaled, example, seed=0)
 
-    init = lambda seed: steps_of().init(seed)
+    init = lambda seed: functions().init(seed)
     # Initialised as a single run of that seed would be.
     states = jax.jit(lambda: jax.tree.map(lambda *a: jnp.stack(a), *[init(seed) for seed in seeds]))()
     states = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rates), *a.shape)), states)
-    train_one = lambda rate, state, batch: steps_of(rate).train(state, batch)
+    train_one = lambda rate, state, batch: functions(rate).train(state, batch)
     train = jax.jit(
         lambda states, batches: jax.vmap(lambda rate, row: jax.vmap(functools.partial(train_one, rate))(row, batches))(
             jnp.array(rates), states
         ),
         donate_argnums=0,
     )
-    evaluate_one = lambda params, batch: _pair(steps_of().evaluate({"params": params}, batch))
+    evaluate_one = lambda params, batch: _pair(functions().evaluate({"params": params}, batch))
     evaluate = jax.jit(jax.vmap(jax.vmap(evaluate_one, (0, None)), (0, None)))
     variation = jax.jit(jax.vmap(jax.vmap(functools.partial(gradient_variation, first))))
 
     loaders = [experiment.task.train_batches(0) for experiment in experiments]
     curve, at, variations = [], [], []
-    for step in range(1, steps_total + 1):
+    for step in range(1, total + 1):
         if step == 1 or (step - 1) % 200 == 0:
             variations.append(np.asarray(variation(states.params)))
         states = train(states, jax.tree.map(lambda *a: np.stack(a), *[next(loader) for loader in loaders]))
-        if step % EVALUATION_INTERVAL == 0 or step == steps_total:
+        if step % EVALUATION_INTERVAL == 0 or step == total:
             curve.append(_mean(evaluate, states.params, first, "validation"))
             at.append(step)
     test = _mean(evaluate, states.params, first, "test")
@@ -123,7 +123,7 @@ def gradient_variation(experiment: Experiment, params: Any) -> Any:
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *batches)
 
     def norm(batch):
-        loss = lambda params: experiment.steps.objective(params, {}, batch, jax.random.key(0))[0]
+        loss = lambda params: experiment.functions.objective(params, {}, batch, jax.random.key(0))[0]
         return optax.tree.norm(jax.grad(loss)(params))
 
     norms = jax.lax.map(norm, stacked)

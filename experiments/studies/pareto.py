@@ -56,5 +56,5 @@ def test(workdir: Path, penalty: float | None) -> dict[str, Any]:
     batches = task.evaluation_batches("test")
     if penalty is not None:
         batches = (task.at(batch, np.array([penalty], np.float32)) for batch in task.task.evaluation_batches("test"))
-    values = evaluate(jax.jit(experiment.steps.evaluate), run.variables, batches)
+    values = evaluate(jax.jit(experiment.functions.evaluate), run.variables, batches)
     return {name: plain(values[name]) for name in ("accuracy", "loss", "activation_rate")} | {"step": run.step}

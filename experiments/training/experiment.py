@@ -15,7 +15,7 @@ from experiments.tasks.conditioned import Conditioned, HyperOptions
 from experiments.training.models import build_hyper, build_model, example_of, named
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.sharding import OneDevice, Partition, make_partition
-from experiments.training.step import ShardedStep, Steps, initial_variables
+from experiments.training.step import ShardedStep, StepFunctions, initial_variables
 from experiments.training.trackers import TrackerName
 from seqboat.hyper import Hyper
 from seqboat.models.language_model import LanguageModel
@@ -23,7 +23,7 @@ from seqboat.models.language_model import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long and how often. Steps count updates; `batch_size` is of one update over all processes.
+    """How long and how often, in training steps. `batch_size` is that of one step over all processes.
 
     `accumulate` computes a batch in that many parts. `activation_penalty` is the loss's weight of the mean probability
     of activating. The newest `keep_checkpoints` and the best are kept. `trackers` get the metrics too (`trackers.py`).
@@ -92,7 +92,7 @@ class Experiment:
     config: Config
     model: Any
     task: Any
-    steps: Steps
+    functions: StepFunctions
     partition: Partition
 
     @property
@@ -111,7 +111,7 @@ class Experiment:
         if encoder is None:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
-        about = layer.describe(streaming=self.steps.num_streams > 0)
+        about = layer.describe(streaming=self.functions.num_streams > 0)
         return f"{start}{encoder.layers} layers, width {layer.features}, {about}"
 
 
@@ -134,7 +134,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         model = _generated(config, model, example)
     carry = _carries(config, task, model, partition)
     sharded = _sharded(config, task, model, partition, example)
-    steps = Steps(
+    functions = StepFunctions(
         model,
         task.loss,
         lambda params: make_optimizer(config.optimizer, config.train.steps, params),
@@ -146,7 +146,7 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         evaluation_metrics=task.evaluation_metrics,
         sharded=sharded,
     )
-    return Experiment(plain, config, model, task, steps, partition)
+    return Experiment(plain, config, model, task, functions, partition)
 
 
 def _check_rate(config: Config, model: nn.Module) -> None:

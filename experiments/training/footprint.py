@@ -70,9 +70,9 @@ class StepFootprint:
 def make_plan(experiment: Experiment, rate: float) -> StepFootprint:
     """Compiles the training step without running it."""
     partition = experiment.partition
-    state = partition.abstract(functools.partial(experiment.steps.init, experiment.config.seed))
+    state = partition.abstract(functools.partial(experiment.functions.init, experiment.config.seed))
     batch = _abstract_batch(experiment)
-    compiled = partition.compile(experiment.steps.train, state, batch)
+    compiled = partition.compile(experiment.functions.train, state, batch)
     return StepFootprint(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         parameter_bytes=_bytes_on_a_device(state.params),

@@ -41,7 +41,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     task, settings = experiment.task, experiment.config.train
     source = source_of(workdir, init_from)
     experiment = objectives.attach(experiment, workdir / CHECKPOINTS)
-    init = functools.partial(experiment.steps.init, experiment.config.seed)
+    init = functools.partial(experiment.functions.init, experiment.config.seed)
     abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
     variables = {} if source is None else initial_variables(experiment, source)  # and errors of the source
     with Checkpoints(
@@ -54,8 +54,8 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
         if restored:
             _refuse_other_streams(restored, experiment)
         state = restored.state if restored else experiment.partition.create(init)
-        if restored is None and experiment.steps.objectives:
-            variables["frozen"] = {name: made.frozen() for name, made in experiment.steps.objectives.items()}
+        if restored is None and experiment.functions.objectives:
+            variables["frozen"] = {name: made.frozen() for name, made in experiment.functions.objectives.items()}
         if restored is None and variables:
             state = experiment.partition.put_state(dataclasses.replace(state, **variables))
         start = int(state.step)
@@ -77,7 +77,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
                     reporter.message(f"changed since that checkpoint: {line}")
                 if changed := identity.changes(restored.meta.get("data"), task):
                     reporter.message(f"changed since that checkpoint: the data, {'; '.join(changed)}")
-            return _Run(experiment, checkpoints, reporter, state).steps()
+            return _Run(experiment, checkpoints, reporter, state).train()
 
 
 def source_of(workdir: str | Path, init_from: str | Path | None) -> Path | None:
@@ -122,8 +122,8 @@ class _Run:
         self.experiment, self.checkpoints, self.reporter, self.state = experiment, checkpoints, reporter, state
         self.settings, self.task = experiment.config.train, experiment.task
         self.partition = experiment.partition
-        self.evaluate_batch = self.partition.evaluate(experiment.steps.evaluate)
-        self.read_batch = self.partition.evaluate(experiment.steps.evaluate_stream)
+        self.evaluate_batch = self.partition.evaluate(experiment.functions.evaluate)
+        self.read_batch = self.partition.evaluate(experiment.functions.evaluate_stream)
         # A pending report is fetched only after the next step is dispatched, so that the device does not wait for the
         # host.
         self.due: tuple[int, Sums, jax.Array] | None = None
@@ -131,7 +131,7 @@ class _Run:
         # Elements in a checkpoint's sums, which this process has not timed.
         self.counted = float(state.metrics["elements"][0])
 
-    def steps(self) -> Finished:
+    def train(self) -> Finished:
         start, settings = int(self.state.step), self.settings
         if start >= settings.steps:
             self.reporter.message(f"step {start} of {settings.steps}: nothing left to train")
@@ -166,7 +166,7 @@ class _Run:
 
     def compile(self, batch: Any) -> Any:
         began = time.monotonic()
-        update = self.partition.compile(self.experiment.steps.train, self.state, batch)
+        update = self.partition.compile(self.experiment.functions.train, self.state, batch)
         self.clock = time.monotonic()
         self.reporter.message(f"compiled the training step in {self.clock - began:.1f} s")
         return update
@@ -234,7 +234,7 @@ class _Run:
             self.stop()
         meta = {"config": self.experiment.values, "versions": versions(), "hardware": hardware(), "command": command()}
         meta["data"] = identity.remember(self.task)
-        if made := self.experiment.steps.objectives:
+        if made := self.experiment.functions.objectives:
             meta[objectives.META] = {name: objective.remember() for name, objective in made.items()}
         selection_metric = self.task.selection_metric
         self.checkpoints.save(

@@ -40,7 +40,9 @@ def locate(experiment: Experiment, state: TrainState) -> str:
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params, part, key):
-        return experiment.steps.objective(params, state.batch_stats, part, key, 0.0, ("batch_stats", "taps", "terms"))
+        return experiment.functions.objective(
+            params, state.batch_stats, part, key, 0.0, ("batch_stats", "taps", "terms")
+        )
 
     for index in range(parts):  # in the step's parts, with the same dropout
         part = jax.tree.map(lambda a, index=index: a[index], batch)

@@ -31,4 +31,4 @@ def attach(experiment: Experiment, checkpoints: Path) -> Experiment:
     resumed = bool(step_folders(checkpoints))
     known = Checkpoints(checkpoints, read_only=True).glance().get(META, {}) if resumed else {}
     made = {name: module.Objective(config, experiment, known.get(name)) for name, (module, config) in found.items()}
-    return replace(experiment, steps=replace(experiment.steps, objectives=made))
+    return replace(experiment, functions=replace(experiment.functions, objectives=made))

@@ -198,7 +198,7 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
 
 def _around(experiment: Experiment, target: Run) -> dict[str, Any]:
     """A new hypernetwork around a trained target."""
-    variables = jax.jit(lambda: experiment.steps.variables(experiment.config.seed))()
+    variables = jax.jit(lambda: experiment.functions.variables(experiment.config.seed))()
     try:
         return hyper.start_from(variables, target.variables)
     except ValueError as error:
@@ -248,5 +248,5 @@ def _unwrap(state: Any) -> Any:
 
 
 def _abstract(experiment: Experiment) -> tuple[Any, Any]:
-    variables = jax.eval_shape(lambda: experiment.steps.variables(experiment.config.seed))
+    variables = jax.eval_shape(lambda: experiment.functions.variables(experiment.config.seed))
     return variables["params"], variables["batch_stats"]

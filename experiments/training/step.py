@@ -81,8 +81,9 @@ class PerExample(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Steps:
-    """Steps of a model under a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions to be jitted.
+class StepFunctions:
+    """What a step computes for a model and a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions
+    to be jitted.
 
     The objective is  sum of losses / sum of weights + activation_penalty * mean activation probability,  the same for
     any `accumulate`, the number of parts a batch is computed in. Dropout draws from (seed, step). `loss(output, batch)`

@@ -40,11 +40,11 @@ def ema(p, x, valid, truncation):
     length, width = x.shape
     q = 1 - sigmoid(p["delta"]) * sigmoid(p["alpha"])  # (D or 2D, N)
     weight = sigmoid(p["delta"]) * p["beta"] * p["gamma"] / math.sqrt(q.shape[1])
-    lag = jnp.arange(length)[:, None] - jnp.arange(length)[None]
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
     signal, y = jnp.where(valid[:, None], x, 0), p["omega"] * x
-    for first, steps in zip(range(0, len(q), width), (lag, -lag), strict=False):
-        kept = (steps >= 0) & (steps < (truncation or length))
-        powers = q[first : first + width, :, None, None] ** jnp.where(kept, steps, 0)
+    for first, lag in zip(range(0, len(q), width), (distance, -distance), strict=False):
+        kept = (lag >= 0) & (lag < (truncation or length))
+        powers = q[first : first + width, :, None, None] ** jnp.where(kept, lag, 0)
         kappa = jnp.where(kept, jnp.einsum("dn,dnts->dts", weight[first : first + width], powers), 0)
         y += jnp.einsum("dts,sd->td", kappa, signal)
     return y

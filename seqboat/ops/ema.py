@@ -5,7 +5,7 @@ p = sigmoid(delta) and q = 1 - p sigmoid(alpha) in (0, 1).  Unrolled, y is a con
 kappa[l] = sum_n gamma_n / sqrt(N) p_n beta_n q_n^l.  A bidirectional average adds a second kernel over the elements
 after t; both include lag 0.
 
-A kernel truncated to K lags has a recurrence too: what entered K steps ago leaves the state,
+A kernel truncated to K lags has a recurrence too: what entered K elements ago leaves the state,
 
     h_t = q h_{t-1} + p beta (x_t - q^K x_{t-K}),
 
@@ -73,9 +73,9 @@ class Coefficients(NamedTuple):
     input: Array
     output: Array
 
-    def decay(self, steps: np.ndarray) -> Array:
-        """q^steps: (D, N, len(steps)), for integers steps >= 0."""
-        return jnp.exp(self.log_decay[..., None] * jnp.asarray(steps, jnp.float32)[None, None])
+    def decay(self, lags: np.ndarray) -> Array:
+        """q^lags: (D, N, len(lags)), for integers lags >= 0."""
+        return jnp.exp(self.log_decay[..., None] * jnp.asarray(lags, jnp.float32)[None, None])
 
 
 def coefficients(params: EMAParams) -> Coefficients:
@@ -234,7 +234,7 @@ def recurrent_step(
 ) -> tuple[Float[Array, "B D N"], Float[Array, "B D"]]:
     """One step of a causal average:  h <- q h + p beta x,   y = <gamma, h> / sqrt(N) + omega x.
 
-    Exactly what an untruncated `convolve` computes at this position, for any number of steps before it.
+    Exactly what an untruncated `convolve` computes at this position, for any number of elements before it.
     """
     c = coefficients(params)
     # q h = h + (q - 1) h: rounding a q near 1 would change q^K by K roundings, all of one sign.
@@ -295,12 +295,12 @@ def stream(
 def _exchange(
     state: WindowState, x: Float[Array, "B L D"], lengths: Int[Array, "B"]
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B slots D"]]:
-    """The elements that leave the window as those of x enter, K steps before each, and the ring after it."""
+    """The elements that leave the window as those of x enter, K elements before each, and the ring after it."""
     slots, (batch, length, _) = state.recent.shape[1], x.shape
-    stream, steps = np.arange(batch)[:, None], np.arange(length)[None]
-    slot = (state.next[:, None] + steps) % slots
+    stream, number = np.arange(batch)[:, None], np.arange(length)[None]
+    slot = (state.next[:, None] + number) % slots
     read = lambda ring: ring.at[stream, (slot + 1) % slots].get(mode="promise_in_bounds")
-    kept = (steps < lengths[:, None]) & (steps >= lengths[:, None] - slots)
+    kept = (number < lengths[:, None]) & (number >= lengths[:, None] - slots)
     recent = state.recent.at[stream, jnp.where(kept, slot, slots)].set(x.astype(state.recent.dtype), mode="drop")
     if length == 1:  # what is read is still there: a ring that is read after it was written is updated in place
         return read(recent), recent
@@ -362,9 +362,9 @@ def _chunked(
     return y, [_after_chunks(form, own, last, *states) for form, (_, own), *states in pieces]
 
 
-def _delay(x: Array, steps: int, ahead: bool) -> Array:
-    """x shifted by that many steps along axis 2, later or, if `ahead`, earlier; zeros enter."""
-    shift = (-steps, steps, 0) if ahead else (steps, -steps, 0)
+def _delay(x: Array, lag: int, ahead: bool) -> Array:
+    """x shifted by `lag` elements along axis 2, later or, if `ahead`, earlier; zeros enter."""
+    shift = (-lag, lag, 0) if ahead else (lag, -lag, 0)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [shift if axis == 2 else (0, 0, 0) for axis in range(x.ndim)])
 
 

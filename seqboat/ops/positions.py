@@ -64,8 +64,8 @@ def rotate(x: Float[Array, "T Z"], position: Int[Array, "T"]) -> Float[Array, "T
     only on the difference of its positions, even modulo 2^32. Frequencies are accurate to 2^-33 turns.
     """
     frequencies = ROTARY_BASE ** (-np.arange(0, x.shape[-1], 2) / x.shape[-1])
-    steps = np.round(frequencies / (2 * np.pi) * 2**32).astype(np.int32)  # in base turns: at most 0.16 per position
-    angle = (position.astype(jnp.int32)[:, None] * steps[None]).astype(jnp.float32) * (np.pi / 2**31)
+    turns = np.round(frequencies / (2 * np.pi) * 2**32).astype(np.int32)  # in base turns: at most 0.16 per position
+    angle = (position.astype(jnp.int32)[:, None] * turns[None]).astype(jnp.float32) * (np.pi / 2**31)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[:, 0::2].astype(jnp.float32), x[:, 1::2].astype(jnp.float32)
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)

@@ -34,9 +34,9 @@ def discretize(params: S4DParams) -> tuple[Complex[Array, "S N"], Complex[Array,
     return dt_a, c * jnp.expm1(dt_a) / a
 
 
-def _powers(dt_a: Complex[Array, "S N"], steps: np.ndarray) -> Complex[Array, "S N K"]:
-    """exp(steps dt A)."""
-    return jnp.exp(dt_a[..., None] * steps[None, None])
+def _powers(dt_a: Complex[Array, "S N"], lags: np.ndarray) -> Complex[Array, "S N K"]:
+    """exp(lags dt A)."""
+    return jnp.exp(dt_a[..., None] * lags[None, None])
 
 
 def naive_kernel(params: S4DParams, length: int) -> Float[Array, "S K"]:

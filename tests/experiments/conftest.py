@@ -25,7 +25,7 @@ from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
 from experiments.training.optimizers import make_optimizer
 from experiments.training.sharding import OneDevice
-from experiments.training.step import Steps, TrainState
+from experiments.training.step import StepFunctions, TrainState
 from seqboat.layers.router import ActivationStats
 from seqboat.models.classifier import Output
 from seqboat.models.encoder import EncoderConfig
@@ -154,12 +154,12 @@ def light(tiny, remembering) -> Callable[..., Experiment]:
 
     Those with the same steps share their programs, as the learning rate is always that of the tiny plan.
     """
-    shared: dict[str, Steps] = {}
+    shared: dict[str, StepFunctions] = {}
 
-    def make_steps(built: Experiment, loss: Callable | None) -> Steps:
+    def make_functions(built: Experiment, loss: Callable | None) -> StepFunctions:
         config, encoder, task = built.config, built.model.config.encoder, built.task  # type: ignore[attr-defined]
         model = Light(LightConfig(encoder, task.config.classes, task.config.vocabulary_size, encoder.layer.dropout))
-        return Steps(
+        return StepFunctions(
             model,
             loss or task.loss,
             lambda params: make_optimizer(config.optimizer, TINY["train.steps"], params),
@@ -174,11 +174,11 @@ def light(tiny, remembering) -> Callable[..., Experiment]:
         built = build(tiny(changes))
         settings = {name: value for name, value in built.values["train"].items() if name not in PLAN}
         key = json.dumps({**built.values, "train": settings})
-        steps = shared.get(key) if loss is None else None
-        steps = steps or make_steps(built, loss)
+        functions = shared.get(key) if loss is None else None
+        functions = functions or make_functions(built, loss)
         if loss is None:
-            shared[key] = steps
-        return remembering(dataclasses.replace(built, model=steps.model, steps=steps))
+            shared[key] = functions
+        return remembering(dataclasses.replace(built, model=functions.model, functions=functions))
 
     return experiment
 
@@ -193,7 +193,7 @@ def built_light(light, monkeypatch) -> Callable[..., Callable]:
 
     def network(values):
         built = build(values)
-        return built.model, jax.eval_shape(lambda: built.steps.variables(0))
+        return built.model, jax.eval_shape(lambda: built.functions.variables(0))
 
     def patch(*modules):
         for module in (restore, *modules):
@@ -208,7 +208,7 @@ def built_light(light, monkeypatch) -> Callable[..., Callable]:
 def initial() -> Callable[[Experiment], TrainState]:
     """The initial state of an experiment, by the program that the loop compiles."""
     return lambda experiment: experiment.partition.create(
-        functools.partial(experiment.steps.init, experiment.config.seed)
+        functools.partial(experiment.functions.init, experiment.config.seed)
     )
 
 
@@ -234,7 +234,7 @@ def trained(seqboat, tmp_path_factory) -> Path:
 
 def random_variables(experiment: Experiment) -> dict[str, Any]:
     """Random parameters, of which the router's bias makes some elements active, and some not; nothing is compiled."""
-    variables = random_like(jax.eval_shape(lambda: experiment.steps.variables(experiment.config.seed)))
+    variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(experiment.config.seed)))
     sparse = variables["params"].get("encoder", {}).get("layers", {}).get("sparse", {})
     if "configurator" in sparse:
         logits = sparse["configurator"]["logits"]
@@ -247,7 +247,7 @@ def random_state() -> Callable[[Experiment], TrainState]:
     """The state of a first step with random parameters."""
 
     def state(experiment: Experiment) -> TrainState:
-        shapes = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+        shapes = jax.eval_shape(lambda: experiment.functions.init(experiment.config.seed))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         return dataclasses.replace(zeros, **random_variables(experiment), bad_step=np.int32(-1))
 

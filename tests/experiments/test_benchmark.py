@@ -24,6 +24,7 @@ from experiments.training.optimizers import OptimizerConfig
 from seqboat.layers.mixers import ema
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+from tests.helpers import grid
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -252,7 +253,7 @@ def test_methods_of_the_ema_beside_a_copy(monkeypatch):
 @pytest.mark.slow  # .ci/run rehearses launch/accelerator.sh, which runs it too
 def test_a_training_step_at_forced_rates_and_its_profile(monkeypatch, tmp_path):
     monkeypatch.setattr(language_model, "RECIPE", SMALL["lm"])
-    rows = list(language_model.steps(replace(SETTINGS, depth=2, rates=(0.25, 1.0), profile=tmp_path)))
+    rows = list(language_model.training_step(replace(SETTINGS, depth=2, rates=(0.25, 1.0), profile=tmp_path)))
     assert [row["activation_rate"] for row in rows] == [pytest.approx(0.25, abs=0.05), 1.0]
     assert all(row["tokens_per_second"] == pytest.approx(96e3 / row["median_ms"]) for row in rows)
     assert all(np.isfinite(row["loss"]) for row in rows)
@@ -268,18 +269,18 @@ def test_the_line_through_eleven_rates(small):
 
 
 def test_the_mixers_suite_times_every_mixer_beside_what_others_offer(monkeypatch):
+    assert set(mixers.NAMES) == {path.stem for path in (ROOT / "seqboat/layers/mixers").glob("[!_]*.py")}
+    monkeypatch.setattr(mixers, "NAMES", ("ema", "gru"))
     monkeypatch.setattr(mixers, "WIDTHS", (16,))
     monkeypatch.setattr(mixers, "_torch", lambda torch, name, data: lambda: None)
     rows = list(mixers.suite(replace(SETTINGS, changes=Changes(batch=2, length=16))))
     offered = {(row["mixer"], row["contender"]) for row in rows}
-    files = {path.stem for path in (ROOT / "seqboat/layers/mixers").glob("[!_]*.py")}
-    assert {name for name, who in offered if who == "seqboat"} == files | {"transformer"}
-    flax = {("elman", "SimpleCell"), ("gru", "GRUCell"), ("lstm", "LSTMCell"), ("lstm", "OptimizedLSTMCell")}
-    assert offered >= {(name, f"flax {cell}") for name, cell in flax} | {("transformer", "jax.nn")}
+    ours = {(name, "seqboat") for name in ("ema", "gru", "transformer")}
+    assert offered - {("gru", "torch GRU")} == ours | {("gru", "flax GRUCell"), ("transformer", "jax.nn")}
     assert all(row["seqboat_over_it"] > 0 for row in rows if row["contender"] != "seqboat")
 
 
-@pytest.mark.parametrize("suite", ["lengths", "ema_alone", "model", "compilation"])
+@pytest.mark.parametrize("suite", grid(("lengths", "ema_alone", "model", "compilation"), "ema_alone", "model"))
 def test_the_other_suites_run(small, suite):
     rows = list(getattr(suites, suite)(SETTINGS))
     if suite == "compilation":
@@ -297,7 +298,7 @@ def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     layer = replace(SMALL["lm"].layer, window_size=4)
     model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 1), 257))
     monkeypatch.setattr(decoding, "models", lambda: {"small": model})
-    for name, value in {"EARLY": 3, "MANY": 2, "STREAMED": 5, "LENGTHS": {8: 2}}.items():
+    for name, value in {"EARLY": 3, "MANY": 1, "STREAMED": 5, "LENGTHS": {8: 2}}.items():
         monkeypatch.setattr(decoding, name, value)
     read, *rows = suites.decode(replace(SETTINGS, rates=(0.0, 1.0)))
     assert read["contender"] == "all parameters read once"
@@ -307,7 +308,7 @@ def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     assert closed["kept_mb"] == sum(leaf.nbytes for leaf in jax.tree.leaves(model.initial_state(1))) / 1e6
     for row in (closed, opened):
         assert row["late_over_early"] == pytest.approx(row["late_ms"] / row["ms"])
-        assert row["many_per_second"] == pytest.approx(2e3 / row["many_ms"])
+        assert row["many_per_second"] == pytest.approx(1e3 / row["many_ms"])
     assert (bfloat16["contender"], int8["contender"]) == ("SeqBoat, bfloat16 kernels", "SeqBoat, int8 kernels")
     assert int8["parameter_mb"] < bfloat16["parameter_mb"]
     assert int8["speedup"] == pytest.approx(opened["ms"] / int8["ms"])
@@ -352,22 +353,17 @@ def test_fields_that_are_wrong_are_named(word, message):
         Changes((word,))(CASES["text"])
 
 
-def test_the_benchmark_imports_nothing_that_only_training_needs():
-    missing = ("grain", "array_record", "tensorflow_datasets", "ml_collections", "tensorboardX", "torch", "orbax")
-    script = f"import sys; sys.modules.update(dict.fromkeys({missing})); import experiments.benchmark"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 WRONG = {
     "--suite=all": "--suite=all: must be one of layers, agreement",
     "--cases=text,words": "--cases: there is no 'words'; there are text",
     "--rates=0.5,2": "--rates: must be one or more numbers in 0..1",
     "--rates=half": "--rates: could not convert",
 }
-# The error of each word alone, in one process.
-MAIN = """
+ONLY_FOR_TRAINING = ("grain", "array_record", "tensorflow_datasets", "ml_collections", "tensorboardX", "torch", "orbax")
+# The error of each word alone, in one process, without what only training needs.
+MAIN = f"""
 import sys
+sys.modules.update(dict.fromkeys({ONLY_FOR_TRAINING}))
 from absl.testing import flagsaver
 from absl import flags
 from experiments import benchmark
@@ -383,9 +379,10 @@ for word in sys.argv[1:]:
 """
 
 
-def test_flags_that_are_wrong_are_named():
+def test_flags_that_are_wrong_are_named_without_the_packages_of_training():
     command = [sys.executable, "-c", MAIN, *WRONG]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
     for line, message in zip(done.stdout.splitlines(), WRONG.values(), strict=True):
         assert line.startswith(message)
 

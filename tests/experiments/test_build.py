@@ -247,7 +247,7 @@ def test_a_description_is_one_line(tiny):
 
 def test_a_description_names_the_form_that_this_device_computes(tiny, monkeypatch):
     plain = build(tiny())
-    streams = dataclasses.replace(plain, steps=dataclasses.replace(plain.steps, num_streams=4))
+    streams = dataclasses.replace(plain, functions=dataclasses.replace(plain.functions, num_streams=4))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "switched form of 32 x 16 rows, attention by blocks, ema by chunked" in plain.describe()
     assert "packed form of 32 x 16 rows" in streams.describe(), "streams keep packed rows"
@@ -389,9 +389,9 @@ def differ(some: Iterable[str], others: Iterable[str]) -> bool:
 
 def step_text(experiment: Experiment) -> str:
     """What a training step computes, and the initial state."""
-    steps, config = experiment.steps, experiment.config
-    init, state = jax.make_jaxpr(lambda: steps.init(config.seed), return_shape=True)()
-    return f"{init}\n{jax.make_jaxpr(steps.train)(state, batch_of(config.train.batch_size))}"
+    functions, config = experiment.functions, experiment.config
+    init, state = jax.make_jaxpr(lambda: functions.init(config.seed), return_shape=True)()
+    return f"{init}\n{jax.make_jaxpr(functions.train)(state, batch_of(config.train.batch_size))}"
 
 
 @pytest.fixture(scope="module")
@@ -421,7 +421,10 @@ def test_every_leaf_of_base_is_perturbed():
     assert {field.name for field in dataclasses.fields(TrainConfig)} == set(TRAIN_KNOBS) | set(LOOP_KNOBS)
 
 
-@pytest.mark.parametrize("knob", MODEL_KNOBS)
+# The others' values are tested with the layers that have them; here, that a config reaches them.
+@pytest.mark.parametrize(
+    "knob", grid(tuple(MODEL_KNOBS), "layers", "mixer.method", "remat", "sinusoid", "head", "router.rule")
+)
 def test_every_knob_of_the_model_does_something(tiny, original_model, knob):
     assert differ(model_texts(tiny({f"model.{knob}": MODEL_KNOBS[knob]})), original_model)
 
@@ -466,7 +469,7 @@ def test_the_schedule_ends_with_the_run(tiny):
     params = {"kernel": jnp.ones((2, 2))}
 
     def update(steps: int) -> str:
-        optimizer = build(tiny({"train.steps": steps})).steps.make_optimizer(params)
+        optimizer = build(tiny({"train.steps": steps})).functions.make_optimizer(params)
         return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
 
     assert update(7) != update(6)

@@ -87,7 +87,7 @@ def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     experiment = light({"train.activation_penalty": 2.0})
     state = initial(experiment)
     batch = experiment.task.train_batch(0)
-    step = jax.jit(experiment.steps.train)
+    step = jax.jit(experiment.functions.train)
     first = lambda penalty: step(state, {**batch, "penalty": np.full(8, penalty, np.float32)}).opt_state.first["gate"]
     np.testing.assert_array_equal(step(state, batch).opt_state.first["gate"], first(1.0))
     np.testing.assert_allclose(first(0.5), (first(0.0) + first(1.0)) / 2, rtol=1e-3, atol=1e-6)
@@ -126,7 +126,7 @@ def test_a_seqboat_whose_layers_are_generated_from_the_penalty_trains(tiny, tmp_
     train(experiment, tmp_path)
     run = restore.load(tmp_path)
     assert isinstance(run.experiment.model, hyper.Hyper)
-    evaluate = jax.jit(run.experiment.steps.evaluate)
+    evaluate = jax.jit(run.experiment.functions.evaluate)
     task = run.experiment.task
     batch = next(task.task.evaluation_batches("test"))
     rates = [means(evaluate(run.variables, task.at(batch, np.float32([z]))))["loss"] for z in (0.0, 1.0)]
@@ -227,9 +227,9 @@ def texts(changes) -> Iterator[str]:
     """What a model computes to initialise itself, and in evaluation, which is traced if it is asked for."""
     values = small(**{"hypernetwork.condition": "noise", **changes})
     experiment = build(values)
-    init, state = jax.make_jaxpr(lambda: experiment.steps.init(0), return_shape=True)()
+    init, state = jax.make_jaxpr(lambda: experiment.functions.init(0), return_shape=True)()
     yield str(init)
-    yield str(jax.make_jaxpr(experiment.steps.evaluate)({"params": state.params}, experiment.task.train_batch(0)))
+    yield str(jax.make_jaxpr(experiment.functions.evaluate)({"params": state.params}, experiment.task.train_batch(0)))
 
 
 def differ(some: Iterable[str], others: Iterable[str]) -> bool:

@@ -77,7 +77,7 @@ def test_sixty_random_damages(light, tmp_path):
     """SEQBOAT_TEST_SEED draws others."""
     experiment, pristine = light(PLAN), tmp_path / "pristine"
     train(experiment, pristine)
-    abstract = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+    abstract = jax.eval_shape(lambda: experiment.functions.init(experiment.config.seed))
     with Checkpoints(pristine / "checkpoints", best_metric="accuracy", read_only=True) as checkpoints:
         best, saved = checkpoints.best_step(), {}
         for step in checkpoints.steps():

@@ -45,7 +45,7 @@ def test_evaluates_to_the_same_numbers(old):
 def test_its_whole_state_is_read(old, monkeypatch):
     monkeypatch.chdir(old)
     experiment = build(migrate(old_meta(old))["config"])
-    abstract = jax.eval_shape(lambda: experiment.steps.init(0))
+    abstract = jax.eval_shape(lambda: experiment.functions.init(0))
     with Checkpoints(old / "run/checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(6, abstract).state
     assert (int(state.step), int(state.opt_state.count), int(state.bad_step)) == (6, 6, -1)

@@ -34,7 +34,7 @@ def saved(workdir: Path) -> list[int]:
 
 
 def state_of(experiment, workdir: Path, step: int) -> Any:
-    abstract = jax.eval_shape(lambda: experiment.steps.init(experiment.config.seed))
+    abstract = jax.eval_shape(lambda: experiment.functions.init(experiment.config.seed))
     return Checkpoints(workdir / "checkpoints", read_only=True).restore(step, abstract).state
 
 
@@ -75,7 +75,7 @@ def test_reported_means_are_of_the_steps_since_the_last_report(light, initial, t
     train(experiment, tmp_path)
     state = initial(experiment)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    evaluate = jax.jit(experiment.steps.evaluate)
+    evaluate = jax.jit(experiment.functions.evaluate)
     losses = [float(evaluate(variables, experiment.task.train_batch(n))["loss"][0]) / 8 for n in range(6)]
     expected = [losses[0], np.mean(losses[1:3]), np.mean(losses[3:6])]
     reported = [record["loss"] for record in records(tmp_path) if record["kind"] == "train"]

@@ -73,14 +73,14 @@ class Weights:
 
 
 def test_an_objective_moves_the_gradient_by_its_coefficient(light):
-    steps = light().steps
-    state, batch, key = jax.jit(lambda: steps.init(0))(), light().task.train_batch(0), jax.random.key(0)
-    own = dataclasses.replace(steps, objectives={"stub": Weights()})
+    functions = light().functions
+    state, batch, key = jax.jit(lambda: functions.init(0))(), light().task.train_batch(0), jax.random.key(0)
+    own = dataclasses.replace(functions, objectives={"stub": Weights()})
     assert own.init(0).frozen == {"stub": {"scale": 0}}
     run = jax.jit(
         lambda state, guides: [
             each.gradients(state.params, state.batch_stats, batch, key, given)
-            for each, given in ((steps, {}), (own, guides))
+            for each, given in ((functions, {}), (own, guides))
         ]
     )
     (plain, *_), (still, *_) = run(state, own._guides({"stub": {"scale": 0.0}}, state.step))
@@ -94,14 +94,14 @@ def test_an_objective_moves_the_gradient_by_its_coefficient(light):
 
 def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
     plain, other = build(tiny(QUICK)), attach(guided(until=0.5))
-    start = jax.jit(lambda: plain.steps.init(0))()
+    start = jax.jit(lambda: plain.functions.init(0))()
     batch, key = plain.task.train_batch(0), jax.random.key(0)
-    frozen = {"guidance": other.steps.objectives["guidance"].frozen()}
+    frozen = {"guidance": other.functions.objectives["guidance"].frozen()}
 
     @jax.jit
     def run(state, step, frozen):
         each = [
-            some.steps.gradients(state.params, state.batch_stats, batch, key, some.steps._guides(frozen, step))
+            some.functions.gradients(state.params, state.batch_stats, batch, key, some.functions._guides(frozen, step))
             for some in (plain, other)
         ]
         return [gradient["encoder"]["layers"] for gradient, *_ in each], each[1][2]["guidance/cka_distance"]
@@ -119,8 +119,8 @@ def test_without_objectives_the_step_is_what_it_was(tiny):
     """Its text has no argument more than the fields of the state had."""
 
     def traced(experiment):
-        state = jax.eval_shape(lambda: experiment.steps.init(0))
-        return jax.make_jaxpr(experiment.steps.train)(state, experiment.task.train_batch(0)), state
+        state = jax.eval_shape(lambda: experiment.functions.init(0))
+        return jax.make_jaxpr(experiment.functions.train)(state, experiment.task.train_batch(0)), state
 
     experiment = build(tiny(QUICK))
     plain, state = traced(experiment)
@@ -133,7 +133,7 @@ def test_without_objectives_the_step_is_what_it_was(tiny):
 
 def test_a_guide_like_a_group_has_numbers_of_its_own(guided, tiny):
     experiment = attach(guided(run=None, like=tiny({**QUICK, "model.layers": 1})["model"]))
-    (objective,) = experiment.steps.objectives.values()
+    (objective,) = experiment.functions.objectives.values()
     beta = objective.frozen()["params"]["encoder"]["layers"]["ssm"]["beta"]
     assert beta.shape == objective.abstract()["params"]["encoder"]["layers"]["ssm"]["beta"].shape == (1, 16, 2)
     assert rms(beta) > 0.5

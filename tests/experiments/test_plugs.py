@@ -37,7 +37,7 @@ def test_a_mixer_of_thirty_lines_trains_streams_is_evaluated_and_reloaded(monkey
     run = load(tmp_path / "run")
     assert run.variables["params"]["encoder"]["layers"]["ssm"]["rate"].shape == (2, 8, 3)
     tokens, state = jnp.arange(24).reshape(2, 12), run.model.initial_state(2)
-    whole = run.model.apply(run.variables, tokens, jnp.full(2, 12)).logits
+    whole = jax.jit(run.model.apply)(run.variables, tokens, jnp.full(2, 12)).logits
     stream = jax.jit(
         lambda tokens, state: run.model.apply(run.variables, tokens, jnp.full(2, 4), state, method="stream")
     )
@@ -60,6 +60,7 @@ def test_files_that_begin_with_an_underscore_are_not_found(monkeypatch, tmp_path
     assert "ema" in names("seqboat.layers.mixers")
 
 
+@pytest.mark.breadth  # test_transformer_runs.py: another block; test_mega.py: its layer, in pieces too
 def test_the_mega_variant_trains_is_evaluated_and_generates(tmp_path):
     """What it generates are the most probable bytes of the whole sequence."""
     (tmp_path / "text").write_bytes(np.random.default_rng(0).integers(97, 105, 400).astype(np.uint8).tobytes())

@@ -34,7 +34,7 @@ def test_a_loaded_model_evaluates_as_in_training(trained):
     lines = [json.loads(line) for line in (trained / METRICS_FILE).read_text().splitlines()]
     evaluations = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
     best = max(evaluations, key=lambda step: (evaluations[step]["accuracy"], -step))
-    step = jax.jit(load(trained).experiment.steps.evaluate)
+    step = jax.jit(load(trained).experiment.functions.evaluate)
     for asked, expected in ((None, best), (6, 6)):
         run, logged = load(trained, asked), evaluations[expected]
         assert run.step == expected
@@ -90,7 +90,9 @@ def test_the_five_lines_of_the_guide(trained):
     assert np.isfinite(names["output"].logits).all()
     assert names["rates"].shape == (2, 1)
     assert ((names["rates"] >= 0) & (names["rates"] <= 1)).all()
-    values = evaluate(jax.jit(names["run"].experiment.steps.evaluate), names["run"].variables, iter([names["batch"]]))
+    values = evaluate(
+        jax.jit(names["run"].experiment.functions.evaluate), names["run"].variables, iter([names["batch"]])
+    )
     np.testing.assert_allclose(names["rates"][:, 0], values["activation_rate"], rtol=1e-6)
 
 

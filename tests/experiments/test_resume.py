@@ -41,7 +41,7 @@ PLAN = {"train.steps": 8, "train.log_every": 3, "train.evaluate_every": 4, "trai
 
 def final(workdir: Path, experiment: Experiment) -> tuple[int, dict[str, bytes], list[dict[str, Any]]]:
     """The last step, the bytes of every array of its state, and the metrics without wall-clock fields."""
-    abstract = experiment.partition.abstract(functools.partial(experiment.steps.init, experiment.config.seed))
+    abstract = experiment.partition.abstract(functools.partial(experiment.functions.init, experiment.config.seed))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(checkpoints.steps()[-1], abstract)
     arrays = {

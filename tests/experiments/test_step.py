@@ -11,14 +11,14 @@ import pytest
 
 from experiments.training.experiment import build
 from experiments.training.loop import evaluate
-from experiments.training.step import Steps, TrainState, means
+from experiments.training.step import StepFunctions, TrainState, means
 from seqboat.ops.losses import cross_entropy
 from tests.helpers import grid
 
 
 def step_of(experiment, batch, state) -> TrainState:
     """The state after a step, by the program that the loop compiles."""
-    return jax.jit(experiment.steps.train, donate_argnums=0)(jax.tree.map(jnp.copy, state), batch)
+    return jax.jit(experiment.functions.train, donate_argnums=0)(jax.tree.map(jnp.copy, state), batch)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
@@ -223,7 +223,9 @@ def test_a_padded_last_batch_is_evaluated_exactly(light, initial, batch_size):
     experiment = light({"train.batch_size": batch_size})
     state = initial(experiment)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    values = evaluate(jax.jit(experiment.steps.evaluate), variables, experiment.task.evaluation_batches("validation"))
+    values = evaluate(
+        jax.jit(experiment.functions.evaluate), variables, experiment.task.evaluation_batches("validation")
+    )
 
     task = experiment.task
     examples = [(task.encode(item), task.label(item)) for item in task._sources["validation"]]
@@ -261,7 +263,7 @@ def test_parts_of_a_batch_have_their_own_dropout_and_pass_statistics_on(light, i
     key = jax.random.fold_in(jax.random.key(0), 0)
     half = jax.tree.map(lambda a: a[:4], batch)
     stats, gradients = state.batch_stats, []
-    objective_gradient = jax.jit(jax.grad(experiment.steps.objective, has_aux=True))
+    objective_gradient = jax.jit(jax.grad(experiment.functions.objective, has_aux=True))
     for part in range(2):
         gradient, (_, _, changed) = objective_gradient(state.params, stats, half, jax.random.fold_in(key, part))
         gradients.append(gradient["table"])
@@ -275,15 +277,15 @@ def test_an_update_that_is_not_finite_changes_nothing(light, value):
     """Of a finite loss and a finite gradient."""
     experiment = light()
     batch = experiment.task.train_batch(0)
-    steps = Steps(
+    functions = StepFunctions(
         experiment.model,
         experiment.task.loss,
         lambda params: optax.chain(optax.clip_by_global_norm(1e-30), optax.add_decayed_weights(value), optax.sgd(-10)),
         batch,
         seed=0,
     )
-    before = jax.jit(lambda: steps.init(0))()
-    after = jax.jit(steps.train)(before, batch)
+    before = jax.jit(lambda: functions.init(0))()
+    after = jax.jit(functions.train)(before, batch)
     assert int(after.bad_step) == 0
     assert_equal(after.params, before.params)
     assert_equal(after.opt_state, before.opt_state)

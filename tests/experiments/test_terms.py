@@ -17,9 +17,12 @@ CAPACITY = {"model.layers": 1, "model.router.rule": "capacity", "model.router.ca
 
 def test_without_terms_the_objective_is_what_it_was(tiny):
     """Character by character, whether or not anybody asks for terms."""
-    steps = build(tiny()).steps
-    batch, variables = jax.tree.map(jnp.asarray, dict(steps.example)), jax.eval_shape(lambda: steps.variables(0))
-    run = lambda params, stats, names: steps.objective(params, stats, batch, jax.random.key(0), 0.1, names)[0]
+    functions = build(tiny()).functions
+    batch, variables = (
+        jax.tree.map(jnp.asarray, dict(functions.example)),
+        jax.eval_shape(lambda: functions.variables(0)),
+    )
+    run = lambda params, stats, names: functions.objective(params, stats, batch, jax.random.key(0), 0.1, names)[0]
     without, asked = (
         str(jax.make_jaxpr(run, static_argnums=2)(variables["params"], variables["batch_stats"], names))
         for names in (("batch_stats",), ("batch_stats", "terms"))
@@ -27,19 +30,21 @@ def test_without_terms_the_objective_is_what_it_was(tiny):
     assert without == asked
 
 
-def test_the_gradient_of_the_capacity_term_is_that_of_finite_differences(tiny, initial):
+def test_the_gradient_of_the_capacity_term_is_that_of_finite_differences(tiny, random_state):
     """By the bias of the router, which moves all margins alike: the term's part of the gradient, in float64."""
     experiment = build(tiny({**CAPACITY, "model.router.capacity_loss": 0.5}))
     bare = build(tiny({**CAPACITY, "model.router.capacity_loss": 0.0}))
-    state, batch = initial(experiment), jax.tree.map(jnp.asarray, experiment.task.train_batch(0))
+    state, batch = random_state(experiment), jax.tree.map(jnp.asarray, experiment.task.train_batch(0))
 
-    def gradient(steps):
-        aux = jax.grad(steps.objective, has_aux=True)(
+    def gradient(functions):
+        aux = jax.grad(functions.objective, has_aux=True)(
             state.params, state.batch_stats, batch, jax.random.key(0), 0.0, ("batch_stats", "taps", "terms")
         )
         return aux[0]["encoder"]["layers"]["sparse"]["configurator"]["logits"]["bias"], aux[1][0], aux[1][2]["taps"]
 
-    (with_term, metrics, taps), (without, _, _) = jax.jit(lambda: (gradient(experiment.steps), gradient(bare.steps)))()
+    (with_term, metrics, taps), (without, _, _) = jax.jit(
+        lambda: (gradient(experiment.functions), gradient(bare.functions))
+    )()
     sparse = taps["encoder"]["layers"]["sparse"]
     logits = np.asarray(sparse["configurator"]["router_logits"], np.float64)[0, :, :, 0]
     active = np.asarray(sparse["active"])[0, :, :, 0]

@@ -21,6 +21,7 @@ def test_a_transformer_trains_is_evaluated_and_generates_if_it_has_a_window(vari
     config = recipe.get_config(f"tiny,{variant}")
     config.update_from_flattened_dict(
         {
+            "model.layers": 1,
             "model.features": 8,
             "model.heads": 2,
             "model.block_size": 16,

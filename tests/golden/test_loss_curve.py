@@ -25,8 +25,8 @@ def test_loss_curve():
     config.optimizer.update(warmup_steps=2)
     config.train.update(batch_size=8, steps=10)
     experiment = build(config.to_dict())
-    state = jax.jit(experiment.steps.init, static_argnums=0)(0)
-    train = jax.jit(experiment.steps.train)
+    state = jax.jit(experiment.functions.init, static_argnums=0)(0)
+    train = jax.jit(experiment.functions.train)
     losses, before = [], 0.0
     for step in range(6):
         state = train(state, experiment.task.train_batch(step))

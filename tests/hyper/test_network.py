@@ -27,7 +27,7 @@ def make(net=NET, spec=SPEC, per_example=False, **fields) -> hyper.Hyper:
     return hyper.Hyper(net, hyper.HyperNetwork(spec, config), per_example)
 
 
-def started(model: hyper.Hyper, condition, *args, **kwargs):
+def started(model: nn.Module, condition, *args, **kwargs):
     """Variables without zeros: zero offsets and biases would hide what is not added."""
     return random_like(jax.eval_shape(model.init, KEY, condition, *args, **kwargs))
 
@@ -166,7 +166,7 @@ class Dropped(nn.Module):
 def test_dropout_draws_for_every_example_its_own():
     x, conditions = jnp.ones((2, 3)), jnp.full((2, 1), 0.5)
     model = make(Dropped(), hyper.spec(Dropped(), x), per_example=True)
-    variables = jax.jit(model.init)(KEY, conditions, x)
+    variables = started(model, conditions, x)
     out = jax.jit(lambda variables: model.apply(variables, conditions, x, True, rngs={"dropout": KEY}))(variables)
     assert np.any((out[0] == 0) != (out[1] == 0))
 
@@ -186,7 +186,7 @@ def test_keywords_are_split_among_examples_too():
     conditions = jnp.linspace(0, 1, 4)[:, None]
     spec = hyper.spec(Masked(), x, mask=mask)
     model, own = make(Masked(), spec), make(Masked(), spec, per_example=True)
-    variables = jax.jit(model.init)(KEY, HALF, x, mask=mask)
+    variables = started(model, HALF, x, mask=mask)
     alone = jax.jit(functools.partial(model.apply, scale=2.0))
     together = jax.jit(functools.partial(own.apply, scale=2.0, mutable=["intermediates"]))
     (y, total), sown = together(variables, conditions, x, mask=mask)
@@ -249,7 +249,7 @@ def test_examples_cannot_share_a_changed_collection():
     net = MLP(batch_norm=True)
     model = make(net, hyper.spec(net, X), per_example=True)
     conditions = jnp.full((4, 1), 0.5)
-    variables = jax.jit(model.init)(KEY, conditions, X)
+    variables = started(model, conditions, X)
     assert jax.eval_shape(model.apply, variables, conditions, X).shape == (4, 5)
     with pytest.raises(ValueError, match="cannot update a shared 'batch_stats'"):
         model.apply(variables, conditions, X, True, mutable=["batch_stats"])
@@ -258,7 +258,7 @@ def test_examples_cannot_share_a_changed_collection():
 def test_low_rank_deltas_have_low_rank_and_full_ones_have_not():
     for head, most in (("low_rank", 2), ("full", 12)):
         model = make(head=head, rank=2, spec=hyper.spec(NET, X, select="dense_0/kernel"))
-        variables = jax.jit(model.init)(KEY, HALF, X)
+        variables = started(model, HALF, X)
         delta = jax.jit(model.network.apply)({"params": variables["params"]["network"]}, HALF)["dense_0/kernel"]
         assert np.linalg.matrix_rank(np.asarray(delta), tol=1e-5) == most
 
@@ -279,7 +279,7 @@ def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone()
     spec = hyper.spec(NET, X, select="dense_0/kernel")
     for head in ("chunked", "recurrent"):
         network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8,), head=head, chunk_size=48))
-        params = jax.jit(network.init)(KEY, HALF)["params"]
+        params = started(network, HALF)["params"]
 
         def pieces(chunks, head=head, params=params, network=network):
             changed = {"params": {**params, head: {**params[head], "chunks": chunks}}}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like
+from helpers import assert_close, grid, normal, random_like
 
 from seqboat.choices import choices
 from seqboat.layers import mixers
@@ -323,7 +323,8 @@ def test_a_config_says_what_it_costs(name):
     assert inspect.getdoc(type(make(config)))
 
 
-@every_mixer
+# A state of one array, of several, and of matrices; the streams of each mixer alone are compared above.
+@pytest.mark.parametrize("name", grid(NAMES, "ema", "lstm", "ssd"))
 def test_a_language_model_streams_and_trains_with_it(name):
     """Through the layer, the scan over layers and rematerialisation. Attention has tests of its own: here is none."""
     config = config_of(name)

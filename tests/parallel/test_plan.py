@@ -19,7 +19,7 @@ from tests.helpers import grid
 def sizes() -> dict[str, int]:
     """Bytes of the parameters: of those that fsdp leaves whole, of a layer's that it splits, and of the embedding."""
     found = dict.fromkeys(("whole", "layers", "embedding"), 0)
-    params = jax.eval_shape(functools.partial(build(values("language model")).steps.init, 0)).params
+    params = jax.eval_shape(functools.partial(build(values("language model")).functions.init, 0)).params
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
         split = ("kernel" in name and "logits" not in name) or "ssm/" in name

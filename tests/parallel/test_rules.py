@@ -104,8 +104,8 @@ def test_what_a_step_communicates(mesh):
     experiment = build(values("language model", mesh=mesh))
     partition = experiment.partition
     batch = partition.put(experiment.task.train_batch(0))
-    state = partition.abstract(functools.partial(experiment.steps.init, 0))
-    text = partition.compile(experiment.steps.train, state, batch).as_text()
+    state = partition.abstract(functools.partial(experiment.functions.init, 0))
+    text = partition.compile(experiment.functions.train, state, batch).as_text()
     found = [(computation, kind, line) for computation, line, kind in _collectives(text)]
     assert {kind for _, kind, _ in found} == BUDGET[mesh]
     bodies = _bodies_of_loops_over_blocks(text)

@@ -80,8 +80,8 @@ def run(name, mesh, **changes):
     """((losses, parameters, statistics, the optimiser's state) after STEPS steps, metrics, an evaluation)."""
     experiment = build(values(name, **{"mesh": mesh, **changes}))
     partition, task = experiment.partition, experiment.task
-    state = partition.create(functools.partial(experiment.steps.init, 0))
-    update = partition.compile(experiment.steps.train, state, partition.put(task.train_batch(0)))
+    state = partition.create(functools.partial(experiment.functions.init, 0))
+    update = partition.compile(experiment.functions.train, state, partition.put(task.train_batch(0)))
     losses = []
     for step in range(STEPS):
         before = means(state.metrics)["loss"] if step else None
@@ -90,7 +90,7 @@ def run(name, mesh, **changes):
         assert before is None or np.isfinite(before)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     batch = partition.put(next(iter(task.evaluation_batches("validation"))))
-    sums = partition.evaluate(experiment.steps.evaluate)(variables, batch)
+    sums = partition.evaluate(experiment.functions.evaluate)(variables, batch)
     # A class without examples has no mean: counts instead.
     evaluation = means(sums) | {name: np.asarray(pair[0]) for name, pair in sums.items() if name == "confusion"}
     return jax.device_get((losses, state.params, state.batch_stats, state.opt_state)), means(state.metrics), evaluation

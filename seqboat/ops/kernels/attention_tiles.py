@@ -100,10 +100,10 @@ def _rows(ref, tile) -> tuple:
     return tuple(ref[tile, c : c + 1] for c in range(3))
 
 
-def _visible(plan: KernelConfig, steps, query: tuple, key: tuple) -> Bool[Array, "Q J"]:
-    """Which pairs are visible, of a tile of queries and the tile of keys `steps` tiles after it."""
+def _visible(plan: KernelConfig, offset, query: tuple, key: tuple) -> Bool[Array, "Q J"]:
+    """Which pairs are visible, of a tile of queries and the tile of keys `offset` tiles after it."""
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (plan.tile, plan.tile), axis) for axis in (0, 1))
-    distance = steps * plan.tile + column - row
+    distance = offset * plan.tile + column - row
     visible = (query[0] == key[0]) & (distance >= -plan.left)
     visible &= distance <= (0 if plan.window.causal else plan.right)
     if plan.window.size is not None:
