@@ -92,7 +92,7 @@ class Task(SlotTask):
     def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         total, weight, metrics = super().loss(output, batch)
         digits = jax.nn.softmax(output.logits.astype(jnp.float32), axis=-1)[..., FIRST_DIGIT:]
-        may = batch["legal"][..., None] >> jnp.arange(BASE) & 1
+        may = jnp.stack([batch["legal"] >> digit & 1 for digit in range(BASE)], axis=-1)
         mass, weights = (digits * may).sum(-1), batch["weights"]
         pairs = lambda a: a.reshape(len(a), -1, 2).prod(-1)
         found = {

@@ -91,7 +91,7 @@ class Activations:
             module = -1 if config.site.startswith("feed_forward") else 0
             chosen = _find(taps, "active")[config.layer - 1, ..., module]
         else:
-            chosen = jnp.arange(batch["inputs"].shape[1]) < batch["lengths"].reshape(-1, 1)
+            chosen = jnp.arange(batch["inputs"].shape[1])[None] < batch["lengths"].reshape(-1, 1)
         return [chosen.reshape(-1), *values]
 
 

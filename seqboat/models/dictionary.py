@@ -90,7 +90,8 @@ class Dictionary(nn.Module):
         same = config.target_width is None
         train = train and not self.is_initializing()
         out = config.width if config.target_width is None else config.target_width
-        decoder = unit(self.param("decoder", nn.initializers.normal(1.0), (config.size, out)))
+        # Rows of length 1 from the start, so that they learn as fast as the encoder's.
+        decoder = unit(self.param("decoder", lambda key: unit(jax.random.normal(key, (config.size, out)))))
         aligned = lambda key: decoder.T if same else unit(jax.random.normal(key, (config.size, config.width))).T
         encoder = self.param("encoder", aligned)
         encoder_bias = self.param("encoder_bias", nn.initializers.zeros, (config.size,))

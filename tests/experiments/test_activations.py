@@ -165,6 +165,7 @@ def test_rows_are_the_taps_of_the_run(source):
         layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
         valid = np.arange(LENGTH) < batch["lengths"][:, None]
         active = layers["sparse"]["active"][1, ..., 0]
+        print("ACTIVE", [layers["sparse"]["active"][i, ..., 0].sum() for i in (0, 1)], valid.sum())
         assert 0 < active.sum() < valid.sum() < valid.size
         expected["m"].append(layers["m"][1][valid])
         expected["resid"].append(layers["resid"][1][valid])

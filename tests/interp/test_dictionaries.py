@@ -118,9 +118,9 @@ def test_health_of_a_dictionary_that_is_a_basis_and_of_one_that_is_not():
     assert float(skewed.coherence) == pytest.approx(0.6)
     f = np.asarray(x) @ np.asarray(twice).T
     error = np.square(np.asarray(x) - f @ np.asarray(twice)).sum()
-    assert float(skewed.nmse) == pytest.approx(error / np.square(np.asarray(x) - np.mean(x, 0)).sum(), rel=1e-5)
+    assert float(skewed.nmse) == pytest.approx(error / np.square(np.asarray(x) - np.asarray(x).mean(0)).sum(), rel=1e-5)
     squares = np.square(f).sum(1)[:3]
-    bounds = abs(np.square(x).sum(1)[:3] - squares) / (2 * squares)
+    bounds = abs(np.square(np.asarray(x)).sum(1)[:3] - squares) / (2 * squares)
     assert float(skewed.deviation) == pytest.approx(bounds.sum() / 4, rel=1e-5)
 
 
