@@ -15,7 +15,7 @@ from configs.interp import dictionary as recipe
 from experiments.common.errors import UserError
 from experiments.evaluation.evaluator import measure_run
 from experiments.tasks.activations import Config, Task
-from experiments.training import restore
+from experiments.training import activations, restore
 from experiments.training.activations import Activations
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
@@ -34,8 +34,8 @@ SMALL = {
     "optimizer.warmup_steps": 1,
     "train.steps": 6,
     "train.batch_size": 160,
-    "train.log_every": 2,
-    "train.evaluate_every": 6,
+    "train.log_every": 3,
+    "train.evaluate_every": 3,
     "train.checkpoint_every": 3,
 }
 BATCH, LENGTH, WIDTH = 8, 40, 8  # of the tiny SeqBoat
@@ -149,8 +149,11 @@ def test_a_layer_without_active_elements_has_no_rows():
 # The activations of a run.
 
 
-def test_rows_are_the_taps_of_the_run(source):
+def test_rows_are_the_taps_of_the_run(source, monkeypatch):
     run = restore.load(source)
+    logits = run.variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
+    logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}  # some elements are active, and some not
+    monkeypatch.setattr(activations, "load", lambda *_: run)
     read = {
         site: Activations(Config(run=str(source), layer=2, site=site, target_site=target))
         for site, target in (("m", "resid"), ("gated", None))
@@ -165,7 +168,6 @@ def test_rows_are_the_taps_of_the_run(source):
         layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
         valid = np.arange(LENGTH) < batch["lengths"][:, None]
         active = layers["sparse"]["active"][1, ..., 0]
-        print("ACTIVE", [layers["sparse"]["active"][i, ..., 0].sum() for i in (0, 1)], valid.sum())
         assert 0 < active.sum() < valid.sum() < valid.size
         expected["m"].append(layers["m"][1][valid])
         expected["resid"].append(layers["resid"][1][valid])
