@@ -13,6 +13,7 @@ import pytest
 
 from configs.interp import dictionary as recipe
 from experiments.common.errors import UserError
+from experiments.data import identity
 from experiments.evaluation.evaluator import measure_run
 from experiments.tasks.activations import Config, Task
 from experiments.training import activations, restore
@@ -271,3 +272,11 @@ def test_a_run_that_cannot_be_read_is_one_line(finished, tmp_path):
         UserError, match=rf"^config.task.run='{finished}' holds a Dictionary: expected a model with lay"
     ):
         build(values(finished))
+
+
+def test_a_relative_run_is_found_from_another_directory(tmp_path):
+    (tmp_path / "runs/x").mkdir(parents=True)
+    found = identity.relocated({"task": {"run": "runs/x"}}, {"directory": str(tmp_path)}, None)
+    assert found == {"task": {"run": str(tmp_path / "runs/x")}}
+    gone = identity.relocated({"task": {"run": "runs/y"}}, {"directory": str(tmp_path)}, None)
+    assert gone == {"task": {"run": "runs/y"}}
