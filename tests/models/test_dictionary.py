@@ -17,7 +17,7 @@ WIDTH, SIZE, ROWS = 6, 16, 12
 SMALL = DictionaryConfig(width=WIDTH, target_width=None, size=SIZE, k=3, auxiliary_k=4, dead_after=30)
 LENGTHS = jnp.ones(ROWS, jnp.int32)
 INPUTS = 3 * normal(0, ROWS, 1, WIDTH) + 2
-PRICED = {"sparsity": 0.5, "norm_matching": 0.25}
+WEIGHTED = {"sparsity": 0.5, "norm_matching": 0.25}
 
 
 def random_variables(config: DictionaryConfig) -> dict:
@@ -98,7 +98,7 @@ def test_a_transcoders_targets_have_their_own_width():
 
 
 def test_the_terms_of_the_loss():
-    config = dataclasses.replace(SMALL, select="relu", **PRICED)
+    config = dataclasses.replace(SMALL, select="relu", **WEIGHTED)
     variables = random_variables(config)
     found = collect(train(config, variables)[1]["terms"])
     assert set(found) == {"sparsity", "norm_matching"}
@@ -108,7 +108,7 @@ def test_the_terms_of_the_loss():
     expected = {"sparsity": f.sum() / scale / WIDTH, "norm_matching": jnp.square(norms[0] - norms[1]).sum() / WIDTH}
     for name, term in found.items():
         assert_close(term.total, expected[name])
-        assert_close(term.scaled, PRICED[name] * expected[name])
+        assert_close(term.scaled, WEIGHTED[name] * expected[name])
         assert float(term.weight) == ROWS
 
 
