@@ -34,7 +34,7 @@ _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
 
 def get_config(model: str = "classifier") -> ConfigDict:
-    """`model` is config.model.name: classifier, retrieval, language_model or mlp."""
+    """`model` is config.model.name: classifier, retrieval, language_model, mlp or dictionary."""
     config = defaults(Config, but=_GROUPS)
     config.task = ConfigDict()
     config.model = _model(model)
@@ -44,11 +44,12 @@ def get_config(model: str = "classifier") -> ConfigDict:
 
 
 def _model(name: str) -> ConfigDict:
-    given = {} if name == "mlp" else {**_WIDTHS, "causal": name == "language_model"}
     classes = dataclasses_of(name)
+    layered = len(classes) > 1
+    given = {**_WIDTHS, "causal": name == "language_model"} if layered else {}
     config = defaults(*classes, but=(*decided(*classes), "mixer"), **given)
     config.name = name
-    if name != "mlp":
+    if layered:
         config.update(block="seqboat", mixer=mixer("ema"))
     return config
 

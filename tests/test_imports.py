@@ -33,7 +33,9 @@ ALLOWED = {
     | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers.initializers", "seqboat.layers.mixer"}
     | {"seqboat.layers.mixers"},
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
-    "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", *HELPERS},
+    "seqboat/interp": ARRAYS | {"flax", "scipy", "seqboat.ops"},
+    "seqboat/models": ARRAYS
+    | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", "seqboat.interp", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},

@@ -31,9 +31,9 @@ def changes(remembered: Any, task: Any) -> list[str]:
 
 
 def relocated(values: dict[str, Any], remembered: Any, data_dir: str | None) -> dict[str, Any]:
-    """A checkpoint's config with the current locations of `data_dir` and `task.files`.
+    """A checkpoint's config with the current locations of `data_dir`, `task.files` and `task.run`.
 
-    A given `data_dir` holds both, under their base names. Without it, relative paths are resolved in the directory they
+    A given `data_dir` holds them, under their base names. Without it, relative paths are resolved in the directory they
     were given in.
     """
     named_from = remembered.get("directory") if isinstance(remembered, Mapping) else None
@@ -42,10 +42,14 @@ def relocated(values: dict[str, Any], remembered: Any, data_dir: str | None) -> 
     if place := data_dir or _place(values.get("data_dir"), "config.data_dir", there, None):
         values = {**values, "data_dir": place}
     task = values.get("task")
-    if not isinstance(task, Mapping) or not isinstance(task.get("files"), list | tuple):
+    if not isinstance(task, Mapping):
         return values
-    files = [_place(name, "config.task.files", there, here) for name in task["files"]]
-    return {**values, "task": {**task, "files": files}}
+    task = dict(task)
+    if isinstance(task.get("files"), list | tuple):
+        task["files"] = [_place(name, "config.task.files", there, here) for name in task["files"]]
+    if "run" in task:
+        task["run"] = _place(task["run"], "config.task.run", there, here)
+    return {**values, "task": task}
 
 
 def _place(name: Any, what: str, there: Path | None, here: Path | None) -> Any:

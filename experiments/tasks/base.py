@@ -43,6 +43,7 @@ class Task:
     higher_is_better: bool
     shuffled: bool = True  # whether to shuffle training examples; else the source's order
     baseline_name: str  # describes what `baseline` computes
+    fixed_data: bool = False  # whether a run may only be resumed with the data that it began with
     sized_by: tuple[str, ...] = ()  # the config fields that determine how many examples a split has
 
     def __init__(
@@ -73,6 +74,11 @@ class Task:
         return {name: digest for part in parts for name, digest in part.items()}
 
     @property
+    def resolved(self) -> dict[str, Any]:
+        """Fields of the config that the data have decided; the config of checkpoints has them."""
+        return {}
+
+    @property
     def of_data(self) -> str:
         """The data's name for errors: " of NAME", or "" without a name."""
         name = getattr(self._sources["train"], "name", None)
@@ -90,6 +96,10 @@ class Task:
     def train_row(self, example: Any) -> dict[str, Any]:
         """`row`, plus anything that only training needs."""
         return self.row(example)
+
+    def example(self) -> Batch:
+        """A batch of the shapes of all, whatever it holds."""
+        return self.train_batch(0)
 
     def train_batch(self, step: int) -> Batch:
         """The training batch of a step: a pure function of (seed, step)."""

@@ -65,6 +65,9 @@ class Conditioned:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
+    def example(self) -> Batch:
+        return self.at(self.task.example(), self._drawn(0))
+
     def train_batch(self, step: int) -> Batch:
         return self.at(self.task.train_batch(step), self._drawn(step))
 

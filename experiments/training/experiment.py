@@ -11,6 +11,7 @@ import numpy as np
 from experiments.common.config import at_most, to_dataclass
 from experiments.common.errors import UserError
 from experiments.common.plugs import find
+from experiments.tasks import activations
 from experiments.tasks.conditioned import Conditioned, HyperOptions
 from experiments.training.models import build_hyper, build_model, example_of, named
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
@@ -18,6 +19,7 @@ from experiments.training.sharding import OneDevice, Partition, make_partition
 from experiments.training.step import ShardedStep, StepFunctions, initial_variables
 from experiments.training.trackers import TrackerName
 from seqboat.hyper import Hyper
+from seqboat.models.dictionary import Dictionary
 from seqboat.models.language_model import LanguageModel
 
 
@@ -126,7 +128,8 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
     partition = OneDevice() if one_device else make_partition(config.mesh)
     task = build_task(config, partition.rows)
     model: Any = build_model(config.model, task.config)
-    example = task.train_batch(0)
+    plain["task"] = {**plain["task"], **task.resolved}
+    example = task.example()
     _check_rate(config, model)
     if config.hypernetwork is not None:
         if partition.layout.sizes:
@@ -166,7 +169,7 @@ def build_network(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     model: Any = build_model(config.model, sizes)
     example = example_of(model, sizes)
     if example is None:
-        example = build_task(dataclasses.replace(config, hypernetwork=None)).train_batch(0)
+        example = build_task(dataclasses.replace(config, hypernetwork=None)).example()
     if config.hypernetwork is not None:
         model = _generated(config, model, example)
         example["condition"] = np.zeros((1, config.hypernetwork.network.encoding.inputs), np.float32)
@@ -214,6 +217,8 @@ def _sharded(
     layout, where = partition.layout, f"config.mesh={config.mesh!r}"
     if not layout.sizes:
         return None
+    if isinstance(model, Dictionary):
+        raise UserError(f"{where}: a Dictionary takes one device, as its statistics are of whole batches")
     size, parts = config.train.batch_size // config.train.accumulate, layout.size(layout.batch)
     if size % parts:
         raise UserError(
@@ -237,14 +242,18 @@ def _sharded(
 def build_task(config: Config, rows: tuple[int, int] = (0, 1)) -> Any:
     """`rows`: which part of every batch it reads, of how many."""
     module, task_config = read_task(config)
-    task = module.Task(
-        task_config,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        data_dir=config.data_dir,
-        process_index=rows[0],
-        process_count=rows[1],
-    )
+    batching = {
+        "batch_size": config.train.batch_size,
+        "seed": config.seed,
+        "process_index": rows[0],
+        "process_count": rows[1],
+    }
+    if isinstance(task_config, activations.Config):
+        from experiments.training.activations import Activations  # which builds another experiment
+
+        task = module.Task(Activations(task_config, config.data_dir), **batching)
+    else:
+        task = module.Task(task_config, data_dir=config.data_dir, **batching)
     return task if config.hypernetwork is None else Conditioned(task, config.hypernetwork, config.seed)
 
 

@@ -52,6 +52,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     ) as checkpoints:
         restored = checkpoints.restore_latest(abstract)
         if restored:
+            _refuse_other_data(restored, experiment)
             _refuse_other_streams(restored, experiment)
         state = restored.state if restored else experiment.partition.create(init)
         if restored is None and experiment.functions.objectives:
@@ -97,6 +98,12 @@ def _reported(restored: Restored | None) -> int:
     if restored is None or not isinstance(every, int) or every < 1:
         return 0
     return restored.step - restored.step % every or min(1, restored.step)
+
+
+def _refuse_other_data(restored: Restored, experiment: Experiment) -> None:
+    """Raises UserError if the data have changed of a run that only its own can continue."""
+    if experiment.task.fixed_data and (changed := identity.changes(restored.meta.get("data"), experiment.task)):
+        raise UserError(f"{changed[0]}: resume with what this run began with, or start in another directory")
 
 
 def _refuse_other_streams(restored: Restored, experiment: Experiment) -> None:

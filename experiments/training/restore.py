@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.common import files
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.data import identity
+from experiments.training import manifest
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build, build_network, read_config, read_task
 from experiments.training.exports import SUFFIX, Exported, is_export
@@ -95,6 +97,13 @@ def open_run(source: str | Path, step: int | None = None, what: str = "workdir")
     UserError."""
     path = user_path(source, what)
     return Exported(path, step) if path.suffix == SUFFIX and not path.is_dir() else _Saved(path, step)
+
+
+def seal(workdir: Path, step: int) -> str:
+    """A unique identifier of a checkpoint: the hash of its seal, which contains those of its files, or of an exported
+    file; "" without one."""
+    path = workdir / CHECKPOINTS / str(step) / manifest.SEAL if workdir.is_dir() else workdir
+    return files.sha256(path) if path.is_file() else ""
 
 
 def beside(source: Path, name: str) -> Path:

@@ -235,10 +235,13 @@ class StepFunctions:
         params, stats = variables["params"], variables.get("batch_stats", {})
         metrics, out, found = self.forward(params, stats, batch, mutable=("taps",) if tapped else ())
 
-        def alone(logits, example):
-            return self.loss(out._replace(logits=logits[None]), jax.tree.map(lambda a: a[None], example))[2]
+        fields = {name: getattr(out, name) for name in out._fields if name != "layers"}
 
-        each = jax.vmap(alone)(out.logits, batch)
+        def alone(fields, example):
+            fields, example = jax.tree.map(lambda a: a[None], (fields, example))
+            return self.loss(out._replace(**fields), example)[2]
+
+        each = jax.vmap(alone)(fields, batch)
         return PerExample(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
 
     def forward(self, params, batch_stats, batch: Batch, mutable=()):

@@ -98,8 +98,10 @@ class GatedAttentionUnit(WindowedModule):
         return gate
 
     def _output(self, attended: Float[Array, "T E"], gate: Float[Array, "T E"]) -> Float[Array, "T D"]:
-        y = self.output(attended * gate)
+        gated = attended * gate
+        y = self.output(gated)
         tap(self, "attended", attended)
+        tap(self, "gated", gated)
         tap(self, "gau_out", y)
         return y
 

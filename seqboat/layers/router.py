@@ -287,3 +287,9 @@ def count(decision: Decision, valid: Bool[Array, "B L"]) -> ActivationStats:
         elements=valid.sum().astype(jnp.float32),
         temperature=decision.temperature,
     )
+
+
+def no_decisions(elements: Float[Array, "*layers"]) -> ActivationStats:
+    """The stats of layers in which nothing decides, each of this number of elements."""
+    none = jnp.zeros((*elements.shape, 0))
+    return ActivationStats(none, none, none, elements, none, none)

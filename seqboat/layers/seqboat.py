@@ -88,6 +88,7 @@ class SeqBoatLayer(Block):
         e = checkpoint_name(e, "ssm")
         tap(self, "ssm_out", e)
         m = drop(nn.silu(e))
+        tap(self, "m", m)
         skip = nn.Dense(config.features, dtype=m.dtype, kernel_init=truncated_normal(), name="skip_projection")(m)
         tap(self, "skip", skip)
         sparse = SparseModularActivation(

@@ -4,8 +4,10 @@ The names are interface. Shapes for one layer (M modules to choose from, here th
 
     pre_norm (B, L, D)          the SSM's input
     ssm_out, skip (B, L, D)     the SSM's output, and the always-on path
+    m (B, L, D)                 silu(ssm_out), after dropout: what the router, the skip path and the modules read
     router_logits (B, L, M, 2)  active, confidence (B, L, M)
     q, k (B, L, Z)              v, gate, attended (B, L, E)
+    gated (B, L, E)             attended * gate, what W_o reads
     gau_out (B, L, D)           before its confidence
     resid (B, L, D)             the layer's output
 

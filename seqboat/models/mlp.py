@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seqboat.choices import given
-from seqboat.layers.router import ActivationStats
+from seqboat.layers.router import no_decisions
 from seqboat.models.classifier import Output
 
 
@@ -36,9 +36,7 @@ class MLP(nn.Module):
         x = inputs.reshape(batch, length * width)
         for index, width in enumerate(self.config.hidden):
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal(), name=f"hidden_{index}")(x))
-        none = jnp.zeros((1, 0))
-        stats = ActivationStats(none, none, none, jnp.full(1, float(inputs.shape[0] * inputs.shape[1])), none, none)
-        return Output(nn.Dense(self.config.classes, name="head")(x), stats)
+        return Output(nn.Dense(self.config.classes, name="head")(x), no_decisions(jnp.full(1, float(batch * length))))
 
 
 Config, Model = MLPConfig, MLP

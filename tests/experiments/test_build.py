@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments.common.config import differences, to_dataclass
 from experiments.common.errors import UserError
+from experiments.tasks import activations
 from experiments.training.experiment import Config, Experiment, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
@@ -32,6 +33,7 @@ from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.models.dictionary import Dictionary
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel
 from seqboat.models.mlp import MLP
@@ -67,6 +69,8 @@ def model_of(config: ConfigDict) -> nn.Module:
     """The model, with the sizes of its task and none of its data."""
     fields = config.task.to_dict()
     module = importlib.import_module(f"experiments.tasks.{fields.pop('name')}")
+    if module is activations:
+        fields["width"] = 64  # of the run that it reads
     return build_model(config.model.to_dict(), to_dataclass(module.Config, fields, "config.task"))
 
 
@@ -75,7 +79,7 @@ def parameters(model: nn.Module) -> Any:
     """Shapes; many variants have one model."""
     if isinstance(model, DualEncoder):
         inputs, lengths = jnp.zeros((1, 1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)
-    elif isinstance(model, MLP):
+    elif isinstance(model, MLP | Dictionary):
         inputs, lengths = jnp.zeros((1, 1, 64)), jnp.ones(1, jnp.int32)
     elif model.config.vocabulary_size is None:
         inputs, lengths = jnp.zeros((1, 1, 1)), jnp.ones(1, jnp.int32)
@@ -151,7 +155,8 @@ def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
         build(values)
     message = str(caught.value)
     assert "\n" not in message
-    remedy = "config.task.files" if recipe == "configs/lm/bytes" else "run: python -m experiments.prepare --dataset="
+    own = {"configs/lm/bytes": "config.task.files", "configs/interp/dictionary": "--config.task.run=DIR"}
+    remedy = own.get(recipe, "run: python -m experiments.prepare --dataset=")
     assert remedy in message
 
 
@@ -200,7 +205,8 @@ def test_variants_change_what_they_say():
     assert both.model.features == tiny.model.features
 
 
-PLAIN = [recipe for recipe in RECIPES if not recipe.startswith("configs/hyper")]  # those have arms of their own
+# Those have arms of their own, or no layers.
+PLAIN = [recipe for recipe in RECIPES if not recipe.startswith(("configs/hyper", "configs/interp"))]
 
 
 @pytest.mark.parametrize("recipe", PLAIN)

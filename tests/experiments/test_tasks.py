@@ -7,7 +7,7 @@ import lzma
 import math
 import os
 import re
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse.csgraph
 import tensorflow_datasets as tfds
 
 from experiments.common.config import to_dataclass
@@ -38,6 +39,7 @@ from experiments.tasks import (
     speech_commands,
     spoken_digit,
     text,
+    tokfsm,
 )
 from experiments.tasks.base import Task, TokenTask
 
@@ -82,6 +84,7 @@ TASKS: dict[str, tuple[Any, Any, list[int]]] = {
         induction.Config(train_examples=50, test_examples=10, length=12, alphabet=4),
         [10, 10],
     ),
+    "tokfsm": (tokfsm, tokfsm.Config(train_examples=50, test_examples=10, states=30, edges=3, length=12), [100, 100]),
 }
 CLASSIFICATION = [name for name, (module, _, _) in TASKS.items() if not issubclass(module.Task, TokenTask)]
 
@@ -205,6 +208,7 @@ def check_batch(task: Task, batch: dict[str, np.ndarray], split: str = "train") 
         "targets": (answers, np.int32),
         "weights": (answers, np.float32),
         **({"slices": (answers, np.int32)} if slices else {}),
+        **({name: (answers, np.int32) for name in ("states", "legal")} if isinstance(task, tokfsm.Task) else {}),
     }
     inside = np.arange(length)[:, None] < lengths[:, None] if pairs else np.arange(length) < lengths[:, None]
     assert np.all(inputs[~inside] == 0)
@@ -779,7 +783,7 @@ def test_questions_of_mqar_come_by_a_power_law():
     assert 0.05 < (test["weights"][:, 6] == 1).mean() < 0.16  # 3 / 29
 
 
-@pytest.mark.parametrize("name", ["selective_copy", "mqar", "induction", "parity"])
+@pytest.mark.parametrize("name", ["selective_copy", "mqar", "induction", "parity", "tokfsm"])
 def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
     module, config, _ = TASKS[name]
     first = lambda **fields: next(
@@ -788,6 +792,82 @@ def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
     (expected, *_) = make(name, data_dir, batch_size=10).evaluation_batches("test")
     np.testing.assert_array_equal(first(), expected["inputs"])
     assert np.any(first(data_seed=1) != expected["inputs"])
+
+
+# The random machine.
+
+
+def walked(inputs: np.ndarray, targets: np.ndarray) -> list[int]:
+    """The states of a walk, by their decimal numbers: the last one is half read and half asked for."""
+    return [int("".join(map(str, pair))) for pair in (np.append(inputs[1:], targets[-1]) - 2).reshape(-1, 2).tolist()]
+
+
+def test_walks_follow_the_machine_and_every_digit_says_what_may_follow(data_dir):
+    task = make("tokfsm", data_dir)
+    follow = [{int(to) for to in row} for row in task.successors]
+    assert all(len(row) == 3 for row in follow)
+    assert (
+        scipy.sparse.csgraph.connected_components(
+            np.array([[j in row for j in range(30)] for row in follow]), connection="strong"
+        )[0]
+        == 1
+    )
+    seen = set()
+    for batch in (task.train_batch(step) for step in range(20)):
+        states = task.truth(batch)["state"]
+        for row in range(4):
+            walk = walked(batch["inputs"][row], batch["targets"][row])
+            assert states[row].tolist() == [-1, -1, *np.repeat(walk[:-1], 2)]
+            assert batch["weights"][row].tolist() == [0, 0, *[1] * 10]
+            np.testing.assert_array_equal(batch["targets"][row, 2:-1], batch["inputs"][row, 3:])
+            for place, (state, to) in enumerate(pairwise(walk)):
+                assert to in follow[state]
+                seen.add((state, to))
+                first, second = (
+                    {d for d in range(10) if bits >> d & 1} for bits in batch["legal"][row, 2:].reshape(-1, 2)[place]
+                )
+                assert first == {other // 10 for other in follow[state]}
+                assert second == {other % 10 for other in follow[state] if other // 10 == to // 10}
+    assert 60 < len(seen) <= 90
+
+
+def test_the_metrics_of_the_machine_are_probabilities_of_legal_digits(data_dir):
+    task = make("tokfsm", data_dir)
+    *_, batch = task.evaluation_batches("test")  # the last one has rows of weight 0
+    logits = np.random.default_rng(0).normal(size=(4, 12, 12)).astype(np.float32)
+    run = jax.jit(lambda logits, batch: task.loss(SimpleNamespace(logits=logits), batch)[2])
+    found = run(logits, batch)
+    found = {name: float(total / weight) for name, (total, weight) in found.items()}
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mass = np.array(
+        [
+            [sum(p[b, t, 2 + d] for d in range(10) if batch["legal"][b, t] >> d & 1) for t in range(2, 12)]
+            for b in (0, 1)
+        ]
+    )
+    chosen = np.take_along_axis(p[:2, 2:], batch["targets"][:2, 2:, None], -1)
+    assert found == {
+        "loss": pytest.approx(-np.log(chosen).mean(), rel=1e-5),
+        "transition": pytest.approx((mass[:, ::2] * mass[:, 1::2]).mean(), rel=1e-5),
+        "legal": pytest.approx(mass.mean(), rel=1e-5),
+    }
+    # Equal digits have the baseline's mass.
+    flat = np.where(np.arange(12) < 2, -1e9, 0.0)[None, None].repeat(4, 0).repeat(12, 1)
+    sums = [run(flat.astype(np.float32), each)["transition"] for each in task.evaluation_batches("test")]
+    assert task.baseline("test") == {"transition": pytest.approx(np.divide(*np.sum(sums, 0)), rel=1e-5)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"length": 13}, "length=13: must be even, since every state has two digits"),
+        ({"edges": 31}, "edges=31: must be at most 30"),
+        ({"states": 101}, "states=101: must be at most 100"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tokfsm.Config(**{"states": 30, "edges": 3, "length": 12, **fields})
 
 
 # Mistakes in a config.
@@ -930,9 +1010,9 @@ def test_a_prepared_set_of_another_kind_is_refused(data_dir, tmp_path):
 def test_what_identifies_the_data_of_a_task(name, task):
     found = task.fingerprint
     assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
-    generated = name in ("short_listops", "selective_copy", "mqar", "mqar_random_fillers", "induction", "parity")
+    generated = ("short_listops", "selective_copy", "mqar", "mqar_random_fillers", "induction", "parity", "tokfsm")
     parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
-    assert len(found) == (0 if generated else parts)
+    assert len(found) == (0 if name in generated else parts)
 
 
 @pytest.mark.parametrize("place", ["~nosuchuser/a", "gs://bucket/a", "a\0b", "a" * 5000])

@@ -14,8 +14,8 @@ from seqboat.paths import path_name
 from tests.experiments.test_build import RECIPES, get_config, model_of, parameters
 
 GOLDEN = Path(__file__).with_name("sharding.txt")
-# With a hypernetwork a run takes one device.
-TREES = [(recipe, get_config(recipe)) for recipe in RECIPES if not recipe.startswith("configs/hyper")]
+# With a hypernetwork, and for a dictionary, a run takes one device.
+TREES = [(name, get_config(name)) for name in RECIPES if not name.startswith(("configs/hyper", "configs/interp"))]
 TREES.append(("configs/lra/listops:s4d", lambda: get_config("configs/lra/listops")("s4d")))
 PRESETS = ("ddp", "sequence", "fsdp", "fsdp_hidden", "fsdp=4,fsdp_hidden=2", "data=2,fsdp=2,fsdp_hidden=2")
 

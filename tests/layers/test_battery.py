@@ -178,11 +178,11 @@ def test_what_is_active_is_recomputed_by_hand(case):
 
 
 def test_taps_have_their_documented_names_and_shapes_and_agree_between_forms(case):
-    documented = {"pre_norm": (D,), "ssm_out": (D,), "skip": (D,), "resid": (D,)}
+    documented = {"pre_norm": (D,), "ssm_out": (D,), "m": (D,), "skip": (D,), "resid": (D,)}
     sparse = {"active": (case.modules,), "confidence": (case.modules,)}
     attended = case.config.attention and case.config.activation != "never"
     if attended:
-        sparse |= {"q": (Z,), "k": (Z,), "v": (E,), "gate": (E,), "attended": (E,), "gau_out": (D,)}
+        sparse |= {"q": (Z,), "k": (Z,), "v": (E,), "gate": (E,), "attended": (E,), "gated": (E,), "gau_out": (D,)}
     params = case.routed("some")
     taps, expected = case.packed(params)[2], case.dense(params)[2]
     shapes = {name: value.shape[2:] for name, value in taps.items() if name != "sparse"}
