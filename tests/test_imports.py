@@ -35,6 +35,7 @@ ALLOWED = {
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
     "seqboat/models": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
+    "seqboat/interp": ARRAYS | {"flax", "scipy", "seqboat.ops"},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.
