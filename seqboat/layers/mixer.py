@@ -80,7 +80,7 @@ class MixerConfig:
 
             y_t = sum_l kappa[:D, l] x_{t-l} + sum_l kappa[D:, l] x_{t+l} + omega x_t
 
-        S is D, or 2D in a mixer that is not causal. Raises ValueError for a mixer that is no such sum.
+        S is D, or 2D in a mixer that is not causal. Raises ValueError for another mixer.
         """
         raise ValueError(f"mixer {self.name}: its output is not a sum over earlier elements with a kernel per channel")
 
