@@ -186,15 +186,14 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
     """
     if element is not None and not 0 <= element < length:
         raise UserError(f"--element={element}: the first example has {length} elements, the first of them is 0")
-    m = np.asarray(taps["m"][:, :length], np.float64)
+    m = jnp.asarray(taps["m"][:, :length], jnp.float32)
     logits = np.asarray(taps["router_logits"][:, :length], np.float64)
     found = []
     for layer, module in np.ndindex(logits.shape[0], logits.shape[2]):
         router = attribution.router(run.variables, layer + 1, module)
-        router = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), router)
         difference = logits[layer, :, module, 1] - logits[layer, :, module, 0]
         at = int(difference.argmax()) if element is None else element
-        channels = attribution.margin_by_channel(router, m[layer, at])
+        channels = np.asarray(attribution.margin_by_channel(router, m[layer, at]), np.float64)
         series = layer * logits.shape[2] + module
         found.append(Margin(series, at, channels, float(router.bias), float(difference[at])))
     return tuple(found)

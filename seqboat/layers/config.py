@@ -157,7 +157,7 @@ class LayerConfig(BlockConfig):
         return SeqBoatLayer
 
     def sites(self) -> dict[str, tuple[str, ...]]:
-        found = {"": ("pre_norm", "ssm_out", "m", "skip", "resid")}
+        found: dict[str, tuple[str, ...]] = {"": ("pre_norm", "ssm_out", "m", "skip", "resid")}
         for has, own in ((self.attention, GAU), (self.feed_forward_size, FEED_FORWARD)):
             if has and self.activation != "never":
                 found |= own | (ROUTER if self.activation == "learned" else {})

@@ -40,11 +40,12 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
+Sites = dict[str, tuple[str, ...]]
 # Names by the module that taps them: what a block's `sites` is made of.
-ROUTER = {"sparse/configurator": ("router_logits",)}
-GAU = {"gau": ("q", "k", "v", "gate", "attended", "gated", "gau_out")}
-FEED_FORWARD = {"feed_forward": ("feed_forward_hidden", "feed_forward_out")}
-UNIT = {"unit": ("q", "k", "v", "attended", "feed_forward_hidden", "feed_forward_out", "unit_out")}
+ROUTER: Sites = {"sparse/configurator": ("router_logits",)}
+GAU: Sites = {"gau": ("q", "k", "v", "gate", "attended", "gated", "gau_out")}
+FEED_FORWARD: Sites = {"feed_forward": ("feed_forward_hidden", "feed_forward_out")}
+UNIT: Sites = {"unit": ("q", "k", "v", "attended", "feed_forward_hidden", "feed_forward_out", "unit_out")}
 
 
 def tap(module: nn.Module, name: str, value: Array) -> Array:

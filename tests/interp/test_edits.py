@@ -368,12 +368,14 @@ def test_an_identical_splice_at_m_changes_nothing(name):
 
 @pytest.mark.breadth  # forward values in every form
 def test_gradients_reach_the_edit_of_the_edited_layer_and_no_other():
+    variables, model = variables_of("packed"), model_of("packed")
+
     def value(directions):
         edits = {
             site: each([Steer(layer == 1, own[layer], 1.0) for layer in (0, 1)]) for site, own in directions.items()
         }
-        given = {**variables_of("packed"), "edits": taps.write(model_of("packed"), edits)}
-        return (model_of("packed").apply(given, TOKENS, LENGTHS).logits * normal(9, BATCH, LENGTH, VOCABULARY)).sum()
+        output = model.apply({**variables, "edits": taps.write(model, edits)}, TOKENS, LENGTHS)
+        return (output.logits * normal(9, BATCH, LENGTH, VOCABULARY)).sum()
 
     widths = {site: width for site, width in widths_of("packed").items() if site != "k"}  # where a shift does nothing
     found = jax.jit(jax.grad(value))({site: jnp.zeros((LAYERS, *width)) for site, width in widths.items()})
