@@ -148,6 +148,8 @@ assert (active == new_active)[:, 0, :blank].all()
 # The parameters are a tree of arrays with stable names, so a router can be moved after training: here a constant is
 # added to the logit for activation in both layers. Attention at fewer tokens than the model was trained with loses
 # letters; attention at more of them pushes letters out of the window of 8 active tokens.
+#
+# To force the activation of one token, or to change any other named value, pass an edit: [insight](../docs/insight.md).
 
 
 # %%

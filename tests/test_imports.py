@@ -37,6 +37,7 @@ ALLOWED = {
     "seqboat/models": ARRAYS
     | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", "seqboat.interp", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
+    "seqboat/interp": ARRAYS | {"flax", "scipy", "seqboat.ops"},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.

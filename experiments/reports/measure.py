@@ -13,6 +13,7 @@ from experiments.common.errors import UserError
 from experiments.evaluation.examples import is_example, standard_errors
 from experiments.training.restore import Run
 from experiments.training.step import Sums
+from seqboat.interp import attribution
 from seqboat.ops.packing import row_info
 from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
@@ -180,30 +181,21 @@ def attended(
 def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int | None = None) -> tuple[Margin, ...]:
     """Every series' decision for one element of a sequence: by default that of its largest margin.
 
-    `taps` are the sequence's `ssm_out` (layers, L, D) and `router_logits` (layers, L, M, 2). Raises UserError for an
+    `taps` are the sequence's `m` (layers, L, D) and `router_logits` (layers, L, M, 2). Raises UserError for an
     element beyond its `length`.
     """
     if element is not None and not 0 <= element < length:
         raise UserError(f"--element={element}: the first example has {length} elements, the first of them is 0")
-    m = np.asarray(jax.nn.silu(taps["ssm_out"][:, :length]), np.float64)
+    m = jnp.asarray(taps["m"][:, :length], jnp.float32)
     logits = np.asarray(taps["router_logits"][:, :length], np.float64)
-    of = lambda collection: run.variables[collection]["encoder"]["layers"]["sparse"]["configurator"]
-    dense = {name: np.asarray(value, np.float64) for name, value in of("params")["logits"].items()}
-    if run.model.config.encoder.layer.router.centered:
-        m = m - np.asarray(of("batch_stats")["mean"], np.float64)[:, None]
-    rate = run.variables.get("batch_stats", {}).get("encoder", {}).get("rate", {"threshold": 0.0})
     found = []
-    for layer in range(logits.shape[0]):
-        for module in range(logits.shape[2]):
-            difference = logits[layer, :, module, 1] - logits[layer, :, module, 0]
-            at = int(difference.argmax()) if element is None else element
-            weight, bias = (
-                np.diff(dense[name][layer][..., 2 * module : 2 * module + 2])[..., 0] for name in ("kernel", "bias")
-            )
-            series = layer * logits.shape[2] + module
-            found.append(
-                Margin(series, at, m[layer, at] * weight, float(bias - rate["threshold"]), float(difference[at]))
-            )
+    for layer, module in np.ndindex(logits.shape[0], logits.shape[2]):
+        router = attribution.router(run.variables, layer + 1, module)
+        difference = logits[layer, :, module, 1] - logits[layer, :, module, 0]
+        at = int(difference.argmax()) if element is None else element
+        channels = np.asarray(attribution.margin_by_channel(router, m[layer, at]), np.float64)
+        series = layer * logits.shape[2] + module
+        found.append(Margin(series, at, channels, float(router.bias), float(difference[at])))
     return tuple(found)
 
 
@@ -224,7 +216,7 @@ def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array
 
         # The GAU is the first sparse module.
         found["distance"] = jax.lax.map(one_layer, (table, taps["q"], taps["k"], taps["active"][..., 0]))
-    decided = ("ssm_out", "router_logits") if "router_logits" in taps else ()
+    decided = ("m", "router_logits") if "router_logits" in taps else ()
     first = {name: taps[name][:, 0] for name in decided}
     return found, jnp.argmax(examined.output.logits, axis=-1), examined.examples, first
 

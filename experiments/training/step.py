@@ -83,7 +83,7 @@ class PerExample(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepFunctions:
     """What a step computes for a model and a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions
-    to be jitted.
+    to be jitted. Variables of those may hold `edits` of named values (`seqboat.layers.taps`); training has none.
 
     The objective is  sum of losses / sum of weights + activation_penalty * mean activation probability,  the same for
     any `accumulate`, the number of parts a batch is computed in. Dropout draws from (seed, step). `loss(output, batch)`
@@ -226,14 +226,13 @@ class StepFunctions:
 
     def evaluate_stream(self, variables, batch: Batch) -> tuple[Sums, Any]:
         """`evaluate`, plus the state of the batch's `streams` after it."""
-        params, stats = variables["params"], variables.get("batch_stats", {})
-        metrics, streams = self._on_devices("sums", params, batch, gradient=False)(params, stats, batch, None)
+        params, others = _split(variables)
+        metrics, streams = self._on_devices("sums", params, batch, gradient=False)(params, others, batch, None)
         return _elements_of_a_batch(metrics), streams
 
     def evaluate_examples(self, variables, batch: Batch, tapped: bool = False) -> PerExample:
         """`evaluate` example by example, on one device."""
-        params, stats = variables["params"], variables.get("batch_stats", {})
-        metrics, out, found = self.forward(params, stats, batch, mutable=("taps",) if tapped else ())
+        metrics, out, found = self.forward(*_split(variables), batch, mutable=("taps",) if tapped else ())
 
         fields = {name: getattr(out, name) for name in out._fields if name != "layers"}
 
@@ -244,16 +243,16 @@ class StepFunctions:
         each = jax.vmap(alone)(fields, batch)
         return PerExample(_elements_of_a_batch(metrics), each, out, found.get("taps", {}), found["streams"])
 
-    def forward(self, params, batch_stats, batch: Batch, mutable=()):
-        """Metrics, the model's output and its changed collections, without dropout."""
-        variables = {"params": self.layout.gather(params, but="encoder/layers"), "batch_stats": batch_stats}
+    def forward(self, params, others, batch: Batch, mutable=()):
+        """Metrics, the model's output and its changed collections, without dropout; `others` are collections."""
+        variables = {"params": self.layout.gather(params, but="encoder/layers"), **others}
         out, found = apply(self.model, variables, batch, False, mutable)
         own = self.loss(out, batch)[2] | self.evaluation_metrics(out, batch)
         metrics = self.layout.share(own, out.logits.ndim > 2)
         return self.layout.sum(metrics | self.layout.share(activation_metrics(out.layers), True)), out, found
 
-    def sums(self, params, batch_stats, batch: Batch, key):
-        metrics, _, found = self.forward(params, batch_stats, batch)
+    def sums(self, params, others, batch: Batch, key):
+        metrics, _, found = self.forward(params, others, batch)
         return metrics, found["streams"]
 
     def _penalty(self, batch: Batch):
@@ -277,6 +276,13 @@ class StepFunctions:
         given = (specs, whole, layout.of_batch(batch), whole, *((whole,) if gradient else ()))
         results = (specs, whole, whole, layout.per_sequence) if gradient else (whole, layout.per_sequence)
         return jax.shard_map(part, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)
+
+
+def _split(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The parameters, and what else evaluation reads: batch statistics, and edits of named values
+    (`seqboat.layers.taps`)."""
+    others = {"batch_stats": {}, **{name: variables[name] for name in ("batch_stats", "edits") if name in variables}}
+    return variables["params"], others
 
 
 def apply(model: nn.Module, variables: Any, batch, train: bool, mutable, **rest) -> tuple[Any, dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Looking inside trained models: arrays in, arrays out. It knows no layer and no model."""
+"""Looking inside trained models: edits, decisions taken apart, dictionaries. Arrays in, arrays out."""

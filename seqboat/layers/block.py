@@ -52,6 +52,11 @@ class BlockConfig:
     def block(self) -> type[Block]:
         raise NotImplementedError
 
+    def sites(self) -> dict[str, tuple[str, ...]]:
+        """The names of what its layer taps (`layers.taps`), by the path, within the layer, of the module that does; ""
+        is the layer itself."""
+        raise NotImplementedError
+
     def check_streaming(self) -> None:
         """Raise ValueError unless such a layer can process streams piece by piece, exactly and in constant memory."""
         raise NotImplementedError

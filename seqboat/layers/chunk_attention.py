@@ -44,13 +44,14 @@ class ChunkAttention(nn.Module):
         # Padding may hold anything, even NaN, and 0 * NaN is NaN.
         k, v = (jnp.where(valid[..., None], a, jnp.zeros((), a.dtype)) for a in (k, v))
         window, table = Window(None, self.causal, self.function, "relative"), self._table(n.shape[1])
+        q, k, v, r = (tap(self, name, value) for name, value in {"q": q, "k": k, "v": v, "gate": r}.items())
         if memory is None:
             o = attend_chunks(window, self.chunk, table, q, k, v, valid)
         else:
             o, memory = stream_chunks(window, table, memory, q, k, v, valid)
-        for name, value in {"q": q, "k": k, "v": v, "gate": r, "attended": o}.items():
-            tap(self, name, value)
-        return nn.sigmoid(u), nn.silu(c + dense(width, "output")(o * r)), memory
+        o = tap(self, "attended", o)
+        y = lambda: tap(self, "gau_out", dense(width, "output")(tap(self, "gated", o * r)))
+        return nn.sigmoid(u), nn.silu(c + y()), memory
 
     def _table(self, length: int) -> Float[Array, "P"]:
         """The bias of every distance, key minus query."""

@@ -16,6 +16,7 @@ from seqboat.layers.mixer import MAX_SIZE, Mixer, MixerConfig
 from seqboat.layers.mixers import ema
 from seqboat.layers.norm import NormKind
 from seqboat.layers.router import RouterConfig
+from seqboat.layers.taps import FEED_FORWARD, GAU, ROUTER
 from seqboat.ops.window import AttentionFunction, PositionKind, Window
 from seqboat.ops.window_attention import kernel_notice, kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
@@ -154,6 +155,13 @@ class LayerConfig(BlockConfig):
         from seqboat.layers.seqboat import SeqBoatLayer  # which has such a config
 
         return SeqBoatLayer
+
+    def sites(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {"": ("pre_norm", "ssm_out", "m", "skip", "resid")}
+        for has, own in ((self.attention, GAU), (self.feed_forward_size, FEED_FORWARD)):
+            if has and self.activation != "never":
+                found |= own | (ROUTER if self.activation == "learned" else {})
+        return found
 
     def rate_control(self) -> tuple[float, bool] | None:
         return self.router.controlled

@@ -235,7 +235,8 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
     """The module as a pure function. `keys` has a key for every RNG stream that it may draw from."""
     unbound = module.clone(parent=None)
     kinds = {name: jax.random.key_impl(key) for name, key in keys.items()}
-    params = {"params": module.variables.get("params", {}), "keys": jax.tree.map(jax.random.key_data, keys)}
+    given = {name: module.variables.get(name, {}) for name in ("params", "edits")}
+    params = {**given, "keys": jax.tree.map(jax.random.key_data, keys)}
 
     def key(name, data, method, slot):
         key = jax.random.fold_in(jax.random.wrap_key_data(data, impl=kinds[name]), slot[0])
@@ -245,7 +246,7 @@ def functional(module: nn.Module, keys: dict[str, Array], train: bool, tapping: 
     def apply(params, slot, method, *args):
         rngs = {name: key(name, data, method, slot) for name, data in params["keys"].items()}
         options, mutable = modes(unbound, method, len(args), train), ["terms", *(["taps"] if tapping else [])]
-        variables = {"params": params["params"]}
+        variables = {name: params[name] for name in given}
         try:
             result, sown = unbound.apply(variables, *args, method=method, rngs=rngs, mutable=mutable, **options)
         except flax.errors.InvalidRngError as error:

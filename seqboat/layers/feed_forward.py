@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seqboat.layers.initializers import truncated_normal
+from seqboat.layers.taps import tap
 
 
 class FeedForward(nn.Module):
@@ -18,4 +19,6 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         hidden = nn.silu(nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=truncated_normal(), name="up")(x))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not self.has_rng("dropout"))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=truncated_normal(), name="down")(hidden)
+        hidden = tap(self, "feed_forward_hidden", hidden)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=truncated_normal(), name="down")(hidden)
+        return tap(self, "feed_forward_out", y)

@@ -62,8 +62,7 @@ class GatedAttentionUnit(WindowedModule):
         v = self.drop_value(v, deterministic=not self.has_rng("dropout"))
         # Rows that may not be read can hold anything, even NaN, and 0 * NaN is NaN.
         k, v = (jnp.where(rows.active[:, None], a, jnp.zeros((), a.dtype)) for a in (k, v))
-        tap(self, "v", v)
-        return {"k": k, "v": v}
+        return {"k": k, "v": tap(self, "v", v)}
 
     def project(self, x: Float[Array, "T D"], rows: RowInfo) -> tuple[dict, dict]:
         """`context`, and queries and gates. For few rows all are columns of one product, which XLA computes once."""
@@ -93,24 +92,17 @@ class GatedAttentionUnit(WindowedModule):
         return self._output(attended, self._gate(x))
 
     def _gate(self, x: Float[Array, "T D"]) -> Float[Array, "T E"]:
-        gate = nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size))
-        tap(self, "gate", gate)
-        return gate
+        return tap(self, "gate", nn.silu(self.projection(x, self.key_size, self.key_size + self.value_size)))
 
     def _output(self, attended: Float[Array, "T E"], gate: Float[Array, "T E"]) -> Float[Array, "T D"]:
-        gated = attended * gate
-        y = self.output(gated)
-        tap(self, "attended", attended)
-        tap(self, "gated", gated)
-        tap(self, "gau_out", y)
-        return y
+        gated = tap(self, "gated", tap(self, "attended", attended) * gate)
+        return tap(self, "gau_out", self.output(gated))
 
     def _rotated(self, x: Float[Array, "T D"], rows: RowInfo, i: int) -> Float[Array, "T Z"]:
         """Queries (i = 0) or keys (1), rotated to their positions."""
         z = nn.silu(self.projection(x, 0, self.key_size))
         placed = z * self.gamma[i].astype(z.dtype)[None] + self.beta[i].astype(z.dtype)[None]
-        tap(self, "qk"[i], placed)
-        return self.window.apply_rotary(placed, rows)
+        return self.window.apply_rotary(tap(self, "qk"[i], placed), rows)
 
 
 class Columns(nn.Module):

@@ -20,7 +20,7 @@ from seqboat.layers.mixer import MAX_SIZE, MixerConfig, check_size
 from seqboat.layers.mixers import ema
 from seqboat.layers.norm import NormKind
 from seqboat.layers.router import ActivationStats
-from seqboat.layers.taps import tap
+from seqboat.layers.taps import FEED_FORWARD, GAU, tap
 from seqboat.ops.chunk_attention import ChunkMemory, initial_memory
 from seqboat.ops.window import AttentionFunction
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
@@ -74,6 +74,10 @@ class LayerConfig(BlockConfig):
 
     def block(self) -> type[Block]:
         return MegaLayer
+
+    def sites(self) -> dict[str, tuple[str, ...]]:
+        own = {"": ("pre_norm", "ssm_out", "m", "resid"), **GAU}
+        return own | FEED_FORWARD if self.feed_forward_size else own
 
     def check_streaming(self) -> None:
         self.refuse_streams({"chunk": (self.chunk is not None, "it must be finite here: the chunk is kept as state")})
@@ -131,11 +135,11 @@ class MegaLayer(Block):
         norm = lambda placement, name, y: (
             config.make_norm(name)(y, valid, train) if config.norm_placement == placement else y
         )
-        n = norm("pre", "norm", x)
-        tap(self, "pre_norm", n)
+        n = tap(self, "pre_norm", norm("pre", "norm", x))
         e, after = config.mixer.make(config.causal, config.layout, name="ssm").advance(n, valid, state and state.mixer)
         e = checkpoint_name(e, "ssm")
-        tap(self, "ssm_out", e)
+        e = tap(self, "ssm_out", e)
+        m = tap(self, "m", drop(nn.silu(e)))
         attention = ChunkAttention(
             config.key_size,
             config.value_size,
@@ -145,13 +149,13 @@ class MegaLayer(Block):
             None if config.position == "rotary" else config.max_positions,
             name="gau",
         )
-        u, h, memory = attention(n, drop(nn.silu(e)), valid, state and state.memory)
+        u, h, memory = attention(n, m, valid, state and state.memory)
         y = norm("post", "norm", checkpoint_name(x + u * (drop(h) - x), "sum"))
         if config.feed_forward_size:
             rows = norm("pre", "feed_forward_norm", y).reshape(-1, config.features)
             network = FeedForward(config.feed_forward_size, dtype=jnp.dtype(config.dtype), name="feed_forward")
             y = norm("post", "feed_forward_norm", y + drop(network(rows).reshape(y.shape)))
-        tap(self, "resid", y)
+        y = tap(self, "resid", y)
         none = jnp.zeros(0)
         stats = ActivationStats(none, none, none, valid.sum().astype(jnp.float32), none, none)
         return y, (stats, None if memory is None else MegaState(after, memory))

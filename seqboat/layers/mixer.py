@@ -75,6 +75,15 @@ class MixerConfig:
         """The reason, beginning with FIELD=VALUE, why sequences cannot be split over a mesh; or None."""
         return f"name={self.name!r}: config.mesh splits sequences, and this mixer cannot pass its state between devices"
 
+    def kernel(self, params: Tree, length: int) -> tuple[Float[Array, "S K"], Float[Array, "D"]]:
+        """kappa and omega of one layer's parameters, for sequences of this length, with
+
+            y_t = sum_l kappa[:D, l] x_{t-l} + sum_l kappa[D:, l] x_{t+l} + omega x_t
+
+        S is D, or 2D in a mixer that is not causal. Raises ValueError for another mixer.
+        """
+        raise ValueError(f"mixer {self.name}: its output is not a sum over earlier elements with a kernel per channel")
+
     def describe(self, length: int) -> str:
         """The mixer and how it is computed for sequences of this length, for the line that a run prints."""
         return self.name

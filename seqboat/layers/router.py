@@ -91,7 +91,7 @@ class RouterConfig:
 
 class Decision(NamedTuple):
     """For M modules: `active` (B, L, M) bool, `probability` of activation and `confidence` in the decision (B, L, M),
-    `temperature` (M,), and `margin` (B, L, M), the difference of the logits before any threshold."""
+    `temperature` (M,), and `margin` (B, L, M), the difference of the logits before any threshold or edit."""
 
     active: Array
     probability: Array
@@ -154,21 +154,21 @@ class LatentConfigurator(nn.Module):
         margin = u[..., 1] - u[..., 0]
         if threshold is not None:
             u = u.at[..., 1].add(-threshold)
+        u = tap(self, "router_logits", u)
         excess = u[..., 1] - u[..., 0]
         active = (excess > 0) & valid[..., None]
         probability = jax.nn.sigmoid(excess / temperature[None, None])
-        tap(self, "router_logits", u)
         return Decision(active, probability, jnp.maximum(probability, 1 - probability), temperature, margin)
 
     def _ranked(self, u: Array, valid: Array, train: bool) -> Decision:
         """The decision by rule "capacity", with its term in training."""
+        u = tap(self, "router_logits", u)
         margin = u[..., 1] - u[..., 0]
         active = (margin > 0) & valid[..., None]
         if train:
             active = capacity.largest(margin, valid, self.router.capacity)
             term(self, "capacity", self.router.capacity_loss, *capacity.disagreement(margin, active, valid))
         confidence = jax.nn.sigmoid(margin)
-        tap(self, "router_logits", u)
         return Decision(active, confidence, confidence, jnp.ones(self.modules), margin)
 
     def _running_mean(self, m: Array, valid: Array, train: bool) -> Array:

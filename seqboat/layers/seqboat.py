@@ -83,14 +83,13 @@ class SeqBoatLayer(Block):
         residual = x
         if config.norm_placement == "pre":
             x = config.make_norm("norm")(x, valid, train)
-        tap(self, "pre_norm", x)
+        x = tap(self, "pre_norm", x)
         e, after = config.make_mixer().advance(x, valid, state and state.ssm)
         e = checkpoint_name(e, "ssm")
-        tap(self, "ssm_out", e)
-        m = drop(nn.silu(e))
-        tap(self, "m", m)
+        e = tap(self, "ssm_out", e)
+        m = tap(self, "m", drop(nn.silu(e)))
         skip = nn.Dense(config.features, dtype=m.dtype, kernel_init=truncated_normal(), name="skip_projection")(m)
-        tap(self, "skip", skip)
+        skip = tap(self, "skip", skip)
         sparse = SparseModularActivation(
             config.make_modules() if self.modules is None else self.modules,
             config.router,
@@ -106,5 +105,5 @@ class SeqBoatLayer(Block):
         y = nn.silu(checkpoint_name(residual + (drop(skip + h) if config.causal else skip + drop(h)), "sum"))
         if config.norm_placement == "post":
             y = config.make_norm("norm")(y, valid, train)
-        tap(self, "resid", y)
+        y = tap(self, "resid", y)
         return y, (stats, None if after is None or memories is None else LayerState(after, memories))

@@ -26,7 +26,7 @@ from seqboat.layers.credit import Gate, credit
 from seqboat.layers.execution import Form, How, Program
 from seqboat.layers.router import Activation, ActivationStats, RouterConfig, count, make_router
 from seqboat.layers.streaming import MAX_IN_PLACE_LENGTH, WorkingMemory
-from seqboat.layers.taps import tap
+from seqboat.layers.taps import publish, refuse_located
 from seqboat.layers.windowed import WindowedModule
 from seqboat.modules import Modules, check_modules
 from seqboat.ops import neighbours
@@ -84,8 +84,8 @@ class SparseModularActivation(nn.Module):
         activation = (self.activation if number else "always", self.activation_rate)
         decide = make_router(number, *activation, self.router, self.layout.data)
         decision = decide(m, valid, train, threshold, start(next(filter(None, memories or ()), None)))
-        tap(self, "active", decision.active)
-        tap(self, "confidence", decision.confidence)
+        publish(self, "active", decision.active)
+        publish(self, "confidence", decision.confidence)
         y, after = jnp.zeros_like(m), []
         for i, (module, memory) in enumerate(zip(self.modules, memories or (None,) * number, strict=True)):
             active, probability, confidence = (value[..., i] for value in decision[:3])
@@ -102,7 +102,7 @@ class SparseModularActivation(nn.Module):
             else:
                 result, taps, new = execution.run(self._program(module, train), stretch, how, memory)
             for name, value in taps.items():
-                tap(self, name, value)
+                publish(self, name, value)
             # On rows, because the gate's gradient sums products of (1, L, D) arrays, slow on a CPU (layers/norm.py).
             rows = checkpoint_name(result, "result").reshape(-1, m.shape[-1])
             y += (gate.chosen.reshape(-1, 1).astype(m.dtype) * rows).reshape(m.shape)
@@ -115,6 +115,8 @@ class SparseModularActivation(nn.Module):
 
     def _program(self, module: nn.Module, train: bool) -> Program:
         """The module as a pure function, with keys for all RNG streams that it may draw from."""
+        if self.form != "dense":
+            refuse_located(module.variables.get("edits", {}))
         scope: Any = self.scope
         keys = {name: self.make_rng(name) for name in sorted(scope.rngs) if train or name != "dropout"}
         return execution.functional(module, keys, train, tapping=self.is_mutable_collection("taps"))

@@ -1,29 +1,116 @@
-"""Named values inside a layer, for analysis: `model.apply(variables, ..., mutable=["taps"])` returns them.
+"""Named values inside a layer, to read and to change.
 
-The names are interface. Shapes for one layer (M modules to choose from, here the GAU):
+    model.apply(variables, ..., mutable=["taps"])                     also returns them; `read` takes one out
+    model.apply({**variables, "edits": write(model, edits)}, ...)     computes with changed ones
+
+The names are interface. Shapes for one layer (M modules to choose from, here the GAU and a feed-forward network of
+hidden width F):
 
     pre_norm (B, L, D)          the SSM's input
-    ssm_out, skip (B, L, D)     the SSM's output, and the always-on path
+    ssm_out (B, L, D)           the SSM's output
     m (B, L, D)                 silu(ssm_out), after dropout: what the router, the skip path and the modules read
+    skip (B, L, D)              the always-on path
     router_logits (B, L, M, 2)  active, confidence (B, L, M)
     q, k (B, L, Z)              v, gate, attended (B, L, E)
     gated (B, L, E)             attended * gate, what W_o reads
     gau_out (B, L, D)           before its confidence
+    feed_forward_hidden (B, L, F), feed_forward_out (B, L, D)
     resid (B, L, D)             the layer's output
 
-A transformer block has `active` to `attended` and `resid`, the rows of its H heads (B, L, H, Z), and
+A MEGA block has all but `skip` and those of a router; its gate is elementwise, and `gau_out` enters a SiLU. A
+transformer block has `m`, its input, `resid`, and those of a router; the rows q, k, v and attended of its H heads,
+(B, L, H, Z); those of a feed-forward network; and
 
     unit_out (B, L, D)          what it adds, before its confidence
 
-Values of packed rows are scattered back to their elements, zero where inactive. A tap that is not requested costs
-nothing.
+Values of packed rows are scattered back to their elements, zero where inactive. A tap that is neither requested nor
+edited costs nothing.
+
+An edit is a pytree with `edit(value) -> value`, of the same shape (`seqboat.interp.edits`). It lies in the collection
+"edits" under the value's name, at the path of the module that taps it, its leaves with a leading axis of layers. What
+is published is the value before its own edit. `active` and `confidence` are only published: they follow from
+`router_logits`. Values within a sparse module are rows (T, ...) in any order, so an edit that is `located` at elements
+(B, L) needs form="dense" there, whose rows are those of (B L, ...).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
+import jax
 from jaxtyping import Array
 
+Sites = dict[str, tuple[str, ...]]
+# Names by the module that taps them: what a block's `sites` is made of.
+ROUTER: Sites = {"sparse/configurator": ("router_logits",)}
+GAU: Sites = {"gau": ("q", "k", "v", "gate", "attended", "gated", "gau_out")}
+FEED_FORWARD: Sites = {"feed_forward": ("feed_forward_hidden", "feed_forward_out")}
+UNIT: Sites = {"unit": ("q", "k", "v", "attended", "feed_forward_hidden", "feed_forward_out", "unit_out")}
 
-def tap(module: nn.Module, name: str, value: Array) -> None:
-    """Publish a value under a name, if the caller requested taps."""
+
+def tap(module: nn.Module, name: str, value: Array) -> Array:
+    """Publish a value under a name, if the caller requested taps, and return it as the caller's edit of that name
+    changes it. Raises ValueError for an edit that changes its shape."""
+    publish(module, name, value)
+    edit: Any = module.get_variable("edits", name)
+    if edit is None:
+        return value
+    changed = edit(value)
+    if changed.shape != value.shape:
+        raise ValueError(f"edits: {name}: changed from {value.shape} to {changed.shape}; an edit keeps the shape")
+    return changed.astype(value.dtype)
+
+
+def publish(module: nn.Module, name: str, value: Array) -> None:
+    """Publish a value that cannot be edited: one that follows from others, or that another module tapped."""
     if not module.is_initializing():
         module.sow("taps", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+def read(taps: Mapping[str, Any], site: str) -> Any:
+    """The values of a site in every layer, (layers, B, L, ...), from a model's collection "taps".
+
+    Raises ValueError for a site that it lacks.
+    """
+    found = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(taps)}
+    if site not in found:
+        raise ValueError(f"taps: there is no {site}; there are {', '.join(sorted(found))}")
+    value = found[site]
+    # Rows of a feed-forward network outside of a sparse module are (layers, B L, ...).
+    return value if value.ndim > 3 else value.reshape(*found["resid"].shape[:3], -1)
+
+
+def write(model: Any, edits: Mapping[str, Any]) -> dict[str, Any]:
+    """The collection "edits" of a model with an `Encoder`, or of a hypernetwork around it, from an edit per site.
+
+    Every leaf of an edit has a leading axis of layers (`seqboat.interp.edits.at`, `each`). Raises ValueError for a site
+    that the model lacks, and for another number of layers.
+    """
+    target = getattr(model, "target", model)
+    config = target.config.encoder
+    owners = {site: owner for owner, sites in config.layer.sites().items() for site in sites}
+    layers: dict[str, Any] = {}
+    for site, edit in edits.items():
+        if site not in owners:
+            raise ValueError(f"edits: there is no site {site!r} in this model; it has {', '.join(sorted(owners))}")
+        sizes = {jax.numpy.shape(leaf)[:1] for leaf in jax.tree.leaves(edit)}
+        if sizes != {(config.layers,)}:
+            raise ValueError(
+                f"edits: {site}: the leaves of an edit need a leading axis of the model's {config.layers} layers: "
+                "use interp.edits.at or each"
+            )
+        inner = layers
+        for name in filter(None, owners[site].split("/")):
+            inner = inner.setdefault(name, {})
+        inner[site] = edit
+    collection = {"encoder": {"layers": layers}}
+    return collection if target is model else {"target": collection}
+
+
+def refuse_located(edits: Mapping[str, Any]) -> None:
+    """Raise ValueError for an edit, of values of packed rows, that is located at elements."""
+    for site, edit in edits.items():
+        if isinstance(edit, Mapping):
+            refuse_located(edit)
+        elif getattr(edit, "located", False):
+            raise ValueError(f'edits: {site}: packed rows are not located at elements; use a layer of form="dense"')

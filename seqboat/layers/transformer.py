@@ -23,7 +23,7 @@ from seqboat.layers.mixer import check_size
 from seqboat.layers.norm import NORMS
 from seqboat.layers.router import Activation, ActivationStats, RouterConfig
 from seqboat.layers.sparse_activation import Memories, SparseModularActivation
-from seqboat.layers.taps import tap
+from seqboat.layers.taps import ROUTER, UNIT, tap
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.packing import RowInfo
@@ -88,6 +88,10 @@ class LayerConfig(BlockConfig):
             raise ValueError(
                 "window_size=None: must be finite if config.mesh splits sequences, to be exchanged between devices"
             )
+
+    def sites(self) -> dict[str, tuple[str, ...]]:
+        own = {"": ("m", "resid"), **UNIT}
+        return own | ROUTER if self.activation == "learned" else own
 
     def check_streaming(self) -> None:
         fields = {
@@ -161,9 +165,8 @@ class TransformerLayer(Block):
             layout=config.layout,
             name="sparse",
         )
-        h, stats, after = sparse.advance(x, valid, train, jax.lax.stop_gradient(state), threshold)
-        y = checkpoint_name(x + h, "sum")
-        tap(self, "resid", y)
+        h, stats, after = sparse.advance(tap(self, "m", x), valid, train, jax.lax.stop_gradient(state), threshold)
+        y = tap(self, "resid", checkpoint_name(x + h, "sum"))
         return y, (stats, after)
 
 
@@ -211,9 +214,7 @@ class TransformerUnit(WindowedModule):
         k, v = self._turned(self.k(normed), rows), self._split(self.v(normed))
         # Rows that may not be read can hold anything, even NaN, and 0 * NaN is NaN.
         k, v = (jnp.where(rows.active[:, None, None], a, jnp.zeros((), a.dtype)) for a in (k, v))
-        tap(self, "k", k)
-        tap(self, "v", v)
-        return {"k": k, "v": v}
+        return {"k": tap(self, "k", k), "v": tap(self, "v", v)}
 
     def project(self, x: Float[Array, "T D"], rows: RowInfo) -> tuple[dict, dict]:
         return self.context(x, rows), {"q": self.query(x, rows)}
@@ -225,21 +226,17 @@ class TransformerUnit(WindowedModule):
         return self.finish(x, self._attend(q, halo, rows, halo_rows))
 
     def query(self, x: Float[Array, "T D"], rows: RowInfo) -> Float[Array, "T H Z"]:
-        q = self._turned(self.q(self._norm(0, x)), rows)
-        tap(self, "q", q)
-        return q
+        return tap(self, "q", self._turned(self.q(self._norm(0, x)), rows))
 
     def mix_packed(self, q: Float[Array, "T H Z"], halo: dict, rows: RowInfo, blocks: Blocks) -> Float[Array, "T H Z"]:
         each = lambda _, own, around: self._attend(own[0], around[0], own[1], around[1])
         return map_blocks(each, (), (q, rows), (halo, rows), blocks)
 
     def finish(self, x: Float[Array, "T D"], attended: Float[Array, "T H Z"]) -> Float[Array, "T D"]:
-        a = self._drop(0, self.output(attended.reshape(x.shape)))
+        a = self._drop(0, self.output(tap(self, "attended", attended).reshape(x.shape)))
         normed = self._norm(1, x + a.astype(x.dtype))
-        y = a + self._drop(1, self.down(nn.silu(self.gate(normed)) * self.up(normed)))
-        tap(self, "attended", attended)
-        tap(self, "unit_out", y)
-        return y
+        hidden = tap(self, "feed_forward_hidden", nn.silu(self.gate(normed)) * self.up(normed))
+        return tap(self, "unit_out", a + self._drop(1, tap(self, "feed_forward_out", self.down(hidden))))
 
     def _attend(self, q: Array, halo: dict, rows: RowInfo, halo_rows: RowInfo) -> Float[Array, "T H Z"]:
         one_head = functools.partial(attend, self.window, None)

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
             layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=policy, methods=["advance"])
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "batch_stats": 0, "taps": 0, "terms": 0},
+            variable_axes={"params": 0, "batch_stats": 0, "edits": 0, "taps": 0, "terms": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=config.layers,
@@ -108,7 +108,9 @@ class Encoder(nn.Module):
         """With `separate` parameters: nothing is copied out of a stack, but compile time grows with depth."""
         if train:
             raise ValueError("train=True: parameters unstacked by `separate` are for evaluation only")
-        collections: dict[str, Any] = {name: self.get_variable(name, "layers") for name in ("params", "batch_stats")}
+        collections: dict[str, Any] = {
+            name: self.get_variable(name, "layers") for name in ("params", "batch_stats", "edits")
+        }
         sowing = [name for name in ("taps", "terms") if self.is_mutable_collection(name)]
         outcomes, found, block = [], [], self.config.layer.block()
         for i in range(self.config.layers):

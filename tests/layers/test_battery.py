@@ -167,7 +167,7 @@ def test_packed_form_equals_dense_form(case, level):
 def test_what_is_active_is_recomputed_by_hand(case):
     """y = silu(x + skip + sum of active * confidence * result), from the taps, where modules tap their results."""
     if case.config.feed_forward_size or case.config.norm_placement == "post" or case.config.dtype != "float32":
-        pytest.skip("feed-forward has no taps; a norm after it hides the sum; float32 alone is exact")
+        pytest.skip("this is of attention alone; a norm after it hides the sum; float32 alone is exact")
     y, _, taps, _ = case.packed(case.routed("some"))
     h = 0
     if case.modules:
@@ -183,6 +183,8 @@ def test_taps_have_their_documented_names_and_shapes_and_agree_between_forms(cas
     attended = case.config.attention and case.config.activation != "never"
     if attended:
         sparse |= {"q": (Z,), "k": (Z,), "v": (E,), "gate": (E,), "attended": (E,), "gated": (E,), "gau_out": (D,)}
+    if hidden := case.config.feed_forward_size:
+        sparse |= {"feed_forward_hidden": (hidden,), "feed_forward_out": (D,)}
     params = case.routed("some")
     taps, expected = case.packed(params)[2], case.dense(params)[2]
     shapes = {name: value.shape[2:] for name, value in taps.items() if name != "sparse"}
@@ -195,9 +197,9 @@ def test_taps_have_their_documented_names_and_shapes_and_agree_between_forms(cas
     on = np.asarray(taps["sparse"]["active"])
     assert not on[~np.asarray(VALID)].any()
     for name in set(sparse) - {"active", "confidence"}:
-        value = np.asarray(taps["sparse"][name])
-        case.close(value[on[..., 0]], np.asarray(expected["sparse"][name])[on[..., 0]])
-        assert not value[~on[..., 0]].any(), "zero where inactive"
+        value, computed = np.asarray(taps["sparse"][name]), on[..., -1 if name.startswith("feed_forward") else 0]
+        case.close(value[computed], np.asarray(expected["sparse"][name])[computed])
+        assert not value[~computed].any(), "zero where inactive"
         del taps["sparse"][name], expected["sparse"][name]
     real = np.asarray(VALID)
     case.close(*(jax.tree.map(lambda leaf: leaf[real], tree) for tree in (taps, expected)))

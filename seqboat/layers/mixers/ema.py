@@ -36,6 +36,10 @@ class Config(MixerConfig):
             return None
         return f"truncation={self.truncation}: must be None if config.mesh splits sequences"
 
+    def kernel(self, params: Any, length: int) -> tuple[Float[Array, "S K"], Float[Array, "D"]]:
+        lags = length if self.truncation is None else min(self.truncation, length)
+        return ema.kernel(ema.EMAParams(**params), lags), params["omega"]
+
     def describe(self, length: int) -> str:
         return f"ema by {ema.choose(self.method, length, self.truncation)}"
 

@@ -39,6 +39,10 @@ class Config(MixerConfig):
         why = "only the EMA has a state for a truncated kernel; train with None"
         return f"truncation={self.truncation} cannot be streamed: {why}"
 
+    def kernel(self, params: Any, length: int) -> tuple[Float[Array, "S K"], Float[Array, "D"]]:
+        lags = length if self.truncation is None else min(self.truncation, length)
+        return s4d.kernel(s4d.S4DParams(**params), lags), params["skip"]
+
     def describe(self, length: int) -> str:
         return "s4d by fft"
 
