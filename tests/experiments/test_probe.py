@@ -78,7 +78,8 @@ def test_a_picture_and_a_table_of_what_was_found(tmp_path, capsys):
     }
     probe.show(found)
     shown = capsys.readouterr().out
-    assert "0.5" in shown and "L/n 0.25" in shown
+    assert "0.5" in shown
+    assert "L/n 0.25" in shown
     for number, kinds in enumerate((("reach",), ("depth",), ("reach", "depth"))):
         probe.draw({kind: found[kind] for kind in kinds}, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
@@ -100,7 +101,8 @@ def run(monkeypatch, tmp_path, trained):
 
 def test_the_program_writes_what_it_measured_of_a_trained_run(run, tmp_path, capsys):
     found = run(examples=2)
-    assert (tmp_path / "found.png").exists() and found["step"] > 0 and found["examples"] == 2
+    assert (tmp_path / "found.png").exists()
+    assert (found["step"] > 0, found["examples"]) == (True, 2)
     assert "growth of a small difference" in capsys.readouterr().out
 
 
