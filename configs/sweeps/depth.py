@@ -2,7 +2,8 @@
 
     python -m experiments.sweep --config=configs/sweeps/depth.py --workdir=runs/depth --out=docs/_data/results/depth
 
-Data, steps and learning rate are the same for all arms; nothing was tuned for one of them.
+Data, steps and learning rate are the same for all arms; nothing was tuned for one of them. One arm alone, for other
+programs, is --config=configs/sweeps/depth.py:selu.
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +20,11 @@ ARMS = {
 }
 
 
-def get_config():
-    arms = {name: arm(32, *fields) for name, fields in ARMS.items()}
-    arms |= {f"{name}_4_layers": arm(4, *ARMS[name]) for name in ("relu_he", "selu")}
+def get_config(name: str = ""):
+    arms = {start: arm(32, *fields) for start, fields in ARMS.items()}
+    arms |= {f"{start}_4_layers": arm(4, *ARMS[start]) for start in ("relu_he", "selu")}
+    if name:
+        return arms[name]
     return ConfigDict({"arms": arms, "first_seed": 0, "seeds": 5, "learning_rates": (), "tuning_seeds": 2})
 
 
