@@ -72,7 +72,7 @@ def distance(kernels: Float[Array, "layers lags D"]) -> Float[Array, ""]:
 
 def _mixer(experiment: Experiment) -> hyperzzw.Config:
     """The mixer of all layers. Raises UserError if it makes no kernels, or if there are no two layers."""
-    encoder = getattr(experiment.network.config, "encoder", None)
+    encoder: Any = getattr(experiment.network.config, "encoder", None)
     mixer = getattr(encoder.layer, "mixer", None) if encoder else None
     if not isinstance(mixer, hyperzzw.Config):
         raise UserError(f"{WHERE}: the layers' kernels are those of config.model.mixer.name='hyperzzw'; take :hyperzzw")

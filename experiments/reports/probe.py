@@ -58,8 +58,8 @@ def trained(workdir: Path, step: int | None, data_dir: str | None, examples: int
 
 def _first(task: Any, examples: int) -> Batch:
     batch = task.train_batch(0)
-    first = {name: jnp.asarray(batch[name][:examples]) for name in ("inputs", "lengths")}
-    return Batch(**first)
+    inputs, lengths = (jnp.asarray(batch[name][:examples]) for name in ("inputs", "lengths"))
+    return Batch(inputs=inputs, lengths=lengths)
 
 
 def measure(subject: Subject, kinds: tuple[str, ...], draws: int, seed: int) -> dict[str, Any]:

@@ -50,14 +50,16 @@ def study(seeds: range, about: dict[str, Any], save: Callable[[dict[str, Any]], 
 
 def measure(config: MixerConfig, seeds: range) -> list[float]:
     """The slope from every seed."""
-    module, valid = config.make(True, SINGLE_DEVICE), jnp.ones((EXAMPLES, LENGTH), bool)
+    module: Any = config.make(True, SINGLE_DEVICE)
+    valid = jnp.ones((EXAMPLES, LENGTH), bool)
 
     @jax.jit
     def run(key):
         inputs, parameters, directions = jax.random.split(key, 3)
         x = jax.random.normal(inputs, (EXAMPLES, LENGTH, WIDTH))
         variables = module.init(parameters, x[:1, :1], valid[:1, :1])
-        apply = lambda x: module.apply(variables, x, valid)
-        return reach(apply, x, valid.sum(1), jax.random.normal(directions, (DRAWS, WIDTH)))
+        return reach(
+            lambda x: module.apply(variables, x, valid), x, valid.sum(1), jax.random.normal(directions, (DRAWS, WIDTH))
+        )
 
     return [slope(run(jax.random.key(seed))) for seed in seeds]

@@ -201,6 +201,6 @@ class LayerConfig(BlockConfig):
             )
             modules.append(gau)
         if self.activation != "never" and self.feed_forward_size:
-            sizes = (self.feed_forward_size, self.hidden_dropout, dtype, self.feed_forward_activation)
-            modules.append(FeedForward(*sizes, name="feed_forward", **owner))
+            size, activation = self.feed_forward_size, self.feed_forward_activation
+            modules.append(FeedForward(size, self.hidden_dropout, dtype, activation, name="feed_forward", **owner))
         return tuple(modules)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from seqboat.layers.router import ActivationStats
 from seqboat.layers.selu import AlphaDropout
 from seqboat.models.classifier import Output
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "gelu": functools.partial(nn.gelu, approximate=False),
     "tanh": jnp.tanh,
