@@ -1,7 +1,8 @@
 """Run a study made of many runs:  python -m experiments.study --study=rotation [--out=docs/_data/hypernetworks/NAME]
 
 Studies: rotation, noise (experiments/studies/arms.py), pareto_copy, pareto_listops (pareto.py), continual
-(continual.py). Rewrites OUT.json after every arm; `python -m experiments.pages.results` renders it as a page.
+(continual.py), reach (reach.py; its OUT is in docs/_data/probes). Rewrites OUT.json after every arm;
+`python -m experiments.pages.results` renders it as a page, and reach as rows of docs/claims.md.
 """
 
 from typing import Any
@@ -12,11 +13,11 @@ from experiments.common import cli, distributed, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 
-NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual")
+NAMES = ("rotation", "noise", "pareto_copy", "pareto_listops", "continual", "reach")
 
 _STUDY = flags.DEFINE_enum("study", None, NAMES, "Study to run.", required=True)
 _OUT = flags.DEFINE_string(
-    "out", None, "Path of the JSON file without suffix; by default docs/_data/hypernetworks/STUDY."
+    "out", None, "Path of the JSON file without suffix; by default docs/_data/hypernetworks/STUDY, or probes/reach."
 )
 _SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds, from 0; by default 5, or 3 for pareto.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps per run or per task; pareto ignores it.", lower_bound=1)
@@ -34,10 +35,11 @@ def main() -> None:
         distributed.initialize()  # SIGTERM saves a checkpoint; the other studies have none and just end
     from experiments.common.files import refuse_unwritable, write_json
     from experiments.common.provenance import command, hardware, versions
-    from experiments.studies import arms, continual, pareto
+    from experiments.studies import arms, continual, pareto, reach
 
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
-    out = user_path(f"{_OUT.value or f'docs/_data/hypernetworks/{name}'}.json", "--out")
+    folder = "probes" if name == "reach" else "hypernetworks"
+    out = user_path(f"{_OUT.value or f'docs/_data/{folder}/{name}'}.json", "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     refuse_unwritable(out.parent)
 
@@ -46,6 +48,8 @@ def main() -> None:
 
     if name.startswith("pareto"):
         pareto.study(name, range(_SEEDS.value or 3), user_path(str(_WORKDIR.value), "--workdir"), save)
+    elif name == "reach":
+        reach.study(range(_SEEDS.value or 5), about, lambda table: write_json(out, table))
     elif name == "continual":
         continual.study(range(_SEEDS.value or 5), _STEPS.value or 500, save)
     else:

@@ -37,7 +37,7 @@ ALLOWED = {
     "seqboat/models": ARRAYS
     | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", "seqboat.interp", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
-    "seqboat/interp": ARRAYS | {"flax", "scipy", "seqboat.ops"},
+    "seqboat/analysis": ARRAYS | {"flax", "seqboat.ops"},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.
@@ -52,7 +52,19 @@ for room in ("data", "tasks", "training", "objectives", "evaluation"):
 for room in ("reports", "benchmarks", "studies"):
     ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}
 ROOMS["pages"] = set(ROOMS)
-PROGRAMS = {"train", "evaluate", "generate", "report", "export", "plan", "benchmark", "prepare", "study", "sweep"}
+PROGRAMS = {
+    "train",
+    "evaluate",
+    "generate",
+    "report",
+    "export",
+    "plan",
+    "benchmark",
+    "prepare",
+    "study",
+    "sweep",
+    "probe",
+}
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
 
@@ -194,7 +206,7 @@ def test_nobody_imports_what_runs_code_on_loading(path):
 
 
 def test_there_is_something_to_check():
-    for folder in ("ops", "layers", "models", "interop"):
+    for folder in ("ops", "layers", "models", "interop", "analysis"):
         assert [path for path in LIBRARY if path.startswith(f"seqboat/{folder}/")]
     assert "configs/base.py" in VALUES
 

@@ -48,7 +48,7 @@ def mean(run: Run, split: str, site: str, layer: int) -> np.ndarray:
 
     @jax.jit
     def sums(variables: Any, batch: Any) -> Any:
-        examined = run.experiment.steps.evaluate_examples(variables, batch, tapped=True)
+        examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
         value = taps.read(examined.taps, site)[layer - 1]
         there = jnp.arange(value.shape[1])[None] < batch["lengths"].reshape(-1, 1)
         if owner in MODULES and examined.output.layers.active.shape[-1]:

@@ -115,7 +115,8 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     )
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:  # an MLP has no activation rates
+            axis.legend(fontsize=7)
     save_picture(figure, path)
 
 

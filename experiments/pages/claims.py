@@ -1,5 +1,6 @@
-"""docs/claims.md: a row for every claim, with its control, from `docs/_data/claims/NAME.json` and the tables of
-`experiments.evaluation.table` that these name.
+"""docs/claims.md: a row for every claim, with its control, from `docs/_data/claims/NAME.json` and the tables that these
+name: of `experiments.evaluation.table`, in `docs/_data/results/`, or of studies that train nothing, in
+`docs/_data/probes/`.
 
     {"claim": "...", "measure": "...", "bar": "...", "verdict": "...",
      "table": "mixers", "arm": "ssd", "control": "ema"}
@@ -32,7 +33,7 @@ def page(directory: Path) -> str:
     for name, claim in claims.items():
         runs = _table(directory, name, claim)
         rows.append(_row(name, claim, runs))
-        sources[claim["table"]] = _source(claim["table"], runs)
+        sources[claim["table"]] = _source(_place(directory, claim["table"]), runs)
     return HEAD + "\n".join(rows) + "\n\n" + "\n".join(sources.values()) + "\n"
 
 
@@ -48,12 +49,18 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _table(directory: Path, name: str, claim: dict[str, str]) -> dict[str, Any]:
-    path = directory.parent / "results" / f"{claim['table']}.json"
+    path = _place(directory, claim["table"])
     require(path.exists(), f"{name}: there is no table {path}")
     runs = json.loads(path.read_text())
     for arm in (claim["arm"], claim["control"]):
         require(arm in runs, f"{name}: {path} has no arm {arm!r}")
     return runs
+
+
+def _place(directory: Path, table: str) -> Path:
+    """A table's file: in probes/ if it is there, else in results/."""
+    probe = directory.parent / "probes" / f"{table}.json"
+    return probe if probe.exists() else directory.parent / "results" / probe.name
 
 
 def _row(name: str, claim: dict[str, str], runs: dict[str, Any]) -> str:
@@ -70,9 +77,9 @@ def _score(run: dict[str, Any]) -> str:
     return f"{spread['mean']:.3f}{'' if error is None else f' ± {error:.3f}'} ({count} seeds)"
 
 
-def _source(name: str, runs: dict[str, Any]) -> str:
+def _source(path: Path, runs: dict[str, Any]) -> str:
     first = next(iter(runs.values()))
     return (
-        f"- [{name}.json](_data/results/{name}.json): `{first['command']}`; seeds from {first['seeds'][0]}; "
+        f"- [{path.name}](_data/{path.parent.name}/{path.name}): `{first['command']}`; seeds from {first['seeds'][0]}; "
         f"{made_on(first)}."
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from seqboat.choices import check_choices
 from seqboat.layers.block import Block, BlockConfig, check_routing
 from seqboat.layers.execution import Form, form_here
-from seqboat.layers.feed_forward import FeedForward
+from seqboat.layers.feed_forward import FeedForward, FeedForwardActivation
 from seqboat.layers.gau import GatedAttentionUnit
 from seqboat.layers.mixer import MAX_SIZE, Mixer, MixerConfig
 from seqboat.layers.mixers import ema
@@ -42,8 +42,9 @@ class LayerConfig(BlockConfig):
     `window_size` None attends over all activated elements (SeqBoat-full). `activation` "learned" is SeqBoat, "always"
     computes attention everywhere, "never" has neither attention nor configurator, "random" and "strided" compute it at
     a share `activation_rate` of all positions, whatever the elements are (`router.FixedPattern`).
-    `feed_forward_size` 0 omits the sparsely activated feed-forward network, `attention` False the GAU. `max_positions`
-    sizes the "relative" table.
+    `feed_forward_size` 0 omits the sparsely activated feed-forward network, `attention` False the GAU; its
+    `feed_forward_activation` "selu" comes with its own initialiser and dropout (`layers.selu`). `max_positions` sizes
+    the "relative" table.
     The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
     ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
     ("pallas"; interpreted and slow on a CPU). `layout` gives the mesh axes over which batches and sequences are split,
@@ -63,6 +64,7 @@ class LayerConfig(BlockConfig):
     position: PositionKind = "relative"
     max_positions: int = 1024
     feed_forward_size: int = 0
+    feed_forward_activation: FeedForwardActivation = "silu"
     mixer: MixerConfig = dataclasses.field(default_factory=ema.Config)
     norm: NormKind = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
@@ -207,7 +209,6 @@ class LayerConfig(BlockConfig):
             )
             modules.append(gau)
         if self.activation != "never" and self.feed_forward_size:
-            modules.append(
-                FeedForward(self.feed_forward_size, self.hidden_dropout, dtype, name="feed_forward", **owner)
-            )
+            size, activation = self.feed_forward_size, self.feed_forward_activation
+            modules.append(FeedForward(size, self.hidden_dropout, dtype, activation, name="feed_forward", **owner))
         return tuple(modules)

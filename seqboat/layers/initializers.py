@@ -1,4 +1,7 @@
-"""Initialisers of the published model: everything is a normal cut at two standard deviations."""
+"""Initialisers: of the published model, in which everything is a normal cut at two standard deviations, and of deep
+networks of dense layers."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,3 +23,19 @@ def alternating(deviation: float = WEIGHT_DEVIATION):
         return truncated_normal(deviation)(key, shape, dtype) + signs
 
     return init
+
+
+DeepInitializer = Literal["he", "lecun", "critical"]
+# C_W and C_b of the critical initialisation, to 5 decimals: `seqboat.analysis.criticality` finds them, and a test
+# compares. Of selu there is none with signals that stay: it has its own fixed point with "lecun".
+CRITICAL = {"relu": (2.0, 0.0), "tanh": (1.0, 0.0), "gelu": (1.98306, 0.17292)}
+
+
+def deep(initializer: DeepInitializer, activation: str):
+    """Initialisers of the kernel and the bias of a dense layer before `activation`: kernels of variance C_W / inputs,
+    and biases of variance C_b. "he" has C_W = 2, "lecun" 1, both C_b = 0; those of "critical" keep the activation's
+    signals and their differences (Roberts et al. 2021, arXiv 2106.10165)."""
+    plain = {"he": (2.0, 0.0), "lecun": (1.0, 0.0)}
+    weight, bias = CRITICAL[activation] if initializer == "critical" else plain[initializer]
+    kernel = jax.nn.initializers.variance_scaling(weight, "fan_in", "truncated_normal")
+    return kernel, jax.nn.initializers.normal(bias**0.5) if bias else jax.nn.initializers.zeros

@@ -310,6 +310,7 @@ MORE_MODEL_KNOBS: dict[str, tuple[Any, dict[str, Any]]] = {
     "router.capacity": (0.3, {"router.rule": "capacity"}),
     "router.capacity_loss": (0.5, {"router.rule": "capacity"}),
     "activation_rate": (0.3, {"activation": "strided", "activation_rate": 0.6}),
+    "feed_forward_activation": ("selu", {"feed_forward_size": 8}),
 }
 UNTOUCHED = {
     "embedding_init": "needs numbers as inputs: test_numbers_as_inputs_need_no_vocabulary",

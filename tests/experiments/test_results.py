@@ -131,7 +131,13 @@ def test_a_claim_is_a_row_with_its_control(tmp_path):
         "seeds": [40, 41, 42],
     }
     (results / "mixers.json").write_text(json.dumps({"ema": run, "ssd": run}))
+    probes = tmp_path / "probes"
+    probes.mkdir()
+    (probes / "reach.json").write_text(json.dumps({"lru": run, "elman": run}))
+    (folder / "reach.json").write_text(json.dumps(claim | {"table": "reach", "arm": "lru", "control": "elman"}))
     page = claims.page(folder)
+    assert "- [reach.json](_data/probes/reach.json): `python -m" in page
+    assert "- [mixers.json](_data/results/mixers.json): `python -m" in page
     assert "| ssd selects | accuracy | ema | 0.600 ± 0.100 (2 seeds) | 0.600 ± 0.100 (2 seeds) | +.15 | met |" in page
     assert "`python -m experiments.sweep`; seeds from 40; 1 x cpu" in page
 

@@ -18,7 +18,7 @@ from tests.interp.test_edits import same
 def run(tiny):
     values = tiny({"task.test_examples": 8})
     experiment = build(values)
-    return Run(values, experiment.model, random_like(jax.eval_shape(lambda: experiment.steps.variables(0))), 0)
+    return Run(values, experiment.model, random_like(jax.eval_shape(lambda: experiment.functions.variables(0))), 0)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_three_losses_of_a_split(run):
     assert abs(found["ablated"] - found["plain"]) > 1e-4 * found["plain"]
 
     (batch,) = run.task.evaluation_batches("test")
-    examine = jax.jit(lambda v, b: run.experiment.steps.evaluate_examples(v, b, tapped=True))
+    examine = jax.jit(lambda v, b: run.experiment.functions.evaluate_examples(v, b, tapped=True))
     examined = examine(run.variables, batch)
     assert found["plain"] == pytest.approx(means(examined.total)["loss"], rel=1e-5)
     value = np.asarray(taps.read(examined.taps, "gated"))[1]

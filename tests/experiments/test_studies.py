@@ -9,7 +9,7 @@ import pytest
 from configs.hyper import rotation
 from experiments.common.errors import UserError
 from experiments.pages import hypernetworks as page
-from experiments.studies import arms, continual
+from experiments.studies import arms, continual, reach
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -80,3 +80,14 @@ def test_one_tiny_run_of_each():
     matrix = np.asarray(continual.run("split", "recurrent", 1.0, "importance", range(2), 2))
     assert matrix.shape == (2, 5, 5)
     assert ((matrix >= 0) & (matrix <= 1)).all()
+
+
+def test_the_study_of_reach_is_a_table_of_slopes(monkeypatch):
+    monkeypatch.setattr(reach, "ARMS", {"elman": reach.ARMS["elman"]})
+    saved = []
+    reach.study(range(2), {"command": "c"}, saved.append)
+    spread = saved[-1]["elman"]["metrics"]["slope"]
+    assert len(spread["values"]) == 2
+    assert all(-0.9 < slope < -0.6 for slope in spread["values"])
+    assert spread["values"][0] != spread["values"][1]
+    assert spread["standard_error"] > 0

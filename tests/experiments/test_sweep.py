@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs.sweeps import mqar, quickstart, selective_copy, target_rate
+from configs.sweeps import depth, mqar, quickstart, selective_copy, target_rate
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import seeds
@@ -125,6 +125,13 @@ def test_the_sweeps_of_the_documentation_are_valid():
     rates = {name: values["model"]["activation_rate"] for name, values in table.arms.items()}
     assert {name for name, rate in rates.items() if rate == 0.4} == {"strided", "random"}
     assert table.arms["target_rate"]["model"]["router"]["target_rate"] == 0.4
+
+
+def test_the_arms_of_depth_are_configs_of_their_own():
+    table = to_dataclass(Sweep, depth.get_config().to_dict(), "config")
+    table.check()
+    assert table.arms["selu"] == depth.get_config("selu").to_dict()
+    assert {len(arm["model"]["hidden"]) for arm in table.arms.values()} == {4, 32}
 
 
 def test_the_sweeps_of_target_rates_are_valid(tmp_path):
