@@ -1,4 +1,4 @@
-"""Multi-query associative recall: 4 pairs among 64 positions, seven arms, five seeds that no earlier experiment used.
+"""Multi-query associative recall: 4 pairs among 64 positions, eight arms, five seeds that no earlier experiment used.
 
     python -m experiments.sweep --config=configs/sweeps/mqar.py --workdir=runs/mqar --out=runs/mqar/table
 
@@ -23,6 +23,7 @@ def get_config():
         "whole": _arm("full,always"),
         "published": _arm("paper"),
         "eviction_cost": _arm("credit_router"),
+        "mixture_of_depths": _arm("mod"),
     }
     return ConfigDict({"arms": arms, "first_seed": 30, "seeds": 5, "learning_rates": (), "tuning_seeds": 2})
 
@@ -30,6 +31,8 @@ def get_config():
 def _arm(variant: str, **model) -> ConfigDict:
     config = mqar.get_config(variant)
     config.model.update(model)
+    if config.model.router.rule == "capacity":
+        config.model.router.capacity = NEED
     config.optimizer.learning_rate = 1e-2
     config.train.update(steps=2000, evaluate_every=1000, checkpoint_every=1000)
     return config

@@ -25,6 +25,7 @@ def get_config():
         "credit_for_all": arm("credit_router", eviction_cost=False, credit_share=1.0),
         "eviction_cost": arm("credit_router", eviction_cost=True),
         "target_rate": arm("credit_router", eviction_cost=True, target_rate=NEED),
+        "mixture_of_depths": arm("mod", capacity=NEED),
     }
     return ConfigDict({"arms": arms, "first_seed": 30, "seeds": 10, "learning_rates": (), "tuning_seeds": 2})
 
