@@ -178,6 +178,7 @@ MODEL_MISTAKES = [
     ({"dtype": "float16"}, "dtype='float16': must be one of float32, bfloat16"),
     ({"remat": "all"}, "remat='all': must be one of none, selective, layer"),
     ({"head": "deep"}, "head='deep': must be one of mlp, linear"),
+    ({"feed_forward_activation": "relu"}, "feed_forward_activation='relu': must be one of silu, selu"),
     ({"feed_forward_size": -1}, "feed_forward_size=-1: must be 0 (none) or more"),
     (
         {"position": "slot", "window_size": None},
@@ -203,8 +204,8 @@ MODEL_MISTAKES = [
     ({"layer": {}}, "layer: not set here, the task decides it"),
     (
         {"name": "transformer"},
-        "name='transformer': there is no file seqboat/models/transformer.py; there are classifier, encoder, "
-        "language_model, mlp, retrieval",
+        "name='transformer': there is no file seqboat/models/transformer.py; there are classifier, dictionary, "
+        "encoder, language_model, mlp, retrieval",
     ),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
