@@ -49,7 +49,7 @@ def test_there_is_one_clone_url():
 
 
 def test_the_numbers_are_those_of_the_figure():
-    arms = figures.arms(ROOT / "docs/_data/results" / figures.RESULT)
+    arms = figures.arms(ROOT / "docs/_data/results" / figures.PICTURED["tradeoff"])
     known = {f"{arm.mean:.3f} ± {arm.standard_error:.3f}" for arm in arms}
     quoted = re.findall(r"0\.\d{3} ± 0\.\d{3}", TEXT.replace("\n", " "))
     assert quoted

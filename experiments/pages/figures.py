@@ -2,7 +2,7 @@
 
     python -m experiments.pages.results        writes them, with the pages
 
-`layer` draws the SeqBoat layer, `tradeoff` test accuracy against the activation rate of every arm of RESULT, `badge` a
+`layer` draws the SeqBoat layer, `tradeoff` test accuracy against the activation rate of every arm of a result, `badge` a
 label with a value. All are functions of their arguments alone: the same input gives the same bytes.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from experiments.common.errors import UserError
 
-# The result of the front page, a file of `experiments.pages.curves` in docs/_data/results.
-RESULT = "router_seeds.json"
+# Results with pictures, files of `experiments.pages.curves` in docs/_data/results.
+PICTURED = {"tradeoff": "router_seeds.json", "recall": "mqar.json"}
 
 COLORS = (
     "#8b95a1",
@@ -67,7 +67,7 @@ def pictures(docs: Path) -> dict[str, str]:
     (jax,) = re.findall(r"^jax([<>=]\S+)$", (root / "requirements.txt").read_text(), re.MULTILINE)
     return {
         "layer.svg": layer(),
-        "tradeoff.svg": tradeoff(arms(docs / "_data/results" / RESULT)),
+        **{f"{name}.svg": tradeoff(arms(docs / "_data/results" / file)) for name, file in PICTURED.items()},
         "badge_python.svg": badge("python", project["requires-python"]),
         "badge_jax.svg": badge("jax", jax.replace(",", ", ")),
         "badge_licence.svg": badge("licence", project["license"]),
