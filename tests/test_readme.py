@@ -48,8 +48,8 @@ def test_there_is_one_clone_url():
         assert f"pip install git+{url}`" in text
 
 
-def test_the_numbers_are_those_of_the_figure():
-    arms = figures.arms(ROOT / "docs/_data/results" / figures.PICTURED["tradeoff"])
+def test_the_numbers_are_those_of_the_figures():
+    arms = [arm for file in figures.PICTURED.values() for arm in figures.arms(ROOT / "docs/_data/results" / file)]
     known = {f"{arm.mean:.3f} ± {arm.standard_error:.3f}" for arm in arms}
     quoted = re.findall(r"0\.\d{3} ± 0\.\d{3}", TEXT.replace("\n", " "))
     assert quoted
