@@ -59,7 +59,7 @@ class Content:
 def page(content: Content) -> str:
     """The whole file. Raises whatever an evaluation with values of the wrong kind leads to: nothing checked them."""
     measured = content.measured
-    return _template().render(
+    return template(TEMPLATE).render(
         run=content.workdir.name,
         step=content.step,
         unfinished=unfinished(content),
@@ -88,14 +88,24 @@ def page(content: Content) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    """The template: it escapes every value, and fails on a name that it is not given."""
+def template(name: str, package: str = __package__) -> jinja2.Template:
+    """A template of a package, which may import those here: it escapes every value, and fails on a name that it is not
+    given."""
+
+    def read(name: str) -> str | None:
+        paths = (importlib.resources.files(folder).joinpath(name) for folder in (package, __package__))
+        return next((path.read_text(encoding="utf-8") for path in paths if path.is_file()), None)
+
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_visible, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "thousands": "{:,}".format}
-    source = importlib.resources.files("experiments.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)
 
 
 def _visible(value: Any) -> str:
