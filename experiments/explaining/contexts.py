@@ -17,7 +17,7 @@ def contexts(
     task: Any, sequences: list[tuple[np.ndarray, int]], active: Float[np.ndarray, "n L"]
 ) -> list[dict[str, Any]]:
     """The CONTEXTS sequences with the largest activations of a feature, each around its largest: the number of the
-    `sequence`, the `position`, the `activation`, the `symbol` there, and `runs` of text (`marked`), none if inputs are numbers."""
+    `sequence`, the `position`, `activation` and `symbol`, and `runs` of text (`marked`), none if inputs are numbers."""
     peaks, largest = active.argmax(1), active.max(1)
     found = []
     for number in np.argsort(-largest, kind="stable")[:CONTEXTS].tolist():

@@ -19,11 +19,10 @@ from experiments.explaining.dictionaries import SITE, Given
 from experiments.reports.measure import Example, batches
 from experiments.training.restore import Run
 from seqboat.interp import attribution, dictionaries
-from seqboat.interp.attribution import MarginTerms
 from seqboat.interp.edits import Without, at
 from seqboat.layers import taps
 
-SHOWN = 6  # features of a layer, with contexts and interventions
+SHOWN = 4  # features of a layer for attention, and as many against, with contexts and interventions
 ROWS = 16_384  # of m, for the health of a dictionary
 PAIRS = 500  # of norms
 CERTAIN = 1e-4  # margins below it may change sign by rounding
@@ -69,11 +68,30 @@ class Looks:
         return Look(site(SITE), logits[..., 1] - logits[..., 0], None, mixed, examined.total["loss"])
 
 
+class Terms(NamedTuple):
+    """Of the elements (*B) of a batch: the features `f` (*B, F), their terms (*B, F) in the margins, and `flips` (*B,
+    F); the `error` and the `margin`, the sum of all (*B,); the `constant` ()."""
+
+    f: Any
+    features: Any
+    flips: Any
+    error: Any
+    margin: Any
+    constant: Any
+
+    def at(self, valid: np.ndarray) -> "Terms":
+        """Those of some elements."""
+        return Terms(*(array[valid] for array in self[:-1]), self.constant)
+
+
+def terms(given: Given, m: np.ndarray) -> Terms:
+    return jax.device_get(_terms(given.atoms, given.router, m))
+
+
 @jax.jit
-def _terms(given: tuple[Any, Any], m: Array) -> tuple[Array, MarginTerms]:
-    """Features and the terms of the margins."""
-    atoms, router = given
-    return atoms.encode(m), attribution.margin_by_feature(atoms, router, m)
+def _terms(atoms: Any, router: attribution.Router, m: Array) -> Terms:
+    found = attribution.margin_by_feature(atoms, router, m)
+    return Terms(atoms.encode(m), found.features, found.flips(), found.error, found.margin, found.constant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +112,7 @@ def explain(
     decision = take_apart(looks.run, given, first, sequences[0][1], element)
     checked = jax.device_get(jax.jit(dictionaries.health)(given.atoms, rows))
     features = _features(totals, len(each["margin"]), int((each["model"] > 0).sum()))
-    shown = np.argsort(-features["contribution"], kind="stable")[:SHOWN]
+    shown = np.array(largest(features["contribution"], features["against"]))
     found = dict(zip(shown.tolist(), _intervene(looks, given, shown, each), strict=True))
     norms = checked.norms[:: max(1, len(checked.norms) // PAIRS)][:PAIRS]
     values = {
@@ -132,19 +150,17 @@ def _measure(looks: Looks, given: Given) -> tuple[dict, dict, np.ndarray, Look]:
     first = None
     for look in looks.without(given):
         first = first or look
-        _, terms = jax.device_get(_terms((given.atoms, given.router), look.m))
-        chosen = MarginTerms(terms.features[look.valid], terms.constant, terms.error[look.valid])
-        model, margin = look.margin[look.valid], np.asarray(chosen.margin)
+        chosen, model = terms(given, look.m).at(look.valid), look.margin[look.valid]
         active = model > 0
-        needed = sufficient(chosen.features, float(terms.constant), active)
-        whole = {"model": model, "margin": margin, "error": chosen.error, "needed": needed}
-        elements.append(whole | {"constant": np.broadcast_to(terms.constant, margin.shape)})
+        needed = sufficient(chosen.features, float(chosen.constant), active)
+        whole = {"model": model, "margin": chosen.margin, "error": chosen.error, "needed": needed}
+        elements.append(whole | {"constant": np.broadcast_to(chosen.constant, model.shape)})
         sums.append(
             {
                 "contribution": chosen.features[active].sum(0, np.float64),
-                "mean": chosen.features.sum(0, np.float64),
+                "against": chosen.features[~active].sum(0, np.float64),
                 "fires": (chosen.features != 0).sum(0),
-                "flips": np.asarray(chosen.flips()).sum(0),
+                "flips": chosen.flips.sum(0),
             }
         )
         rows.append(look.m[look.valid])
@@ -166,10 +182,19 @@ def sufficient(features: Float[np.ndarray, "N F"], constant: float, active: np.n
 
 
 def _features(totals: Mapping[str, Any], elements: int, active: int) -> dict[str, np.ndarray]:
-    """Of every feature (F,): the mean `contribution` to margins of active elements and the `mean` to all, the share of
-    elements where it `fires`, and the share of decisions that its removal `flips`, as predicted."""
-    counts = {"contribution": active, "mean": elements, "fires": elements, "flips": elements}
+    """Of every feature (F,): its mean `contribution` to the margins of active elements, and its mean `against` those of
+    inactive ones, the share of elements where it `fires`, and the share of decisions that its removal `flips`, as
+    predicted."""
+    counts = {"contribution": active, "against": elements - active, "fires": elements, "flips": elements}
     return {name: totals[name] / max(count, 1) for name, count in counts.items()}
+
+
+def largest(contribution: np.ndarray, against: np.ndarray) -> list[int]:
+    """Up to SHOWN features that add most to the margins of active elements, then as many that take most from those of
+    inactive ones."""
+    found = [number for number in np.argsort(-contribution, kind="stable")[:SHOWN].tolist() if contribution[number] > 0]
+    other = [number for number in np.argsort(against, kind="stable")[:SHOWN].tolist() if against[number] < 0]
+    return list(dict.fromkeys([*found, *other]))
 
 
 def _of_layer(each: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -198,13 +223,13 @@ def _intervene(
     looks: Looks, given: Given, shown: np.ndarray, each: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Of every feature shown: what taking it away changes, predicted and measured, and its activations (n, L)."""
-    active, terms = _activations(looks, given, shown)
+    active, parts = _activations(looks, given, shown)
     before = each["model"]
     plain = _loss(looks.without(given))
     for place, feature in enumerate(shown.tolist()):
         edited = list(looks.without(given, feature))
         after = np.concatenate([look.margin[look.valid] for look in edited])
-        predicted = before - terms[place]
+        predicted = before - parts[place]
         flipped = [(before > 0) != (margin > 0) for margin in (predicted, after)]
         certain = (np.abs(before) > CERTAIN) & (np.abs(predicted) > CERTAIN)
         yield (
@@ -221,12 +246,12 @@ def _intervene(
 
 def _activations(looks: Looks, given: Given, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The features shown (S, n, L), zero in padding, and their terms (S, N) at the N elements."""
-    features, terms = [], []
+    features, parts = [], []
     for look in looks.without(given):
-        f, found = jax.device_get(_terms((given.atoms, given.router), look.m))
-        features.append(np.where(look.valid[..., None], f[..., shown], 0))
-        terms.append(found.features[look.valid][:, shown])
-    return np.moveaxis(np.concatenate(features), -1, 0), np.concatenate(terms).T
+        found = terms(given, look.m)
+        features.append(np.where(look.valid[..., None], found.f[..., shown], 0))
+        parts.append(found.features[look.valid][:, shown])
+    return np.moveaxis(np.concatenate(features), -1, 0), np.concatenate(parts).T
 
 
 def _loss(looks: Any) -> float:

@@ -43,10 +43,12 @@ def _layer(layer: Explained, run: Run, rows: list[tuple[np.ndarray, int]], layer
     text: list[Any] = []
     if not decision.missing:
         text = marked(run.task, values, np.maximum(decision.sources, 0), around)
+    by = lambda name, sign: sorted(layer.values["shown"], key=lambda feature: sign * feature[name])
     return {
         **layer.values,
         "decided": 0 < layer.values["rate"] < 1,
-        "largest": layer.values["shown"][:LARGEST],
+        "most_for": [feature for feature in by("contribution", -1) if feature["contribution"] > 0][:LARGEST],
+        "most_against": [feature for feature in by("against", 1) if feature["against"] < 0][:LARGEST],
         "by_feature": _by_feature(layer, shade),
         "by_source": None if decision.missing else _by_source(layer, shade),
         "text": text,

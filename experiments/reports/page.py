@@ -25,7 +25,8 @@ WITHOUT_ATTENTION = "config.model.activation: 'learned' -> 'never'"
 @dataclasses.dataclass(frozen=True)
 class Content:
     """Everything the page shows about one step of a run: measurements, training history, its evaluation if there is
-    one, and the checkpoint's metadata. `at`: the hyper-input, if a hypernetwork generates the parameters.
+    one, and the checkpoint's metadata. `at`: the hyper-input, if a hypernetwork generates the parameters; `explained`:
+    whether `experiments.explain` wrote its page beside.
     """
 
     workdir: Path
@@ -40,6 +41,7 @@ class Content:
     evaluation: Mapping[str, Any] | None
     baseline: Mapping[str, float]
     meta: Mapping[str, Any]
+    explained: bool
 
     @property
     def task_name(self) -> str:
@@ -81,6 +83,7 @@ def page(content: Content) -> str:
         span=span(content),
         excerpts=excerpts(content.task, measured),
         margins=list(margins(content)),
+        explained=content.explained,
         learning=list(learning(content)),
         facts=facts(content),
         config=[(name, repr(value)) for name, value in _leaves(content.meta["config"])],
