@@ -81,7 +81,8 @@ class Terms(NamedTuple):
 
     def at(self, valid: np.ndarray) -> "Terms":
         """Those of some elements."""
-        return Terms(*(array[valid] for array in self[:-1]), self.constant)
+        each = self._asdict()
+        return Terms(**{name: value if name == "constant" else value[valid] for name, value in each.items()})
 
 
 def terms(given: Given, m: np.ndarray) -> Terms:

@@ -26,29 +26,40 @@ from tests.helpers import random_like
 LOSSES = {"plain": 1.0, "spliced": 1.5, "ablated": 4.0}  # test_splicing.py: that they are
 
 
+VALUES = {"task.test_examples": 12, "model.router.centered": True}
+BIAS = 1.0  # with which random parameters activate some elements of layer 2 and not others
+
+
 @pytest.fixture(scope="module")
-def run(tiny, untrained, tmp_path_factory) -> Path:
-    values = tiny({"task.test_examples": 12, "model.router.centered": True})
-    return untrained(values, tmp_path_factory.mktemp("explain") / "run", step=4)
-
-
-def save(workdir: Path, run: Path, **changes) -> Path:
-    """A dictionary of a run, untrained."""
-    values = dictionary_values(run, **{"model__size": 24, "model__k": 4, **changes})
-    experiment = build(values)
-    meta = {"config": experiment.values, "versions": {"jax": "1"}, "data": identity.remember(experiment.task)}
+def run(tiny, tmp_path_factory) -> Path:
+    experiment = build(tiny(VALUES))
     variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
-    variables["batch_stats"]["norm"] = jnp.ones(())
-    best = {"best_metric": "nmse", "higher_is_better": False}
+    logits = variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
+    logits["bias"] = jnp.zeros_like(logits["bias"]).at[:, 1].set(BIAS)
+    return write(tmp_path_factory.mktemp("explain") / "run", experiment, variables, 4)
+
+
+def write(workdir: Path, experiment, variables, step: int) -> Path:
+    task = experiment.task
+    meta = {"config": experiment.values, "versions": {"jax": "1"}, "data": identity.remember(task)}
+    best = {"best_metric": task.selection_metric, "higher_is_better": task.higher_is_better}
     with Checkpoints(workdir / "checkpoints", keep=1, **best) as checkpoints:
-        checkpoints.save(6, variables, meta, None)
+        checkpoints.save(step, variables, meta, None)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def given(run, tmp_path_factory) -> Path:
-    """A dictionary of layer 2."""
-    return save(tmp_path_factory.mktemp("given") / "m2", run, task__layer=2)
+def dictionary(run):
+    """Of layer 2, untrained: the experiment and its variables."""
+    experiment = build(dictionary_values(run, model__size=24, model__k=4, task__layer=2))
+    variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
+    variables["batch_stats"]["norm"] = jnp.ones(())
+    return experiment, variables
+
+
+@pytest.fixture(scope="module")
+def given(dictionary, tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("given") / "m2", *dictionary, 6)
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +157,13 @@ def written(explained, run, monkeypatch):
     )()
     _, why, found = explained
 
-    def write(layer=found, vocabulary=9, **changes) -> str:
+    def text(layer=found, vocabulary=9, **changes) -> str:
         loaded = writer.load(run)
         shown = dataclasses.replace(loaded)
         vars(shown)["experiment"] = type("E", (), {"task": task(vocabulary)})
-        return pages.page({**why, **changes}, [layer], shown, [(np.ones(40, int), 30)])
+        return pages.page({**why, **changes}, [layer], shown, [(np.ones(40, int), len(found.decision.sources))])
 
-    return write
+    return text
 
 
 def test_tokens_and_names_are_escaped(explained, written):
@@ -210,21 +221,22 @@ def refused(message: str, run: Path, *paths: Path, **options) -> None:
     assert not (run / "why.html").exists()
 
 
-def test_what_does_not_belong_together_is_refused(run, given, tmp_path):
+def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_path):
     refused("--dictionaries=DIR,DIR is missing", run)
     again = Path(shutil.copytree(given, tmp_path / "again"))
     refused(f"{given} and {again} are both of layer 2", run, given, again)
     refused(f"{run} holds a Classifier, not a dictionary of m", run, run)
-    refused(
-        "is of gated: a router's margin is a sum over features of m", run, save(tmp_path / "g", run, task__site="gated")
+    experiment, variables = dictionary
+    task = {**experiment.values["task"], "site": "gated"}
+    gated = write(
+        tmp_path / "g", dataclasses.replace(experiment, values={**experiment.values, "task": task}), variables, 6
     )
+    refused("is of gated: a router's margin is a sum over features of m", run, gated)
     refused("no evaluation split 'tset'", run, given, split="tset")
 
 
 def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_path):
-    other = untrained(
-        tiny({"task.test_examples": 12, "model.router.centered": True, "seed": 3}), tmp_path / "o", step=4
-    )
+    other = untrained(tiny({**VALUES, "seed": 3}), tmp_path / "o", step=4)
     refused(f"is of step 4 of {run}, not of step 4 of the run in {other}", other, given)
     never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
     refused("the layers of this model have no router", never, given)
