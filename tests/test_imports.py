@@ -2,7 +2,8 @@
 
 ops <- layers <- models; seqboat knows nothing of experiments or configs; configs are values, and their base those of
 the dataclasses; nobody unpickles.
-common <- data <- tasks <- training <- objectives <- evaluation <- reports, benchmarks, studies <- pages <- programs.
+common <- data <- tasks <- training <- objectives <- evaluation <- reports, benchmarks, studies <- pages <- programs;
+explaining knows reports.
 No circles.
 """
 
@@ -51,12 +52,14 @@ for room in ("data", "tasks", "training", "objectives", "evaluation"):
     ROOMS[room] = set(ROOMS)
 for room in ("reports", "benchmarks", "studies"):
     ROOMS[room] = {"common", "data", "tasks", "training", "evaluation"}
+ROOMS["explaining"] = ROOMS["reports"] | {"reports"}
 ROOMS["pages"] = set(ROOMS)
 PROGRAMS = {
     "train",
     "evaluate",
     "generate",
     "report",
+    "explain",
     "export",
     "plan",
     "benchmark",

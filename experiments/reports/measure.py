@@ -99,7 +99,7 @@ def measure(run: Run, split: str, examples: int, element: int | None = None) -> 
     found: list[dict[str, np.ndarray]] = []
     scores: list[Sums] = []
     first: dict[str, np.ndarray] = {}
-    for batch, count in _batches(chosen):
+    for batch, count in batches(chosen):
         taps, answers, each, of_first = jax.device_get(look(run.variables, batch))
         pairs = batch["lengths"][0].size
         # (layers, B, ...) -> (B, ...), so that batches can be joined.
@@ -261,7 +261,7 @@ def _sequences(inputs: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.
     return inputs, lengths.reshape(-1)
 
 
-def _batches(examples: list[Example]) -> Iterator[tuple[Example, int]]:
+def batches(examples: list[Example]) -> Iterator[tuple[Example, int]]:
     """Batches of one shape, and how many rows of each are examples: the last one is filled with rows of weight 0."""
     inputs = examples[0]["inputs"]
     elements = inputs.shape[0] * examples[0]["lengths"].size

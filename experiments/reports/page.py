@@ -25,7 +25,8 @@ WITHOUT_ATTENTION = "config.model.activation: 'learned' -> 'never'"
 @dataclasses.dataclass(frozen=True)
 class Content:
     """Everything the page shows about one step of a run: measurements, training history, its evaluation if there is
-    one, and the checkpoint's metadata. `at`: the hyper-input, if a hypernetwork generates the parameters.
+    one, and the checkpoint's metadata. `at`: the hyper-input, if a hypernetwork generates the parameters; `explained`:
+    whether `experiments.explain` wrote its page beside.
     """
 
     workdir: Path
@@ -40,6 +41,7 @@ class Content:
     evaluation: Mapping[str, Any] | None
     baseline: Mapping[str, float]
     meta: Mapping[str, Any]
+    explained: bool
 
     @property
     def task_name(self) -> str:
@@ -59,7 +61,7 @@ class Content:
 def page(content: Content) -> str:
     """The whole file. Raises whatever an evaluation with values of the wrong kind leads to: nothing checked them."""
     measured = content.measured
-    return _template().render(
+    return template(TEMPLATE).render(
         run=content.workdir.name,
         step=content.step,
         unfinished=unfinished(content),
@@ -81,6 +83,7 @@ def page(content: Content) -> str:
         span=span(content),
         excerpts=excerpts(content.task, measured),
         margins=list(margins(content)),
+        explained=content.explained,
         learning=list(learning(content)),
         facts=facts(content),
         config=[(name, repr(value)) for name, value in _leaves(content.meta["config"])],
@@ -88,14 +91,24 @@ def page(content: Content) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    """The template: it escapes every value, and fails on a name that it is not given."""
+def template(name: str, package: str = __package__) -> jinja2.Template:
+    """A template of a package, which may import those here: it escapes every value, and fails on a name that it is not
+    given."""
+
+    def read(name: str) -> str | None:
+        paths = (importlib.resources.files(folder).joinpath(name) for folder in (package, __package__))
+        return next((path.read_text(encoding="utf-8") for path in paths if path.is_file()), None)
+
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_visible, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "thousands": "{:,}".format}
-    source = importlib.resources.files("experiments.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)
 
 
 def _visible(value: Any) -> str:

@@ -38,7 +38,7 @@ STYLE: dict[str, Any] = {
 }
 SIZE = (5.2, 2.9)  # inches; a phone shows it at two thirds
 BINS = 64  # of positions
-SHOWN_CHANNELS = 12
+SHOWN_TERMS = 12  # of a margin
 MOST_LABELS = 6  # of a legend: with more series only the first and the last are named
 
 
@@ -149,24 +149,39 @@ def summary(span: Span, kind: str) -> tuple[float, ...] | None:
 
 
 def margin(found: Margin, names: Sequence[str]) -> str:
-    """The terms of a margin: the largest channels, all others, the bias, and their sum."""
-    order = np.argsort(-np.abs(found.channels))
-    shown, rest = order[:SHOWN_CHANNELS], order[SHOWN_CHANNELS:]
-    terms = [(f"channel {channel}", found.channels[channel]) for channel in shown]
-    if len(rest):
-        terms.append((f"{len(rest)} other channels", found.channels[rest].sum()))
-    terms.append(("bias", found.bias))
-    shade = color(found.series, len(names))
+    """The terms of a margin: the channels, the bias, and their sum."""
+    channels = [(f"channel {number}", float(value)) for number, value in enumerate(found.channels)]
+    return terms(channels, [("bias", found.bias)], "channels", color(found.series, len(names)))
+
+
+def terms(parts: Sequence[tuple[str, float]], ends: Sequence[tuple[str, float]], kind: str, shade: str) -> str:
+    """The terms of a margin: the largest parts, all others of this kind, the `ends`, and their sum."""
+    order = sorted(parts, key=lambda part: -abs(part[1]))
+    shown, rest = order[:SHOWN_TERMS], order[SHOWN_TERMS:]
+    others = [(f"{len(rest)} other {kind}", sum(value for _, value in rest))] if rest else []
+    bars = [*shown, *others, *ends]
     with plt.style.context(STYLE):
-        figure, axis = plt.subplots(figsize=(SIZE[0], 0.8 + 0.2 * (len(terms) + 1)), constrained_layout=True)
-        labels = [name for name, _ in terms]
-        for place, (_, value) in enumerate(terms):
+        figure, axis = plt.subplots(figsize=(SIZE[0], 0.8 + 0.2 * (len(bars) + 1)), constrained_layout=True)
+        labels = [name for name, _ in bars]
+        for place, (_, value) in enumerate(bars):
             axis.barh(place, value, color=shade if value > 0 else FAINT, height=0.72)
-        axis.barh(len(terms), sum(value for _, value in terms), color=INK, height=0.72)
+        axis.barh(len(bars), sum(value for _, value in bars), color=INK, height=0.72)
         axis.axvline(0, color=INK, linewidth=0.8)
-        axis.set_yticks(range(len(terms) + 1), [*labels, "sum = margin"], fontsize=8)
-        axis.set(xlabel="contribution to the margin (above 0 the token is active)", ylim=(len(terms) + 0.6, -0.6))
+        axis.set_yticks(range(len(bars) + 1), [*labels, "sum = margin"], fontsize=8)
+        axis.set(xlabel="contribution to the margin (above 0 the token is active)", ylim=(len(bars) + 0.6, -0.6))
         axis.grid(axis="y", visible=False)
+        return _uri(figure)
+
+
+def pairs(values: np.ndarray, labels: tuple[str, str], shade: str) -> str:
+    """Points (N, 2), and the diagonal."""
+    with plt.style.context(STYLE):
+        figure, axis = _axis()
+        axis.axline((0, 0), slope=1, color=FAINT, linewidth=1)
+        axis.plot(*values.T, ".", color=shade, markersize=3, alpha=0.5)
+        axis.set(xlabel=labels[0], ylabel=labels[1])
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
         return _uri(figure)
 
 

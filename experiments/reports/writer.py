@@ -59,6 +59,7 @@ def write_report(
         evaluation=evaluation,
         baseline=evaluation["baseline"] if evaluation and "baseline" in evaluation else run.task.baseline(split),
         meta=dict(loaded.meta),
+        explained=beside(workdir, "why.html").exists(),
     )
     try:
         text = page(content)

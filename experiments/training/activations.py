@@ -22,6 +22,17 @@ HOW = "--config.task.run=DIR; python -m experiments.train --config=configs/synth
 HOW += "--workdir=DIR trains one"
 
 
+# The name of the source in the fingerprint of its activations.
+SOURCE = f"{WHERE}.run"
+
+
+def described(config: Config, run: Run) -> str:
+    """Which activations of a run a complete config names."""
+    ends = " -> ".join(filter(None, (config.site, config.target_site)))
+    place = f"{ends} of layer {config.layer}, {config.rows} rows, step {run.step}"
+    return f"{place}, seal {seal(Path(run.origin), run.step)}"
+
+
 class Activations:
     """`experiments.tasks.activations.Source` of a run with layers.
 
@@ -63,10 +74,7 @@ class Activations:
     @property
     def fingerprint(self) -> dict[str, str]:
         """Which activations these are: another source, or another run of the same steps, has another."""
-        config, run = self.config, self._run
-        ends = " -> ".join(filter(None, (config.site, config.target_site)))
-        place = f"{ends} of layer {config.layer}, {config.rows} rows, step {run.step}"
-        return {f"{WHERE}.run": f"{place}, seal {seal(Path(run.origin), run.step)}", **run.task.fingerprint}
+        return {SOURCE: described(self.config, self._run), **self._run.task.fingerprint}
 
     def rows(self, split: str, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, one array if they are the same, of consecutive batches of a split, or "train"."""

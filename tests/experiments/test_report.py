@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from experiments.common.errors import UserError
 from experiments.data import listops as expressions
 from experiments.evaluation.evaluator import evaluate_run, seal
+from experiments.explaining import page as why
 from experiments.reports import measure, page, pictures, writer
 from experiments.reports.history import read_history
 from experiments.reports.writer import write_report
@@ -363,6 +364,9 @@ def test_a_run_without_records_and_one_that_is_still_training(run, tmp_path, as_
     (workdir / "metrics.jsonl").unlink()
     text = "".join(assert_page(write_report(workdir, examples=2)).text)
     assert text.count("The work directory has no training records.") == 2
+    assert "why.html" not in text
+    (workdir / "why.html").write_text("")
+    assert "why.html, beside this page" in "".join(assert_page(write_report(workdir, examples=2)).text)
 
 
 def other(tiny, task, model=None, **changes):
@@ -506,8 +510,9 @@ def test_everything_is_escaped(run, looked, tmp_path, monkeypatch, as_looked):
 
 def test_the_template_is_installed_too():
     settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
-    (pattern,) = settings["package-data"][page.__package__]
-    assert fnmatch.fnmatch(page.TEMPLATE, pattern)
+    for package, names in ((page, (page.TEMPLATE, "frame.html.j2")), (why, (why.TEMPLATE,))):
+        (pattern,) = settings["package-data"][package.__package__]
+        assert all(fnmatch.fnmatch(name, pattern) for name in names)
 
 
 def test_curves_leave_out_what_is_not_theirs(tmp_path):

@@ -1,0 +1,42 @@
+"""Show why a trained run attends:  python -m experiments.explain --workdir=runs/x --dictionaries=runs/x_m1,runs/x_m2
+
+The dictionaries are of m of some of its layers (configs/interp/dictionary.py). Writes WORKDIR/why.html, or --out: one
+self-contained file that opens in any browser; and every number to a JSON file of that name.
+"""
+
+from absl import flags
+
+from experiments.common import cli, runtime
+from experiments.common.errors import UserError
+from experiments.common.files import user_path
+from experiments.explaining.writer import write_explanation
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to explain, or an exported file.")
+_DICTIONARIES = flags.DEFINE_list("dictionaries", [], "Work directories of dictionaries of m, one for a layer.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the task to explain decisions on.")
+_EXAMPLES = flags.DEFINE_integer("examples", 128, "Number of examples of the split to use.", lower_bound=1)
+_ELEMENT = flags.DEFINE_integer("element", None, "Element of the first example whose decision is taken apart.")
+_OUT = flags.DEFINE_string("out", None, "Path of the page; by default why.html in the work directory.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Data directory, if it has moved since training.")
+
+
+def main() -> None:
+    if not _WORKDIR.value:
+        raise UserError("--workdir=DIR is missing: a directory that experiments.train made")
+    runtime.use_compilation_cache()
+    page, numbers = write_explanation(
+        user_path(_WORKDIR.value, "--workdir"),
+        [user_path(name, "--dictionaries") for name in _DICTIONARIES.value or ()],
+        _SPLIT.value or "test",
+        _STEP.value,
+        _EXAMPLES.value or 128,
+        _ELEMENT.value,
+        _DATA_DIR.value,
+        None if _OUT.value is None else user_path(_OUT.value, "--out"),
+    )
+    print(f"wrote {page} and {numbers}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

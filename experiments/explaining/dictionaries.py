@@ -1,0 +1,79 @@
+"""The dictionaries that explain a run: one for each of some layers, of the m that its router reads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common.errors import UserError
+from experiments.tasks import activations
+from experiments.training.activations import SOURCE, described
+from experiments.training.experiment import read_config, read_task
+from experiments.training.restore import Run, load
+from seqboat.interp import attribution
+from seqboat.interp.attribution import Router
+from seqboat.interp.dictionaries import Atoms
+from seqboat.models.dictionary import Dictionary, atoms
+
+SITE = "m"
+
+
+class Given(NamedTuple):
+    """A dictionary of a layer, from 1, with that layer's router of attention; `config` says which rows it learned
+    from."""
+
+    path: Path
+    step: int
+    config: activations.Config
+    atoms: Atoms
+    router: Router
+
+    @property
+    def layer(self) -> int:
+        return self.config.layer
+
+
+def read(run: Run, paths: Sequence[Path], data_dir: str | None = None) -> tuple[Given, ...]:
+    """Dictionaries of a run, by layer. Raises UserError for a run without a router, for what is no dictionary of m of
+    this very step of the run, and for two of one layer."""
+    if not paths:
+        raise UserError(
+            "--dictionaries=DIR,DIR is missing: dictionaries of m of this run, which "
+            "python -m experiments.train --config=configs/interp/dictionary.py --config.task.run=DIR trains"
+        )
+    try:
+        attribution.router(run.variables, 1)
+    except ValueError as error:
+        raise UserError(f"the run in {run.origin}: {error}") from error
+    found: dict[int, Given] = {}
+    for path in paths:
+        given = _read(run, path, data_dir)
+        if given.layer in found:
+            raise UserError(f"--dictionaries: {found[given.layer].path} and {path} are both of layer {given.layer}")
+        found[given.layer] = given
+    return tuple(found[layer] for layer in sorted(found))
+
+
+def _read(run: Run, path: Path, data_dir: str | None) -> Given:
+    dictionary, where = load(path, data_dir=data_dir), f"--dictionaries: {path}"
+    if not isinstance(dictionary.model, Dictionary):
+        raise UserError(f"{where} holds a {type(dictionary.model).__name__}, not a dictionary of {SITE}")
+    _, config = read_task(read_config(dictionary.values))
+    if not isinstance(config, activations.Config) or (config.site, config.target_site) != (SITE, None):
+        site = getattr(config, "target_site", None) or getattr(config, "site", "other data")
+        raise UserError(f"{where} is of {site}: a router's margin is a sum over features of {SITE}")
+    recorded = _recorded(dictionary.meta)
+    if recorded != described(config, run):
+        at = f"step {config.step} of {config.run}"
+        raise UserError(
+            f"{where} is of {at}, not of step {run.step} of the run in {run.origin}, or that has changed since: "
+            "take the run and the --step that it was trained on"
+        )
+    found = attribution.router(run.variables, config.layer)
+    return Given(path, dictionary.step, config, atoms(dictionary.variables, dictionary.model.config), found)
+
+
+def _recorded(meta: Mapping[str, Any]) -> Any:
+    """Which activations a checkpoint's dictionary was trained on; None if it does not say."""
+    data = meta.get("data")
+    fingerprint = data.get("fingerprint") if isinstance(data, Mapping) else None
+    return fingerprint.get(SOURCE) if isinstance(fingerprint, Mapping) else None

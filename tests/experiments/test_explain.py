@@ -1,0 +1,256 @@
+"""Why a run attends: sums that are the model's margins, flips that interventions confirm, one page, and refusals."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import explain as program
+from experiments.common.errors import UserError
+from experiments.data import identity
+from experiments.evaluation import splicing
+from experiments.explaining import measure, writer
+from experiments.explaining import page as pages
+from experiments.reports import pictures
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.experiment import build
+from tests.experiments.test_activations import values as dictionary_values
+from tests.experiments.test_report import BLANK, CONTROL, HOSTILE, POLICY, VISIBLE, Reader
+from tests.helpers import random_like
+
+LOSSES = {"plain": 1.0, "spliced": 1.5, "ablated": 4.0}  # test_splicing.py: that they are
+
+
+VALUES = {"task.test_examples": 12, "model.router.centered": True}
+BIAS = 1.0  # with which random parameters activate some elements of layer 2 and not others
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    experiment = build(tiny(VALUES))
+    variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
+    logits = variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
+    logits["bias"] = jnp.zeros_like(logits["bias"]).at[:, 1].set(BIAS)
+    return write(tmp_path_factory.mktemp("explain") / "run", experiment, variables, 4)
+
+
+def write(workdir: Path, experiment, variables, step: int) -> Path:
+    task = experiment.task
+    meta = {"config": experiment.values, "versions": {"jax": "1"}, "data": identity.remember(task)}
+    best = {"best_metric": task.selection_metric, "higher_is_better": task.higher_is_better}
+    with Checkpoints(workdir / "checkpoints", keep=1, **best) as checkpoints:
+        checkpoints.save(step, variables, meta, None)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def dictionary(run):
+    """Of layer 2, untrained: the experiment and its variables."""
+    experiment = build(dictionary_values(run, model__size=24, model__k=4, task__layer=2))
+    variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
+    variables["batch_stats"]["norm"] = jnp.ones(())
+    return experiment, variables
+
+
+@pytest.fixture(scope="module")
+def given(dictionary, tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("given") / "m2", *dictionary, 6)
+
+
+@pytest.fixture(scope="module")
+def explained(run, given, tmp_path_factory):
+    """The page, its numbers, and what was measured for it."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splicing, "losses", lambda *_: LOSSES)
+        original = measure.explain
+        patch.setattr(measure, "explain", lambda *a: found.append(original(*a)) or found[-1])
+        out = tmp_path_factory.mktemp("page") / "why.html"
+        path, numbers = writer.write_explanation(run, [given], examples=10, out=out)
+    return path, json.loads(numbers.read_text()), found[0]
+
+
+def test_both_sums_are_the_models_margins(explained):
+    _, why, _ = explained
+    (layer,) = why["layers"]
+    decision = layer["decision"]
+    assert layer["layer"] == 2
+    assert 0.05 < layer["rate"] < 0.95
+    assert layer["largest_difference"] < 1e-4 * layer["scale"]
+    for kind in ("by_feature", "by_source"):
+        assert decision[kind]["sum"] == pytest.approx(decision["margin"], abs=1e-4 * layer["scale"])
+    terms = decision["by_feature"]
+    whole = sum(terms["features"].values()) + terms["constant"] + terms["error"]
+    assert whole == pytest.approx(terms["sum"], rel=1e-6)
+    assert len(decision["by_source"]["sources"]) > decision["position"]
+    assert np.ptp(decision["by_source"]["sources"]) > 0
+
+
+def test_flips_are_those_that_interventions_measure(explained):
+    (layer,) = explained[1]["layers"]
+    assert layer["shown"]
+    for feature in layer["shown"]:
+        assert feature["disagree"] == 0
+        assert feature["compared"] > 0.9 * layer["elements"]
+        near = 1 - feature["compared"] / layer["elements"]
+        assert feature["measured_flips"] == pytest.approx(feature["flips"], abs=near + 1e-9)
+        assert feature["flips"] == layer["features"]["flips"][feature["feature"]]
+    assert max(feature["measured_flips"] for feature in layer["shown"]) > 0
+    assert any(feature["loss_without"] != feature["loss"] for feature in layer["shown"])
+
+
+def test_the_fewest_features_that_decide():
+    features = np.array([[3.0, -1, 0.5], [-3, 1, 0], [-1, -2, 4], [0.5, 0.5, 0]])
+    active = np.array([True, False, True, True])
+    assert measure.sufficient(features, 1.0, active).tolist() == [0, 1, 0, 0]
+    assert measure.sufficient(features, -2.0, active).tolist() == [1, 0, 1, np.inf]
+
+
+def test_features_for_and_against_are_shown_once(monkeypatch):
+    monkeypatch.setattr(measure, "SHOWN", 2)
+    assert measure.largest(np.array([1.0, 3, 2, -1]), np.array([-1.0, -2, 0, 5])) == [1, 2, 0]
+    assert measure.largest(np.array([-1.0, 0]), np.array([0.0, 1])) == []
+
+
+def checked(text: str) -> Reader:
+    reader = Reader(text)
+    names = {name for name, _ in reader.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for name, attributes in reader.tags:
+        assert not [key for key in attributes if key.startswith("on") or key in ("href", "srcset", "action")], name
+        assert attributes.get("src", "data:image/svg+xml;base64,").startswith("data:image/svg+xml;base64,")
+    policies = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [POLICY]
+    return reader
+
+
+def test_the_page(explained):
+    path, why, _ = explained
+    reader = checked(path.read_text())
+    text = " ".join("".join(reader.text).split())
+    (layer,) = why["layers"]
+    for title in ("Features", "One decision taken apart twice", "Health of the dictionaries"):
+        assert title in reader.text
+    assert "No dictionary of layer 1 was given, so nothing is said about it." in text
+    assert "Layers without a dictionary (1)" in text
+    assert f"{100 * layer['kept']['constant']:.1f} % when the constant alone does" in text
+    assert f"{layer['decision']['margin']:+.5f}" in text
+    assert "1.500loss with the dictionary's reconstruction of m in its place; as it is 1.000" in text
+    assert reader.marked["s1"], "contexts of layer 2"
+    assert len([name for name, _ in reader.tags if name == "img"]) == 3
+    assert why["run"]["seal"]
+
+
+@pytest.fixture
+def written(explained, run, monkeypatch):
+    """written(explained) is the text of a page of what was measured, changed."""
+    monkeypatch.setattr(pictures, "_uri", lambda figure: pictures.plt.close(figure) or BLANK)
+    task = lambda vocabulary: type(
+        "Task",
+        (),
+        {"config": type("C", (), {"vocabulary_size": vocabulary}), "symbol": lambda self, number: HOSTILE + CONTROL},
+    )()
+    _, why, found = explained
+
+    def text(layer=found, vocabulary=9, **changes) -> str:
+        loaded = writer.load(run)
+        shown = dataclasses.replace(loaded)
+        vars(shown)["experiment"] = type("E", (), {"task": task(vocabulary)})
+        return pages.page({**why, **changes}, [layer], shown, [(np.ones(40, int), len(found.decision.sources))])
+
+    return text
+
+
+def test_tokens_and_names_are_escaped(explained, written):
+    _, why, found = explained
+    context = {"sequence": 0, "position": 1, "activation": 1.0, "symbol": HOSTILE, "runs": [(None, HOSTILE + CONTROL)]}
+    shown = [{**feature, "contexts": [context]} for feature in found.values["shown"]]
+    named = {"workdir": HOSTILE, "step": 6, "rows": "all"}
+    layer = dataclasses.replace(found, values={**found.values, "shown": shown, "dictionary": named})
+    source = written(layer, command=HOSTILE, run={**why["run"], "workdir": f"x/{HOSTILE.replace('/', '_')}"})
+    text = "".join(checked(source).text)
+    assert text.count(HOSTILE) > len(shown)
+    assert VISIBLE in text
+    assert "<script" not in source
+
+
+def test_what_is_empty_says_why(explained, written):
+    found = explained[2]
+    numbers = [{**feature, "contexts": []} for feature in found.values["shown"]]
+    decision = found.decision._replace(sources=np.zeros(0), missing="mixer lstm: its output is no such sum")
+    values = {**found.values, "shown": numbers, "rate": 1.0, "decision": decision.values()}
+    text = written(dataclasses.replace(found, values=values, decision=decision), vocabulary=None)
+    assert "Nothing is decided in layer 2: attention is active at 100 % of the tokens." in text
+    assert "There is no sum over source tokens: mixer lstm: its output is no such sum." in text
+    assert "fires at none of these tokens" in text
+    empty = dataclasses.replace(found, values={**found.values, "shown": []})
+    assert "No feature of this dictionary adds" in written(empty)
+
+
+def test_a_mixer_without_a_kernel_has_no_sum_over_sources(run, given, monkeypatch):
+    from experiments.explaining.decisions import take_apart
+    from experiments.explaining.dictionaries import read
+    from seqboat.layers.mixer import MixerConfig
+
+    loaded = writer.load(run)
+    (dictionary,) = read(loaded, [given])
+    config = loaded.model.config.encoder.layer
+    monkeypatch.setattr(type(config.mixer), "kernel", MixerConfig.kernel)
+    zeros = np.zeros((1, 12, config.features), np.float32)
+    look = measure.Look(zeros, zeros[..., 0], None, {"ssm_out": zeros[0], "pre_norm": zeros[0]}, None)
+    found = take_apart(loaded, dictionary, look, 12, 3)
+    assert (found.position, found.sources.size, found.values()["by_source"]) == (3, 0, None)
+    assert "not a sum over earlier elements" in found.missing
+    assert found.features.sum() + found.constant + found.error == pytest.approx(found.source_constant, abs=1e-5)
+    with pytest.raises(UserError, match="--element=12: the first example has 12 elements"):
+        take_apart(loaded, dictionary, look, 12, 12)
+
+
+# Refusals
+
+
+def refused(message: str, run: Path, *paths: Path, **options) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        writer.write_explanation(run, paths, **options)
+    assert "\n" not in str(found.value)
+    assert not (run / "why.html").exists()
+
+
+def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_path):
+    refused("--dictionaries=DIR,DIR is missing", run)
+    again = Path(shutil.copytree(given, tmp_path / "again"))
+    refused(f"{given} and {again} are both of layer 2", run, given, again)
+    refused(f"{run} holds a Classifier, not a dictionary of m", run, run)
+    experiment, variables = dictionary
+    task = {**experiment.values["task"], "site": "gated"}
+    gated = write(
+        tmp_path / "g", dataclasses.replace(experiment, values={**experiment.values, "task": task}), variables, 6
+    )
+    refused("is of gated: a router's margin is a sum over features of m", run, gated)
+    refused("no evaluation split 'tset'", run, given, split="tset")
+
+
+def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_path):
+    other = untrained(tiny({**VALUES, "seed": 3}), tmp_path / "o", step=4)
+    refused(f"is of step 4 of {run}, not of step 4 of the run in {other}", other, given)
+    never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
+    refused("the layers of this model have no router", never, given)
+
+
+def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(program, "write_explanation", lambda *a: asked.append(a) or ("a.html", "a.json"))
+    flags = {"workdir": str(run), "dictionaries": ["a", "b"], "examples": 3, "element": 2}
+    for name in ("workdir", "dictionaries", "step", "split", "examples", "element", "out", "data_dir"):
+        monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": flags.get(name)}))
+    program.main()
+    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None)]
+    assert capsys.readouterr().out == "wrote a.html and a.json\n"
+    monkeypatch.setattr(program, "_WORKDIR", type("Flag", (), {"value": None}))
+    with pytest.raises(UserError, match="--workdir=DIR is missing"):
+        program.main()
