@@ -92,15 +92,15 @@ class Atoms:
         f = S(relu((x - centre) E + bias))        x^ = f D + offset,   the rows of D of length 1
 
     S is `select`, with k features a row, or for "batch_top_k" those above the `threshold`, as no row may depend on
-    others here.
+    others here. In an edit for all layers (`seqboat.interp.edits.at`) the arrays have a leading axis of layers.
     """
 
-    encoder: Float[Array, "W F"]
-    bias: Float[Array, " F"]
-    decoder: Float[Array, "F Y"]
-    centre: Float[Array, " W"]
-    offset: Float[Array, " Y"]
-    threshold: Float[Array, ""]
+    encoder: Float[Array, "*layers W F"]
+    bias: Float[Array, "*layers F"]
+    decoder: Float[Array, "*layers F Y"]
+    centre: Float[Array, "*layers W"]
+    offset: Float[Array, "*layers Y"]
+    threshold: Float[Array, "*layers"]
     select: Select = flax.struct.field(pytree_node=False, default="top_k")
     k: int = flax.struct.field(pytree_node=False, default=8)
 
