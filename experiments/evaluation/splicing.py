@@ -129,12 +129,12 @@ def mean(run: Run, split: str, site: str, layer: int) -> np.ndarray:
     return total / np.maximum(count, 1)
 
 
-def reader(run: Run, site: str, layer: int) -> Callable[[Any, Mapping[str, Any]], tuple[jax.Array, jax.Array]]:
+def reader(run: Run, site: str, layer: int) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
     """A function of variables and a batch: the values of a site in a layer (B, L, ...), and where they are computed
     (B, L): at elements that are not padding and, within a sparse module, active."""
     owner = next(owner for owner, sites in run.model.config.encoder.layer.sites().items() if site in sites)
 
-    def read(variables: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    def read(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
         value = taps.read(examined.taps, site)[layer - 1]
         there = jnp.arange(value.shape[1])[None] < batch["lengths"].reshape(-1, 1)
