@@ -21,10 +21,10 @@ from seqboat.models.dictionary import Dictionary, DictionaryConfig, atoms
 
 # Selections with their own fields; several of one selection are a front of error against features a row.
 ARMS: tuple[dict[str, Any], ...] = (
-    *({"select": "relu", "sparsity": price} for price in (0.1, 0.3, 1.0)),
+    *({"select": "relu", "sparsity": penalty} for penalty in (0.1, 0.3, 1.0)),
     *({"select": "top_k", "k": k} for k in (2, 4, 8)),
     *({"select": "batch_top_k", "k": k} for k in (2, 4, 8)),
-    *({"select": "norm", "norm_matching": price} for price in (0.0, 1 / 32)),
+    *({"select": "norm", "norm_matching": penalty} for penalty in (0.0, 1 / 32)),
 )
 RECOVERED = 0.9  # the cosine of an atom and the learned one nearest to it
 
