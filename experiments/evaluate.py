@@ -2,11 +2,15 @@
 
     python -m experiments.evaluate --workdir=runs/lm --streams=1      a corpus in one pass with carried state
     python -m experiments.evaluate --workdir=runs/lm --parameter_dtype=int8      beside the same parameters in float32
+    python -m experiments.evaluate --workdir=runs/fsm --splice=runs/fsm_m2       with a dictionary's reconstructions
 
 Prints metrics with standard errors over examples, per-class precision and recall, and examples and elements per second,
 and writes them to evaluation_SPLIT_STEP.json or --out. With --against, adds a paired test against another run on the
 same examples.
 --workdir and --against also take a file of experiments.export; its results go next to it.
+--splice takes a dictionary of this run's activations (docs/dictionaries.md): metrics with them replaced by their
+reconstructions, beside those as they are and with their mean, and a paired test against the run as it is, or that of
+--against; written to splice_SPLIT_STEP_DICTIONARY.json.
 A one-pass evaluation is written to one_pass_STREAMS_SPLIT_STEP.json. With one stream it is exact: every byte is scored
 given all bytes before it. With several, each stream starts empty, `config.task.context` bytes before its part.
 """
@@ -30,6 +34,7 @@ _AT = cli.define_hyper_input()
 _STREAMS = flags.DEFINE_integer(
     "streams", None, "Evaluate a corpus in one pass, as N streams; 1 is exact.", lower_bound=1
 )
+_SPLICE = flags.DEFINE_string("splice", None, "Work directory, or exported file, of a dictionary of this run.")
 _PARAMETER_DTYPE = cli.define_parameter_dtype()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Data directory, if it has moved since training.")
 
@@ -41,6 +46,7 @@ def main() -> None:
     runtime.keep_memory()
     workdir, split = user_path(_WORKDIR.value, "--workdir"), _SPLIT.value or "test"
     against = None if _AGAINST.value is None else user_path(_AGAINST.value, "--against")
+    splice = None if _SPLICE.value is None else user_path(_SPLICE.value, "--splice")
     out = None if _OUT.value is None else user_path(_OUT.value, "--out")
     if out is not None:
         refuse_unwritable(out.parent)
@@ -50,7 +56,7 @@ def main() -> None:
         except UserError as error:  # somebody else's run: show the numbers all the same
             logging.warning("%s; without it the result is printed and not saved", error)
     options = {"at": cli.hyper_input(_AT), "streams": _STREAMS.value, "parameter_dtype": _PARAMETER_DTYPE.value}
-    result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, **options)
+    result = measure_run(workdir, split, _STEP.value, _DATA_DIR.value, against, splice=splice, **options)
     show(result)
     sys.stdout.flush()
     out = out or beside(workdir, result_file(result))

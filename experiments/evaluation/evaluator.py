@@ -17,9 +17,10 @@ from experiments.common.config import differences
 from experiments.common.errors import UserError, require
 from experiments.common.files import refuse_unwritable, write_json
 from experiments.common.provenance import hardware, versions
-from experiments.evaluation.examples import compare, per_class, score, sha256, standard_errors, verdict
+from experiments.evaluation import splicing
+from experiments.evaluation.examples import Scores, compare, per_class, score, sha256, standard_errors, verdict
 from experiments.training.metrics import plain
-from experiments.training.restore import Run, has_hyper, load, seal
+from experiments.training.restore import Run, bound, has_hyper, load, seal
 from experiments.training.step import means
 from seqboat.quantization import ParameterDtype, quantize
 
@@ -42,6 +43,7 @@ def measure_run(
     at: tuple[float, ...] | None = None,
     streams: int | None = None,
     parameter_dtype: ParameterDtype = "float32",
+    splice: Path | None = None,
 ) -> dict:
     """Evaluates a step, the best one by default.
 
@@ -49,8 +51,11 @@ def measure_run(
     the hyper-input of a hypernetwork; by default results are averaged over those of `config.hypernetwork`. `streams`
     reads a corpus in one pass with carried state, cut into N streams; with 1, every byte is scored given all bytes
     before it. With a `parameter_dtype` other than float32 (`seqboat.quantization`), the run is by default compared with
-    itself in float32.
+    itself in float32; with `splice`, the work directory of a dictionary of its activations (`splicing`), with itself
+    without it.
     """
+    if splice is not None:
+        _refuse_beside_splice(at=at, streams=streams, parameter_dtype=parameter_dtype)
     run = load(workdir, step, data_dir, at)
     other = None if against is None else load(against, None, data_dir, at if has_hyper(against) else None)
     for each in (run, other):
@@ -58,6 +63,10 @@ def measure_run(
             _ = each.experiment  # reads the data, before anything is computed
     if parameter_dtype != "float32":
         run, other, against = quantized(run, parameter_dtype), other or run, against or workdir
+    whole, spliced = run, None if splice is None else splicing.of(run, workdir, splice)
+    if spliced is not None:
+        whole = bound(run)
+        run, other, against = spliced.into(whole), other or whole, against or workdir
     task = run.task
     began = time.monotonic()
     scores = score(run, split, streams)
@@ -68,7 +77,7 @@ def measure_run(
         "best": run.best and at is None,
         "at": at,
         "split": split,
-        "protocol": "every example by itself" if streams is None else "one pass with carried state",
+        "protocol": _protocol(streams, spliced),
         **({} if streams is None else {"streams": streams}),
         **({} if parameter_dtype == "float32" else {"parameter_dtype": parameter_dtype}),
         **{name: plain(value) for name, value in means(scores.total).items()},
@@ -83,24 +92,19 @@ def measure_run(
         "baseline_name": task.baseline_name,
     }
     if other is not None and against is not None:
-        found = compare(scores, score(other, split, streams))
-        # The loss in other units.
-        names = (
-            [task.selection_metric]
-            if task.selection_metric == "bits_per_byte"
-            else dict.fromkeys((task.selection_metric, "loss"))
-        )
-        better = {task.selection_metric: task.higher_is_better}
-        said = [verdict(name, found[name], better.get(name, False), len(scores.digests)) for name in names]
-        metrics = {
-            name: {field: value if isinstance(value, str) else plain(value) for field, value in fields.items()}
-            for name, fields in found.items()
-        }
+        there = score(other, split, streams)
+        changed = [] if parameter_dtype == "float32" else [f"parameter_dtype: {parameter_dtype} -> float32"]
+        changed += [] if spliced is None else [f"splice: {spliced.place} -> none"]
+        apart = [*differences(run.values, other.values), *changed]
         result["against"] = {"workdir": str(against), "step": other.step, "seal": seal(against, other.step)}
-        result["against"] |= {"metrics": metrics, "verdicts": said}
-        apart = differences(run.values, other.values)
-        apart += [] if parameter_dtype == "float32" else [f"parameter_dtype: {parameter_dtype} -> float32"]
-        result["against"] |= {"differences": apart}
+        result["against"] |= {**_compared(task, scores, there), "differences": apart}
+        if spliced is not None:
+            result["splice"] = spliced.record(
+                task.selection_metric,
+                plain=there if other is whole else score(whole, split),
+                spliced=scores,
+                ablated=score(splicing.ablated(whole, split, spliced.site, spliced.layer), split),
+            )
     if run.data_changes:
         result["data_changed"] = run.data_changes
     if other is not None and other.data_changes:
@@ -108,6 +112,32 @@ def measure_run(
     result |= {"throughput": scores.throughput, "seconds": seconds}
     result |= {"config": run.values, "versions": versions(), "hardware": hardware()}
     return result
+
+
+def _compared(task: Any, here: Scores, there: Scores) -> dict[str, Any]:
+    """Every metric of two evaluations of the same examples, and the verdict on the task's own and on the loss."""
+    found, metric = compare(here, there), task.selection_metric
+    # Bits per byte are the loss in other units.
+    names = [metric] if metric == "bits_per_byte" else dict.fromkeys((metric, "loss"))
+    better = {metric: task.higher_is_better}
+    said = [verdict(name, found[name], better.get(name, False), len(here.digests)) for name in names]
+    metrics = {
+        name: {field: value if isinstance(value, str) else plain(value) for field, value in fields.items()}
+        for name, fields in found.items()
+    }
+    return {"metrics": metrics, "verdicts": said}
+
+
+def _refuse_beside_splice(**options: Any) -> None:
+    """`--splice` is one question; a hypernetwork is asked it at its middle hyper-input."""
+    for name, value in options.items():
+        require(value in (None, "float32"), f"--{name}: not together with --splice; remove one of them")
+
+
+def _protocol(streams: int | None, spliced: splicing.Splicing | None) -> str:
+    if spliced is not None:
+        return f"every example by itself, {spliced.place} spliced by {spliced.origin.name}"
+    return "every example by itself" if streams is None else "one pass with carried state"
 
 
 def quantized(run: Run, dtype: ParameterDtype) -> Run:
@@ -138,6 +168,8 @@ def read_result(path: Path, workdir: Path) -> dict[str, Any] | None:
 
 def result_file(result: dict[str, Any]) -> str:
     """The file name of an evaluation in its work directory."""
+    if "splice" in result:
+        return f"splice_{result['split']}_{result['step']}_{Path(result['splice']['workdir']).stem}.json"
     protocol = f"one_pass_{result['streams']}" if "streams" in result else "evaluation"
     at = "" if result["at"] is None else "_at_" + "_".join(f"{z:g}" for z in result["at"])
     dtype = f"_{result['parameter_dtype']}" if "parameter_dtype" in result else ""
@@ -181,10 +213,23 @@ def show(result: dict[str, Any]) -> None:
         for name, row in zip(classes, result["confusion"], strict=True):
             matrix.add_row(name, *("-" if share is None else f"{100 * share:.0f}" for share in row))
         console.print(matrix)
+    if "splice" in result:
+        console.print(_splice_table(result["splice"]))
     if "against" in result:
         apart = "; ".join(result["against"]["differences"]) or "identical configs, apart from the seed"
         for line in [*result["against"]["verdicts"], f"here -> there: {apart}"]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _splice_table(splice: dict[str, Any]) -> Table:
+    names = list(splice["metrics"]["plain"])
+    place = f"{splice['site']} of layer {splice['layer']}"
+    table = Table(place, title=f"what splicing {splice['workdir']} costs", title_justify="left")
+    for name in names:
+        table.add_column(name, justify="right")
+    for how, row in zip(("as it is", "spliced", "its mean"), ("plain", "spliced", "ablated"), strict=True):
+        table.add_row(how, *(_number(splice["metrics"][row][name]) for name in names))
+    return table
 
 
 def _number(value: float | None) -> str:

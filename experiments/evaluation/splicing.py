@@ -1,61 +1,145 @@
-"""What a dictionary's reconstruction costs a model: three losses of a split."""
+"""What a dictionary's reconstruction costs a model: metrics of a split as it is, spliced, and ablated."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.errors import UserError
-from experiments.evaluation.examples import score
-from experiments.training.restore import Run, bound
-from experiments.training.step import means
+from experiments.common.errors import UserError, require
+from experiments.evaluation.examples import Scores, score
+from experiments.training.metrics import plain
+from experiments.training.restore import Run, bound, load, seal
+from experiments.training.step import apply, means, one_element
 from seqboat.interp.edits import Edit, Replace, Splice, at
 from seqboat.layers import taps
+from seqboat.models import dictionary
 
 # Which module's decisions say where a site within a sparse module is computed.
 MODULES = {"gau": 0, "unit": 0, "feed_forward": -1}
 
 
-def losses(run: Run, split: str, site: str, layer: int, atoms: Any) -> dict[str, float]:
-    """The mean loss as it is (`plain`), with the values of a site in a layer, from 1, `spliced` by a dictionary
+@dataclasses.dataclass(frozen=True)
+class Splicing:
+    """A trained dictionary, `atoms`, of a `site` in a `layer`, from 1, read from `origin`."""
+
+    site: str
+    layer: int
+    atoms: Any
+    origin: Path
+    step: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.site} of layer {self.layer}"
+
+    def into(self, run: Run) -> Run:
+        """The run with the values replaced by their reconstructions. Raises UserError as `edited`."""
+        return edited(run, self.site, self.layer, Splice(True, self.atoms))
+
+    def record(self, metric: str, **scores: Scores) -> dict[str, Any]:
+        """What an evaluation says of it: which dictionary this is, and by name the loss and a metric of `scores`."""
+        own = {"workdir": str(self.origin), "step": self.step, "seal": seal(self.origin, self.step)}
+        found = {how: means(each.total) for how, each in scores.items()}
+        names = dict.fromkeys((metric, "loss"))
+        metrics = {how: {name: plain(each[name]) for name in names} for how, each in found.items()}
+        return {**own, "site": self.site, "layer": self.layer, "metrics": metrics}
+
+
+def of(run: Run, workdir: Path, origin: Path) -> Splicing:
+    """The dictionary in the work directory or exported file `origin`, made for this run, which is from `workdir`.
+
+    Raises UserError for what is not a dictionary, for a transcoder, and for a dictionary of another run or step.
+    """
+    found, where = load(origin), f"--splice={origin}"
+    require(
+        isinstance(found.model, dictionary.Dictionary),
+        f"{where} holds a {type(found.model).__name__}: expected a dictionary (configs/interp/dictionary.py)",
+    )
+    task = found.values["task"]
+    require(
+        task["target_site"] is None,
+        f"{where} is a transcoder, from {task['site']} to {task['target_site']}: expected a dictionary of one site",
+    )
+    remembered = found.meta.get("data")
+    fingerprint = remembered.get("fingerprint") if isinstance(remembered, Mapping) else None
+    source = str(fingerprint.get("config.task.run")) if isinstance(fingerprint, Mapping) else ""
+    hint = "" if task["step"] == run.step else f"; --step={task['step']} evaluates that one"
+    require(
+        source.endswith(f"seal {seal(workdir, run.step)}"),
+        f"{where} is a dictionary of step {task['step']} of {task['run']}, not of step {run.step} of {workdir}{hint}",
+    )
+    atoms = dictionary.atoms(found.variables, found.model.config)
+    return Splicing(task["site"], task["layer"], atoms, origin, found.step)
+
+
+def edited(run: Run, site: str, layer: int, edit: Edit) -> Run:
+    """The run with the values of a site in a layer, from 1, changed; a hypernetwork's at its middle hyper-input.
+
+    Raises UserError for a site or a layer that the model lacks, and for an edit that does not fit.
+    """
+    run = bound(run)
+    try:
+        edits = taps.write(run.model, {site: at(layer, run.model.config.encoder.layers, edit)})
+        variables = {**run.variables, "edits": edits}
+        jax.eval_shape(lambda: apply(run.model, variables, one_element(run.task.example()), False, ()))
+    except ValueError as error:
+        raise UserError(f"{site} of layer {layer}: {error}") from error
+    return dataclasses.replace(run, variables=variables)
+
+
+def costs(run: Run, split: str, site: str, layer: int, atoms: Any) -> dict[str, dict[str, Any]]:
+    """The metrics as they are (`plain`), with the values of a site in a layer, from 1, `spliced` by a dictionary
     (`seqboat.interp.dictionaries.Atoms`), and with them `ablated` to their mean over the split.
 
     The share of the ablated loss that the dictionary recovers flatters it where ablation costs more than chance:
-    compare all three. Raises UserError for a site or a layer that the model lacks, and for a dictionary of another
-    site.
+    compare all three. Raises UserError as `edited`.
     """
-    run = bound(run)
+    spliced = edited(run, site, layer, Splice(True, atoms))  # first, for it may be refused
+    runs = {"plain": bound(run), "spliced": spliced, "ablated": ablated(run, split, site, layer)}
+    return {name: means(score(each, split).total) for name, each in runs.items()}
 
-    def loss(edit: Edit | None) -> float:
-        edits = {} if edit is None else taps.write(run.model, {site: at(layer, run.model.config.encoder.layers, edit)})
-        edited = dataclasses.replace(run, variables={**run.variables, "edits": edits})
-        return means(score(edited, split).total)["loss"]
 
-    try:
-        spliced = loss(Splice(True, atoms))  # first, for it may be refused
-        ablated = loss(Replace(True, mean(run, split, site, layer)))
-        return {"plain": loss(None), "spliced": spliced, "ablated": ablated}
-    except ValueError as error:
-        raise UserError(f"{site} of layer {layer}: {error}") from error
+def losses(run: Run, split: str, site: str, layer: int, atoms: Any) -> dict[str, float]:
+    """The three mean losses of `costs`."""
+    return {name: found["loss"] for name, found in costs(run, split, site, layer, atoms).items()}
+
+
+def ablated(run: Run, split: str, site: str, layer: int) -> Run:
+    """The run with the values of a site in a layer replaced by their mean over a split."""
+    return edited(run, site, layer, Replace(True, mean(run, split, site, layer)))
 
 
 def mean(run: Run, split: str, site: str, layer: int) -> np.ndarray:
-    """The mean of a site's values in a layer over the elements of a split where they are computed: those that are not
-    padding and, within a sparse module, active."""
-    owner = next(owner for owner, sites in run.model.config.encoder.layer.sites().items() if site in sites)
+    """The mean of a site's values in a layer over the elements of a split where they are computed."""
+    run = bound(run)
+    read = reader(run, site, layer)
 
     @jax.jit
     def sums(variables: Any, batch: Any) -> Any:
-        examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
-        value = taps.read(examined.taps, site)[layer - 1]
-        there = jnp.arange(value.shape[1])[None] < batch["lengths"].reshape(-1, 1)
-        if owner in MODULES and examined.output.layers.active.shape[-1]:
-            there = taps.read(examined.taps, "active")[layer - 1, ..., MODULES[owner]]
+        value, there = read(variables, batch)
         mask = there.reshape(*there.shape, *[1] * (value.ndim - 2))
         return jnp.where(mask, value, 0).sum((0, 1)), there.sum()
 
     parts = [jax.device_get(sums(run.variables, batch)) for batch in run.task.evaluation_batches(split)]
     total, count = (sum(part) for part in zip(*parts, strict=True))
     return total / np.maximum(count, 1)
+
+
+def reader(run: Run, site: str, layer: int) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
+    """A function of variables and a batch: the values of a site in a layer (B, L, ...), and where they are computed
+    (B, L): at elements that are not padding and, within a sparse module, active."""
+    owner = next(owner for owner, sites in run.model.config.encoder.layer.sites().items() if site in sites)
+
+    def read(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
+        value = taps.read(examined.taps, site)[layer - 1]
+        there = jnp.arange(value.shape[1])[None] < batch["lengths"].reshape(-1, 1)
+        if owner in MODULES and examined.output.layers.active.shape[-1]:
+            there = taps.read(examined.taps, "active")[layer - 1, ..., MODULES[owner]]
+        return value, there
+
+    return read

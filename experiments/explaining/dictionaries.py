@@ -33,7 +33,7 @@ class Given(NamedTuple):
 
 
 def read(run: Run, paths: Sequence[Path], data_dir: str | None = None) -> tuple[Given, ...]:
-    """Dictionaries of a run, by layer. Raises UserError for a run without a router, for what is no dictionary of m of
+    """Dictionaries of a run, by layer. Raises UserError for a run without a router, for what is not a dictionary of m of
     this very step of the run, and for two of one layer."""
     if not paths:
         raise UserError(

@@ -10,7 +10,7 @@ like the numbers. Equal features are kept or left out together.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.struct
 import jax
@@ -92,15 +92,16 @@ class Atoms:
         f = S(relu((x - centre) E + bias))        x^ = f D + offset,   the rows of D of length 1
 
     S is `select`, with k features a row, or for "batch_top_k" those above the `threshold`, as no row may depend on
-    others here. Within an edit (`edits.at`) arrays have a leading axis of layers.
+    others here. In an edit for all layers (`seqboat.interp.edits.at`) the arrays have a leading axis of layers.
     """
 
-    encoder: Float[Array, "*layers W F"]
-    bias: Float[Array, "*layers F"]
-    decoder: Float[Array, "*layers F Y"]
-    centre: Float[Array, "*layers W"]
-    offset: Float[Array, "*layers Y"]
-    threshold: Float[Array, "*layers"]
+    # Not checked, as jax also makes trees of None and of shapes from it.
+    encoder: Any  # (W, F)
+    bias: Any  # (F,)
+    decoder: Any  # (F, W')
+    centre: Any  # (W,)
+    offset: Any  # (W',)
+    threshold: Any  # ()
     select: Select = flax.struct.field(pytree_node=False, default="top_k")
     k: int = flax.struct.field(pytree_node=False, default=8)
 

@@ -182,11 +182,11 @@ def test_tokens_and_names_are_escaped(explained, written):
 def test_what_is_empty_says_why(explained, written):
     found = explained[2]
     numbers = [{**feature, "contexts": []} for feature in found.values["shown"]]
-    decision = found.decision._replace(sources=np.zeros(0), missing="mixer lstm: its output is no such sum")
+    decision = found.decision._replace(sources=np.zeros(0), missing="mixer lstm: its output is not such a sum")
     values = {**found.values, "shown": numbers, "rate": 1.0, "decision": decision.values()}
     text = written(dataclasses.replace(found, values=values, decision=decision), vocabulary=None)
     assert "Nothing is decided in layer 2: attention is active at 100 % of the tokens." in text
-    assert "There is no sum over source tokens: mixer lstm: its output is no such sum." in text
+    assert "There is no sum over source tokens: mixer lstm: its output is not such a sum." in text
     assert "fires at none of these tokens" in text
     empty = dataclasses.replace(found, values={**found.values, "shown": []})
     assert "No feature of this dictionary adds" in written(empty)

@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.hyper import rotation
 from experiments.common.errors import UserError
 from experiments.pages import hypernetworks as page
-from experiments.studies import arms, continual, reach
+from experiments.studies import arms, continual, dictionaries, planted, reach
+from tests.helpers import SMALL_MODEL
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -91,3 +93,100 @@ def test_the_study_of_reach_is_a_table_of_slopes(monkeypatch):
     assert all(-0.9 < slope < -0.6 for slope in spread["values"])
     assert spread["values"][0] != spread["values"][1]
     assert spread["standard_error"] > 0
+
+
+# Dictionaries.
+
+
+def test_a_state_is_told_by_the_unit_that_was_best_on_other_sequences():
+    rng = np.random.default_rng(0)
+    states, half = rng.integers(3, size=3000), np.arange(3000) < 1500
+    exact = np.stack([(states == state) * rng.uniform(1, 2, 3000) for state in range(3)], 1)
+    noise = rng.normal(size=(3000, 3))
+    assert dictionaries.best_f1(np.concatenate([noise, exact], 1), states, half) == 1
+    assert dictionaries.best_f1(noise, states, half) < 0.6
+    # Exact where they are chosen, and of the next state where they are measured.
+    turned = np.where(half[:, None], exact, np.roll(exact, 1, axis=1))
+    assert dictionaries.best_f1(turned, states, half) == 0
+    rare = np.where(half, states, np.minimum(states, 1))  # state 2 is missing in a half, and does not count
+    exact = np.stack([1.0 * (rare == state) for state in range(3)], 1)
+    assert dictionaries.best_f1(exact, rare, half) == 1
+
+
+def row(seed, cost, transition, features, channels):
+    f1 = {"dictionary": features, "channels": channels, "directions": channels}
+    return {"seed": seed, "site": "m", "layer": 2, "cost": cost, "spliced": {"transition": transition}, "f1": f1}
+
+
+def test_the_worst_seed_meets_a_bar_or_does_not():
+    rows = [row(10, 0.1, 0.95, 0.8, 0.4), row(11, 0.16, 0.91, 0.6, 0.46)]
+    found = [{"select": "norm", "correlation": None}, {"select": "top_k", "correlation": 0.9}]
+    checked = dictionaries.bars(rows, found)
+    assert [(round(bar["value"], 2), bar["met"]) for bar in checked] == [
+        (0.16, False),
+        (0.91, True),
+        (0.14, False),
+        (0.14, True),
+        (0.0, False),
+    ]
+    assert dictionaries.verdict(checked[0]) == "NOT MET: m of layer 2: loss that a splice adds: 0.160, at most 0.15"
+    assert dictionaries.verdict(checked[1]) == "met: m of layer 2: transition with it: 0.910, at least 0.9"
+
+
+def test_controls_of_a_dictionary_keep_as_many_features():
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32) + 3
+    channels = dictionaries.largest_channels(x, 2)
+    f = channels.encode(jnp.asarray(x))
+    y = np.asarray(channels.decode(f))
+    assert ((f > 0).sum(1) == 2).all()
+    far = np.abs(x - x.mean(0)).argsort(1)[:, -2:]
+    np.testing.assert_allclose(np.take_along_axis(y, far, 1), np.take_along_axis(x, far, 1), rtol=1e-5)
+    noise = dictionaries.random_atoms(x, channels)
+    error = lambda scale: np.square(x - noise.decode(noise.encode(jnp.asarray(x)) * scale)).sum()
+    assert error(1.0) < min(error(0.9), error(1.1)), "the scale fits"
+
+
+def test_planted_atoms_are_what_the_rows_are_made_of():
+    source = planted.Planted(3, width=8, atoms=12, most=3, positions=256)
+    f, (x, _) = source.features("train", 1), source.rows("train", 0, 2)
+    np.testing.assert_array_equal(x[256:], f @ source.directions)
+    np.testing.assert_allclose(np.linalg.norm(source.directions, axis=1), 1, rtol=1e-5)
+    assert set((f > 0).sum(1)) == {1, 2, 3}
+    assert np.any(source.features("validation", 1) != f)
+    found = planted.measure(source, {"select": "top_k", "k": 2, "auxiliary_k": 4}, 3, 60)
+    assert found["l0"] == 2
+    assert found["correlation"] is None, "as many in every row"
+    assert 0 < found["nmse"] < 1
+    assert 0 <= found["recovered"] <= 1
+
+
+@pytest.mark.slow
+def test_a_tiny_study_of_dictionaries(tmp_path):
+    sizes = {"task.test_examples": 128, "task.states": 12, "task.edges": 2, "task.length": 16, "train.steps": 2}
+    few = {"train.steps": 2, "train.batch_size": 64, "task.chunk": 1, "task.evaluation_batches": 1}
+    few |= {"model.k": 2, "optimizer.warmup_steps": 1}
+    plan = dictionaries.Plan(
+        seeds=(3,),
+        model={**SMALL_MODEL, **sizes, "optimizer.warmup_steps": 1},
+        dictionary={**few, "model.auxiliary_k": 2},
+        sites={"gated": 24},
+        layers=(2,),
+        planted_steps=60,
+        planted_arms=[{"select": "norm"}],
+    )
+    saved = []
+    checked = dictionaries.study(plan, tmp_path, lambda result: saved.append(json.dumps(result)))
+    result = json.loads(saved[-1])
+    assert result["bars"] == json.loads(json.dumps(checked))
+    (layer,) = result["layers"]
+    assert layer["cost"] == pytest.approx(layer["spliced"]["loss"] - layer["plain"]["loss"])
+    assert {name: found["l0"] for name, found in layer["health"].items() if name != "untrained"} == {
+        "dictionary": pytest.approx(2, abs=0.5),
+        "channels": pytest.approx(2, abs=0.5),
+        "random": pytest.approx(2, abs=0.5),
+    }
+    assert all(0 <= value <= 1 for value in layer["f1"].values())
+    assert len(result["planted"]) == 1
+    assert {path.name for path in (tmp_path / "seed_3").iterdir()} == {
+        "model", "model_gated_2", "untrained", "untrained_gated_2",
+    }  # fmt: skip
