@@ -33,8 +33,8 @@ class Given(NamedTuple):
 
 
 def read(run: Run, paths: Sequence[Path], data_dir: str | None = None) -> tuple[Given, ...]:
-    """Dictionaries of a run, by layer. Raises UserError for a run without a router, for what is not a dictionary of m of
-    this very step of the run, and for two of one layer."""
+    """Dictionaries of a run, by layer. Raises UserError for a run without a router, for what is not a dictionary of m
+    of this very step of the run, and for two of one layer."""
     if not paths:
         raise UserError(
             "--dictionaries=DIR,DIR is missing: dictionaries of m of this run, which "

@@ -2,8 +2,8 @@
 
     python -m experiments.pages.results        writes them, with the pages
 
-`layer` draws the SeqBoat layer, `tradeoff` test accuracy against the activation rate of every arm of a result, `badge` a
-label with a value. All are functions of their arguments alone: the same input gives the same bytes.
+`layer` draws the SeqBoat layer, `tradeoff` test accuracy against the activation rate of every arm of a result, `badge`
+a label with a value. All are functions of their arguments alone: the same input gives the same bytes.
 """
 
 import json
