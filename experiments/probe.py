@@ -44,6 +44,7 @@ def main() -> None:
         subject = probe.at_start(cli.read_config(_CONFIG), examples)
     else:
         subject = probe.trained(place, _STEP.value, _DATA_DIR.value, examples)
+    out.parent.mkdir(parents=True, exist_ok=True)
     refuse_unwritable(out.parent)
     found = probe.measure(subject, kinds, _DRAWS.value or 1, _SEED.value or 0)
     probe.show(found)

@@ -1,15 +1,18 @@
 """What the tests share: how far trees of arrays are apart, the tolerances of the house, the fast cases of a grid."""
 
 import functools
+import importlib
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 F32 = 1e-5
 BF16 = 1e-2
@@ -109,3 +112,16 @@ def grid(cases: Iterable[Any], *fast: Any) -> list:
         )
         for name, case in named
     ]
+
+
+def load_program(name: str) -> ModuleType:
+    """The program experiments.NAME, its flags as they are by default. They are not left with absl, as programs have
+    flags of the same names."""
+    before = set(flags.FLAGS)
+    module = importlib.import_module(f"experiments.{name}")
+    own = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
+    for attribute, holder in list(vars(module).items()):
+        if isinstance(holder, flags.FlagHolder):
+            setattr(module, attribute, SimpleNamespace(value=own[holder.name].value))
+    flags.FLAGS.remove_flag_values(own)
+    return module

@@ -63,7 +63,7 @@ def measure_run(
             _ = each.experiment  # reads the data, before anything is computed
     if parameter_dtype != "float32":
         run, other, against = quantized(run, parameter_dtype), other or run, against or workdir
-    whole, spliced = run, None if splice is None else splicing.of(run, workdir, splice)
+    whole, spliced = run, None if splice is None else splicing.of(run, splice)
     if spliced is not None:
         whole = bound(run)
         run, other, against = spliced.into(whole), other or whole, against or workdir

@@ -1,7 +1,7 @@
 """What a dictionary's reconstruction costs a model: metrics of a split as it is, spliced, and ablated."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 
 from experiments.common.errors import UserError, require
 from experiments.evaluation.examples import Scores, score
+from experiments.tasks import activations
+from experiments.training.activations import made_of
+from experiments.training.experiment import read_config, read_task
 from experiments.training.metrics import plain
 from experiments.training.restore import Run, bound, load, seal
 from experiments.training.step import apply, means, one_element
@@ -49,8 +52,8 @@ class Splicing:
         return {**own, "site": self.site, "layer": self.layer, "metrics": metrics}
 
 
-def of(run: Run, workdir: Path, origin: Path) -> Splicing:
-    """The dictionary in the work directory or exported file `origin`, made for this run, which is from `workdir`.
+def of(run: Run, origin: Path) -> Splicing:
+    """The dictionary in the work directory or exported file `origin`, made for this run.
 
     Raises UserError for what is not a dictionary, for a transcoder, and for a dictionary of another run or step.
     """
@@ -59,21 +62,19 @@ def of(run: Run, workdir: Path, origin: Path) -> Splicing:
         isinstance(found.model, dictionary.Dictionary),
         f"{where} holds a {type(found.model).__name__}: expected a dictionary (configs/interp/dictionary.py)",
     )
-    task = found.values["task"]
+    _, task = read_task(read_config(found.values))
+    require(isinstance(task, activations.Config), f"{where} was not trained on activations of a run")
     require(
-        task["target_site"] is None,
-        f"{where} is a transcoder, from {task['site']} to {task['target_site']}: expected a dictionary of one site",
+        task.target_site is None,
+        f"{where} is a transcoder, from {task.site} to {task.target_site}: expected a dictionary of one site",
     )
-    remembered = found.meta.get("data")
-    fingerprint = remembered.get("fingerprint") if isinstance(remembered, Mapping) else None
-    source = str(fingerprint.get("config.task.run")) if isinstance(fingerprint, Mapping) else ""
-    hint = "" if task["step"] == run.step else f"; --step={task['step']} evaluates that one"
+    hint = "" if task.step == run.step else f"; --step={task.step} evaluates that one"
     require(
-        source.endswith(f"seal {seal(workdir, run.step)}"),
-        f"{where} is a dictionary of step {task['step']} of {task['run']}, not of step {run.step} of {workdir}{hint}",
+        made_of(found.meta, task, run),
+        f"{where} is a dictionary of step {task.step} of {task.run}, not of step {run.step} of {run.origin}{hint}",
     )
     atoms = dictionary.atoms(found.variables, found.model.config)
-    return Splicing(task["site"], task["layer"], atoms, origin, found.step)
+    return Splicing(task.site, task.layer, atoms, origin, found.step)
 
 
 def edited(run: Run, site: str, layer: int, edit: Edit) -> Run:

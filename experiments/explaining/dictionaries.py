@@ -1,12 +1,12 @@
 """The dictionaries that explain a run: one for each of some layers, of the m that its router reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.common.errors import UserError
 from experiments.tasks import activations
-from experiments.training.activations import SOURCE, described
+from experiments.training.activations import made_of
 from experiments.training.experiment import read_config, read_task
 from experiments.training.restore import Run, load
 from seqboat.interp import attribution
@@ -61,8 +61,7 @@ def _read(run: Run, path: Path, data_dir: str | None) -> Given:
     if not isinstance(config, activations.Config) or (config.site, config.target_site) != (SITE, None):
         site = getattr(config, "target_site", None) or getattr(config, "site", "other data")
         raise UserError(f"{where} is of {site}: a router's margin is a sum over features of {SITE}")
-    recorded = _recorded(dictionary.meta)
-    if recorded != described(config, run):
+    if not made_of(dictionary.meta, config, run):
         at = f"step {config.step} of {config.run}"
         raise UserError(
             f"{where} is of {at}, not of step {run.step} of the run in {run.origin}, or that has changed since: "
@@ -70,10 +69,3 @@ def _read(run: Run, path: Path, data_dir: str | None) -> Given:
         )
     found = attribution.router(run.variables, config.layer)
     return Given(path, dictionary.step, config, atoms(dictionary.variables, dictionary.model.config), found)
-
-
-def _recorded(meta: Mapping[str, Any]) -> Any:
-    """Which activations a checkpoint's dictionary was trained on; None if it does not say."""
-    data = meta.get("data")
-    fingerprint = data.get("fingerprint") if isinstance(data, Mapping) else None
-    return fingerprint.get(SOURCE) if isinstance(fingerprint, Mapping) else None

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -109,12 +109,13 @@ def explain(
     looks: Looks, given: Given, split: str, sequences: list[tuple[np.ndarray, int]], element: int | None
 ) -> Explained:
     """Raises UserError for an element that the first sequence lacks."""
-    each, totals, rows, first = _measure(looks, given)
-    decision = take_apart(looks.run, given, first, sequences[0][1], element)
+    plain = list(looks.without(given))
+    each, totals, rows = _measure(plain, given)
+    decision = take_apart(looks.run, given, plain[0], sequences[0][1], element)
     checked = jax.device_get(jax.jit(dictionaries.health)(given.atoms, rows))
     features = _features(totals, len(each["margin"]), int((each["model"] > 0).sum()))
     shown = np.array(largest(features["contribution"], features["against"]))
-    found = dict(zip(shown.tolist(), _intervene(looks, given, shown, each), strict=True))
+    found = dict(zip(shown.tolist(), _intervene(looks, plain, given, shown, each), strict=True))
     norms = checked.norms[:: max(1, len(checked.norms) // PAIRS)][:PAIRS]
     values = {
         "layer": given.layer,
@@ -143,14 +144,12 @@ def explain(
     return Explained(given, values, decision, norms)
 
 
-def _measure(looks: Looks, given: Given) -> tuple[dict, dict, np.ndarray, Look]:
-    """Arrays (N,) of all elements, sums (F,) over them, up to ROWS rows of m, and the first batch."""
+def _measure(plain: Sequence[Look], given: Given) -> tuple[dict, dict, np.ndarray]:
+    """Arrays (N,) of all elements, sums (F,) over them, and up to ROWS rows of m."""
     elements: list[dict[str, np.ndarray]] = []
     sums: list[dict[str, np.ndarray]] = []
     rows: list[np.ndarray] = []
-    first = None
-    for look in looks.without(given):
-        first = first or look
+    for look in plain:
         chosen, model = terms(given, look.m).at(look.valid), look.margin[look.valid]
         active = model > 0
         needed = sufficient(chosen.features, float(chosen.constant), active)
@@ -165,11 +164,10 @@ def _measure(looks: Looks, given: Given) -> tuple[dict, dict, np.ndarray, Look]:
             }
         )
         rows.append(look.m[look.valid])
-    assert first is not None
     join = lambda parts: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     total = {name: sum(part[name] for part in sums) for name in sums[0]}
     every = np.concatenate(rows)
-    return join(elements), total, every[:: -(-len(every) // ROWS)], first
+    return join(elements), total, every[:: -(-len(every) // ROWS)]
 
 
 def sufficient(features: Float[np.ndarray, "N F"], constant: float, active: np.ndarray) -> Float[np.ndarray, " N"]:
@@ -221,12 +219,11 @@ def _of_layer(each: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _intervene(
-    looks: Looks, given: Given, shown: np.ndarray, each: Mapping[str, np.ndarray]
+    looks: Looks, plain: Sequence[Look], given: Given, shown: np.ndarray, each: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Of every feature shown: what taking it away changes, predicted and measured, and its activations (n, L)."""
-    active, parts = _activations(looks, given, shown)
-    before = each["model"]
-    plain = _loss(looks.without(given))
+    active, parts = _activations(plain, given, shown)
+    before, loss = each["model"], _loss(plain)
     for place, feature in enumerate(shown.tolist()):
         edited = list(looks.without(given, feature))
         after = np.concatenate([look.margin[look.valid] for look in edited])
@@ -238,23 +235,23 @@ def _intervene(
                 "measured_flips": float(flipped[1].mean()),
                 "compared": int(certain.sum()),
                 "disagree": int((flipped[0] != flipped[1])[certain].sum()),
-                "loss": plain,
+                "loss": loss,
                 "loss_without": _loss(edited),
             },
             active[place],
         )
 
 
-def _activations(looks: Looks, given: Given, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _activations(plain: Sequence[Look], given: Given, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The features shown (S, n, L), zero in padding, and their terms (S, N) at the N elements."""
     features, parts = [], []
-    for look in looks.without(given):
+    for look in plain:
         found = terms(given, look.m)
         features.append(np.where(look.valid[..., None], found.f[..., shown], 0))
         parts.append(found.features[look.valid][:, shown])
     return np.moveaxis(np.concatenate(features), -1, 0), np.concatenate(parts).T
 
 
-def _loss(looks: Any) -> float:
+def _loss(looks: Sequence[Look]) -> float:
     total, weight = np.sum([look.loss for look in looks], axis=0)
     return float(total / weight)

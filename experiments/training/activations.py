@@ -16,6 +16,7 @@ from experiments.data.sources import Batch
 from experiments.tasks.activations import Config
 from experiments.training.restore import Run, bound, load, seal
 from experiments.training.step import apply, one_element
+from seqboat.layers import taps
 
 WHERE = "config.task"
 HOW = "--config.task.run=DIR; python -m experiments.train --config=configs/synthetic/tokfsm.py:credit_router "
@@ -31,6 +32,13 @@ def described(config: Config, run: Run) -> str:
     ends = " -> ".join(filter(None, (config.site, config.target_site)))
     place = f"{ends} of layer {config.layer}, {config.rows} rows, step {run.step}"
     return f"{place}, seal {seal(Path(run.origin), run.step)}"
+
+
+def made_of(meta: Mapping[str, Any], config: Config, run: Run) -> bool:
+    """Whether a checkpoint of the task, by its meta and complete config, was trained on this very step of the run."""
+    data = meta.get("data")
+    fingerprint = data.get("fingerprint") if isinstance(data, Mapping) else None
+    return isinstance(fingerprint, Mapping) and fingerprint.get(SOURCE) == described(config, run)
 
 
 class Activations:
@@ -51,17 +59,17 @@ class Activations:
             raise UserError(f"{WHERE}.layer={config.layer}: {config.run} has the layers 1..{encoder.layers}")
         example = run.task.example()
         self.positions, self.splits = example["inputs"].shape[1] * example["lengths"].size, run.task.splits
-        taps = jax.eval_shape(lambda: _taps(run, run.variables, one_element(example)))
+        found = jax.eval_shape(lambda: _taps(run, run.variables, one_element(example)))
         # By name, whether only active elements have a value.
         sites = {
             path[-1].key: path[-2].key == "sparse"
-            for path, _ in jax.tree_util.tree_leaves_with_path(taps)
+            for path, _ in jax.tree_util.tree_leaves_with_path(found)
             if path[-1].key not in ("active", "confidence")
         }
         for field in ("site", "target_site"):
             if (name := getattr(config, field)) is not None and name not in sites:
                 raise UserError(f"{WHERE}.{field}={name!r}: {config.run} has the sites {', '.join(sorted(sites))}")
-        width = lambda name: name and math.prod(_find(taps, name).shape) // math.prod(_find(taps, "resid").shape[:3])
+        width = lambda name: name and jax.eval_shape(lambda found: _vectors(found, name), found).shape[-1]
         self.config = dataclasses.replace(
             config,
             step=run.step,
@@ -91,13 +99,13 @@ class Activations:
 
     def _values(self, variables: Any, batch: Mapping[str, Any]) -> list[jax.Array]:
         """Which of the N elements are asked for, (N,), and the values at one or two sites, (N, W)."""
-        config, taps = self.config, _taps(self._run, variables, batch)
+        config, found = self.config, _taps(self._run, variables, batch)
         sites = [config.site, *([config.target_site] if config.target_site else [])]
-        values = [_vectors(taps, name)[config.layer - 1].astype(jnp.float32) for name in sites]
+        values = [_vectors(found, name)[config.layer - 1].astype(jnp.float32) for name in sites]
         if config.rows == "active":
             # The GAU is the first module, a feed-forward network the last.
             module = -1 if config.site.startswith("feed_forward") else 0
-            chosen = _find(taps, "active")[config.layer - 1, ..., module]
+            chosen = taps.read(found, "active")[config.layer - 1, ..., module]
         else:
             chosen = jnp.arange(batch["inputs"].shape[1])[None] < batch["lengths"].reshape(-1, 1)
         return [chosen.reshape(-1), *values]
@@ -117,12 +125,7 @@ def _taps(run: Run, variables: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     return found["taps"]
 
 
-def _find(taps: Any, name: str) -> Any:
-    """Every layer's values of a tap, by its name alone."""
-    return next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(taps) if path[-1].key == name)
-
-
-def _vectors(taps: Any, name: str) -> Any:
+def _vectors(found: Any, name: str) -> Any:
     """Every layer's values of a tap as vectors (layers, N, W) of the N elements of the batch; heads are joined."""
-    value, elements = _find(taps, name), math.prod(_find(taps, "resid").shape[1:3])
-    return value.reshape(len(value), elements, -1)
+    value = taps.read(found, name)
+    return value.reshape(len(value), math.prod(value.shape[1:3]), -1)

@@ -58,7 +58,7 @@ def by_norm(f: Features, norm: Rows) -> Features:
     squares = jnp.square(f)
     total = lambda kept: jnp.where(kept, squares, 0).sum(-1)
     wanted = jnp.maximum(jnp.square(norm), jnp.finfo(jnp.float32).tiny)  # no row wants nothing
-    bits = _largest_bits(f, lambda kept: total(kept) >= wanted)  # the fewest whose norm is no smaller
+    bits = _largest_bits(f, lambda kept: total(kept) >= wanted)  # the fewest that reach the norm
     above = lambda bits: jnp.sqrt(total(_bits(f) >= bits[..., None]))
     more, fewer = above(bits), above(bits + 1)
     nearer = (norm - fewer < more - norm) & (fewer > 0)

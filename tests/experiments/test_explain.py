@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import explain as program
 from experiments.common.errors import UserError
 from experiments.data import identity
 from experiments.evaluation import splicing
@@ -21,7 +20,9 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from tests.experiments.test_activations import values as dictionary_values
 from tests.experiments.test_report import BLANK, CONTROL, HOSTILE, POLICY, VISIBLE, Reader
-from tests.helpers import random_like
+from tests.helpers import load_program, random_like
+
+program = load_program("explain")
 
 LOSSES = {"plain": 1.0, "spliced": 1.5, "ablated": 4.0}  # test_splicing.py: that they are
 

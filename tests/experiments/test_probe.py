@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import probe as program
 from experiments.common.errors import UserError
 from experiments.reports import probe
 from seqboat.models.encoder import Encoder
+from tests.helpers import load_program
+
+program = load_program("probe")
 
 EXAMPLES, DRAWS = 4, 2
 
@@ -90,18 +92,18 @@ def run(monkeypatch, tmp_path, trained):
     """run(name=value) is the program with these flags, on a trained run."""
 
     def start(**changes):
-        defaults = {"workdir": str(trained), "what": ["depth"], "out": str(tmp_path / "found")}
+        defaults = {"workdir": str(trained), "what": ["depth"], "out": str(tmp_path / "new/found")}
         for name, value in {**defaults, **changes}.items():
             monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": value}))
         program.main()
-        return json.loads((tmp_path / "found.json").read_text())
+        return json.loads((tmp_path / "new/found.json").read_text())
 
     return start
 
 
 def test_the_program_writes_what_it_measured_of_a_trained_run(run, tmp_path, capsys):
     found = run(examples=2)
-    assert (tmp_path / "found.png").exists()
+    assert (tmp_path / "new/found.png").exists()
     assert (found["step"] > 0, found["examples"]) == (True, 2)
     assert "growth of a small difference" in capsys.readouterr().out
 
