@@ -13,9 +13,9 @@ from experiments.common.config import defaults
 from experiments.common.plugs import find, holds, names
 from experiments.tasks.conditioned import HyperOptions
 from experiments.training.experiment import Config, TrainConfig
-from experiments.training.models import BLOCKS, MIXERS, dataclasses_of, decided
+from experiments.training.models import BLOCKS, HEADS, MIXERS, dataclasses_of, decided
 from experiments.training.optimizers import OptimizerConfig
-from seqboat.choices import choices
+from seqboat.choices import choices, given_fields
 
 __all__ = ["get_config", "hyper", "placeholder"]
 
@@ -47,7 +47,9 @@ def _model(name: str) -> ConfigDict:
     classes = dataclasses_of(name)
     layered = len(classes) > 1
     given = {**_WIDTHS, "causal": name == "language_model"} if layered else {}
-    config = defaults(*classes, but=(*decided(*classes), "mixer"), **given)
+    # A language model's head is in those configs alone that change it: checkpoints are older than the field.
+    but = ("mixer", "head") if name == "language_model" else ("mixer",)
+    config = defaults(*classes, but=(*decided(*classes), *but), **given)
     config.name = name
     if layered:
         config.update(block="seqboat", mixer=mixer("ema"))
@@ -66,6 +68,14 @@ def mixers() -> list[str]:
     return names(MIXERS)
 
 
+def head(name: str, **fields: Any) -> ConfigDict:
+    """For `config.model.head`: a file of seqboat/models/heads, and its fields, the others with their defaults."""
+    own = find(HEADS, name, "config.model.head.name", "Config").Config
+    config = defaults(own, but=given_fields(own), **fields)
+    config.name = name
+    return config
+
+
 def block(model: ConfigDict, name: str) -> ConfigDict:
     """`config.model` with the layers of another block, a file of seqboat/layers. Fields of the same name keep their
     values, where the block takes them; the others have its defaults."""
@@ -73,7 +83,8 @@ def block(model: ConfigDict, name: str) -> ConfigDict:
     own = {field.name for cls in classes for field in dataclasses.fields(cls)}
     taken = {field: values for cls in classes for field, values in choices(cls).items()}
     kept = {field: value for field, value in model.items() if field in own and value in taken.get(field, (value,))}
-    config = defaults(*classes, but=(*decided(*classes), *(() if "mixer" in kept else ("mixer",))), **kept)
+    missing = {"mixer", "head"} - set(kept)  # a head that is not there is that of a language model
+    config = defaults(*classes, but=(*decided(*classes), *missing), **kept)
     if "mixer" in own and "mixer" not in kept:
         config.mixer = mixer("ema")
     config.update(name=model.name, block=name)

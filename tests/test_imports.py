@@ -37,6 +37,8 @@ ALLOWED = {
     "seqboat/interp": ARRAYS | {"flax", "scipy", "seqboat.ops"},
     "seqboat/models": ARRAYS
     | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", "seqboat.interp", *HELPERS},
+    "seqboat/models/heads": ARRAYS
+    | {"flax", "seqboat.ops", "seqboat.layers", "seqboat.interp", "seqboat.models.head", *HELPERS},
     "seqboat/hyper": ARRAYS | {"flax", "optax", *HELPERS},
     "seqboat/analysis": ARRAYS | {"flax", "seqboat.ops"},
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},

@@ -68,7 +68,7 @@ def test_the_layout_names_every_folder():
 
 
 def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
-    module, mixer, pieces, task, config, objective = python_blocks((ROOT / "docs/extending.md").read_text())
+    module, mixer, pieces, _, task, config, objective = python_blocks((ROOT / "docs/extending.md").read_text())
     names: dict = {}
     exec(module, names)
     assert 0 < names["stats"].active.sum() < names["stats"].elements

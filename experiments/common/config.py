@@ -109,7 +109,9 @@ def _set(config: "ConfigDict", name: str, hint: Any, value: Any) -> None:
     from ml_collections.config_dict import placeholder
 
     kinds = [option for option in typing.get_args(hint) if option is not type(None)]
-    if type(None) in typing.get_args(hint) and len(kinds) == 1:
+    if any(map(dataclasses.is_dataclass, kinds)):  # a name, or a group
+        config[name] = placeholder(object)
+    elif type(None) in typing.get_args(hint) and len(kinds) == 1:
         config[name] = placeholder(_plain_type(kinds[0]))
     config[name] = value
 

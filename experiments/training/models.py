@@ -1,7 +1,7 @@
 """From a config's values to a model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +16,13 @@ from seqboat.choices import given_fields
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.mixer import MixerConfig
 from seqboat.models.encoder import EncoderConfig
+from seqboat.models.head import HeadConfig
 from seqboat.models.retrieval import DualEncoder
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 # Where the files are that config.model names.
 MODELS, BLOCKS, MIXERS = "seqboat.models", "seqboat.layers", "seqboat.layers.mixers"
+HEADS = "seqboat.models.heads"
 # How often a target is initialised to measure what its initializers draw.
 INIT_DRAWS = 64
 
@@ -37,6 +39,14 @@ def decided(*classes: type) -> tuple[str, ...]:
     """Fields of `dataclasses_of` that no config sets: the groups are flat there, a task decides its sizes, and
     config.mesh the layout."""
     return ("encoder", "layer", "layout", *(field for cls in classes for field in given_fields(cls)))
+
+
+def make_head(values: Mapping[str, Any], sizes: Any, where: str) -> HeadConfig:
+    """The config of a head from a group of its `name` and its fields, with a task's sizes."""
+    name, fields = named(values, where)
+    config_class = find(HEADS, name, f"{where}.name", "Config").Config
+    _refuse_given(fields, given_fields(config_class), where)
+    return to_dataclass(config_class, {**fields, **_given(config_class, sizes, f"{where}.name={name!r}")}, where)
 
 
 def make_mixer(values: Mapping[str, Any], where: str) -> MixerConfig:
@@ -59,11 +69,12 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     name, fields = named(values, where)
     block = fields.pop("block", "seqboat")
     classes = dataclasses_of(name, block)
-    given = _given(classes[0], name, sizes)
-    for field in decided(*classes):
-        if field in fields:
-            decides = "config.mesh" if field == "layout" else "the task"
-            raise UserError(f"{where}.{field}: not set here, {decides} decides it")
+    given = _given(classes[0], sizes, f"{where}.name={name!r}")
+    if "vocabulary_size" not in given and getattr(sizes, "vocabulary_size", None) is not None:
+        raise UserError(f"{where}.name={name!r} takes numbers, and this task has symbols; take classifier")
+    _refuse_given(fields, decided(*classes), where)
+    if isinstance(fields.get("head"), Mapping):
+        fields["head"] = make_head(fields["head"], sizes, f"{where}.head")
     model_class = find(MODELS, name, f"{where}.name", "Model").Model
     if len(classes) == 1:
         return model_class(to_dataclass(classes[0], {**fields, **given}, where))
@@ -75,16 +86,20 @@ def build_model(values: Mapping[str, Any], sizes: Any, layout: Layout = SINGLE_D
     return model_class(to_dataclass(classes[0], {**own, **given, "encoder": encoder_config}, where))
 
 
-def _given(config_class: type, name: str, sizes: Any) -> dict[str, Any]:
-    """What a task decides of a model. Raises UserError for a model that is not for this task."""
+def _refuse_given(fields: Mapping[str, Any], decided: Iterable[str], where: str) -> None:
+    for field in decided:
+        if field in fields:
+            decides = "config.mesh" if field == "layout" else "the task"
+            raise UserError(f"{where}.{field}: not set here, {decides} decides it")
+
+
+def _given(config_class: type, sizes: Any, where: str) -> dict[str, Any]:
+    """What a task decides of a model or a head. Raises UserError for one that is not for this task."""
     wanted = given_fields(config_class)
     found = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
-    where = f"config.model.name={name!r}"
     if len(found) < len(wanted):
         missing = " and no ".join(field for field in wanted if field not in found)
-        raise UserError(f"{where}: this task is not for such a model, it has no {missing}")
-    if "vocabulary_size" not in wanted and getattr(sizes, "vocabulary_size", None) is not None:
-        raise UserError(f"{where} takes numbers, and this task has symbols; take classifier")
+        raise UserError(f"{where}: this task is not for it, it has no {missing}")
     return found
 
 

@@ -15,6 +15,7 @@ from seqboat.layers.mixers import ema
 from seqboat.layers.router import Pattern
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.classifier import ClassifierConfig
+from seqboat.models.heads import linear
 from seqboat.ops.positions import T5_BUCKETS
 
 Path = tuple[str, ...]
@@ -77,7 +78,7 @@ def supported_layer(config: ClassifierConfig) -> LayerConfig:
     layer = config.encoder.layer
     if not isinstance(layer, LayerConfig):
         raise ValueError(f"{type(layer).__module__}: the published model has SeqBoat layers")
-    if config.vocabulary_size is not None or config.head != "linear" or config.sinusoid:
+    if config.vocabulary_size is not None or config.head not in ("linear", linear.Config()) or config.sinusoid:
         raise ValueError(
             "the published model takes numbers, without a sinusoid, and has a linear head: vocabulary_size=None, "
             "head='linear', sinusoid=False"

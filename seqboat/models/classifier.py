@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from seqboat.choices import check_choices, given
 from seqboat.layers.block import BlockConfig
 from seqboat.layers.embedding import LinearEmbedding, SinusoidalPosition, TokenEmbedding
-from seqboat.layers.initializers import truncated_normal
 from seqboat.layers.router import ActivationStats
 from seqboat.models.encoder import Encoder, EncoderConfig
+from seqboat.models.head import HeadConfig, check_head
+from seqboat.models.heads import linear, mlp
 
 
 class Output(NamedTuple):
@@ -43,14 +44,15 @@ def is_real(lengths: Int[Array, "B"], length: int, layer: BlockConfig) -> Bool[A
 class ClassifierConfig:
     """`vocabulary_size` None takes inputs of numbers (B, L, F), embedded by a Linear with `embedding_init`
     "projection", like every other, or "normal", as in the recipes for pixels and samples. `head` "mlp" is Linear(2D),
-    dropout, GELU, Linear without bias, as in the recipes for Long Range Arena; "linear" is one affine map."""
+    dropout of the layers, GELU, Linear without bias, as in the recipes for Long Range Arena; "linear" is one affine
+    map; the config of a file of `seqboat/models/heads` is that head."""
 
     encoder: EncoderConfig
     classes: int = given()
     vocabulary_size: int | None = given(default=None)
     embedding_init: Literal["projection", "normal"] = "projection"
     sinusoid: bool = False
-    head: Literal["mlp", "linear"] = "mlp"
+    head: str | HeadConfig = "mlp"
 
     def __post_init__(self):
         if self.classes < 1:
@@ -58,6 +60,7 @@ class ClassifierConfig:
         if self.vocabulary_size is not None and self.vocabulary_size < 1:
             raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1, or None for numbers")
         check_choices(self)
+        check_head(self.head, "mlp", "linear")
 
 
 class Classifier(nn.Module):
@@ -74,7 +77,6 @@ class Classifier(nn.Module):
     ) -> Output:
         config = self.config
         layer = config.encoder.layer
-        drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
         valid = is_real(lengths, inputs.shape[1], layer)
         if config.vocabulary_size is None:
             # Masked before too: 0 times a NaN of padding is NaN in the gradient of the kernel.
@@ -84,15 +86,12 @@ class Classifier(nn.Module):
             x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(inputs)
         if config.sinusoid:
             x = SinusoidalPosition(layer.layout, name="position")(x)
-        x = drop(jnp.where(valid[..., None], x, 0))
+        x = nn.Dropout(layer.dropout)(jnp.where(valid[..., None], x, 0), deterministic=not train)
         x, stats = Encoder(config.encoder, name="encoder")(x, valid, train)
         pooled = mean_over_length(x, valid, layer.layout.length)
-        if config.head == "linear":
-            return Output(nn.Dense(config.classes, kernel_init=truncated_normal(), name="head")(pooled), stats)
-        xavier = nn.initializers.xavier_uniform()
-        hidden = nn.Dense(2 * layer.features, kernel_init=xavier, name="head_hidden")(pooled)
-        hidden = nn.gelu(drop(hidden), approximate=False)
-        return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)
+        named = {"mlp": mlp.Config(dropout=layer.dropout), "linear": linear.Config()}
+        head = named[config.head] if isinstance(config.head, str) else config.head
+        return Output(head.make(layer.features, config.classes, name="head")(pooled, train), stats)
 
 
 Config, Model = ClassifierConfig, Classifier

@@ -11,14 +11,17 @@ from seqboat.choices import given
 from seqboat.layers.embedding import TokenEmbedding
 from seqboat.models.classifier import Output, is_real
 from seqboat.models.encoder import Encoder, EncoderConfig, State
+from seqboat.models.head import HeadConfig, check_head
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelConfig:
-    """A causal encoder over a vocabulary of V symbols; the embedding is tied to the output."""
+    """A causal encoder over a vocabulary of V symbols. `head` "tied" is the embedding; the config of a file of
+    `seqboat/models/heads` is that head."""
 
     encoder: EncoderConfig
     vocabulary_size: int = given()
+    head: str | HeadConfig = "tied"
 
     def __post_init__(self):
         if not self.encoder.layer.causal:
@@ -27,13 +30,15 @@ class LanguageModelConfig:
             raise ValueError("norm='batch': its statistics look ahead; a language model needs layer, scale or rms")
         if self.vocabulary_size < 1:
             raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1")
+        check_head(self.head, "tied")
 
 
 class LanguageModel(nn.Module):
     """tokens (B, L) and true lengths (B,) -> `Output` whose logits (B, L, V) at t are of the symbol at t + 1.
 
-    logits = norm(encode(sqrt(D) E[tokens])) E^T, with one table E ~ N(0, 1/D) and no bias. Padding may hold anything;
-    logits of a sequence are NaN at least from its first symbol outside the vocabulary.
+    logits = norm(encode(sqrt(D) E[tokens])) E^T, with one table E ~ N(0, 1/D) and no bias, unless `head` is another
+    one, which reads the norm. Padding may hold anything; logits of a sequence are NaN at least from its first symbol
+    outside the vocabulary.
 
     Streams of any length are processed piece by piece, with constant memory and constant cost per token, and the same
     results as in one piece:
@@ -73,6 +78,9 @@ class LanguageModel(nn.Module):
         x = nn.Dropout(layer.dropout)(embedding(inputs), deterministic=not train)
         x = jnp.where(valid[..., None], x, 0)
         x, stats, state = Encoder(self.config.encoder, name="encoder").advance(x, valid, train, state)
+        if isinstance(self.config.head, HeadConfig):
+            head = self.config.head.make(layer.features, self.config.vocabulary_size, name="head")
+            return Output(head(x, train), stats), state
         return Output(embedding.attend(x), stats), state
 
 

@@ -10,6 +10,7 @@ from seqboat.choices import given
 from seqboat.layers.embedding import TokenEmbedding
 from seqboat.models.classifier import Output, is_real, mean_over_length
 from seqboat.models.encoder import Encoder, EncoderConfig
+from seqboat.models.heads import mlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +42,16 @@ class DualEncoder(nn.Module):
     def __call__(self, inputs: Int[Array, "B L 2"], lengths: Int[Array, "B 2"], train: bool = False) -> Output:
         config = self.config
         layer = config.encoder.layer
-        drop = lambda y: nn.Dropout(layer.dropout)(y, deterministic=not train)
         tokens = jnp.moveaxis(inputs, 2, 1).reshape(2 * inputs.shape[0], inputs.shape[1])  # (2B, L), pair by pair
         valid = is_real(lengths.reshape(-1), tokens.shape[1], layer)
         x = TokenEmbedding(config.vocabulary_size, layer.features, name="embedding")(tokens)
-        x, stats = Encoder(config.encoder, name="encoder")(drop(jnp.where(valid[..., None], x, 0)), valid, train)
+        x = nn.Dropout(layer.dropout)(jnp.where(valid[..., None], x, 0), deterministic=not train)
+        x, stats = Encoder(config.encoder, name="encoder")(x, valid, train)
         pooled = mean_over_length(x, valid, layer.layout.length)
         first, second = jnp.moveaxis(pooled.reshape(-1, 2, x.shape[-1]), 1, 0)
         pair = jnp.concatenate([second, first, first * second, first - second], axis=-1)
-        xavier = nn.initializers.xavier_uniform()
-        hidden = nn.Dense(config.head_size, kernel_init=xavier, name="head_hidden")(pair)
-        hidden = nn.gelu(drop(hidden), approximate=False)
-        return Output(nn.Dense(config.classes, kernel_init=xavier, use_bias=False, name="head")(hidden), stats)
+        head = mlp.Config(config.head_size, layer.dropout).make(pair.shape[-1], config.classes, name="head")
+        return Output(head(pair, train), stats)
 
 
 Config, Model = RetrievalConfig, DualEncoder

@@ -61,13 +61,14 @@ class Rules:
 
     def names(self, path: str, rank: int) -> Names:
         """The logical axes of a parameter, given its path joined by '/'."""
-        mixer = re.search("(^|/)ssm/", path) is not None
+        plug = re.search("(^|/)(ssm|head)/", path)  # a mixer or a head, whose files name their parameters as they like
+        prefix = plug[0].lstrip("/") if plug else ""
         for pattern, names in self.parameters:
-            if re.search(rf"(^|/)({pattern})$", path) and pattern.startswith("ssm/") == mixer:
+            if re.search(rf"(^|/)({pattern})$", path) and pattern.startswith(prefix):
                 if rank not in (len(names), len(names) + 1):
                     raise ValueError(f"{path} has {rank} dimensions; the rule {pattern!r} names {names}")
                 return (None,) * (rank - len(names)) + names
-        if mixer:  # one that has no rule: whole on every device
+        if plug:  # no rule: whole on every device
             return (None,) * rank
         raise ValueError(f"{path} of {rank} dimensions: no rule names its axes; add one to Rules.parameters")
 

@@ -1,6 +1,8 @@
 """Files that a config names are found by their names: a new one needs no edit elsewhere."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,10 @@ import numpy as np
 import pytest
 
 import seqboat.layers.mixers
+import seqboat.models.heads
+from configs import base
 from configs.lm import bytes as recipe
+from configs.synthetic import selective_copy
 from experiments.common.errors import UserError
 from experiments.common.plugs import find, names
 from experiments.evaluation.evaluator import measure_run
@@ -17,6 +22,7 @@ from experiments.reports.writer import write_report
 from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.metrics import METRICS_FILE
+from experiments.training.models import build_model
 from experiments.training.restore import load, load_language_model
 from tests.helpers import SMALL_MODEL, assert_close, plant
 from tests.test_readme import ROOT, python_blocks
@@ -46,6 +52,62 @@ def test_a_mixer_of_thirty_lines_trains_streams_is_evaluated_and_reloaded(monkey
         out, state = stream(tokens[:, start : start + 4], state)
         pieces.append(out.logits)
     assert_close(np.concatenate(pieces, 1), whole)
+
+
+def test_a_head_of_thirty_lines_trains_is_evaluated_and_reloaded(monkeypatch, tmp_path):
+    source = python_blocks((ROOT / "docs/extending.md").read_text())[3]
+    plant(monkeypatch, tmp_path, seqboat.models.heads, "nearest", source)
+    (tmp_path / "text").write_bytes(np.random.default_rng(0).integers(97, 105, 400).astype(np.uint8).tobytes())
+    config = recipe.get_config("tiny")
+    config.model.head = base.head("nearest", norm_penalty=0.5)
+    sizes = {"task.length": 16, "task.context": 8, "task.files": (str(tmp_path / "text"),)}
+    steps = {"train.steps": 2, "train.batch_size": 2, "train.evaluate_every": 2, "train.checkpoint_every": 2}
+    config.update_from_flattened_dict({**SMALL_MODEL, **sizes, **steps, "model.layers": 1, "model.head.per_class": 3})
+    train(build(config.to_dict()), tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
+    assert [0.5 < record["term/point_norm"] < 1.5 for record in records if record["kind"] == "train"] == [True]
+    measured = measure_run(tmp_path / "run")["bits_per_byte"]
+    run = load(tmp_path / "run")
+    points = run.variables["params"]["head"]["points"]
+    assert points.shape == (257, 3, 8)
+    assert abs(measured - 8) < 1, "uniform, nearly"
+    x = jnp.ones((2, 8))
+    logits = run.model.config.head.make(8, 257).apply({"params": {"points": points}}, x)
+    assert_close(logits, -jnp.square(points - 1).mean(-1).min(-1)[None].repeat(2, 0))
+
+
+def test_a_head_says_what_it_needs_of_a_task(monkeypatch, tmp_path):
+    source = "import dataclasses\nfrom seqboat.choices import given\nfrom seqboat.models.head import HeadConfig\n"
+    source += (
+        "@dataclasses.dataclass(frozen=True)\nclass Config(HeadConfig):\n    {}: int = given()\n    size: int = 3\n"
+    )
+    plant(monkeypatch, tmp_path, seqboat.models.heads, "of_symbols", source.format("vocabulary_size"))
+    plant(monkeypatch, tmp_path, seqboat.models.heads, "of_rooms", source.format("rooms"))
+    config = recipe.get_config("tiny")
+    config.task.files = ("-",)
+    values = lambda **fields: {**config.to_dict()["model"], "head": {"name": "of_symbols", **fields}}
+    sizes = SimpleNamespace(vocabulary_size=7, channels=None)
+    assert dataclasses.asdict(build_model(values(size=4), sizes).config.head) == {"vocabulary_size": 7, "size": 4}
+    for fields, message in (
+        ({"vocabulary_size": 3}, r"config\.model\.head\.vocabulary_size: not set here, the task decides it"),
+        ({"name": "of_rooms"}, r"config\.model\.head\.name='of_rooms': this task is not for it, it has no rooms"),
+        (
+            {"name": "s6"},
+            r"config\.model\.head\.name='s6': there is no file seqboat/models/heads/s6\.py; there are .*mlp",
+        ),
+        ({"width": 3}, r"config\.model\.head\.width: unknown field"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_model(values(**fields), sizes)
+
+
+def test_a_head_takes_the_place_of_the_one_of_a_recipe():
+    config = selective_copy.get_config()
+    assert config.model.head == "mlp"
+    config.lock()
+    config.model.head = base.head("linear")
+    assert base.block(config.model, "transformer").head.name == "linear"
+    config.model.head = "linear"
 
 
 @pytest.mark.parametrize("name", ["s6", "../ema", "ema.py", "", "_private", None])

@@ -1,0 +1,1 @@
+"""Heads of models, one file each, found by the file's name."""
