@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.pages import claims, figures, hypernetworks, performance, tables
+from experiments.pages import claims, figures, hypernetworks, performance, studies, tables
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of the pages, with _data/ and assets/.")
 
@@ -40,6 +40,11 @@ def main() -> None:
     if router.exists():
         router.write_text(tables.fill(router.read_text(), docs / "_data/results"))
         print(f"written {router}")
+    for path in sorted(docs.glob("*.md")):
+        text = path.read_text()
+        if (filled := studies.fill(text, docs / "_data")) != text:
+            path.write_text(filled)
+            print(f"written {path}")
     if (docs / "assets").is_dir():
         for name, picture in figures.pictures(docs).items():
             (docs / "assets" / name).write_text(picture)

@@ -1,6 +1,6 @@
 """Arms of a hypernetwork study under equal conditions: every seed and learning rate of an arm in one program.
 
-    python -m experiments.study --study=rotation --out=docs/_data/hypernetworks/rotation
+    python -m experiments.study --study=rotation
 
 For each arm of configs/hyper/arms.py and each optimiser, with the same grid of learning rates and the same seeds, runs
 the steps of `training.step` under `jax.vmap`: twenty runs at once. The learning rate is chosen by validation loss; test
@@ -31,18 +31,23 @@ EVALUATION_INTERVAL = 50  # steps between evaluations
 TARGET_LOSSES = (0.4, 0.25, 0.2)  # of validation, for the number of steps to reach them
 
 
-def study(
-    name: str, chosen: Sequence[str] | None, seeds: range, steps: int, save: Callable[[dict[str, Any]], None]
+def compare(
+    name: str,
+    save: Callable[[dict[str, Any]], None],
+    *,
+    seeds: range = range(5),
+    steps: int = 800,
+    arms: Sequence[str] = ARMS,
 ) -> None:
-    """Runs all arms of configs/hyper/NAME.py, or those chosen. Raises UserError for an unknown arm."""
-    if unknown := set(chosen or ()) - set(ARMS):
+    """Runs the arms of configs/hyper/NAME.py. Raises UserError for an unknown arm."""
+    if unknown := set(arms) - set(ARMS):
         raise UserError(
-            f"--arms={','.join(chosen or ())}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(ARMS)}"
+            f"--arms={','.join(arms)}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(ARMS)}"
         )
     get_config = importlib.import_module(f"configs.hyper.{name}").get_config
     found: dict[str, Any] = {}
     for optimizer, rates in RATES.items():
-        for arm in chosen or ARMS:
+        for arm in arms:
             began = time.monotonic()
             values = get_config(f"{arm},{optimizer}").to_dict()
             values["train"]["steps"] = steps

@@ -1,6 +1,6 @@
 """Continual learning: five tasks of digits in sequence, by networks generated from the task's index.
 
-    python -m experiments.study --study=continual --out=docs/_data/hypernetworks/continual
+    python -m experiments.study --study=continual
 
 split: task t tells digit 2t from 2t + 1. permuted: all ten digits, with pixels in a task-specific order. The same
 target is generated in chunks by an MLP or by an LSTM. While a task is learned, the generated weights of previous tasks
@@ -23,13 +23,14 @@ from seqboat import hyper
 from seqboat.hyper import continual
 from seqboat.models.mlp import MLP, MLPConfig
 
+FOLDER = "hypernetworks"
 TASKS, BATCH, RATE = 5, 64, 1e-3
 GENERATORS, REGULARISERS = ("chunked", "recurrent"), ("none", "drift", "importance")
 # Drift penalties: the best of 0.01, 0.1 and 1 without importance, on seed 100, which is not a seed of the table.
 PENALTIES = {"none": 0.0, "drift": 1.0, "importance": 1.0}
 
 
-def study(seeds: range, steps: int, save: Callable[[dict[str, Any]], None]) -> None:
+def study(save: Callable[[dict[str, Any]], None], *, seeds: range = range(5), steps: int = 500) -> None:
     """Both sequences of tasks and both generators, with and without a penalty on drift."""
     found: dict[str, Any] = {}
     about = {"seeds": len(seeds), "prices": PENALTIES, "steps": steps, "batch": BATCH, "learning_rate": RATE}

@@ -29,6 +29,7 @@ from experiments.evaluation import splicing
 from experiments.evaluation.examples import score
 from experiments.evaluation.seeds import train_whole
 from experiments.studies import planted
+from experiments.studies.protocol import Bar, judge
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
 from experiments.training.restore import Run, load
@@ -36,6 +37,8 @@ from experiments.training.step import means
 from seqboat.interp.dictionaries import Atoms, health, top_k
 from seqboat.interp.edits import Splice
 from seqboat.models import dictionary
+
+FOLDER = "insight"
 
 # The bars, of every layer and site in the worst seed.
 MOST_COST = 0.15  # nats a token that splicing adds
@@ -53,7 +56,7 @@ SHARES = tuple(np.geomspace(1e-3, 0.5, 20).tolist())
 class Plan:
     """`model` and `dictionary` are differences from the recipes; `sites` has the number of features by site."""
 
-    seeds: Sequence[int] = (10, 11, 12)
+    seeds: Sequence[int]
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dictionary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sites: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"m": 256})
@@ -62,7 +65,12 @@ class Plan:
     planted_arms: Sequence[Mapping[str, Any]] = planted.ARMS
 
 
-def study(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+def study(save: Callable[[dict[str, Any]], None], *, workdir: Path, seeds: range = range(10, 13)) -> list[Bar]:
+    """The recipes as they are."""
+    return run(Plan(seeds), workdir, save)
+
+
+def run(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> list[Bar]:
     """Runs everything, saves after every part, and returns the bars. Raises Stopped if a run is asked to stop."""
     about = {"seeds": list(plan.seeds), "planted_steps": plan.planted_steps}
     rows: list[dict[str, Any]] = []
@@ -84,15 +92,10 @@ def study(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -
     return bars(rows, found)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def bars(rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """Every bar with its value in the worst seed, and whether it is met."""
-    checked = []
-
-    def check(name: str, values: Sequence[float], bar: float, at_most: bool = False) -> None:
-        value = max(values) if at_most else min(values)
-        met = value <= bar if at_most else value >= bar
-        checked.append({"name": name, "value": value, "bar": bar, "at_most": at_most, "met": met})
-
+    checked: list[Bar] = []
+    check = lambda *of, **how: checked.append(judge(*of, **how))
     for site, layer in dict.fromkeys((row["site"], row["layer"]) for row in rows):
         own = [row for row in rows if (row["site"], row["layer"]) == (site, layer)]
         over = lambda control, own=own: [row["f1"]["dictionary"] - row["f1"][control] for row in own]
@@ -104,12 +107,6 @@ def bars(rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) 
     if chosen := [row["correlation"] or 0.0 for row in found if row["select"] == "norm"]:
         check("planted, norm: correlation with the true number", chosen, NORM_CORRELATION)
     return checked
-
-
-def verdict(bar: Mapping[str, Any]) -> str:
-    """One line: the value, the bar, and whether it is met."""
-    limit = "at most" if bar["at_most"] else "at least"
-    return f"{'met' if bar['met'] else 'NOT MET'}: {bar['name']}: {bar['value']:.3f}, {limit} {bar['bar']:g}"
 
 
 def model(plan: Plan, seed: int, directory: Path, trained: bool) -> Run:

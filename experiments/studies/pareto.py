@@ -1,6 +1,6 @@
 """One hypernetwork for every activation penalty, against models trained at one penalty each.
 
-    python -m experiments.study --study=pareto_copy --out=docs/_data/hypernetworks/pareto_copy --workdir=runs/pareto
+    python -m experiments.study --study=pareto_copy --workdir=runs/pareto
 
 Trains the hypernetwork and, without one, a model at each of five penalties, by the loop of `experiments.train`, and
 tests the last step of each: accuracy and activation rate, for the hypernetwork on a finer grid of penalties. Finished
@@ -26,22 +26,22 @@ PENALTIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRID = tuple(np.linspace(0, 1, 9).tolist())
 
 
-def study(name: str, seeds: range, directory: Path, save: Callable[[dict[str, Any]], None]) -> None:
+def compare(name: str, save: Callable[[dict[str, Any]], None], *, workdir: Path, seeds: range = range(3)) -> None:
     """Runs configs/hyper/NAME.py from every seed. Raises Stopped if a run is asked to stop."""
     get_config = importlib.import_module(f"configs.hyper.{name}").get_config
     runs: list[dict[str, Any]] = []
     configs: dict[str, Any] = {}
     for seed in seeds:
         configs["mip"] = {**get_config("mip").to_dict(), "seed": seed}
-        workdir = directory / f"{name}_mip_{seed}"
-        train_whole(build(configs["mip"]), workdir, workdir.name)
-        runs += [{"arm": "mip", "seed": seed, "penalty": penalty, **test(workdir, penalty)} for penalty in GRID]
+        run = workdir / f"{name}_mip_{seed}"
+        train_whole(build(configs["mip"]), run, run.name)
+        runs += [{"arm": "mip", "seed": seed, "penalty": penalty, **test(run, penalty)} for penalty in GRID]
         for penalty in PENALTIES:
             values = {**get_config("separate").to_dict(), "seed": seed}
             values["train"]["activation_penalty"] *= penalty
-            workdir = directory / f"{name}_separate_{penalty}_{seed}"
-            train_whole(build(values), workdir, workdir.name)
-            runs.append({"arm": "separate", "seed": seed, "penalty": penalty, **test(workdir, None)})
+            run = workdir / f"{name}_separate_{penalty}_{seed}"
+            train_whole(build(values), run, run.name)
+            runs.append({"arm": "separate", "seed": seed, "penalty": penalty, **test(run, None)})
             configs["separate"] = values
             save({"runs": runs, "config": configs})
 

@@ -19,6 +19,7 @@ from seqboat.layers.mixer import MixerConfig
 from seqboat.layers.mixers import elman, ema, gru, lru, lstm, s4d, s5, ssd
 from seqboat.parallel.rules import SINGLE_DEVICE
 
+FOLDER, ROWS = "probes", True
 WIDTH, LENGTH, EXAMPLES, DRAWS = 64, 64, 8, 16
 ARMS: dict[str, MixerConfig] = {
     "elman": elman.Config(),
@@ -34,7 +35,7 @@ ARMS: dict[str, MixerConfig] = {
 }
 
 
-def study(seeds: range, about: dict[str, Any], save: Callable[[dict[str, Any]], None]) -> None:
+def study(save: Callable[[dict[str, Any]], None], *, seeds: range = range(5)) -> None:
     """Measures all arms, each from the same seeds, and saves a table after each."""
     found: dict[str, Any] = {}
     for name, config in ARMS.items():
@@ -43,7 +44,7 @@ def study(seeds: range, about: dict[str, Any], save: Callable[[dict[str, Any]], 
         spread = {"values": slopes, "mean": statistics.fmean(slopes), "standard_error": error}
         fields = {"mixer": {"name": config.name, **dataclasses.asdict(config)}}
         table = {"config": fields, "seeds": list(seeds), "metrics": {"slope": spread}}
-        found[name] = {**about, **table, "test": [{"selection_metric": "slope"}]}
+        found[name] = {**table, "test": [{"selection_metric": "slope"}]}
         save(found)
         print(f"{name}: {spread['mean']:+.3f} per element, {min(slopes):+.3f} to {max(slopes):+.3f}", flush=True)
 

@@ -243,7 +243,7 @@ def test_a_study_that_is_asked_to_stop_trains_no_further(monkeypatch, tmp_path):
     monkeypatch.setattr(seeds, "train", train)
     monkeypatch.setattr(pareto, "build", lambda values: SimpleNamespace(config=build_module.read_config(values)))
     with pytest.raises(Stopped, match=r"^asked to stop: pareto_copy_separate_0\.25_0 is at step 7 of 2400;"):
-        pareto.study("pareto_copy", range(2), tmp_path, saved.append)
+        pareto.compare("pareto_copy", saved.append, seeds=range(2), workdir=tmp_path)
     assert trained == [f"pareto_copy_{name}_0" for name in ("mip", "separate_0.0", "separate_0.25")]
     assert len(saved) == 1
 

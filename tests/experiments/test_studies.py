@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.studies
 from configs.hyper import rotation
 from experiments.common.errors import UserError
 from experiments.pages import hypernetworks as page
-from experiments.studies import arms, continual, dictionaries, planted, reach
-from tests.helpers import SMALL_MODEL
+from experiments.pages import studies as pages
+from experiments.studies import arms, continual, dictionaries, planted, protocol, reach
+from tests.helpers import SMALL_MODEL, load_program, plant
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -87,12 +90,87 @@ def test_one_tiny_run_of_each():
 def test_the_study_of_reach_is_a_table_of_slopes(monkeypatch):
     monkeypatch.setattr(reach, "ARMS", {"elman": reach.ARMS["elman"]})
     saved = []
-    reach.study(range(2), {"command": "c"}, saved.append)
+    reach.study(saved.append, seeds=range(2))
     spread = saved[-1]["elman"]["metrics"]["slope"]
     assert len(spread["values"]) == 2
     assert all(-0.9 < slope < -0.6 for slope in spread["values"])
     assert spread["values"][0] != spread["values"][1]
     assert spread["standard_error"] > 0
+    assert protocol.stamped(reach, saved[-1], {"command": "c"})["elman"]["command"] == "c"
+
+
+# The program.
+
+COINS = '''
+"""Coins."""
+from experiments.studies.protocol import Bar, judge
+FOLDER = "probes"
+def study(save, *, seeds=range(10, 13), steps=4) -> list[Bar]:
+    heads = [seed % 2 * steps for seed in seeds]
+    save({"heads": heads, "bars": (bars := [judge("heads", heads, 1)])})
+    return bars
+'''
+
+
+def test_a_study_is_one_file_found_by_its_name(monkeypatch, tmp_path, capsys):
+    program = load_program("study")
+    plant(monkeypatch, tmp_path, experiments.studies, "coins", COINS)
+    out = tmp_path / "found"
+
+    def run(**flags):
+        for flag, value in {"study": "coins", "out": str(out), **flags}.items():
+            monkeypatch.setattr(program, f"_{flag.upper()}", SimpleNamespace(value=value))
+        program.main()
+
+    run(seeds=2, check=False)
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert result["heads"] == [0, 4]
+    assert {"command", "versions", "hardware"} < set(result)
+    assert "NOT MET: heads: 0.000, at least 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(check=True)
+    run(seeds=1, steps=3, check=False)
+    assert json.loads(out.with_suffix(".json").read_text())["heads"] == [0]
+    page = "# A\n<!-- study: coins -->\nold\n<!-- end of study -->\nend\n"
+    assert "Not run yet." in pages.fill(page, tmp_path)
+    (tmp_path / "probes").mkdir()
+    out.with_suffix(".json").rename(tmp_path / "probes/coins.json")
+    filled = pages.fill(page, tmp_path)
+    assert "| heads | 0.000 | at least 1 | **not met** |" in filled
+    assert "[coins.json](_data/probes/coins.json)" in filled
+    assert pages.fill(filled, tmp_path) == filled
+
+
+@pytest.mark.parametrize(
+    ("study", "flags", "message"),
+    [
+        ("wrong", {}, "--study=wrong: there is no such study; there are continual, dictionaries, noise, pareto_copy"),
+        ("planted", {}, "--study=planted: there is no such study"),
+        ("reach", {"steps": 3}, "--steps: the study reach does not read it; remove it"),
+        ("rotation", {"workdir": Path("a")}, "--workdir: the study rotation does not read it; remove it"),
+        ("noise", {"check": True}, "--check: the study noise has no bars; remove it"),
+        ("pareto_copy", {"check": True}, "--check: the study pareto_copy has no bars; remove it"),
+        ("dictionaries", {"check": True}, "--workdir=DIR is missing: the directory for the runs of dictionaries"),
+    ],
+)
+def test_a_study_refuses_flags_that_it_does_not_read(study, flags, message):
+    flags = {"seeds": None, "steps": None, "arms": None, "workdir": None, **flags}
+    with pytest.raises(UserError, match=f"^{message}"):
+        protocol.arguments(protocol.find_study(study), flags, flags.pop("check", False))
+
+
+def test_seeds_are_counted_from_the_first_of_the_study():
+    flags = {"seeds": 2, "steps": None, "arms": ["mip"], "workdir": None}
+    assert protocol.arguments(protocol.find_study("noise"), flags, False) == {"seeds": range(2), "arms": ["mip"]}
+    flags |= {"arms": None, "workdir": Path("a")}
+    found = protocol.arguments(protocol.find_study("dictionaries"), flags, True)
+    assert found == {"seeds": range(10, 12), "workdir": Path("a")}
+
+
+def test_every_section_in_a_page_is_what_its_file_makes():
+    filled = {path.name: pages.fill(path.read_text(), DOCS / "_data") for path in DOCS.glob("*.md")}
+    stale = [name for name, text in filled.items() if text != (DOCS / name).read_text()]
+    assert not stale, "run python -m experiments.pages.results"
 
 
 # Dictionaries.
@@ -129,8 +207,8 @@ def test_the_worst_seed_meets_a_bar_or_does_not():
         (0.14, True),
         (0.0, False),
     ]
-    assert dictionaries.verdict(checked[0]) == "NOT MET: m of layer 2: loss that a splice adds: 0.160, at most 0.15"
-    assert dictionaries.verdict(checked[1]) == "met: m of layer 2: transition with it: 0.910, at least 0.9"
+    assert protocol.verdict(checked[0]) == "NOT MET: m of layer 2: loss that a splice adds: 0.160, at most 0.15"
+    assert protocol.verdict(checked[1]) == "met: m of layer 2: transition with it: 0.910, at least 0.9"
 
 
 def test_controls_of_a_dictionary_keep_as_many_features():
@@ -175,7 +253,7 @@ def test_a_tiny_study_of_dictionaries(tmp_path):
         planted_arms=[{"select": "norm"}],
     )
     saved = []
-    checked = dictionaries.study(plan, tmp_path, lambda result: saved.append(json.dumps(result)))
+    checked = dictionaries.run(plan, tmp_path, lambda result: saved.append(json.dumps(result)))
     result = json.loads(saved[-1])
     assert result["bars"] == json.loads(json.dumps(checked))
     (layer,) = result["layers"]
