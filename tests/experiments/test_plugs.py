@@ -11,9 +11,8 @@ import pytest
 
 import seqboat.layers.mixers
 import seqboat.models.heads
-from configs import base
+from configs import base, quickstart
 from configs.lm import bytes as recipe
-from configs.synthetic import selective_copy
 from experiments.common.errors import UserError
 from experiments.common.plugs import find, names
 from experiments.evaluation.evaluator import measure_run
@@ -102,7 +101,7 @@ def test_a_head_says_what_it_needs_of_a_task(monkeypatch, tmp_path):
 
 
 def test_a_head_takes_the_place_of_the_one_of_a_recipe():
-    config = selective_copy.get_config()
+    config = quickstart.get_config()
     assert config.model.head == "mlp"
     config.lock()
     config.model.head = base.head("linear")
