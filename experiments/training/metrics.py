@@ -133,7 +133,8 @@ class Reporter:
         if reported and not {1, reported} <= kept:
             text = "%s lacks records of the steps up to %d; continuing without them"
             logging.warning(text, self._metrics.path, reported)
-        self._trackers = Trackers(trackers, workdir, start_step, config)
+        history = ((record["step"], scalars(record)) for record in self._metrics.records())
+        self._trackers = Trackers(trackers, workdir, start_step, config, history)
         self._console = console or terminal.console()
         if self._console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -151,7 +152,7 @@ class Reporter:
         """Reports training values at `step`. The console shows loss, accuracy, throughput and activation rates."""
         if not self._primary:
             return
-        self._record({"step": step, "kind": "train", **values}, prefix="")
+        self._record({"step": step, "kind": "train", **values})
         text = _summary(values)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
@@ -162,7 +163,7 @@ class Reporter:
         """Reports values on a full split at `step`; prints all but matrices and `elements`."""
         if not self._primary:
             return
-        self._record({"step": step, "kind": "evaluation", "split": split, **values}, prefix=f"{split}/")
+        self._record({"step": step, "kind": "evaluation", "split": split, **values})
         self._print(
             f"step {step}/{self._total_steps}  {split}  "
             + "  ".join(_item(*item) for item in values.items() if item[0] != "elements" and np.ndim(item[1]) < 2)
@@ -186,17 +187,9 @@ class Reporter:
         if self._primary:
             self._trackers.close()
 
-    def _record(self, record: Mapping[str, Any], prefix: str) -> None:
+    def _record(self, record: Mapping[str, Any]) -> None:
         self._metrics.append(record)
-        scalars: dict[str, float] = {}
-        for name, value in record.items():
-            if name in ("step", "kind", "split"):
-                continue
-            if np.ndim(value) == 1:
-                scalars |= {f"{prefix}{name}/layer_{layer}": float(rate) for layer, rate in enumerate(value)}
-            elif np.ndim(value) == 0:
-                scalars[f"{prefix}{name}"] = float(value)
-        self._trackers.log(record["step"], scalars)
+        self._trackers.log(record["step"], scalars(record))
 
     def _print(self, text: str) -> None:
         if self._progress is not None:
@@ -224,6 +217,21 @@ def _parse(line: bytes) -> dict | None:
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if type(step) is int and 0 <= step < 2**62 else None
+
+
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record by name, those of a list by layer, as trackers get them; matrices are left out."""
+    prefix = f"{record['split']}/" if "split" in record else ""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if name in ("step", "kind", "split"):
+            continue
+        numbers = np.asarray(value, float)  # null, which is not finite, is NaN
+        if numbers.ndim == 1:
+            found |= {f"{prefix}{name}/layer_{layer}": number for layer, number in enumerate(numbers.tolist())}
+        elif numbers.ndim == 0:
+            found[f"{prefix}{name}"] = float(numbers)
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -27,9 +27,11 @@ Scalars = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """`identity` is what a resumed run continues with; None if the work directory suffices."""
+    """`identity` is what a resumed run continues with; None if the work directory suffices. `needs_history`: whether a
+    resumed run has to be reported from its first step."""
 
     identity: str | None
+    needs_history: bool
 
     def log(self, step: int, scalars: Scalars) -> None: ...
 
@@ -40,6 +42,7 @@ class TensorBoard:
     """Event files in WORKDIR/tensorboard. TensorBoard discards earlier events from the step resumed from on."""
 
     identity: str | None = None
+    needs_history = False
 
     def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None):
         from tensorboardX import SummaryWriter
@@ -59,7 +62,8 @@ class WandB:
     """A run of Weights & Biases, by its own environment variables: WANDB_MODE=offline, WANDB_PROJECT and the like.
 
     It takes steps in ascending order only. Those between a checkpoint and a kill, which a resumed run repeats with the
-    same values, are left out.
+    same values, are left out. Offline it cannot continue a run: it writes a second folder for the same one, and the
+    folder that is uploaded last replaces the other. So each folder has all steps.
     """
 
     def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None):
@@ -75,6 +79,7 @@ class WandB:
             config=dict(config),
             settings=wandb.Settings(silent=True, console="off"),
         )
+        self.needs_history: bool = self._run.offline
 
     def log(self, step: int, scalars: Scalars) -> None:
         if step >= self._run.step:
@@ -87,6 +92,8 @@ class WandB:
 class MLflow:
     """A run of MLflow at MLFLOW_TRACKING_URI, by default the SQLite database WORKDIR/mlflow.db (MLflow 3 refuses plain
     files), in the experiment MLFLOW_EXPERIMENT_NAME. Repeated steps are there twice, with equal values."""
+
+    needs_history = False
 
     def __init__(self, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None):
         from mlflow import MlflowClient
@@ -121,13 +128,21 @@ assert tuple(KINDS) == tuple(PACKAGES) == get_args(TrackerName)
 
 class Trackers:
     """All trackers of a run. Raises UserError for one that cannot be opened; one that fails later is closed with a
-    warning, since a run is worth more than its curve, which is in the metrics file too."""
+    warning, since a run is worth more than its curve, which is in the metrics file too. `history` is what was reported
+    before `start_step`."""
 
-    def __init__(self, names: tuple[str, ...], workdir: Path, start_step: int, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        workdir: Path,
+        start_step: int,
+        config: Mapping[str, Any],
+        history: Iterable[tuple[int, Scalars]] = (),
+    ):
         known = _identities(workdir) if start_step else {}
         self._open: dict[str, Tracker] = {}
         for name in dict.fromkeys(names):
-            self._open[name] = _opened(name, workdir, start_step, config, known.get(name))
+            self._open[name] = _opened(name, workdir, start_step, config, known.get(name), history)
         known |= {name: tracker.identity for name, tracker in self._open.items() if tracker.identity}
         if known:
             write_json(workdir / TRACKERS_FILE, known)
@@ -148,9 +163,20 @@ class Trackers:
                 del self._open[name]
 
 
-def _opened(name: str, workdir: Path, start_step: int, config: Mapping[str, Any], identity: str | None) -> Tracker:
+def _opened(
+    name: str,
+    workdir: Path,
+    start_step: int,
+    config: Mapping[str, Any],
+    identity: str | None,
+    history: Iterable[tuple[int, Scalars]],
+) -> Tracker:
     try:
-        return KINDS[name](workdir, start_step, config, identity)
+        tracker = KINDS[name](workdir, start_step, config, identity)
+        if start_step and tracker.needs_history:
+            for step, scalars in history:
+                tracker.log(step, scalars)
+        return tracker
     except ImportError as error:
         raise UserError(
             f"config.train.trackers: {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}, or leave "

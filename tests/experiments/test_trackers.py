@@ -17,19 +17,18 @@ CONFIG = {"seed": 3, "train": {"steps": 100, "trackers": ("wandb",)}}
 
 
 class FakeRun:
-    """A run of Weights & Biases: it knows its last step, here as if it had been online."""
+    """A run of Weights & Biases. Resumed, it begins after the last step that the server has; offline, at 0."""
+
+    offline = False
 
     def __init__(self, last: dict[str, int], **settings: Any):
         self.settings, self._last, self.finished = settings, last, False
+        self.step = 0 if self.offline else last.get(settings["id"], -1) + 1
         self.logged: list[tuple[int, dict]] = []
-
-    @property
-    def step(self) -> int:
-        return self._last.get(self.settings["id"], 0)
 
     def log(self, values: dict, step: int) -> None:
         assert step >= self.step
-        self._last[self.settings["id"]] = step
+        self.step = self._last[self.settings["id"]] = step
         self.logged.append((step, values))
 
     def finish(self) -> None:
@@ -125,7 +124,7 @@ def test_a_resumed_run_is_the_same_one(tmp_path, wandb, mlflow):
     first, again = wandb
     assert again.settings["id"] == first.settings["id"]
     assert again.settings["resume"] == "allow"
-    assert [step for step, _ in again.logged] == [4, 5, 6, 6]
+    assert [step for step, _ in again.logged] == [5, 6, 6]
     ((server,),) = ([mlflow.servers[uri]] for uri in mlflow.servers)
     (run,) = server["runs"].values()
     assert [step for key, _, step in run["metrics"] if key == "loss"] == [1, 2, 3, 4, 3, 4, 5, 6]
@@ -136,6 +135,24 @@ def test_a_resumed_run_is_the_same_one(tmp_path, wandb, mlflow):
         "config.train.trackers": "('wandb',)",
     }
     assert json.loads((tmp_path / TRACKERS_FILE).read_text()) == {"wandb": first.settings["id"], "mlflow": "run0"}
+
+
+def test_a_resumed_offline_run_has_all_steps(tmp_path, wandb, monkeypatch):
+    """Offline a resumed run is a second folder of the same one, and of two folders the server keeps one."""
+    monkeypatch.setattr(FakeRun, "offline", True)
+    with Reporter(tmp_path, total_steps=100, start_step=0, process_index=0, trackers=("wandb",)) as reporter:
+        reporter.train(1, {"loss": float("nan"), "activation_rate": [0.5, float("inf")]})
+        reporter.evaluation(1, "test", {"loss": 2.0, "confusion": [[1.0]]})
+        reporter.train(2, {"loss": 0.5})
+    report(tmp_path, range(2, 4), "wandb", start=1)
+    first, again = wandb
+    assert again.settings["id"] == first.settings["id"]
+    assert [step for step, _ in again.logged] == [1, 1, 2, 3, 3]
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert [scalars for _, scalars in again.logged[:2]] == [
+        {"loss": nan, "activation_rate/layer_0": 0.5, "activation_rate/layer_1": nan},
+        {"test/loss": 2.0},
+    ]
 
 
 def test_a_run_from_the_beginning_is_a_new_one(tmp_path, wandb):
