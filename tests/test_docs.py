@@ -122,6 +122,27 @@ def test_links_and_names_exist():
             assert (ROOT / config).is_file() or config == NEW, f"{page}: {config}"
 
 
+def anchors(text: str) -> set[str]:
+    """What links to the headings of a page may say: where a code host and the site agree."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ +(.*)", text, re.MULTILINE)]
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain} & {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+def test_anchors_exist():
+    found = [
+        (page, link, anchor)
+        for page, text in TEXTS.items()
+        for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text)
+    ]
+    assert len(found) > 10
+    for page, link, anchor in found:
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert anchor in anchors(target.read_text()), f"{page}: {link}#{anchor}"
+    assert anchors("## A [b](c)'s `d`: e & f\n## It's 2.5 so") == {"its-25-so"}
+
+
 def test_every_guide_says_what_it_is_for():
     for name in (name for name in TEXTS if name.startswith(("docs/", "notebooks/"))):
         assert "**What you can do here:** " in "\n".join(TEXTS[name].splitlines()[:6]), name

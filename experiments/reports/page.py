@@ -150,8 +150,9 @@ def score(content: Content) -> dict[str, Any]:
     value, error = content.measured.metrics[name]
     if whole_split := found.get(name) is not None:
         value, error = found[name], found.get("standard_errors", {}).get(name)
+    digits = 3 if error is None or error == 0 or error >= 0.0005 else 4  # an error of 0.0004 is not 0.000
     return {
-        "value": f"{value:.3f}" + (f" ±\u00a0{error:.3f}" if error is not None else ""),
+        "value": f"{value:.{digits}f}" + (f" ±\u00a0{error:.{digits}f}" if error is not None else ""),
         "whole_split": whole_split,
         "examples": found.get("examples", content.measured.total),
         "baseline": f"{content.baseline[name]:.3f}" if name in content.baseline else None,

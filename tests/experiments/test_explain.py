@@ -19,7 +19,7 @@ from experiments.reports import pictures
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from tests.experiments.test_activations import values as dictionary_values
-from tests.experiments.test_report import BLANK, CONTROL, HOSTILE, POLICY, VISIBLE, Reader
+from tests.experiments.test_report import BLANK, CONTROL, HOSTILE, POLICY, VISIBLE, Reader, assert_shown, no_browser
 from tests.helpers import load_program, random_like
 
 program = load_program("explain")
@@ -132,7 +132,9 @@ def checked(text: str) -> Reader:
 
 def test_the_page(explained):
     path, why, _ = explained
-    reader = checked(path.read_text())
+    source = path.read_text()
+    reader = checked(source)
+    assert source.count('<div class="wide"><table>') == source.count("<table") == 3, "tables scroll on a phone"
     text = " ".join("".join(reader.text).split())
     (layer,) = why["layers"]
     for title in ("Features", "One decision taken apart twice", "Health of the dictionaries"):
@@ -145,6 +147,12 @@ def test_the_page(explained):
     assert reader.marked["s1"], "contexts of layer 2"
     assert len([name for name, _ in reader.tags if name == "img"]) == 3
     assert why["run"]["seal"]
+
+
+@pytest.mark.slow
+@no_browser
+def test_a_browser_shows_the_page(explained, tmp_path):
+    assert_shown(explained[0].read_text(), 3, tmp_path)
 
 
 @pytest.fixture
