@@ -1,5 +1,7 @@
 """What sparse activation wants of modules that somebody else wrote, and what it hands on to them."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,12 @@ def make(*modules, **fields):
 def run(layer, train=False, variables=None, m=M, **seeds):
     variables = layer.init(jax.random.key(0), M, VALID) if variables is None else variables
     rngs = {name: jax.random.key(seed) for name, seed in seeds.items()}
-    return np.asarray(layer.apply(variables, m, VALID, train, rngs=rngs)[0])
+    return np.asarray(compiled(layer, train)(variables, m, rngs))
+
+
+@functools.cache
+def compiled(layer, train):
+    return jax.jit(lambda variables, m, rngs: layer.apply(variables, m, VALID, train, rngs=rngs)[0])
 
 
 class Returning(nn.Module):

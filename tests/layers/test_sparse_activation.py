@@ -502,7 +502,7 @@ def test_nan_in_padding_reaches_no_real_element(form):
     np.testing.assert_array_equal(run(jnp.where(VALID[..., None], m, jnp.nan)), clean)
 
 
-@pytest.mark.parametrize("size", [100_000, 10**9])
+@pytest.mark.parametrize("size", grid((100_000, 10**9), 10**9))
 def test_blocks_are_no_larger_than_all_rows(size):
     """And one tile of a kernel, 128: a block of the size that is asked for would not fit into memory."""
     modules = (gau(), FeedForward(5, dtype=F32, name="feed_forward"))
