@@ -12,7 +12,6 @@ from experiments.training.experiment import build
 from experiments.training.footprint import computations
 from seqboat.parallel.mesh import AXES, make_mesh, mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
-from tests.helpers import grid
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,10 @@ BUDGET = {
 COLLECTIVE = re.compile(r"= \S+.* (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 
 
-@pytest.mark.parametrize("mesh", grid(tuple(BUDGET), "sequence"))
+# test_plan.py: test_memory_and_bytes_on_the_wire has the kinds of collectives of fsdp; test_steps.py trains a model on
+# split sequences, and test_sequence.py exchanges rows of attention.
+@pytest.mark.breadth
+@pytest.mark.parametrize("mesh", BUDGET)
 def test_what_a_step_communicates(mesh):
     experiment = build(values("language model", mesh=mesh))
     partition = experiment.partition
