@@ -125,7 +125,6 @@ def uneven(size, seed=1):
 FAST = [
     ("relative", 7),
     ("relative", 23),
-    ("slot, feed-forward, rms after, truncated", 23),
     ("no position, s4d, dense", 23),
 ]
 EVERY = [(name, size) for name in CONFIGS for size in (7, 23) if (name, size) not in (("kernel", 7), ("never", 23))]
