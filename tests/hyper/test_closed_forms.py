@@ -47,11 +47,13 @@ def test_the_default_is_homogeneous_of_degree_one(slope):
     np.testing.assert_allclose(one[1], 0.3 * one[0], rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.breadth  # test_diagnose.py: test_the_default_is_proportional_and_mip_is_not
 def test_mip_is_not_homogeneous():
     rows = generated(network(), jnp.array([[0.25], [0.5]]))
     assert np.abs(rows[1] - 2 * rows[0]).max() > 0.1 * np.abs(rows).max()
 
 
+@pytest.mark.breadth  # test_diagnose.py: test_the_default_is_proportional_and_mip_is_not
 def test_weights_of_a_scalar_input_lie_on_one_ray_and_encoded_ones_do_not():
     conditions = jnp.linspace(0.05, 1, 12)[:, None]
     ratios = [_second_singular(generated(network(encoding=e), conditions)) for e in (RAW, hyper.Encoding())]
@@ -108,6 +110,7 @@ def test_mip_starts_as_a_perturbation_of_inputs_over_fan_out():
     assert abs(ratio - 1 / 16) < 4 * error
 
 
+@pytest.mark.breadth  # test_the_gradient_of_the_head_is_linear_in_a_scalar_input
 def test_gradients_vary_over_the_input_as_one_over_root_three():
     """A norm linear in z ~ U(0, 1) has the coefficient of variation 1 / sqrt(3) = 0.577."""
     net, direction = network(encoding=RAW), jax.random.normal(jax.random.key(3), (SPEC.size,))
@@ -135,6 +138,7 @@ def test_gradients_vary_over_the_input_as_one_over_root_three():
     assert found.rank < 1e-6
 
 
+@pytest.mark.breadth  # test_diagnose.py: test_the_default_is_proportional_and_mip_is_not
 def test_mip_keeps_the_size_of_weights_over_the_whole_range():
     conditions = jnp.linspace(0, 1, 33)[:, None]
     spreads, model = [], hyper.Hyper(NET, hyper.mip(SPEC))

@@ -11,9 +11,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqboat import hyper
 from seqboat.paths import flatten
+from tests.helpers import random_like
 from tests.hyper.targets import MLP, X
 
 KEY, HALF = jax.random.key(0), jnp.array([0.5])
+
+
+def started(network: hyper.HyperNetwork):
+    """Its parameters, without compiling an initialiser."""
+    return random_like(jax.eval_shape(network.init, KEY, HALF))
 
 
 def products(jaxpr, width: int, inside: bool = False) -> list[bool]:
@@ -113,14 +119,20 @@ def test_three_million_parameters_in_chunks_train_in_twice_the_targets_memory():
     assert total["large"] > total["small"]
 
 
-def test_remat_changes_no_number():
+def test_remat_changes_no_number(monkeypatch):
     spec = hyper.spec(MLP(), X, select="out/kernel")
     network = hyper.mip(spec, hidden=(8,), head="chunked", chunk_size=50)
-    params = jax.jit(network.init)(KEY, HALF)
-    loss = lambda params: sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(network.apply(params, HALF)))
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-    with jax.disable_jit():
-        plain, wanted = jax.value_and_grad(loss)(params)
+    params = started(network)
+
+    def run():
+        loss = lambda params: sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(network.apply(params, HALF)))
+        traced = jax.jit(jax.value_and_grad(loss)).trace(params)
+        return "remat" in str(traced.jaxpr), traced.lower().compile()(params)
+
+    rematerialized, (value, gradient) = run()
+    monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
+    stored, (plain, wanted) = run()
+    assert (rematerialized, stored) == (True, False)
     np.testing.assert_allclose(value, plain, rtol=1e-5)
     for got, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, other, rtol=1e-4, atol=1e-5)

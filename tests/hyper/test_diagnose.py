@@ -7,6 +7,7 @@ import pytest
 
 from seqboat import hyper
 from seqboat.hyper import continual
+from tests.helpers import random_like
 from tests.hyper.targets import MLP, X
 
 NET, KEY = MLP(), jax.random.key(0)
@@ -40,11 +41,18 @@ def test_the_default_is_proportional_and_mip_is_not():
 def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_heads():
     encoding = hyper.Encoding("embedding", tasks=3, size=4)
     model = hyper.Hyper(NET, hyper.mip(SPEC, encoding=encoding, hidden=(8,)))
-    variables = jax.jit(model.init)(KEY, jnp.array([0]), X)
+    variables = random_like(jax.eval_shape(model.init, KEY, jnp.array([0]), X))
     tasks = jnp.arange(2)[:, None]
     before = jax.jit(lambda v: continual.generate_tasks(model, v, tasks))(variables)
-    loss = jax.jit(lambda v, weight=None: continual.drift(continual.generate_tasks(model, v, tasks), before, weight))
-    value, gradient = jax.jit(jax.value_and_grad(loss))(variables)
+
+    @jax.jit
+    def run(v, weight):
+        loss = lambda v: continual.drift(continual.generate_tasks(model, v, tasks), before)
+        weighted = continual.drift(continual.generate_tasks(model, v, tasks), before, weight)
+        return *jax.value_and_grad(loss)(v), weighted
+
+    ones = jax.tree.map(jnp.ones_like, before)
+    value, gradient, _ = run(variables, ones)
     assert value == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
     # Only the head moves, and theta is linear in it: sum (h dA)^2, a mean over both tasks.
@@ -55,10 +63,10 @@ def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_
     trunk = {"params": {**variables["params"]["network"]}}
     hidden = jax.jit(jax.vmap(lambda task: _hidden(model, trunk, task)))(tasks)
     wanted = jnp.mean(jnp.sum(jnp.square(jnp.einsum("th,hio->tio", hidden, step)), (1, 2)))
-    np.testing.assert_allclose(loss(moved), wanted, rtol=1e-4)
-    ones = jax.tree.map(jnp.ones_like, before)
-    np.testing.assert_allclose(loss(moved, ones), loss(moved), rtol=1e-6)
-    np.testing.assert_allclose(loss(moved, jax.tree.map(lambda a: 3 * a, ones)), 3 * loss(moved), rtol=1e-6)
+    loss, _, weighted = run(moved, ones)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-4)
+    np.testing.assert_allclose(weighted, loss, rtol=1e-6)
+    np.testing.assert_allclose(run(moved, jax.tree.map(lambda a: 3 * a, ones))[2], 3 * loss, rtol=1e-6)
 
 
 def _hidden(model, trunk, task):
@@ -82,16 +90,20 @@ def test_importance_is_the_mean_squared_gradient_with_mean_one():
 def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
     network = hyper.mip(hyper.spec(NET, X, select="out/kernel"), hidden=(6,), head="recurrent", chunk_size=50)
     condition = jnp.array([0.3])
-    params = jax.jit(network.init)(KEY, condition)["params"]
+    params = random_like(jax.eval_shape(network.init, KEY, condition))["params"]
     larger, grown = continual.grow(network, params, 3, jax.random.key(1))
-    before, after = (
-        jax.jit(net.apply)({"params": own}, condition) for net, own in ((network, params), (larger, grown))
-    )
+
+    @jax.jit
+    def run(params, grown):
+        loss = lambda p: sum(jnp.sum(jnp.sin(a)) for a in larger.apply({"params": p}, condition).values())
+        before, after = (net.apply({"params": own}, condition) for net, own in ((network, params), (larger, grown)))
+        return before, after, jax.grad(loss)(grown)
+
+    before, after, gradient = run(params, grown)
     for path, leaf in before.items():
         np.testing.assert_allclose(after[path], leaf, rtol=1e-6, atol=1e-7)
     assert grown["recurrent"]["kernel"].shape == (9, 50)
-    loss = lambda p: sum(jnp.sum(jnp.sin(a)) for a in larger.apply({"params": p}, condition).values())
-    gradient = jax.jit(jax.grad(loss))(grown)["recurrent"]
+    gradient = gradient["recurrent"]
     assert np.any(gradient["kernel"][6:])
     assert np.any(gradient["lstm"]["hi"]["kernel"][6:, :6])
     with pytest.raises(ValueError, match="only a network with recurrent heads only can grow; this one has full"):

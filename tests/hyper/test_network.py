@@ -32,17 +32,12 @@ def started(model: nn.Module, condition, *args, **kwargs):
     return random_like(jax.eval_shape(model.init, KEY, condition, *args, **kwargs))
 
 
+# The others are covered by test_low_rank_deltas_have_low_rank_and_full_ones_have_not,
+# test_a_factor_of_one_changes_nothing_and_others_scale_columns and
+# test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell.
 @pytest.mark.parametrize(
     ("head", "residual"),
-    grid(
-        itertools.product(HEADS, (True, False)),
-        ("full", True),
-        ("low_rank", True),
-        ("scale", True),
-        ("scale", False),
-        ("chunked", False),
-        ("recurrent", True),
-    ),
+    grid(itertools.product(HEADS, (True, False)), ("full", True), ("scale", False), ("chunked", False)),
 )
 def test_every_head_generates_what_the_target_computes_with(head, residual):
     if head == "scale" and not residual:
@@ -97,7 +92,7 @@ def assert_equal(got, wanted):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("head", grid(HEADS, "full", "chunked"))
+@pytest.mark.parametrize("head", grid(HEADS, "full"))
 def test_zero_heads_start_as_the_target_and_learn(head):
     """The trunk gets no gradient at first, and does as soon as the head has moved."""
     model = make(head=head, init="zero")
@@ -313,7 +308,7 @@ def test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell():
 
 def test_a_factor_of_one_changes_nothing_and_others_scale_columns():
     model = make(head="scale", spec=hyper.spec(NET, X, select="dense_0/kernel"))
-    variables = jax.jit(model.init)(KEY, HALF, X)
+    variables = started(model, HALF, X)
     none = jax.tree.map(jnp.zeros_like, variables["params"]["network"])
     plain = {"params": variables["params"]["target"]}
     assert_equal(model.apply({"params": {**variables["params"], "network": none}}, HALF, X), NET.apply(plain, X))
@@ -342,8 +337,9 @@ def test_complex_parameters_are_generated():
 
 def test_generated_leaves_have_the_asked_dtype_and_theta0_keeps_its_own():
     model = make(dtype="bfloat16")
-    variables = jax.jit(model.init)(KEY, HALF, X)
-    assert {a.dtype for a in jax.tree.leaves(hyper.bind(model, variables, HALF))} == {jnp.dtype("bfloat16")}
+    variables = jax.eval_shape(model.init, KEY, HALF, X)
+    bound = jax.eval_shape(lambda variables: hyper.bind(model, variables, HALF), variables)
+    assert {a.dtype for a in jax.tree.leaves(bound)} == {jnp.dtype("bfloat16")}
     assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
@@ -351,7 +347,7 @@ def test_a_hypernetwork_of_a_hypernetwork():
     inner = make(spec=hyper.spec(NET, X, select="out/*"))
     spec = hyper.spec(inner, HALF, X, select="network/trunk/*/kernel")
     outer = hyper.Hyper(inner, hyper.mip(spec))
-    variables = jax.jit(outer.init)(KEY, jnp.array([0.2]), HALF, X)
+    variables = started(outer, jnp.array([0.2]), HALF, X)
     gradient = jax.jit(jax.grad(lambda v: jnp.sum(outer.apply(v, jnp.array([0.2]), HALF, X))))(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert np.any(gradient["params"]["network"]["full"]["kernel"]["network"]["trunk"]["hidden_0"]["kernel"])
@@ -360,7 +356,7 @@ def test_a_hypernetwork_of_a_hypernetwork():
 def test_task_embeddings_condition_a_target():
     encoding = hyper.Encoding("embedding", tasks=3, size=4)
     model = make(encoding=encoding)
-    variables = jax.jit(model.init)(KEY, jnp.array([0]), X)
+    variables = started(model, jnp.array([0]), X)
     apply = jax.jit(model.apply)
     outs = [apply(variables, jnp.array([task]), X) for task in range(3)]
     assert min(np.abs(outs[i] - outs[i - 1]).max() for i in range(3)) > 1e-3
