@@ -17,8 +17,11 @@ from absl import flags
 F32 = 1e-5
 BF16 = 1e-2
 
-# A SeqBoat of two layers that compiles in seconds, as differences from a config.
+# A SeqBoat of two layers that compiles in seconds, as differences from a config. What runs around a model does not
+# depend on the form: the dense one, which test_battery.py compares with the packed, compiles in half the time;
+# golden/test_loss_curve.py trains the packed.
 SMALL_MODEL = {
+    "model.form": "dense",
     "model.layers": 2,
     "model.features": 8,
     "model.key_size": 4,

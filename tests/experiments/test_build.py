@@ -52,6 +52,12 @@ RECIPES = sorted(
 )
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny):
+    """In the packed form, which has the most knobs."""
+    return lambda changes=None: tiny({"model.form": "packed", **(changes or {})})
+
+
 def get_config(recipe: str):
     return importlib.import_module(recipe.replace("/", ".")).get_config
 

@@ -88,11 +88,12 @@ def test_a_picture_and_a_table_of_what_was_found(tmp_path, capsys):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, trained):
-    """run(name=value) is the program with these flags, on a trained run."""
+def run(monkeypatch, tmp_path, tiny, untrained):
+    """run(name=value) is the program with these flags, on the checkpoint of a run."""
+    workdir = untrained(tiny(), tmp_path / "run", step=6)
 
     def start(**changes):
-        defaults = {"workdir": str(trained), "what": ["depth"], "out": str(tmp_path / "new/found")}
+        defaults = {"workdir": str(workdir), "what": ["depth"], "out": str(tmp_path / "new/found")}
         for name, value in {**defaults, **changes}.items():
             monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": value}))
         program.main()
@@ -101,10 +102,10 @@ def run(monkeypatch, tmp_path, trained):
     return start
 
 
-def test_the_program_writes_what_it_measured_of_a_trained_run(run, tmp_path, capsys):
+def test_the_program_writes_what_it_measured_of_a_run(run, tmp_path, capsys):
     found = run(examples=2)
     assert (tmp_path / "new/found.png").exists()
-    assert (found["step"] > 0, found["examples"]) == (True, 2)
+    assert (found["step"], found["examples"]) == (6, 2)
     assert "growth of a small difference" in capsys.readouterr().out
 
 

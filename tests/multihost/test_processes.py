@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 SHORT_LISTOPS = {"task.train_examples": 200, "task.validation_examples": 40, "task.test_examples": 40}
 CHANGES = {
     **SMALL_MODEL,
+    "model.form": "packed",  # sequences are split over devices
     "train.batch_size": 8,
     "train.log_every": 1,
     "train.evaluate_every": 100,
