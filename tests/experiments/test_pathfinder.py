@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import PIL
 import pytest
+from absl import logging
 from scipy import ndimage
 
 from experiments.common.errors import UserError
@@ -16,6 +17,7 @@ from experiments.data import pathfinder_board, preparation
 from experiments.data.builders.pathfinder import Builder
 from experiments.data.pathfinder import CHUNK, PRESETS, Example, generate, generate_split
 from experiments.data.sources import open_split
+from tests.helpers import load_program
 
 # Pictures of the published generator, and their means of what `measure` has.
 PUBLISHED = {
@@ -248,15 +250,15 @@ def test_what_was_prepared_is_what_is_generated(tmp_path):
         assert sorted(found) == sorted(expected)
 
 
-def prepare(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.prepare", "--processes=1", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_a_part_has_a_name_of_its_own(tmp_path):
-    result = prepare("--dataset=pathfinder/32_easy", "--scale=0.0005", f"--data_dir={tmp_path}")
-    assert result.returncode == 0, result.stderr
-    assert "train 80, validation 10, test 10" in result.stdout
+def test_a_part_has_a_name_of_its_own(tmp_path, monkeypatch, capsys):
+    program = load_program("prepare")
+    asked = {"dataset": "pathfinder/32_easy", "scale": 0.0005, "data_dir": str(tmp_path), "processes": 1}
+    for name, value in asked.items():
+        monkeypatch.setattr(program, f"_{name.upper()}", SimpleNamespace(value=value))
+    before = logging.get_verbosity()
+    program.main()
+    logging.set_verbosity(before)
+    assert "train 80, validation 10, test 10" in capsys.readouterr().out
     assert len(open_split("pathfinder/32_easy_0.0005", "train", str(tmp_path))) == 80
     info = (tmp_path / "pathfinder" / "32_easy_0.0005" / "1.0.0" / "dataset_info.json").read_text()
     assert "A part, 0.0005 of every split" in info

@@ -15,6 +15,7 @@ import pytest
 
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.metrics import METRICS_FILE
+from tests.helpers import grid
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -256,6 +257,56 @@ EXPORT: dict[str, tuple[list[str], str]] = {
 }
 
 
+# A message of what a program calls, whose own test has it: of each program, the test and the cases, which are breadth.
+COVERED: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "test_config.py: test_mistakes": ("none for a number", "none for an unknown field"),
+        "test_config.py: test_mistakes_in_a_model": ("refused value", "none for a field that may be none"),
+        "test_config.py: test_mistakes_in_training": ("infinite limit", "endless training", "refused seed"),
+        "test_cli.py: test_flags_that_mean_nothing": ("more seeds than there are", "not UTF-8"),
+        "test_build.py: test_an_unknown_variant_lists_the_known_ones": ("unknown variant",),
+        "parallel/test_steps.py: test_what_cannot_be_split_is_said_before_anything_is_compiled": ("mesh",),
+        "test_loop.py: test_init_from_what_is_not_a_run": ("init_from nothing",),
+    },
+    "evaluate": {
+        "the case `damaged`": ("damaged step",),
+        "test_restore.py: test_there_is_no_run": ("workdir is a file", "no checkpoints"),
+        "test_checkpoints.py: test_checkpoint_of_another_program": ("foreign",),
+        "test_tasks.py: test_an_unknown_split_is_an_error": ("unknown split",),
+        "test_evaluation.py: test_a_result_that_cannot_be_kept_is_not_computed": (
+            "result below a file",
+            "result in a folder that is not there",
+        ),
+        "test_files.py: test_what_is_refused": ("result at an address",),
+        "test_carry.py: test_what_has_no_streams_is_not_evaluated_in_one_pass": ("no streams",),
+    },
+    "report": {
+        "the same cases of evaluate": ("missing workdir", "empty checkpoints"),
+        "test_tasks.py: test_an_unknown_split_is_an_error": ("unknown split",),
+        "test_report.py: test_a_page_that_cannot_be_written_is_not_measured_for": (
+            "page in a folder that is not there",
+        ),
+    },
+    "export": {
+        "the same cases of evaluate": ("unknown step", "damaged"),
+        "test_exports.py: test_other_files_are_not_overwritten": (
+            "another kind of file",
+            "another file",
+            "in a folder that is not there",
+        ),
+        "test_exports.py: test_models_without_a_published_form": ("no published form",),
+        "test_exports.py: test_files_of_others": ("a foreign file",),
+        "test_files.py: test_what_is_refused": ("a bucket",),
+    },
+}
+
+
+def cases(module: str, of: dict[str, Any]) -> list[Any]:
+    covered = [name for names in COVERED[module].values() for name in names]
+    assert not set(covered) - set(of)
+    return grid(tuple(of), *(name for name in of if name not in covered))
+
+
 def copy(run: Path, target: Path) -> Path:
     return Path(shutil.copytree(run, target))
 
@@ -286,21 +337,24 @@ def folder(tmp_path_factory, tiny, untrained) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(folder) -> dict[tuple[str, str], Done]:
+def results(folder, request) -> dict[tuple[str, str], Done]:
+    """Of the tests of this session, and of one command more for each other test."""
+    chosen = {item.name for item in request.session.items} | {"test_train_refuses[unknown field]"}
     fill = lambda text: text.format(tmp=folder, run=folder / "run")
-    cases = [
+    asked = [
         (module, name, case[0])
         for module, of in (("train", TRAIN), ("evaluate", EVALUATE), ("report", REPORT), ("export", EXPORT))
         for name, case in of.items()
+        if f"test_{module}_refuses[{name}]" in chosen
     ]
-    cases.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
+    asked.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
     commands: list[Any] = [
-        (f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in cases
+        (f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in asked
     ]
-    return {(module, name): done for (module, name, _), done in zip(cases, run_all(commands), strict=True)}
+    return {(module, name): done for (module, name, _), done in zip(asked, run_all(commands), strict=True)}
 
 
-@pytest.mark.parametrize("name", TRAIN)
+@pytest.mark.parametrize("name", cases("train", TRAIN))
 def test_train_refuses(results, folder, name):
     done = results["train", name]
     assert TRAIN[name][1].format(tmp=folder) in assert_one_line(done)
@@ -313,7 +367,7 @@ def test_no_mistake_leaves_a_work_directory(results, folder):
     assert not (folder / "new").exists()
 
 
-@pytest.mark.parametrize("name", EVALUATE)
+@pytest.mark.parametrize("name", cases("evaluate", EVALUATE))
 def test_evaluate_refuses(results, folder, name):
     done = results["evaluate", name]
     assert EVALUATE[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
@@ -329,7 +383,7 @@ def test_what_cannot_be_kept_is_shown(results, folder):
     assert "written" not in done.out
 
 
-@pytest.mark.parametrize("name", EXPORT)
+@pytest.mark.parametrize("name", cases("export", EXPORT))
 def test_export_refuses(results, folder, name):
     done = results["export", name]
     assert EXPORT[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
@@ -337,7 +391,7 @@ def test_export_refuses(results, folder, name):
     assert not list(folder.glob("x.*"))
 
 
-@pytest.mark.parametrize("name", REPORT)
+@pytest.mark.parametrize("name", cases("report", REPORT))
 def test_report_refuses(results, folder, name):
     done = results["report", name]
     assert REPORT[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
