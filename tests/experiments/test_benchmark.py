@@ -195,6 +195,8 @@ def test_a_file_of_something_else_is_named(tmp_path):
         performance.page(tmp_path)
 
 
+# test_a_kernel_that_is_wrong_in_one_gradient_is_refused, test_layers_at_the_rates_and_the_forms_beside_them
+@pytest.mark.breadth
 def test_attention_kernels_are_checked_leaf_by_leaf_and_counted():
     """The suite's check refuses what is wrong in one gradient, and useful FLOPs count the pairs that are seen."""
     settings = replace(SETTINGS, cases={"text": replace(SMALL["text"], batch=1, length=32)}, rates=(0.25,))
@@ -260,6 +262,7 @@ def test_a_training_step_at_forced_rates_and_its_profile(monkeypatch, tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
+@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them, of which it is eleven
 def test_the_line_through_eleven_rates(small):
     *points, line = suites.sparsity(SETTINGS)
     assert [point["rate"] for point in points] == [i / 10 for i in range(11)]
@@ -268,6 +271,7 @@ def test_the_line_through_eleven_rates(small):
     assert fitted[0] == pytest.approx(line["start_ms"])
 
 
+@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them
 def test_the_mixers_suite_times_every_mixer_beside_what_others_offer(monkeypatch):
     assert set(mixers.NAMES) == {path.stem for path in (ROOT / "seqboat/layers/mixers").glob("[!_]*.py")}
     monkeypatch.setattr(mixers, "NAMES", ("ema", "gru"))
@@ -280,7 +284,7 @@ def test_the_mixers_suite_times_every_mixer_beside_what_others_offer(monkeypatch
     assert all(row["seqboat_over_it"] > 0 for row in rows if row["contender"] != "seqboat")
 
 
-@pytest.mark.parametrize("suite", grid(("lengths", "ema_alone", "model", "compilation"), "ema_alone", "model"))
+@pytest.mark.parametrize("suite", grid(("lengths", "ema_alone", "model", "compilation"), "ema_alone"))
 def test_the_other_suites_run(small, suite):
     rows = list(getattr(suites, suite)(SETTINGS))
     if suite == "compilation":
@@ -294,6 +298,7 @@ def test_the_other_suites_run(small, suite):
         assert [row[column] for row in rows] == values
 
 
+@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them, and the parts below
 def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     layer = replace(SMALL["lm"].layer, window_size=4)
     model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 1), 257))

@@ -56,6 +56,8 @@ def test_it_is_the_mean_distance_over_pairs_of_layers(values, causal):
     assert found[1] > 0
 
 
+# test_objectives.py: a run with an objective; the value is that of the test above.
+@pytest.mark.breadth
 def test_a_run_reports_it(values, tmp_path):
     train(build(values(weight=0.5)), tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
