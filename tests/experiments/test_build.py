@@ -52,7 +52,7 @@ RECIPES = sorted(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(tiny):
     """In the packed form, which has the most knobs."""
     return lambda changes=None: tiny({"model.form": "packed", **(changes or {})})
