@@ -71,12 +71,18 @@ class Autoencoder(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "B 1 W"], lengths: Int[Array, "B"], train: bool = False) -> Code:
         config = self.config
-        z = _dense(config.hidden, config.latents, "encoder")(inputs[:, 0])
+        z = self._layers("encoder", inputs[:, 0], config.hidden, config.latents)
         z = self._quantize(z) if config.quantized else z
         out = config.width if config.target_width is None else config.target_width
-        logits = _dense(config.hidden[::-1], out, "decoder")(z)
+        logits = self._layers("decoder", z, config.hidden[::-1], out)
         stats = no_decisions((lengths > 0).sum(keepdims=True).astype(jnp.float32))
         return Code(logits[:, None], stats, z)
+
+    def _layers(self, name: str, x: Float[Array, "B K"], hidden: Sequence[int], out: int) -> Float[Array, "B M"]:
+        kernel, bias = deep("he", "relu")
+        for index, width in enumerate(hidden):
+            x = nn.relu(nn.Dense(width, kernel_init=kernel, bias_init=bias, name=f"{name}_{index}")(x))
+        return nn.Dense(out, name=f"{name}_out")(x)
 
     def _quantize(self, z: Float[Array, "B J"]) -> Float[Array, "B J"]:
         config, fixed = self.config, jax.lax.stop_gradient
@@ -92,14 +98,6 @@ def nearest(z: Float[Array, "B J"], values: Float[Array, "J V"]) -> Float[Array,
     """Of every latent the value nearest to it, the first of equally near ones."""
     index = jnp.abs(z[..., None] - values[None]).argmin(-1, keepdims=True)
     return jnp.take_along_axis(jnp.broadcast_to(values, (*z.shape, values.shape[1])), index, axis=-1)[..., 0]
-
-
-def _dense(hidden: Sequence[int], out: int, name: str) -> nn.Sequential:
-    kernel, bias = deep("he", "relu")
-    layers: list = []
-    for width in hidden:
-        layers += [nn.Dense(width, kernel_init=kernel, bias_init=bias), nn.relu]
-    return nn.Sequential([*layers, nn.Dense(out)], name=name)
 
 
 Config, Model = AutoencoderConfig, Autoencoder
