@@ -93,7 +93,7 @@ def explicitness(z: Float[np.ndarray, "n J"], labels: Int[np.ndarray, " n"]) -> 
 
 @functools.partial(jax.jit, static_argnums=2)
 def probe(
-    x: Float[ArrayLike, "n J"], labels: Int[ArrayLike, " n"], classes: int
+    x: Float[Array | np.ndarray, "n J"], labels: Int[Array | np.ndarray, " n"], classes: int
 ) -> tuple[Float[Array, "J K"], Float[Array, " K"]]:
     """Multinomial logistic regression: the kernel W and bias b with the least  cross-entropy + RIDGE / 2 |W|^2."""
 
