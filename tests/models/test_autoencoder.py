@@ -23,10 +23,8 @@ def test_every_latent_takes_the_nearest_of_its_own_values():
     assert nearest(z, values).tolist() == [[0.0, 5.0], [1.0, -1.0], [1.0, -1.0]]
 
 
-@pytest.mark.parametrize("target_width", [None, 2])
-def test_values_learn_from_their_term_and_the_encoder_through_the_quantizer(target_width):
-    config = dataclasses.replace(SMALL, target_width=target_width)
-    model, plain = Autoencoder(config), Autoencoder(dataclasses.replace(config, quantized=False))
+def test_values_learn_from_their_term_and_the_encoder_through_the_quantizer():
+    model, plain = Autoencoder(SMALL), Autoencoder(dataclasses.replace(SMALL, quantized=False))
     variables = jax.jit(model.init)(jax.random.key(0), INPUTS, LENGTHS)
 
     @jax.jit
@@ -45,7 +43,7 @@ def test_values_learn_from_their_term_and_the_encoder_through_the_quantizer(targ
     params = variables["params"]
     ((_, (out, terms)), gradient), z, of_terms = both(params)
     values = np.asarray(params["values"])
-    assert out.logits.shape == (ROWS, 1, target_width or WIDTH)
+    assert out.logits.shape == (ROWS, 1, WIDTH)
     assert all(set(column) <= set(own) for column, own in zip(np.asarray(out.latents).T, values, strict=True))
     assert_close(out.latents, nearest(z, params["values"]))
     assert np.abs(out.latents - z).max() > 1e-3
@@ -62,6 +60,13 @@ def test_values_learn_from_their_term_and_the_encoder_through_the_quantizer(targ
     used = np.asarray(out.latents)[..., None] == values[None]
     expected = 2 * 0.01 * (used * (values[None] - np.asarray(z)[..., None])).sum(0)
     assert_close(of_terms["quantization"]["values"], expected)
+
+
+def test_targets_may_have_another_width():
+    model = Autoencoder(dataclasses.replace(SMALL, target_width=2, quantized=False))
+    output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), INPUTS, LENGTHS)
+    assert (output.logits.shape, output.latents.shape) == ((ROWS, 1, 2), (ROWS, 3))
+    assert "values" not in variables["params"]
 
 
 @pytest.mark.parametrize(
