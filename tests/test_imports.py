@@ -34,7 +34,7 @@ ALLOWED = {
     | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers.initializers", "seqboat.layers.mixer"}
     | {"seqboat.layers.mixers"},
     "seqboat/layers": ARRAYS | {"flax", "seqboat.ops", "seqboat.parallel", *HELPERS},
-    "seqboat/interp": ARRAYS | {"flax", "scipy", "seqboat.ops"},
+    "seqboat/interp": ARRAYS | {"flax", "optax", "scipy", "seqboat.ops"},
     "seqboat/models": ARRAYS
     | {"flax", "seqboat.ops", "seqboat.parallel", "seqboat.layers", "seqboat.interp", *HELPERS},
     "seqboat/models/heads": ARRAYS

@@ -6,20 +6,15 @@ resumed computes one chunk anew.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Protocol
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from experiments.common.config import within
-from experiments.common.errors import UserError, require
-from experiments.data.loader import HostShard
+from experiments.common.errors import UserError
 from experiments.data.sources import Batch
-from experiments.tasks import base
-from experiments.tasks.base import MAX_SIZE, Scalar, Sums
+from experiments.tasks.base import MAX_SIZE, ReconstructionTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +48,6 @@ class Config:
         return self.width
 
 
-class Rows(NamedTuple):
-    """`inputs` (N, W), `targets` (N, W'), and `spread` (N,), the squared distance of each target from their mean."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    spread: np.ndarray
-
-
 class Source(Protocol):
     """The run that activations are of (`experiments.training.activations`). `config` is the task's, complete;
     `positions` the elements of one of its batches, padding included."""
@@ -74,27 +61,18 @@ class Source(Protocol):
         """Inputs (N, W) and targets (N, W') of consecutive batches of a split."""
 
 
-class Task(base.Task):
-    """For models with `l0` and `dead` (B,) in their output, as `seqboat.models.dictionary`.
+class Task(ReconstructionTask):
+    """For models of vectors: `seqboat.models.dictionary`, `seqboat.models.autoencoder`."""
 
-    Batches of `inputs` (B, 1, W), `targets` (B, 1, W'), `weights` and `spread` (B, 1) float32, `lengths` (B,).
-
-    The loss is the squared error, summed over channels and rows, over the sum of the `spread`: that of the mean is 1.
-    Metrics: `nmse` is that; `loss` the squared error a row; `l0` features a row; `dead`, the share of features that did
-    not fire in the last rows of training.
-    """
-
-    selection_metric = "nmse"
-    higher_is_better = False
     baseline_name = "the mean of the activations"
     fixed_data = True
 
-    def __init__(self, source: Source, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
+    def __init__(self, source: Source, *, batch_size: int, **batching: int):
+        super().__init__(batch_size=batch_size, **batching)
         self.config, self.splits = source.config, source.splits
-        self._source, self._seed = source, seed
-        self._rows = HostShard(batch_size, process_index, process_count)
+        self._source = source
         self._steps = max(1, self.config.chunk * source.positions // batch_size)  # that read one chunk
-        self._chunk: tuple[int, Rows] | None = None  # its number, and its rows
+        self._chunk: tuple[int, Batch] | None = None  # its number, and its table
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -108,57 +86,26 @@ class Task(base.Task):
     def example(self) -> Batch:
         config = self.config
         zeros = lambda width: np.zeros((1, width or config.width), np.float32)
-        rows = Rows(zeros(config.width), zeros(config.target_width), np.zeros(1, np.float32))
-        return _batch(rows, self._rows.cut(np.zeros(self._rows.batch_size, int)))
+        return self._drawn(_table(zeros(config.width), zeros(config.target_width)), 0)
 
     def train_batch(self, step: int) -> Batch:
         number = step // self._steps
         if self._chunk is None or self._chunk[0] != number:
             self._chunk = None  # frees it before the next one is made
             self._chunk = number, self._read("train", number * self.config.chunk, self.config.chunk)
-        rows = self._chunk[1]
-        drawn = np.random.default_rng((self._seed, step)).integers(len(rows.inputs), size=self._rows.batch_size)
-        return _batch(rows, self._rows.cut(drawn))
-
-    def train_batches(self, start_step: int) -> Iterator[Batch]:
-        return map(self.train_batch, itertools.count(start_step))
+        return self._drawn(self._chunk[1], step)
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         self._check(split)
-        size, rows = self._rows.batch_size, self._read(split, 0, self.config.evaluation_batches)
-        for first in range(0, len(rows.inputs), size):
-            index = np.arange(first, first + size)
-            yield _batch(rows, self._rows.cut(np.where(index < len(rows.inputs), index, _NO_ROW)))
+        yield from self._in_order(self._read(split, 0, self.config.evaluation_batches))
 
-    def loss(self, output: Any, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
-        weights = batch["weights"]
-        error = (weights * jnp.square(output.logits - batch["targets"]).sum(-1)).sum()
-        spread, count = (weights * batch["spread"]).sum(), weights.sum()
-        of_rows = lambda value: ((weights[:, 0] * value).sum(), count)
-        metrics = {"loss": (error, count), "nmse": (error, spread)}
-        return error, spread, {**metrics, "l0": of_rows(output.l0), "dead": of_rows(output.dead)}
-
-    def baseline(self, split: str) -> dict[str, float]:
-        self._check(split)
-        return {"nmse": 1.0}
-
-    def _check(self, split: str) -> None:
-        require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
-
-    def _read(self, split: str, first: int, count: int) -> Rows:
+    def _read(self, split: str, first: int, count: int) -> Batch:
         inputs, targets = self._source.rows(split, first, count)
         if not len(inputs):
             where, config = f"config.task.rows={self.config.rows!r}", self.config
             raise UserError(f"{where}: no element of layer {config.layer} of {config.run} is active; take rows='all'")
-        return Rows(inputs, targets, np.square(targets - targets.mean(0)).sum(1))
+        return _table(inputs, targets)
 
 
-_NO_ROW = -1
-
-
-def _batch(rows: Rows, index: np.ndarray) -> Batch:
-    """The rows at the given indices; _NO_ROW is a row of weight 0."""
-    real = index != _NO_ROW
-    take = lambda array: (array[index] * real.reshape(-1, *[1] * (array.ndim - 1)))[:, None]
-    batch = {name: take(array) for name, array in rows._asdict().items()}
-    return {**batch, "weights": real.astype(np.float32)[:, None], "lengths": real.astype(np.int32)}
+def _table(inputs: np.ndarray, targets: np.ndarray) -> Batch:
+    return {"inputs": inputs, "targets": targets, "spread": np.square(targets - targets.mean(0)).sum(1)}

@@ -1,6 +1,7 @@
 """Base classes of tasks: batches from sources, losses, metrics, and the baseline that a model must beat."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -134,8 +135,11 @@ class Task:
         """Text to display an input id."""
         return byte_symbol(number) if self.config.vocabulary_size == BYTE_VOCABULARY else f"{number} "
 
-    def _evaluation_source(self, split: str) -> Source:
+    def _check(self, split: str) -> None:
         require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
+
+    def _evaluation_source(self, split: str) -> Source:
+        self._check(split)
         return self._sources[split]
 
 
@@ -227,3 +231,58 @@ class TokenTask(Task):
             found[f"{self.selection_metric}_{name}"] = (jnp.sum(own * values), jnp.sum(own))
             found[f"share_{name}"] = (jnp.sum(own), jnp.sum(weights))
         return found
+
+
+class ReconstructionTask(Task):
+    """Tables of vectors to be predicted, of which a step draws rows with replacement by (seed, step), and an evaluation
+    takes each once. Subclasses hold the tables: `inputs` (N, W), `targets` (N, W'), and `spread` (N,), the squared
+    distance of a target from the mean of all; in a batch they have an axis of one element, as (B, 1, W).
+
+    The loss is the squared error, summed over channels and rows, over the sum of the `spread`: that of the mean is 1.
+    Metrics: `nmse` is that; `loss` the squared error per row; and of models that have them in their output, as
+    `seqboat.models.dictionary`, `l0` features per row and `dead`, the share of features that did not fire in the last
+    rows of training.
+    """
+
+    selection_metric = "nmse"
+    higher_is_better = False
+
+    def __init__(self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1):
+        self._sources: Mapping[str, Source] = {}
+        self._seed, self._rows = seed, HostShard(batch_size, process_index, process_count)
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        return map(self.train_batch, itertools.count(start_step))
+
+    def loss(self, output: Any, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
+        weights = batch["weights"]
+        error = (weights * jnp.square(output.logits - batch["targets"]).sum(-1)).sum()
+        spread, count = (weights * batch["spread"]).sum(), weights.sum()
+        own = {name: getattr(output, name) for name in ("l0", "dead") if hasattr(output, name)}
+        rows = {name: ((weights[:, 0] * value).sum(), count) for name, value in own.items()}
+        return error, spread, {"loss": (error, count), "nmse": (error, spread), **rows}
+
+    def baseline(self, split: str) -> dict[str, float]:
+        self._check(split)
+        return {"nmse": 1.0}
+
+    def _drawn(self, table: Batch, step: int) -> Batch:
+        size, count = self._rows.batch_size, len(table["inputs"])
+        return self._batch(table, np.random.default_rng((self._seed, step)).integers(count, size=size))
+
+    def _in_order(self, table: Batch) -> Iterator[Batch]:
+        size, count = self._rows.batch_size, len(table["inputs"])
+        for first in range(0, count, size):
+            index = np.arange(first, first + size)
+            yield self._batch(table, np.where(index < count, index, _NO_ROW))
+
+    def _batch(self, table: Batch, index: np.ndarray) -> Batch:
+        """This process's share of the rows at the given indices; _NO_ROW is a row of weight 0."""
+        index = self._rows.cut(index)
+        real = index != _NO_ROW
+        take = lambda array: (array[index] * real.reshape(-1, *[1] * (array.ndim - 1)))[:, None]
+        batch = {name: take(array) for name, array in table.items()}
+        return {**batch, "weights": real.astype(np.float32)[:, None], "lengths": real.astype(np.int32)}
+
+
+_NO_ROW = -1

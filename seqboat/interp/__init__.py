@@ -1,1 +1,1 @@
-"""Looking inside trained models: edits, decisions taken apart, dictionaries. Arrays in, arrays out."""
+"""Looking inside trained models: edits, decisions taken apart, dictionaries, codes scored. Arrays in, arrays out."""
