@@ -32,29 +32,36 @@ class Given(NamedTuple):
         return self.config.layer
 
 
-def read(run: Run, paths: Sequence[Path], data_dir: str | None = None) -> tuple[Given, ...]:
-    """Dictionaries of a run, by layer. Raises UserError for a run without a router, for what is not a dictionary of m
-    of this very step of the run, and for two of one layer."""
+def read(
+    run: Run, paths: Sequence[Path], data_dir: str | None = None, flag: str = "--dictionaries"
+) -> tuple[Given, ...]:
+    """Dictionaries of a run, by layer; `flag` named them. Raises UserError for a run without a router, for what is not
+    a dictionary of m of this very step of the run, and for two of one layer."""
     if not paths:
         raise UserError(
-            "--dictionaries=DIR,DIR is missing: dictionaries of m of this run, which "
+            f"{flag}=DIR,DIR is missing: dictionaries of m of this run, which "
             "python -m experiments.train --config=configs/interp/dictionary.py --config.task.run=DIR trains"
         )
-    try:
-        attribution.router(run.variables, 1)
-    except ValueError as error:
-        raise UserError(f"the run in {run.origin}: {error}") from error
+    check_router(run)
     found: dict[int, Given] = {}
     for path in paths:
-        given = _read(run, path, data_dir)
+        given = _read(run, path, data_dir, flag)
         if given.layer in found:
-            raise UserError(f"--dictionaries: {found[given.layer].path} and {path} are both of layer {given.layer}")
+            raise UserError(f"{flag}: {found[given.layer].path} and {path} are both of layer {given.layer}")
         found[given.layer] = given
     return tuple(found[layer] for layer in sorted(found))
 
 
-def _read(run: Run, path: Path, data_dir: str | None) -> Given:
-    dictionary, where = load(path, data_dir=data_dir), f"--dictionaries: {path}"
+def check_router(run: Run) -> None:
+    """Raises UserError for a run without a router."""
+    try:
+        attribution.router(run.variables, 1)
+    except ValueError as error:
+        raise UserError(f"the run in {run.origin}: {error}") from error
+
+
+def _read(run: Run, path: Path, data_dir: str | None, flag: str) -> Given:
+    dictionary, where = load(path, data_dir=data_dir), f"{flag}: {path}"
     if not isinstance(dictionary.model, Dictionary):
         raise UserError(f"{where} holds a {type(dictionary.model).__name__}, not a dictionary of {SITE}")
     _, config = read_task(read_config(dictionary.values))

@@ -17,8 +17,14 @@ TEMPLATE = "why.html.j2"
 LARGEST = 3  # features of the sentence on a layer
 
 
-def page(why: Mapping[str, Any], explained: Sequence[Explained], run: Run, rows: list[tuple[np.ndarray, int]]) -> str:
-    """The whole file, from what why.json holds and what only pictures show."""
+def page(
+    why: Mapping[str, Any],
+    explained: Sequence[Explained],
+    run: Run,
+    rows: list[tuple[np.ndarray, int]],
+    other: Mapping[str, Any] | None = None,
+) -> str:
+    """The whole file, from what why.json holds and what only pictures show; `other` is from `against.shown`."""
     layers = why["model_layers"]
     missing = sorted(set(range(1, layers + 1)) - {layer.given.layer for layer in explained})
     task = run.values["task"]
@@ -29,6 +35,7 @@ def page(why: Mapping[str, Any], explained: Sequence[Explained], run: Run, rows:
         shades=shades(layers),
         layers=[_layer(layer, run, rows, layers) for layer in explained],
         missing=missing,
+        other=other,
         certain=CERTAIN,
         modules=len(run.model.config.encoder.layer.make_modules()),
         facts=[("command", why["command"]), ("hardware", why["hardware"]), *why["versions"].items()],

@@ -21,14 +21,18 @@ def write_explanation(
     element: int | None = None,
     data_dir: str | None = None,
     out: Path | None = None,
+    against: Path | None = None,
+    against_paths: Sequence[Path] = (),
 ) -> tuple[Path, Path]:
     """Measures `examples` of a split at a step of a run, the best one by default, with the dictionaries at `paths`, and
     writes the page to `out` and the numbers to a JSON file of that name; returns both paths.
 
     `out` is `why.html` in the work directory, or next to the exported file, by default. `element`: whose decision to
-    show; `data_dir`: as in `load`. Raises UserError as `dictionaries.read` does.
+    show; `data_dir`: as in `load`; `against`: another run to compare with, with its dictionaries at `against_paths`,
+    and then `paths` may be empty. Raises UserError as `dictionaries.read` and `against.read_other` do.
     """
     # Imported here: matplotlib takes a second, which --help does without.
+    from experiments.explaining import against as others
     from experiments.explaining.dictionaries import read
     from experiments.explaining.measure import Looks, explain
     from experiments.explaining.page import page
@@ -37,7 +41,10 @@ def write_explanation(
     path = out or beside(workdir, PAGE)
     run = bound(load(workdir, step, data_dir))
     refuse_unwritable(path.parent)
-    given = read(run, paths, data_dir)
+    if against_paths and against is None:
+        raise UserError("--against_dictionaries are those of another run: --against=DIR is missing")
+    given = read(run, paths, data_dir) if paths or against is None else ()
+    other = against and others.read_other(run, against, against_paths, data_dir)
     chosen, total = spread(run.task.evaluation_batches(split), examples)
     if not chosen:
         raise UserError(f"the {split} split is empty: there is nothing to explain")
@@ -55,8 +62,12 @@ def write_explanation(
         "model_layers": looks.layers,
         "layers": [layer.values for layer in explained],
     }
+    if other:
+        compared = others.compare(run, given, other, list(chosen.values()))
+        found = {"workdir": str(against), "step": other.run.step, "seal": seal(other.path, other.run.step)}
+        why["against"] = {**found, "layers": [layer.values for layer in compared]}
     numbers = path.with_suffix(".json")
-    text = page(why, explained, run, rows)
+    text = page(why, explained, run, rows, others.shown(compared, other) if other else None)
     write_json(numbers, why)
     write_text(path, text)
     return path, numbers

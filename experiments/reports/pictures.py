@@ -185,6 +185,19 @@ def pairs(values: np.ndarray, labels: tuple[str, str], shade: str) -> str:
         return _uri(figure)
 
 
+def descending(curves: Sequence[tuple[str, np.ndarray, str, str]], label: str) -> str:
+    """Values from the largest to the least over the share of all of them, for each of (name, values, colour, line)."""
+    with plt.style.context(STYLE):
+        figure, axis = _axis()
+        for name, values, shade, line in curves:
+            share = (np.arange(len(values)) + 0.5) / len(values)
+            axis.plot(share, np.sort(values)[::-1], line, color=shade, label=name)
+        axis.set(xlabel="share of pairs, the best first", ylabel=label, xlim=(0, 1))
+        axis.set_ylim(top=1.02)
+        axis.legend()
+        return _uri(figure)
+
+
 def picture(
     values: np.ndarray, active: np.ndarray, confidence: np.ndarray, chosen: Sequence[tuple[int, str]], count: int
 ) -> str:

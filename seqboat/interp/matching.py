@@ -117,8 +117,8 @@ def groups(
 
 
 def rolled(b: np.ndarray, key: Array, lengths: Int[np.ndarray, " B"] | None = None, period: int = 1) -> np.ndarray:
-    """Every sequence of b (B, L, ...) turned by its own random offset: a null that keeps what a unit does over time, and
-    breaks what it has to do with the inputs.
+    """Every sequence of b (B, L, ...) turned by its own random offset: a null that keeps what a unit does over time,
+    and breaks what it has to do with the inputs.
 
     Offsets are the multiples of `period` that are not 0, for units that depend on the position by a period. Only the
     first `lengths` elements of a sequence are turned; one without such a multiple below its length stays as it is.

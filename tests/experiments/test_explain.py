@@ -12,10 +12,12 @@ import pytest
 
 from experiments.common.errors import UserError
 from experiments.data import identity
-from experiments.evaluation import splicing
-from experiments.explaining import measure, writer
+from experiments.evaluation import agreement, splicing
+from experiments.explaining import against, measure, writer
 from experiments.explaining import page as pages
+from experiments.explaining.dictionaries import read
 from experiments.reports import pictures
+from experiments.reports.measure import spread
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from tests.experiments.test_activations import values as dictionary_values
@@ -33,11 +35,15 @@ BIAS = 1.0  # with which random parameters activate some elements of layer 2 and
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
-    experiment = build(tiny(VALUES))
+    return random_run(tmp_path_factory.mktemp("explain") / "run", build(tiny(VALUES)))
+
+
+def random_run(workdir: Path, experiment) -> Path:
+    """Its parameters do not depend on its seed."""
     variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
     logits = variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
     logits["bias"] = jnp.zeros_like(logits["bias"]).at[:, 1].set(BIAS)
-    return write(tmp_path_factory.mktemp("explain") / "run", experiment, variables, 4)
+    return write(workdir, experiment, variables, 4)
 
 
 def write(workdir: Path, experiment, variables, step: int) -> Path:
@@ -166,11 +172,11 @@ def written(explained, run, monkeypatch):
     )()
     _, why, found = explained
 
-    def text(layer=found, vocabulary=9, **changes) -> str:
+    def text(layer=found, vocabulary=9, other=None, **changes) -> str:
         loaded = writer.load(run)
         shown = dataclasses.replace(loaded)
         vars(shown)["experiment"] = type("E", (), {"task": task(vocabulary)})
-        return pages.page({**why, **changes}, [layer], shown, [(np.ones(40, int), len(found.decision.sources))])
+        return pages.page({**why, **changes}, [layer], shown, [(np.ones(40, int), len(found.decision.sources))], other)
 
     return text
 
@@ -203,7 +209,6 @@ def test_what_is_empty_says_why(explained, written):
 
 def test_a_mixer_without_a_kernel_has_no_sum_over_sources(run, given, monkeypatch):
     from experiments.explaining.decisions import take_apart
-    from experiments.explaining.dictionaries import read
     from seqboat.layers.mixer import MixerConfig
 
     loaded = writer.load(run)
@@ -220,6 +225,84 @@ def test_a_mixer_without_a_kernel_has_no_sum_over_sources(run, given, monkeypatc
         take_apart(loaded, dictionary, look, 12, 12)
 
 
+# The other seed
+
+
+@pytest.fixture(scope="module")
+def twin(tiny, tmp_path_factory) -> Path:
+    """A run of another seed with the parameters of `run`."""
+    return random_run(tmp_path_factory.mktemp("twin") / "twin", build(tiny({**VALUES, "seed": 3})))
+
+
+def test_units_and_routes_of_a_run_are_those_of_its_twin(run, twin, given, dictionary, tmp_path, written):
+    experiment, variables = dictionary
+    values = {**experiment.values, "task": {**experiment.values["task"], "run": str(twin)}}
+    own = write(tmp_path / "m2", build(values), variables, 6)
+    loaded = writer.load(run)
+    other = against.read_other(loaded, twin, [own])
+    examples = list(spread(loaded.task.evaluation_batches("test"), 10)[0].values())
+    layers = against.compare(loaded, read(loaded, [given]), other, examples)
+    assert [layer.values["kind"] for layer in layers] == ["channels", "features"]
+    everywhere, routing = (layer.values["routing"] for layer in layers)
+    assert (everywhere["rates"], everywhere["kappa"]) == ([1, 1], 0), "nothing is decided in layer 1"
+    assert (routing["kappa"], routing["same"]) == (1, 1)
+    assert routing["rates"][0] == routing["rates"][1]
+    assert routing["rolled"]["most"] < 0.9
+    for layer in layers:
+        found = layer.values[layer.values["kind"]]
+        assert found["mean"] > 2 * found["rolled"]
+        pairs, values = np.array(found["pairs"]), np.array(found["correlations"])
+        alive = values > 1e-9
+        assert alive.sum() >= 5
+        np.testing.assert_allclose(values[alive], 1, atol=1e-6)
+        np.testing.assert_array_equal(*pairs[alive].T)
+        for pair in layer.texts[:2]:
+            assert pair["runs"][0] == pair["runs"][1]
+            assert any(shade is not None for shade, _ in pair["runs"][0])
+    shown = against.shown(layers, other)
+    shown["layers"][1]["texts"][0]["runs"] = [[(1, HOSTILE + CONTROL)]] * 2
+    reader = checked(source := written(other={**shown, "name": HOSTILE}))
+    text = " ".join("".join(reader.text).split())
+    assert "<script" not in source
+    assert text.count(HOSTILE) >= 3
+    assert "κ = +1.000" in text
+    assert "Without dictionaries of layer 1 of both runs" in text
+    assert "No other run was given" not in text
+    assert "No other run was given (--against=DIR)" in written()
+
+
+def test_the_page_takes_another_run_without_dictionaries(run, twin, tmp_path):
+    path, numbers = writer.write_explanation(run, [], examples=10, out=tmp_path / "why.html", against=twin)
+    why = json.loads(numbers.read_text())
+    assert why["layers"] == []
+    assert why["against"]["workdir"] == str(twin)
+    assert [layer["routing"]["same"] for layer in why["against"]["layers"]] == [1, 1]
+    text = "".join(checked(path.read_text()).text)
+    assert "No dictionary of layer 2 was given, so nothing is said about it." in text
+    assert "Health of the dictionaries" not in text
+
+
+def test_sequences_are_compared_up_to_their_ends(run, twin, monkeypatch):
+    """Few enough examples, and nothing of the padding."""
+    monkeypatch.setattr(against, "ELEMENTS", 100)
+    loaded = writer.load(run)
+    examples = list(spread(loaded.task.evaluation_batches("test"), 10)[0].values())
+    asked = []
+
+    def see(run, batches):
+        rows = sum(len(batch["lengths"]) for batch in batches)
+        return agreement.Seen(np.zeros((2, rows, length, 3), np.float32), np.zeros((2, rows, length), bool))
+
+    monkeypatch.setattr(agreement, "see", see)
+    monkeypatch.setattr(agreement, "routing", lambda a, b, valid, key: asked.append(valid) or {})
+    length = examples[0]["inputs"].shape[0]
+    against.compare(loaded, (), against.Other(twin, loaded, ()), examples)
+    every = -(-10 * length // 100)
+    assert every > 1
+    assert asked[0].shape == (-(-10 // every), length)
+    assert asked[0].sum(1).tolist() == [int(example["lengths"]) for example in examples[::every]]
+
+
 # Refusals
 
 
@@ -232,6 +315,7 @@ def refused(message: str, run: Path, *paths: Path, **options) -> None:
 
 def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_path):
     refused("--dictionaries=DIR,DIR is missing", run)
+    refused("--against=DIR is missing", run, given, against_paths=[given])
     again = Path(shutil.copytree(given, tmp_path / "again"))
     refused(f"{given} and {again} are both of layer 2", run, given, again)
     refused(f"{run} holds a Classifier, not a dictionary of m", run, run)
@@ -247,18 +331,38 @@ def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_pa
 def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_path):
     other = untrained(tiny({**VALUES, "seed": 3}), tmp_path / "o", step=4)
     refused(f"is of step 4 of {run}, not of step 4 of the run in {other}", other, given)
-    never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
+    never = untrained(tiny({**VALUES, "model.activation": "never"}), tmp_path / "never")
     refused("the layers of this model have no router", never, given)
+    refused(f"the run in {never}: the layers of this model have no router", run, against=never)
+
+
+def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, tmp_path):
+    refused(f"--against={run} is the run itself", run, against=run)
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    refused(f"--against={again} is the run itself", run, against=again)
+    refused(f"there is no work directory {tmp_path / 'none'}", run, against=tmp_path / "none")
+    refused(f"--against_dictionaries: {given} is of step 4 of {run}", run, against=twin, against_paths=[given])
+    small = untrained(tiny({**VALUES, "model.layers": 1}), tmp_path / "small")
+    refused(f"--against={small} has 1 layers, and {run} has 2", run, against=small)
+    longer = untrained(tiny({**VALUES, "task.tokens": "40-128"}), tmp_path / "longer")
+    refused(
+        f"--against={longer} is of another task than {run}: config.task.tokens: .7-40. -> .40-128.", run, against=longer
+    )
+    for path in again.rglob("state/d/*"):
+        path.write_bytes(b"")
+    refused("damaged|differs|truncated", run, against=again)
 
 
 def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(program, "write_explanation", lambda *a: asked.append(a) or ("a.html", "a.json"))
     flags = {"workdir": str(run), "dictionaries": ["a", "b"], "examples": 3, "element": 2}
-    for name in ("workdir", "dictionaries", "step", "split", "examples", "element", "out", "data_dir"):
+    flags |= {"against": "c", "against_dictionaries": ["d"]}
+    others = ("against", "against_dictionaries")
+    for name in ("workdir", "dictionaries", "step", "split", "examples", "element", "out", "data_dir", *others):
         monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": flags.get(name)}))
     program.main()
-    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None)]
+    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, Path("c"), [Path("d")])]
     assert capsys.readouterr().out == "wrote a.html and a.json\n"
     monkeypatch.setattr(program, "_WORKDIR", type("Flag", (), {"value": None}))
     with pytest.raises(UserError, match="--workdir=DIR is missing"):
