@@ -34,9 +34,12 @@ class Other(NamedTuple):
     given: tuple[Given, ...]
 
 
-def read_other(run: Run, path: Path, dictionaries: Sequence[Path], data_dir: str | None = None) -> Other:
-    """Raises UserError for what is not a run, for this very run, for one of another task, data or number of layers, and
-    for one without routers."""
+def read_other(run: Run, path: Path | None, dictionaries: Sequence[Path], data_dir: str | None = None) -> Other | None:
+    """The run at a path, None without one. Raises UserError for dictionaries without a run, for what is not a run, for
+    this very run, for one of another task, data or number of layers, and for one without routers."""
+    if path is None:
+        require(not dictionaries, "--against_dictionaries are those of another run: --against=DIR is missing")
+        return None
     where = f"--against={path}"
     other = bound(load(path, data_dir=data_dir))
     own, its = (seal(Path(each.origin), each.step) for each in (run, other))
@@ -46,10 +49,10 @@ def read_other(run: Run, path: Path, dictionaries: Sequence[Path], data_dir: str
         raise UserError(f"{where} is of another task than {run.origin}: {changed[0]}")
     if _data(run) != _data(other):
         raise UserError(f"{where} was trained on other data than {run.origin}")
-    layers, its_layers = (each.model.config.encoder.layers for each in (run, other))
-    require(layers == its_layers, f"{where} has {its_layers} layers, and {run.origin} has {layers}")
     check_router(run)
     check_router(other)
+    layers, its_layers = (each.model.config.encoder.layers for each in (run, other))
+    require(layers == its_layers, f"{where} has {its_layers} layers, and {run.origin} has {layers}")
     flag = "--against_dictionaries"
     return Other(path, other, read(other, dictionaries, data_dir, flag) if dictionaries else ())
 
@@ -145,6 +148,16 @@ def _texts(
 def _above(unit: Float[np.ndarray, "n L"], valid: Bool[np.ndarray, "n L"]) -> Float[np.ndarray, "n L"]:
     """How far a unit is above its mean, 0 in padding."""
     return np.where(valid, unit - unit[valid].mean(), 0)
+
+
+def explain_other(
+    run: Run, given: Sequence[Given], other: Other, examples: Sequence[Example]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What why.json has of the comparison, and what the page draws."""
+    layers = compare(run, given, other, examples)
+    step = other.run.step
+    values = {"workdir": str(other.path), "step": step, "seal": seal(other.path, step)}
+    return {**values, "layers": [layer.values for layer in layers]}, shown(layers, other)
 
 
 def shown(layers: Sequence[Layer], other: Other) -> dict[str, Any]:

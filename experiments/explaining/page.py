@@ -24,7 +24,8 @@ def page(
     rows: list[tuple[np.ndarray, int]],
     other: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole file, from what why.json holds and what only pictures show; `other` is from `against.shown`."""
+    """The whole file, from what why.json holds and what only pictures show; `other` is what `against.shown`
+    draws of another run."""
     layers = why["model_layers"]
     missing = sorted(set(range(1, layers + 1)) - {layer.given.layer for layer in explained})
     task = run.values["task"]

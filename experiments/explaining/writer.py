@@ -41,16 +41,15 @@ def write_explanation(
     path = out or beside(workdir, PAGE)
     run = bound(load(workdir, step, data_dir))
     refuse_unwritable(path.parent)
-    if against_paths and against is None:
-        raise UserError("--against_dictionaries are those of another run: --against=DIR is missing")
     given = read(run, paths, data_dir) if paths or against is None else ()
-    other = against and others.read_other(run, against, against_paths, data_dir)
+    other = others.read_other(run, against, against_paths, data_dir)
     chosen, total = spread(run.task.evaluation_batches(split), examples)
     if not chosen:
         raise UserError(f"the {split} split is empty: there is nothing to explain")
     looks = Looks(run, list(chosen.values()))
     rows = [sequence for example in chosen.values() for sequence in sequences(example)]
     explained = [explain(looks, dictionary, split, rows, element) for dictionary in given]
+    compared, shown = others.explain_other(run, given, other, list(chosen.values())) if other else (None, None)
     why: dict[str, Any] = {
         "command": command(),
         "versions": versions(),
@@ -61,13 +60,10 @@ def write_explanation(
         "of": total,
         "model_layers": looks.layers,
         "layers": [layer.values for layer in explained],
+        "against": compared,
     }
-    if other:
-        compared = others.compare(run, given, other, list(chosen.values()))
-        found = {"workdir": str(against), "step": other.run.step, "seal": seal(other.path, other.run.step)}
-        why["against"] = {**found, "layers": [layer.values for layer in compared]}
     numbers = path.with_suffix(".json")
-    text = page(why, explained, run, rows, others.shown(compared, other) if other else None)
+    text = page(why, explained, run, rows, shown)
     write_json(numbers, why)
     write_text(path, text)
     return path, numbers

@@ -58,7 +58,7 @@ def run(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> 
     for pair in itertools.combinations(plan.seeds, 2):
         for layer in plan.layers:
             arms = {
-                name: compared(*(load(seed, trained) for seed in pair), layer)
+                name: compared(load(pair[0], trained), load(pair[1], trained), layer)
                 for name, trained in {"trained": True, "untrained": False}.items()
             }
             rows.append({"seeds": list(pair), "layer": layer, **arms})
@@ -79,20 +79,20 @@ def learned(plan: Plan, seed: int, directory: Path, trained: bool) -> Learned:
 
 def compared(first: Learned, second: Learned, layer: int) -> dict[str, Any]:
     """One layer of two seeds: `features` and `channels` one to one, and their `routing`."""
-    m = [each.seen.m[layer - 1] for each in (first, second)]
-    active = [each.seen.active[layer - 1] for each in (first, second)]
-    features = [encode(each.atoms[layer], values) for each, values in zip((first, second), m, strict=True)]
-    valid, key = np.ones(active[0].shape, bool), jax.random.key(layer)  # every sequence is of full length
-    found = agreement.matched(*features, valid, key, signed=True)
-    sparse = matching.sparse_prediction(*(each[valid] for each in features), PENALTY)
+    m, other_m = (each.seen.m[layer - 1] for each in (first, second))
+    active, other_active = (each.seen.active[layer - 1] for each in (first, second))
+    f, other_f = encode(first.atoms[layer], m), encode(second.atoms[layer], other_m)
+    valid, key = np.ones(active.shape, bool), jax.random.key(layer)  # every sequence is of full length
+    found = agreement.matched(f, other_f, valid, key, signed=True)
+    sparse = matching.sparse_prediction(f[valid], other_f[valid], PENALTY)
     return {
         "features": {
             **described(found),
             "most_similar": float(matching.semi(found.c).values.mean()),
             "predicted": {"r2": float(sparse.r2.mean()), "from": float((sparse.weights != 0).sum(0).mean())},
         },
-        "channels": described(agreement.matched(*m, valid, key, signed=False)),
-        "routing": agreement.routing(*active, valid, key),
+        "channels": described(agreement.matched(m, other_m, valid, key, signed=False)),
+        "routing": agreement.routing(active, other_active, valid, key),
     }
 
 

@@ -346,7 +346,7 @@ def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, t
     refused(f"--against={small} has 1 layers, and {run} has 2", run, against=small)
     longer = untrained(tiny({**VALUES, "task.tokens": "40-128"}), tmp_path / "longer")
     refused(
-        f"--against={longer} is of another task than {run}: config.task.tokens: .7-40. -> .40-128.", run, against=longer
+        f"--against={longer} is of another task than {run}: config.task.tokens: .8-40. -> .40-128.", run, against=longer
     )
     for path in again.rglob("state/d/*"):
         path.write_bytes(b"")
