@@ -39,7 +39,13 @@ def test_files_that_are_not_python_are_packaged():
     }
     others = {path for path in found if path.suffix not in (".py", ".pyc")}
     assert others == packaged
-    assert {path.name for path in others} == {"report.html.j2", "frame.html.j2", "why.html.j2", "card.md.j2"}
+    assert {path.name for path in others} == {
+        "report.html.j2",
+        "frame.html.j2",
+        "why.html.j2",
+        "against.html.j2",
+        "card.md.j2",
+    }
 
 
 @pytest.mark.parametrize(
