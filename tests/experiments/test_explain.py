@@ -337,20 +337,25 @@ def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_pat
 
 
 def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, tmp_path):
-    refused(f"--against={run} is the run itself", run, against=run)
+    loaded = writer.load(run)
+
+    def refused(message: str, path: Path, *dictionaries: Path) -> None:
+        with pytest.raises(UserError, match=message) as found:
+            against.read_other(loaded, path, dictionaries)
+        assert "\n" not in str(found.value)
+
     again = Path(shutil.copytree(run, tmp_path / "again"))
-    refused(f"--against={again} is the run itself", run, against=again)
-    refused(f"there is no work directory {tmp_path / 'none'}", run, against=tmp_path / "none")
-    refused(f"--against_dictionaries: {given} is of step 4 of {run}", run, against=twin, against_paths=[given])
+    refused(f"--against={run} is the run itself", run)
+    refused(f"--against={again} is the run itself", again)
+    refused(f"there is no work directory {tmp_path / 'none'}", tmp_path / "none")
+    refused(f"--against_dictionaries: {given} is of step 4 of {run}", twin, given)
     small = untrained(tiny({**VALUES, "model.layers": 1}), tmp_path / "small")
-    refused(f"--against={small} has 1 layers, and {run} has 2", run, against=small)
+    refused(f"--against={small} has 1 layers, and {run} has 2", small)
     longer = untrained(tiny({**VALUES, "task.tokens": "40-128"}), tmp_path / "longer")
-    refused(
-        f"--against={longer} is of another task than {run}: config.task.tokens: .8-40. -> .40-128.", run, against=longer
-    )
+    refused(f"--against={longer} is of another task than {run}: config.task.tokens: '8-40' -> '40-128'", longer)
     for path in again.rglob("state/d/*"):
         path.write_bytes(b"")
-    refused("damaged|differs|truncated", run, against=again)
+    refused("damaged|differs|truncated", again)
 
 
 def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):
