@@ -45,6 +45,9 @@ def read_other(run: Run, path: Path | None, dictionaries: Sequence[Path], data_d
     own, its = (seal(Path(each.origin), each.step) for each in (run, other))
     require(path.resolve() != Path(run.origin).resolve() and (own != its or not own), f"{where} is the run itself")
     task, others = ({**each.values["task"], "files": None} for each in (run, other))
+    require(
+        task["name"] == others["name"], f"{where} is of the task {others['name']}, and {run.origin} of {task['name']}"
+    )
     if changed := differences(task, others, "config.task"):
         raise UserError(f"{where} is of another task than {run.origin}: {changed[0]}")
     if _data(run) != _data(other):

@@ -349,6 +349,7 @@ def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, t
     refused(f"--against={again} is the run itself", again)
     refused(f"there is no work directory {tmp_path / 'none'}", tmp_path / "none")
     refused(f"--against_dictionaries: {given} is of step 4 of {run}", twin, given)
+    refused(f"--against={given} is of the task activations, and {run} of short_listops", given)
     small = untrained(tiny({**VALUES, "model.layers": 1}), tmp_path / "small")
     refused(f"--against={small} has 1 layers, and {run} has 2", small)
     longer = untrained(tiny({**VALUES, "task.tokens": "40-128"}), tmp_path / "longer")
