@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 import experiments
+from examples import _fit
 from experiments.common import cli
 from experiments.common.errors import UserError
 from experiments.common.files import user_path, write_json
@@ -32,6 +33,9 @@ _OUT = flags.DEFINE_string("out", None, "JSON file of the result.")
 
 
 def main() -> None:
+    out = user_path(_OUT.value, "--out") if _OUT.value else None
+    if out is not None:
+        _fit.refuse(out)
     run = experiments.load(user_path(str(_WORKDIR.value), "--workdir"))
     if not isinstance(run.task, induction.Task):
         raise UserError(f"--workdir={_WORKDIR.value}: its task is not induction")
@@ -40,9 +44,9 @@ def main() -> None:
     for power in range(8, int(_LONGEST.value) + 1, 2):
         rows.append(measure(run, stream, 2**power, int(_SEQUENCES.value)))
         print("length {length:>9,}  accuracy {accuracy:.3f}  active tokens {active}".format(**rows[-1]), flush=True)
-    if _OUT.value:
+    if out is not None:
         about = {"command": command(), "versions": versions(), "hardware": hardware(), "step": run.step}
-        write_json(user_path(_OUT.value, "--out"), {**about, "rows": rows})
+        write_json(out, {**about, "rows": rows})
 
 
 def measure(run: Any, stream: Any, length: int, sequences: int) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_links_and_names_exist():
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
         for path in re.findall(r"`((?:seqboat|experiments|configs|tests|launch)/[\w/]+(?:\.\w+)?)`", text):
             assert (ROOT / path).exists() or "NAME" in path, f"{page}: {path}"
-        for module in re.findall(r"python -m ((?:experiments|tests)\.[\w.]+\w)", text):
+        for module in re.findall(r"python -m ((?:experiments|tests|examples)\.[\w.]+\w)", text):
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{page}: {module}"
         for config in re.findall(r"--config=(configs/[\w/]+\.py)", text):
             assert (ROOT / config).is_file() or config == NEW, f"{page}: {config}"

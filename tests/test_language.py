@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("seqboat", "experiments", "configs", "launch", "notebooks", "tests", "docs")
+FOLDERS = ("seqboat", "experiments", "configs", "launch", "notebooks", "tests", "docs", "examples")
 
 # After "bytes", "cost" and the like, a rate is "per token", not "a token".
 COUNTS = (

@@ -30,10 +30,12 @@ def _version(name: str) -> str | None:
 
 
 def command() -> str:
-    """The command line, without flags that name paths on this machine."""
+    """The command line of a program or an example, without flags that name paths on this machine."""
     words = re.sub(r"\0(--workdir|--config\.data_dir)[=\0][^\0]*", "", "\0" + "\0".join(sys.argv[1:]))
     kept = words.split("\0")[1:]
-    return f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(kept)}"
+    program = Path(sys.argv[0])
+    folder = "examples" if program.parent.name == "examples" else "experiments"
+    return f"python -m {folder}.{program.stem} {shlex.join(kept)}".rstrip()
 
 
 def hardware() -> str:

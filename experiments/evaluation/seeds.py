@@ -1,7 +1,5 @@
 """Training, testing and summarising one config from several seeds."""
 
-import math
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from experiments.common.config import differences
 from experiments.common.errors import Stopped, UserError
 from experiments.common.files import write_json
+from experiments.common.spread import spread
 from experiments.evaluation.evaluator import evaluate_run, read_result
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.claims import owned
@@ -36,7 +35,7 @@ def run_seeds(
     summary: dict[str, Any] = {"seeds": [result["config"]["seed"] for result in results], "split": split}
     summary |= {f"{name}s": [result[name] for result in results] for name in ("step", "seal")}
     summary["metrics"] = {
-        name: {"values": found, **_spread(found)}
+        name: {"values": found, **spread(found)}
         for name in results[0]
         if name not in ("seconds", "step", "seal", "at")
         and isinstance((found := [result[name] for result in results])[0], float | None)
@@ -96,14 +95,3 @@ def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
     same = {name: (before or {}).get(name) for name in ("data_dir", "mesh")}
     if changed := differences(before, {**values, **same}):
         raise UserError(f"{workdir} was trained with another config ({changed[0]}): choose another work directory")
-
-
-def _spread(values: list[float | None]) -> dict[str, float | None]:
-    """Mean, sample standard deviation and standard error of the mean. The last two are None for one value, all of them
-    if any value is None (not finite)."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return dict.fromkeys(("mean", "standard_deviation", "standard_error"))
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    error = None if deviation is None else deviation / math.sqrt(len(known))
-    return {"mean": statistics.fmean(known), "standard_deviation": deviation, "standard_error": error}

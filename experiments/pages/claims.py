@@ -1,11 +1,12 @@
 """docs/claims.md: a row for every claim, with its control, from `docs/_data/claims/NAME.json` and the tables that these
-name: of `experiments.evaluation.table`, in `docs/_data/results/`, or of studies that train nothing, in
+name: of `experiments.evaluation.table`, in `docs/_data/results/`, or of examples and of studies that train nothing, in
 `docs/_data/probes/`.
 
     {"claim": "...", "measure": "...", "bar": "...", "verdict": "...",
      "table": "mixers", "arm": "ssd", "control": "ema"}
 
-Score, seeds, command, hardware and versions come from the table. A claim without a control is refused.
+Score, seeds, command, hardware and versions come from the table; the score is its selection metric, or the claim's
+"metric". A claim without a control is refused.
 """
 
 import json
@@ -65,13 +66,13 @@ def _place(directory: Path, table: str) -> Path:
 
 def _row(name: str, claim: dict[str, str], runs: dict[str, Any]) -> str:
     cells = (claim["claim"], claim["measure"], claim["control"].replace("_", " "))
-    scores = (_score(runs[claim["arm"]]), _score(runs[claim["control"]]))
+    scores = (_score(runs[claim[side]], claim.get("metric")) for side in ("arm", "control"))
     return "| " + " | ".join((*cells, *scores, claim["bar"], claim["verdict"])) + " |"
 
 
-def _score(run: dict[str, Any]) -> str:
+def _score(run: dict[str, Any], metric: str | None) -> str:
     """Mean and standard error over the seeds that were run."""
-    spread = run["metrics"][run["test"][-1]["selection_metric"]]
+    spread = run["metrics"][metric or run["test"][-1]["selection_metric"]]
     count = sum(value is not None for value in spread["values"])
     error = spread["standard_error"]
     return f"{spread['mean']:.3f}{'' if error is None else f' ± {error:.3f}'} ({count} seeds)"

@@ -7,13 +7,13 @@ Every mixer alone, at width 64 with its defaults, on white noise of 64 elements;
 """
 
 import dataclasses
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from experiments.common.spread import spread
 from seqboat.analysis.reach import reach, slope
 from seqboat.layers.mixer import MixerConfig
 from seqboat.layers.mixers import elman, ema, gru, lru, lstm, s4d, s5, ssd
@@ -40,13 +40,12 @@ def study(save: Callable[[dict[str, Any]], None], *, seeds: range = range(5)) ->
     found: dict[str, Any] = {}
     for name, config in ARMS.items():
         slopes = measure(config, seeds)
-        error = statistics.stdev(slopes) / len(slopes) ** 0.5 if len(slopes) > 1 else None
-        spread = {"values": slopes, "mean": statistics.fmean(slopes), "standard_error": error}
+        over_seeds = {"values": slopes, **spread(slopes)}
         fields = {"mixer": {"name": config.name, **dataclasses.asdict(config)}}
-        table = {"config": fields, "seeds": list(seeds), "metrics": {"slope": spread}}
+        table = {"config": fields, "seeds": list(seeds), "metrics": {"slope": over_seeds}}
         found[name] = {**table, "test": [{"selection_metric": "slope"}]}
         save(found)
-        print(f"{name}: {spread['mean']:+.3f} per element, {min(slopes):+.3f} to {max(slopes):+.3f}", flush=True)
+        print(f"{name}: {over_seeds['mean']:+.3f} per element, {min(slopes):+.3f} to {max(slopes):+.3f}", flush=True)
 
 
 def measure(config: MixerConfig, seeds: range) -> list[float]:

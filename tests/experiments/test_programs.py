@@ -255,6 +255,16 @@ EXPORT: dict[str, tuple[list[str], str]] = {
         "not a URL; mount the bucket with gcsfuse",
     ),
 }
+# The command line of every example is the same.
+EXAMPLE: dict[str, tuple[list[str], str]] = {
+    "no seeds": (["--seeds=0"], "--seeds=0"),
+    "unknown flag": (["--sedes=3"], "Unknown command line flag 'sedes'. Did you mean: seeds ?"),
+    "in a folder that is not there": (
+        ["--out={tmp}/nothing/x.json"],
+        "could not write in {tmp}/nothing: No such file or directory",
+    ),
+    "a folder": (["--out={tmp}/data"], "--out={tmp}/data: is a directory; name a file"),
+}
 
 
 # A message of what a program calls, whose own test has it: of each program, the test and the cases, which are breadth.
@@ -351,6 +361,8 @@ def results(folder, request) -> dict[tuple[str, str], Done]:
     commands: list[Any] = [
         (f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in asked
     ]
+    asked += [("example", name, case[0]) for name, case in EXAMPLE.items()]
+    commands += [("examples.counter_current", [fill(a) for a in arguments], None) for arguments, _ in EXAMPLE.values()]
     return {(module, name): done for (module, name, _), done in zip(asked, run_all(commands), strict=True)}
 
 
@@ -397,6 +409,14 @@ def test_report_refuses(results, folder, name):
     assert REPORT[name][1].format(tmp=folder, run=folder / "run") in assert_one_line(done)
     assert done.out == ""
     assert not list(folder.glob("*/report.*"))
+
+
+@pytest.mark.parametrize("name", EXAMPLE)
+def test_an_example_refuses(results, folder, name):
+    done = results["example", name]
+    assert EXAMPLE[name][1].format(tmp=folder) in assert_one_line(done)
+    assert done.out == ""
+    assert done.seconds < 30  # before anything is computed
 
 
 def test_a_real_process_fails_like_its_forks(results, folder):
