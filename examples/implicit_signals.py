@@ -21,7 +21,6 @@ one resolution. A DDPM (Ho et al. 2020, arXiv 2006.11239) then learns the latent
 """
 
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -38,7 +37,7 @@ GRID = (8, 8)
 FIELDS, CHANNELS, WIDTH = (16, 32, 64), 16, 52
 SINES, TARGET_WIDTH, TRUNK = 12, 20, (16, 16, 16)
 RATE, KL_WEIGHT, NOISES = 2e-3, 0.01, 100
-LATENT = math.prod(GRID)
+LATENT = GRID[0] * GRID[1]
 
 
 def chirps(key: Array, count: int, samples: int) -> Float[Array, "N U"]:
@@ -56,8 +55,7 @@ def interpolate(field: Float[Array, "R C"], u: Float[Array, "U"]) -> Float[Array
     """Linear between the middles of the R parts of [0, 1], constant beyond the outer ones."""
     size = field.shape[0]
     at = jnp.clip(u * size - 0.5, 0, size - 1)
-    hats = jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(size)[None]))
-    return hats @ field
+    return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(size)[None])) @ field
 
 
 class Encoder(nn.Module):
@@ -137,8 +135,8 @@ def kl(mean: Float[Array, "*B"], log_std: Float[Array, "*B"]) -> Float[Array, "*
 
 def initialize(arm: str, key: Array) -> Any:
     keys = jax.random.split(key)
-    decoder = DECODERS[arm].init(keys[0], jnp.zeros(GRID), coordinates(4))["params"]
-    return {"encoder": Encoder().init(keys[1], jnp.zeros(SAMPLES))["params"], "decoder": decoder}
+    encoder = Encoder().init(keys[1], jnp.zeros(SAMPLES))["params"]
+    return {"encoder": encoder, "decoder": DECODERS[arm].init(keys[0], jnp.zeros(GRID), coordinates(4))["params"]}
 
 
 def train(arm: str, key: Array, steps: int) -> Any:
@@ -171,6 +169,10 @@ class Denoiser(nn.Module):
         return nn.Dense(x.shape[0], name="out")(hidden)
 
 
+def initialize_denoiser(key: Array) -> Any:
+    return Denoiser().init(key, jnp.zeros(LATENT), jnp.zeros(()))["params"]
+
+
 def kept() -> Float[Array, "T"]:
     """The share of a latent's variance that is left at every noise level, prod (1 - beta); 0.0001 to 0.2 for beta."""
     return jnp.cumprod(1 - jnp.linspace(1e-4, 0.2, NOISES))
@@ -195,9 +197,9 @@ def train_denoiser(autoencoder: Any, key: Array, steps: int) -> Any:
         return jnp.square(predict(params, noisy(x, noise, level), level) - noise).mean()
 
     start, batches = jax.random.split(key)
-    params = Denoiser().init(start, jnp.zeros(LATENT), jnp.zeros(()))["params"]
+    batch = functools.partial(jax.random.fold_in, batches)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    return _fit.fit(loss, params, functools.partial(jax.random.fold_in, batches), optimizer, steps)[0]
+    return _fit.fit(loss, initialize_denoiser(start), batch, optimizer, steps)[0]
 
 
 def sample(params: Any, key: Array, count: int) -> Float[Array, "N D"]:

@@ -96,7 +96,7 @@ def rollout(
         return h, (h, kl(posterior, prior) / max(size, 1))
 
     _, (h, divergence) = jax.lax.scan(step, jnp.zeros(hidden), (jnp.arange(length), codes, noise))
-    return jnp.tanh(h) @ params["out"] + params["out_bias"], divergence
+    return jnp.tanh(h) @ params["out"] + params["out_bias"][None], divergence
 
 
 def loss(params: Params, a: Float[Array, "N S A"], data: Float[Array, "N S F"], key: Array, w: Any) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from examples import predictive_rnn as pv
-from tests.helpers import assert_close, normal
+from tests.helpers import assert_close, normal, random_like
 
 KEY, LENGTH = jax.random.key(0), 5
 ROLLOUT = jax.jit(pv.rollout, static_argnums=3)
@@ -77,9 +77,11 @@ def test_the_automaton_has_the_3_grams_that_are_computed():
 
 
 def test_three_steps(monkeypatch):
-    sizes = {"HIDDEN": 4, "SEQUENCES": 2, "LENGTH": 4, "GENERATED": (2, 14), "META_PRIORS": (1e-4, 1.0)}
+    sizes = {"SEQUENCES": 2, "LENGTH": 4, "GENERATED": (2, 14), "META_PRIORS": (1e-4, 1.0)}
     for name, value in sizes.items():
         monkeypatch.setattr(pv, name, value)
+    sized = jax.eval_shape(lambda key: pv.initialize(key, hidden=4), KEY)
+    monkeypatch.setattr(pv, "initialize", lambda key: random_like(sized))
     found = pv.run(range(2), 3)
     assert set(found) == {"w_0.0001", "w_0.0001_prior_alone", "w_1", "w_1_prior_alone"}
     assert set(found["w_1"]) == {"sigma", "ngrams", "window", "next"}
