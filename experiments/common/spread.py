@@ -2,9 +2,10 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 
 
-def spread(values: list[float | None]) -> dict[str, float | None]:
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean, sample standard deviation and standard error of the mean. The last two are None for one value, all of them
     if any value is None (not finite)."""
     known = [value for value in values if value is not None]
