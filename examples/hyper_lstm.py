@@ -5,8 +5,8 @@ generates once and before it.
 
     python -m examples.hyper_lstm [--seeds=5] [--out=FILE]
 
-Both learn to remember the first number of a sequence, in seconds on a CPU: the mean squared error of the last 20 steps,
-where a guess of 0 has 1, of the HyperLSTM and of the LSTM with layer norms that it scales.
+Both learn to remember the first number of a sequence, in half a minute on a CPU: the mean squared error of the last 20
+steps, where a guess of 0 has 1, of the HyperLSTM and of the LSTM with layer norms that it scales.
 """
 
 import functools
