@@ -18,6 +18,7 @@ from experiments.common import terminal
 from experiments.common.errors import UserError
 from experiments.common.pictures import save_picture
 from experiments.training.experiment import build
+from experiments.training.models import encodes_inputs
 from experiments.training.restore import bound, load, middle
 from experiments.training.step import Batch
 from seqboat import hyper
@@ -67,12 +68,14 @@ def measure(subject: Subject, kinds: tuple[str, ...], draws: int, seed: int) -> 
     found: dict[str, Any] = {"examples": len(subject.batch["inputs"]), "draws": draws, **subject.about}
     key = jax.random.key(seed)
     if "reach" in kinds:
-        if not hasattr(subject.model.config, "encoder"):
+        if not encodes_inputs(subject.model):
             raise UserError(f"--what=reach: a {type(subject.model).__name__} has no sequence to reach back in")
         layers, network = _reach(subject.model, draws, subject.variables, subject.batch, key)
         rows = {f"layer {number}": row for number, row in enumerate(np.asarray(layers), 1)}
         found["reach"] = {name: _of_lags(row) for name, row in (*rows.items(), ("network", np.asarray(network)))}
     if "depth" in kinds:
+        if not (encodes_inputs(subject.model) or isinstance(subject.model, MLP)):
+            raise UserError(f"--what=depth: a {type(subject.model).__name__} has no stack of layers to follow")
         grown = jax.device_get(_depth(subject.model, subject.variables, subject.batch, key))
         widths = _widths(subject.model)
         found["depth"] = {**{name: values.tolist() for name, values in grown._asdict().items()}, **widths}

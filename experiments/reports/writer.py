@@ -8,6 +8,7 @@ import jax
 from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, write_text
 from experiments.evaluation.evaluator import read_result, result_file
+from experiments.training.models import encodes_inputs
 from experiments.training.restore import beside, bound, load, middle
 from seqboat.layers.config import LayerConfig
 
@@ -37,7 +38,7 @@ def write_report(
     loaded = load(workdir, step, data_dir, at)
     refuse_unwritable(path.parent)
     run = bound(loaded)
-    if not hasattr(run.model.config, "encoder"):
+    if not encodes_inputs(run.model):
         raise UserError(f"the run in {workdir} holds a {type(run.model).__name__}, which has no attention to report")
     if not isinstance(run.model.config.encoder.layer, LayerConfig):
         block = loaded.values["model"]["block"]

@@ -14,6 +14,7 @@ import numpy as np
 from experiments.common.errors import UserError
 from experiments.data.sources import Batch
 from experiments.tasks.activations import Config
+from experiments.training.models import encodes_inputs
 from experiments.training.restore import Run, bound, load, seal
 from experiments.training.step import apply, one_element
 from seqboat.layers import taps
@@ -49,12 +50,12 @@ class Activations:
 
     def __init__(self, config: Config, data_dir: str | None = None):
         run = self._run = _load(config, data_dir)
-        encoder = getattr(run.model.config, "encoder", None)
-        if encoder is None:
+        if not encodes_inputs(run.model):
             raise UserError(
                 f"{WHERE}.run={config.run!r} holds a {type(run.model).__name__}: expected a model with layers, as a "
                 "classifier or a language model"
             )
+        encoder = run.model.config.encoder
         if config.layer > encoder.layers:
             raise UserError(f"{WHERE}.layer={config.layer}: {config.run} has the layers 1..{encoder.layers}")
         example = run.task.example()

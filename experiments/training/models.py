@@ -15,6 +15,7 @@ from experiments.training.step import arguments, one_element
 from seqboat.choices import given_fields
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.mixer import MixerConfig
+from seqboat.models.context_autoencoder import ContextAutoencoder
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.head import HeadConfig
 from seqboat.models.retrieval import DualEncoder
@@ -103,11 +104,17 @@ def _given(config_class: type, sizes: Any, where: str) -> dict[str, Any]:
     return found
 
 
+def encodes_inputs(model: Any) -> bool:
+    """Whether it has an encoder of all elements of its inputs, in order; a context autoencoder's sees some of them."""
+    return hasattr(model.config, "encoder") and not isinstance(model, ContextAutoencoder)
+
+
 def example_of(model: nn.Module, sizes: Any) -> dict[str, np.ndarray] | None:
     """A batch of one sequence of one element, for the model of a task of these sizes; None if its inputs are numbers
     and it does not say how many `channels` they have."""
     pair = (2,) if isinstance(model, DualEncoder) else ()
-    inputs = np.zeros((1, 1, *pair), np.int32)
+    columns = (2,) if isinstance(model, DualEncoder | ContextAutoencoder) else ()
+    inputs = np.zeros((1, 1, *columns), np.int32)
     if getattr(sizes, "vocabulary_size", None) is None:
         if not hasattr(sizes, "channels"):
             return None
