@@ -14,11 +14,12 @@ from jaxtyping import Array, Float
 from experiments.common.config import within
 from experiments.common.errors import UserError, require
 from experiments.data.loader import HostShard, evaluation_dataset, read_ahead, train_dataset
-from experiments.data.sources import Batch, Source
+from experiments.data.sources import Batch, Source, Subset
 from experiments.tasks.features import BYTE_VOCABULARY, byte_symbol, pad
 from seqboat.ops.losses import cross_entropy
 
 MAX_SIZE = 2**31 - 1  # elements of a sequence or examples of a split: the loader's indices have 32 bits
+LABELS = 1_000_037  # folded into the seed, so that which examples have labels is independent of their order
 MAX_DRAWN = 2**24  # elements of a sequence, or symbols, drawn for every example
 
 Scalar = Float[Array, ""]
@@ -146,12 +147,16 @@ class Task:
 @dataclasses.dataclass(frozen=True)
 class ClassificationConfig:
     """`length` is that of the padded input; longer sequences are cut. `vocabulary_size` includes the padding; None
-    means that inputs are numbers."""
+    means that inputs are numbers. `labels` N trains on N examples, of every class equally many, that the run's seed
+    draws; None on all."""
 
     length: int
+    labels: int | None = None
 
     def __post_init__(self):
         within(self, 1, MAX_SIZE, "length")
+        if self.labels is not None:
+            within(self, 1, MAX_SIZE, "labels")
 
 
 class ClassificationTask(Task):
@@ -164,6 +169,22 @@ class ClassificationTask(Task):
     selection_metric = "accuracy"
     higher_is_better = True
     baseline_name = "always the most common class"
+
+    def __init__(self, config: Any, sources: Mapping[str, Source], *, seed: int, **batching: int):
+        self.config, self._sources = config, sources
+        if labels := getattr(config, "labels", None):
+            sources = {**sources, "train": self._few(sources["train"], labels, seed)}
+        super().__init__(config, sources, seed=seed, **batching)
+
+    def _few(self, source: Source, count: int, seed: int) -> Source:
+        """`count` examples, of every class equally many."""
+        where, each = f"config.task.labels={count}", count // self.config.classes
+        require(count % self.config.classes == 0, f"{where}: must be a multiple of the {self.config.classes} classes")
+        targets = np.array([self.target(source[index]) for index in range(len(source))])
+        order = np.random.default_rng((LABELS, seed)).permutation(len(targets))
+        own = [order[targets[order] == label][:each] for label in range(self.config.classes)]
+        require(min(map(len, own)) == each, f"{where}: a class has fewer than {each} examples")
+        return Subset(source, np.sort(np.concatenate(own)))
 
     def encode(self, example: Any) -> np.ndarray:
         """One example as ids (at least 1) or numbers (length, F), of any length."""

@@ -3,6 +3,7 @@
 1,797 pictures: 1,397 for training, 200 for validation and 200 for testing, drawn with a fixed seed.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,16 +17,20 @@ SPLITS = {"validation": slice(0, 200), "test": slice(200, 400), "train": slice(4
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """A picture is `length` elements of 64 / length numbers in [0, 1]: of all pixels, 8 rows, or 64 pixels."""
+    """A picture is `length` elements of 64 / length numbers in [0, 1]: of all pixels, 8 rows, or 64 pixels. With
+    `patches` they are squares, row by row: 4 of 4 x 4, 16 of 2 x 2, 64 pixels."""
 
     vocabulary_size: ClassVar[None] = None
     classes: ClassVar[int] = 10
     length: int = 1
+    patches: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         if 64 % self.length:
             raise ValueError(f"length={self.length}: must divide 64, the number of pixels")
+        if self.patches and math.isqrt(self.length) ** 2 != self.length:
+            raise ValueError(f"length={self.length}: must be 1, 4, 16 or 64, a number of squares, with patches=True")
 
     @property
     def channels(self) -> int:
@@ -42,7 +47,11 @@ class Task(ClassificationTask):
         super().__init__(config, sources, **batching)
 
     def encode(self, example: tuple[np.ndarray, int]) -> np.ndarray:
-        return example[0].reshape(self.config.length, -1)
+        count = math.isqrt(self.config.length) if self.config.patches else None
+        picture = example[0]
+        if count:
+            picture = picture.reshape(count, 8 // count, count, 8 // count).swapaxes(1, 2)
+        return picture.reshape(self.config.length, -1)
 
     def label(self, example: tuple[np.ndarray, int]) -> int:
         return example[1]

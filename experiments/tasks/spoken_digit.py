@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.config import within
 from experiments.common.errors import UserError
 from experiments.data.sources import Subset, open_split
-from experiments.tasks.base import ClassificationConfig, ClassificationTask
+from experiments.tasks.base import MAX_SIZE, ClassificationConfig, ClassificationTask
 from experiments.tasks.features import Standard
 
 VALIDATION, TEST = range(5, 10), range(5)
@@ -19,13 +20,21 @@ VALIDATION, TEST = range(5, 10), range(5)
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """`length` is in samples of the padded input; 8000, one second, cuts four recordings. Inputs are (sample - mean) /
-    std, with the statistics of all samples of the training split."""
+    """`length` is in elements of the padded input, each of `frame` consecutive samples; 8000 samples, one second, cut
+    four recordings. Inputs are (sample - mean) / std, with the statistics of all samples of the training split."""
 
     vocabulary_size = None
-    channels = 1
     classes = 10
     length: int = 8000
+    frame: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        within(self, 1, MAX_SIZE, "frame")
+
+    @property
+    def channels(self) -> int:
+        return self.frame
 
 
 class Task(ClassificationTask):
@@ -40,7 +49,8 @@ class Task(ClassificationTask):
         super().__init__(config, sources, **batching)
 
     def encode(self, example: dict[str, Any]) -> np.ndarray:
-        return self._standard(example["audio"])
+        samples, frame = self._standard(example["audio"]), self.config.frame
+        return samples[: len(samples) - len(samples) % frame].reshape(-1, frame)  # the rest is not a whole frame
 
 
 def _index(filename: bytes | str) -> int:

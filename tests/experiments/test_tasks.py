@@ -27,9 +27,11 @@ from experiments.data.builders.listops import Builder as ListOps
 from experiments.data.sources import open_split
 from experiments.tasks import (
     corpus,
+    digits,
     image,
     induction,
     listops,
+    masked,
     mqar,
     parity,
     pathfinder,
@@ -41,7 +43,7 @@ from experiments.tasks import (
     text,
     tokfsm,
 )
-from experiments.tasks.base import Task, TokenTask
+from experiments.tasks.base import ClassificationTask, Task, TokenTask
 
 FEW = short_listops.Config(train_examples=300, validation_examples=50, test_examples=45)
 # Every task, with a config for tiny data, and the weights of its validation and test splits.
@@ -84,9 +86,15 @@ TASKS: dict[str, tuple[Any, Any, list[int]]] = {
         induction.Config(train_examples=50, test_examples=10, length=12, alphabet=4),
         [10, 10],
     ),
+    "masked_symbols": (
+        masked,
+        masked.Config({"name": "short_listops", **dataclasses.asdict(FEW)}, share=0.4),
+        [328, 345],
+    ),
+    "masked_numbers": (masked, masked.Config({"name": "digits", "length": 16, "patches": True}, span=2), [1600, 1600]),
     "tokfsm": (tokfsm, tokfsm.Config(train_examples=50, test_examples=10, states=30, edges=3, length=12), [100, 100]),
 }
-CLASSIFICATION = [name for name, (module, _, _) in TASKS.items() if not issubclass(module.Task, TokenTask)]
+CLASSIFICATION = [name for name, (module, _, _) in TASKS.items() if issubclass(module.Task, ClassificationTask)]
 
 
 def store(data_dir: Path, dataset: str, features: dict[str, Any], splits: dict[str, list[dict]], ordered=False) -> None:
@@ -192,6 +200,8 @@ def task(name, data_dir) -> Task:
 
 def check_batch(task: Task, batch: dict[str, np.ndarray], split: str = "train") -> None:
     """Shapes, types and ranges, of ids or numbers, of sequences or pairs of them, with a target each or many."""
+    if isinstance(task, masked.Task):
+        return check_masked(task, batch)
     config, inputs, lengths = task.config, batch["inputs"], batch["lengths"]
     pairs, numbers = isinstance(task, retrieval.Task), config.vocabulary_size is None
     if isinstance(task, TokenTask):
@@ -220,6 +230,18 @@ def check_batch(task: Task, batch: dict[str, np.ndarray], split: str = "train") 
     filling = ~batch["weights"].reshape(4, -1).any(1)
     assert np.all(lengths[filling] == 0)
     assert set(np.unique(batch["weights"])) <= {0.0, 1.0}
+
+
+def check_masked(task: masked.Task, batch: dict[str, np.ndarray]) -> None:
+    """What is there, and a mask of the share of every sequence, rounded down."""
+    inputs, lengths, targets, weights = (batch[name] for name in ("inputs", "lengths", "targets", "weights"))
+    symbols = task.config.vocabulary_size is not None
+    assert inputs.dtype == (np.int32 if symbols else np.float32)
+    assert inputs.shape == (*targets.shape[:2], 2 if symbols else 5)
+    np.testing.assert_array_equal(inputs[..., :-1], targets[..., None] if symbols else targets)
+    np.testing.assert_array_equal(inputs[..., -1], weights)
+    assert weights.sum(1).tolist() == np.floor(task.config.share * lengths).tolist()
+    assert not weights[np.arange(weights.shape[1]) >= lengths[:, None]].any()
 
 
 def test_batches(name, task):
@@ -383,6 +405,118 @@ def test_text_is_cut_to_the_length(data_dir):
     task = make_text(data_dir, length=7)
     assert task.train_batch(0)["inputs"].shape == (1, 7)
     assert max(len(review) for review in reviews(task, "test")) == 7
+
+
+# Masks, and few labels.
+
+
+def test_masks_are_spans_that_differ_by_step_and_stay_in_an_evaluation():
+    config = masked.Config({"name": "digits", "length": 64}, share=0.5, span=8)
+    scores = np.random.default_rng(0).random((50, 8))
+    mask = masked.draw_mask(scores, np.full(50, 64), 64, config)
+    assert (mask.reshape(50, 8, 8).sum(2) == np.where(scores < np.sort(scores)[:, 4:5], 8, 0)).all()
+    short = masked.draw_mask(scores[:1], np.array([21]), 64, config)  # of spans of 8, 8 and 5, ten elements
+    assert short.sum() == 10
+    first, second, _ = np.argsort(scores[0, :3])
+    left = 10 - (whole := (8, 8, 5)[first])
+    expected = {first: whole, second: left} if left <= (8, 8, 5)[second] else {0: 5, 1: 5}
+    assert short[0, :24].reshape(3, 8).sum(1).tolist() == [expected.get(span, 0) for span in range(3)]
+
+    first, other = (masked.Task(config, data_dir=None, batch_size=size, seed=size) for size in (7, 40))
+    masks = lambda task, split: np.concatenate([batch["weights"] for batch in task.evaluation_batches(split)])[:200]
+    np.testing.assert_array_equal(masks(first, "test"), masks(other, "test"))
+    assert (first.train_batch(0)["weights"] != first.train_batch(1)["weights"]).any()
+    assert (masks(first, "test")[0] != masks(first, "test")[1]).any()
+
+
+@pytest.mark.parametrize(("name", "of"), [("masked_symbols", 1.0), ("masked_numbers", 4.0)])
+def test_the_loss_of_masked_elements_and_its_baseline(name, of, data_dir):
+    """The best constant answer has the loss of the baseline."""
+    task = make(name, data_dir, batch_size=200)
+    (batch,) = list(task.evaluation_batches("test"))[:1]
+    targets, weights = batch["targets"], batch["weights"] > 0
+    known = targets[weights]
+    if of == 1:
+        answer = np.log(np.maximum(np.bincount(known, minlength=task.config.vocabulary_size) / len(known), 1e-30))
+    else:
+        answer = known.mean(0)
+    logits = np.broadcast_to(answer, (*targets.shape[:2], len(answer)))
+    loss, weight, metrics = task.loss(SimpleNamespace(logits=jnp.asarray(logits)), jax.tree.map(jnp.asarray, batch))
+    found = {metric: float(total / weight) for metric, (total, weight) in metrics.items()}
+    assert found == pytest.approx(task.baseline("test"), rel=1e-5)
+    assert float(loss / weight) == found["loss"]
+    assert task.symbol(3) == task.task.symbol(3) if of == 1 else task.config.channels == 5
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ({}, r"config.task.of.name=None: there is no file experiments/tasks/None.py; there are activations, "),
+        ({"name": "activations"}, r"config.task.of.name='activations': cannot be masked; name a task of sequences"),
+        ({"name": "retrieval"}, r"config.task.of.name='retrieval': its inputs are pairs of documents"),
+        ({"name": "corpus", "carry_state": True}, r"config.task.of.carry_state=True: must be False, masked elements"),
+        ({"name": "digits", "length": 5}, r"config.task.of.length=5: must divide 64, the number of pixels"),
+        (
+            {"name": "digits", "length": 8, "patches": True},
+            r"config.task.of.length=8: must be 1, 4, 16 or 64, a number",
+        ),
+    ],
+)
+def test_what_cannot_be_masked(of, message):
+    with pytest.raises(UserError, match=message):
+        masked.Task(masked.Config(of), data_dir=None, batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"share": 1.0}, "share=1.0: must be above 0 and below 1"), ({"span": 0}, "span=0: must be at")],
+)
+def test_mistakes_in_a_mask(fields, message):
+    with pytest.raises(ValueError, match=message):
+        masked.Config({"name": "digits"}, **fields)
+
+
+def test_the_data_behind_masks_are_those_of_the_task(data_dir):
+    whole = make("text", data_dir)
+    task = masked.Task(masked.Config({"name": "text", "length": 50}), data_dir=data_dir, batch_size=4, seed=0)
+    assert task.fingerprint == whole.fingerprint != {}
+    assert task.of_data == whole.of_data
+
+
+def test_few_labels_are_as_many_of_every_class_and_of_the_seed():
+    few = lambda seed, labels=20: digits.Task(digits.Config(labels=labels), batch_size=20, seed=seed)
+    batch, again = few(0).train_batch(0), few(0).train_batch(1)
+    assert np.bincount(batch["targets"]).tolist() == [2] * 10
+    order = lambda batch: np.unique(batch["inputs"].reshape(20, 64), axis=0)
+    np.testing.assert_array_equal(order(batch), order(again))
+    assert (order(batch) != order(few(1).train_batch(0))).any()
+    assert len(list(few(0).evaluation_batches("test"))) == 10
+    for labels, message in (
+        (15, "must be a multiple of the 10 classes"),
+        (2000, "a class has fewer than 200 examples"),
+    ):
+        with pytest.raises(UserError, match=f"config.task.labels={labels}: {message}"):
+            few(0, labels)
+
+
+def test_patches_of_digits_are_squares_row_by_row():
+    task = digits.Task(digits.Config(length=16, patches=True), batch_size=1, seed=0)
+    pixels = np.arange(64, dtype=np.float32)
+    rows = task.encode((pixels, 0))
+    assert rows[:2].tolist() == [[0, 1, 8, 9], [2, 3, 10, 11]]
+    assert rows[15].tolist() == [54, 55, 62, 63]
+
+
+def test_frames_of_spoken_digits_are_samples_in_a_row(data_dir):
+    make_digits = lambda **fields: spoken_digit.Task(
+        spoken_digit.Config(**fields), batch_size=1, seed=0, data_dir=data_dir
+    )
+    samples, frames = (
+        next(make_digits(**f).evaluation_batches("test")) for f in ({"length": 40}, {"length": 5, "frame": 8})
+    )
+    count = int(frames["lengths"][0])
+    assert count == samples["lengths"][0] // 8
+    np.testing.assert_array_equal(frames["inputs"][0, :count].reshape(-1), samples["inputs"][0, : 8 * count, 0])
 
 
 # Pictures.
@@ -1012,7 +1146,7 @@ def test_what_identifies_the_data_of_a_task(name, task):
     assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
     generated = ("short_listops", "selective_copy", "mqar", "mqar_random_fillers", "induction", "parity", "tokfsm")
     parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
-    assert len(found) == (0 if name in generated else parts)
+    assert len(found) == (0 if name in generated or name.startswith("masked") else parts)
 
 
 @pytest.mark.parametrize("place", ["~nosuchuser/a", "gs://bucket/a", "a\0b", "a" * 5000])
