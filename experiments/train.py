@@ -18,6 +18,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and m
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Work directory, exported file or state dict to initialise parameters from."
 )
+_INIT_SELECT = flags.DEFINE_list(
+    "init_select", None, "Globs of the parameters that --init_from gives; the others start as the seed has them."
+)
 _SEEDS = flags.DEFINE_integer("seeds", None, "Number of seeds to train and test, in WORKDIR/seed_N.", lower_bound=1)
 
 
@@ -26,6 +29,8 @@ def main() -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is missing: where checkpoints and metrics go, for instance --workdir=runs/x")
     workdir = user_path(_WORKDIR.value, "--workdir")
+    if _INIT_SELECT.value and not _INIT_FROM.value:
+        raise UserError("--init_select: chooses parameters of --init_from=DIR, which is missing")
     runtime.use_compilation_cache()
     runtime.keep_memory()
     distributed.initialize()
@@ -35,7 +40,7 @@ def main() -> None:
 
     if not _SEEDS.present:
         init_from = source_of(workdir, _INIT_FROM.value)  # reject a bad source before data are read
-        train(build(values), workdir, init_from)
+        train(build(values), workdir, init_from, _INIT_SELECT.value or ())
         return
     if _INIT_FROM.present:
         raise UserError("--seeds trains from several random initialisations: remove --init_from")

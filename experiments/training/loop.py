@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,14 @@ class Finished(NamedTuple):
     stopped: bool
 
 
-def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | None = None) -> Finished:
-    """Trains to the config's last step, resuming from the newest checkpoint in `workdir` if there is one.
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    init_from: str | Path | None = None,
+    init_select: Sequence[str] = (),
+) -> Finished:
+    """Trains to the config's last step, resuming from the newest checkpoint in `workdir` if there is one. Else
+    `init_from` gives the initial parameters, all or those that a glob of `init_select` matches.
 
     A run that is stopped anywhere and resumed gives the same parameters and metrics, bit for bit, as an uninterrupted
     one: batches and dropout are functions of the step, and the sums of metrics are part of the state.
@@ -43,7 +49,7 @@ def train(experiment: Experiment, workdir: str | Path, init_from: str | Path | N
     experiment = objectives.attach(experiment, workdir / CHECKPOINTS)
     init = functools.partial(experiment.functions.init, experiment.config.seed)
     abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
-    variables = {} if source is None else initial_variables(experiment, source)  # and errors of the source
+    variables = {} if source is None else initial_variables(experiment, source, init_select)  # and errors of the source
     with Checkpoints(
         workdir / CHECKPOINTS,
         keep=settings.keep_checkpoints,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from experiments.data import identity
 from experiments.training import manifest
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build, build_network, read_config, read_task
-from experiments.training.exports import SUFFIX, Exported, is_export
+from experiments.training.exports import COLLECTIONS, SUFFIX, Exported, is_export
+from experiments.training.saved_arrays import tree_differences
 from seqboat import hyper
+from seqboat.hyper.spec import match
 from seqboat.interop import published
 from seqboat.models.classifier import Classifier
 from seqboat.models.language_model import LanguageModel
+from seqboat.paths import flatten, path_keys, unflatten
 
 CHECKPOINTS = "checkpoints"
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
@@ -180,14 +183,16 @@ def refuse_no_source(source: Path) -> None:
         raise UserError(f"{source}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
 
 
-def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
+def initial_variables(experiment: Experiment, source: Path, select: Sequence[str] = ()) -> dict[str, Any]:
     """Parameters and batch statistics to start from: another run's best step, an exported file, or a published state
-    dict.
+    dict. With `select`, globs over names as "encoder/**", only what they match; the rest is as the seed has it.
 
     A hypernetwork with residual=True may start from a run of its target alone.
     """
     params, stats = _abstract(experiment)
     refuse_no_source(source)
+    if select:
+        return _selected(experiment, source, select)
     if source.is_dir() or is_export(source):
         if experiment.config.hypernetwork is not None and not has_hyper(source):
             return _around(experiment, load(source))
@@ -203,6 +208,28 @@ def initial_variables(experiment: Experiment, source: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--init_from={source}: {error}") from error
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _selected(experiment: Experiment, source: Path, select: Sequence[str]) -> dict[str, Any]:
+    """The variables of the seed, those that are selected from the run in `source`, which may be of another model."""
+    if not source.is_dir() and not is_export(source):
+        raise UserError(f"--init_select: selects from a run or an exported file; {source} is a state dict")
+    own = flatten(dict(zip(COLLECTIONS, _abstract(experiment), strict=True)))
+    names = {"/".join(path_keys(name)[1:]): name for name in own}  # without the collection
+    try:
+        found = match(select, {name: own[full] for name, full in names.items()}, "--init_select")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    chosen = {names[name]: own[names[name]] for name in found}
+    saved = open_run(source, what="init_from")
+    abstract = build_network(saved.values)[1]
+    there = flatten(saved.restore(*(abstract[name] for name in COLLECTIONS)))
+    taken = {name: there[name] for name in chosen if name in there}
+    if differences := tree_differences(taken, chosen, partial=False):
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(f"--init_from={source} does not fit --init_select: {'; '.join(differences[:3])}{more}")
+    start = flatten(jax.jit(lambda: experiment.functions.variables(experiment.config.seed))())
+    return {name: {} for name in COLLECTIONS} | unflatten(start | taken)
 
 
 def _around(experiment: Experiment, target: Run) -> dict[str, Any]:

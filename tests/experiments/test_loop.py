@@ -1,6 +1,7 @@
 """The training loop: what it writes and when, and how it stops."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,61 @@ def test_init_from_is_only_for_the_start(light, tmp_path):
     again = light({"train.steps": 6, "optimizer.learning_rate_scales": ((".", 0.0),)})
     train(again, tmp_path / "run", init_from=tmp_path / "other")
     np.testing.assert_array_equal(state_of(again, tmp_path / "run", 6).params["table"], before)
+
+
+def test_init_select_takes_the_named_parameters_alone(light, initial, built_light, tmp_path):
+    """The others are the seed's, and a run that was stopped resumes bit for bit."""
+    built_light()
+    settings = {"train.evaluate_every": 2, "train.checkpoint_every": 2}
+    train(light({**settings, "train.steps": 2, "train.activation_penalty": 1.0}), tmp_path / "first")
+    first = state_of(light(), tmp_path / "first", 2).params
+    frozen = light({**settings, "seed": 1, "train.steps": 2, "optimizer.learning_rate_scales": ((".", 0.0),)})
+    train(frozen, tmp_path / "frozen", tmp_path / "first", ["ga*"])
+    found, own = state_of(frozen, tmp_path / "frozen", 2).params, initial(frozen).params
+    np.testing.assert_array_equal(found["gate"], first["gate"])
+    np.testing.assert_array_equal(found["table"], own["table"])
+    assert not np.array_equal(first["gate"], own["gate"])
+    for directory, stops in (("whole", (4,)), ("stopped", (2, 4))):
+        for steps in stops:
+            train(
+                light({**settings, "seed": 1, "train.steps": steps}), tmp_path / directory, tmp_path / "first", ["ga*"]
+            )
+    whole, resumed = (state_of(frozen, tmp_path / name, 4) for name in ("whole", "stopped"))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("source", "select", "message"),
+    [
+        ("run", "tables/**", r"--init_select='tables/\*\*' matches no parameter; there are mean, gate, table$"),
+        (
+            "run",
+            "table",
+            r"--init_from=.*run does not fit --init_select: params/table \(.*\) float32 is missing in it$",
+        ),
+        ("missing", "table", r"--init_from=.*missing: there is no such work directory or file$"),
+        ("state.npz", "table", r"--init_select: selects from a run or an exported file; .*state.npz is a state dict$"),
+        ("broken", "table", r"^damaged checkpoints in .*broken.*; no usable checkpoint is left: "),
+    ],
+)
+def test_init_select_of_what_does_not_fit(light, tiny, untrained, tmp_path, source, select, message):
+    untrained(tiny(), tmp_path / "run")
+    np.savez(tmp_path / "state.npz", x=np.ones(3))
+    shutil.copytree(tmp_path / "run", tmp_path / "broken")
+    largest = max((tmp_path / "broken").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    largest.write_bytes(b"")
+    with pytest.raises(UserError, match=message) as caught:
+        train(light(), tmp_path / "new", tmp_path / source, [select])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_init_select_of_another_shape(tiny, untrained, tmp_path):
+    """Found before anything is compiled."""
+    with pytest.raises(UserError, match=r"embedding/table is \(\d+, 8\) float32 in it, \(\d+, 12\) float32 here$"):
+        train(
+            build(tiny({"model.features": 12})), tmp_path / "new", untrained(tiny(), tmp_path / "run"), ["embedding/*"]
+        )
 
 
 @pytest.mark.parametrize(

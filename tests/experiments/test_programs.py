@@ -192,6 +192,10 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         ["--config=configs/lra/text.py", "--workdir={tmp}/new", "--config.data_dir={tmp}/data"],
         "data set 'imdb_reviews/plain_text' is not in {tmp}/data",
     ),
+    "init_select alone": (
+        [*QUICK[:1], "--workdir={tmp}/init", *SMALL, "--init_select=encoder/**"],
+        "--init_select: chooses parameters of --init_from=DIR, which is missing",
+    ),
     "init_from nothing": ([*QUICK[:1], "--workdir={tmp}/init", *SMALL, "--init_from={tmp}/nothing"], "{tmp}/nothing"),
 }
 EVALUATE: dict[str, tuple[list[str], str]] = {
