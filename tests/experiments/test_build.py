@@ -34,6 +34,7 @@ from seqboat.layers.router import RouterConfig
 from seqboat.layers.seqboat import LayerConfig
 from seqboat.models.autoencoder import Autoencoder
 from seqboat.models.classifier import Classifier, ClassifierConfig
+from seqboat.models.context_autoencoder import ContextAutoencoder
 from seqboat.models.dictionary import Dictionary
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel
@@ -44,8 +45,9 @@ from tests.helpers import grid
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
 VARIANTS = ("paper", "credit_router", "tiny", "full", "always", "random", "no_attention", "s4d", "tiny,no_attention")
+PRETRAINING = ("mae", "probe", "fine_tune", "probe,tiny", "transformer")
 HYPER_VARIANTS = ("mip", "default", "encoding", "residual", "hyperfan", "encoding_hyperfan", "zero_head")
-SHARED = {"base.py", "variants.py", "arms.py", "__init__.py"}
+SHARED = {"base.py", "variants.py", "arms.py", "stages.py", "__init__.py"}
 RECIPES = sorted(
     path.relative_to(REPOSITORY).with_suffix("").as_posix()
     for path in (REPOSITORY / "configs").rglob("*.py")
@@ -67,6 +69,8 @@ def variants(recipe: str) -> dict[str, ConfigDict]:
     """The resolved configs of a recipe by variant; "" is the one of no argument."""
     make = get_config(recipe)
     names = VARIANTS if inspect.signature(make).parameters else ()
+    if recipe.startswith("configs/pretrain"):
+        names = PRETRAINING
     if recipe.startswith("configs/hyper"):
         names = (*HYPER_VARIANTS, "separate" if "pareto" in recipe else "mip,sgd")
     return {"": make()} | {name: make(name) for name in names}
@@ -82,14 +86,18 @@ def model_of(config: ConfigDict) -> nn.Module:
 
 
 @functools.cache
-def parameters(model: nn.Module) -> Any:
+def parameters(model: nn.Module, channels: int = 1) -> Any:
     """Shapes; many variants have one model."""
     if isinstance(model, DualEncoder):
         inputs, lengths = jnp.zeros((1, 1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32)
+    elif isinstance(model, ContextAutoencoder):
+        symbols = model.config.vocabulary_size is not None
+        inputs = jnp.zeros((1, 1, 2), jnp.int32) if symbols else jnp.zeros((1, 1, model.config.channels or 0))
+        lengths = jnp.ones(1, jnp.int32)
     elif isinstance(model, MLP | Dictionary | Autoencoder):
         inputs, lengths = jnp.zeros((1, 1, getattr(model.config, "width", 64))), jnp.ones(1, jnp.int32)
     elif model.config.vocabulary_size is None:
-        inputs, lengths = jnp.zeros((1, 1, 1)), jnp.ones(1, jnp.int32)
+        inputs, lengths = jnp.zeros((1, 1, channels)), jnp.ones(1, jnp.int32)
     else:
         inputs, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
     return jax.eval_shape(model.init, jax.random.key(0), inputs, lengths)["params"]
@@ -113,7 +121,8 @@ def leaves(values: Any, where: str) -> list[str]:
 
 
 def count(config: ConfigDict) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(parameters(model_of(config))))
+    channels = config.task.get("frame", 4 if config.task.get("patches") else 1)
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters(model_of(config), channels)))
 
 
 def golden(recipe: str) -> Path:
@@ -154,7 +163,8 @@ def test_recipes_have_as_many_parameters_as_the_published_models(name):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
     """What to do is said at once: nothing looks for a network, nothing retries."""
-    if recipe.startswith(("configs/quickstart", "configs/synthetic", "configs/hyper", "configs/interp/factors")):
+    own_data = ("configs/interp/factors", "configs/pretrain/digits")
+    if recipe.startswith(("configs/quickstart", "configs/synthetic", "configs/hyper", *own_data)):
         pytest.skip("generated in memory, or in a package")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked for a network"))
     values = get_config(recipe)().to_dict() | {"data_dir": str(tmp_path)}

@@ -204,8 +204,8 @@ MODEL_MISTAKES = [
     ({"layer": {}}, "layer: not set here, the task decides it"),
     (
         {"name": "transformer"},
-        "name='transformer': there is no file seqboat/models/transformer.py; there are classifier, dictionary, "
-        "encoder, language_model, mlp, retrieval",
+        "name='transformer': there is no file seqboat/models/transformer.py; there are autoencoder, "
+        "classifier, context_autoencoder, dictionary, encoder, head, heads, language_model, mlp, retrieval",
     ),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
