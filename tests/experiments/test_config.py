@@ -177,7 +177,7 @@ MODEL_MISTAKES = [
     ({"form": "sparse"}, "form='sparse': must be one of packed, dense, switched"),
     ({"dtype": "float16"}, "dtype='float16': must be one of float32, bfloat16"),
     ({"remat": "all"}, "remat='all': must be one of none, selective, layer"),
-    ({"head": "deep"}, "head='deep': must be one of mlp, linear"),
+    ({"head": "deep"}, "head='deep': must be one of mlp, linear, or the group of a head"),
     ({"feed_forward_activation": "relu"}, "feed_forward_activation='relu': must be one of silu, selu"),
     ({"feed_forward_size": -1}, "feed_forward_size=-1: must be 0 (none) or more"),
     (
