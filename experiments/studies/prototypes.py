@@ -3,8 +3,8 @@
     python -m experiments.study --study=prototypes --workdir=runs/prototypes --check
 
 Trains the recipe `configs/interp/prototypes.py` from every seed in three arms: as it is, with the linear head, and
-without the term that pulls every prototype to an example. The best validated step of each is tested; the prototypes are
-compared with all training examples (`experiments.evaluation.prototypes`).
+without the term that pulls every prototype to an example. The last step of each is tested; the prototypes are compared
+with all training examples (`experiments.evaluation.prototypes`).
 """
 
 import statistics
@@ -51,7 +51,8 @@ def study(
 def config(arm: str, seed: int, steps: int | None) -> dict[str, Any]:
     values = recipe.get_config()
     values.model.head, values.seed = HEADS[arm](), seed
-    values.train.steps = values.train.steps if steps is None else steps
+    if steps is not None:
+        values.train.update(steps=steps, evaluate_every=steps)
     return values.to_dict()
 
 
