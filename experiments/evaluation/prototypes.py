@@ -1,10 +1,14 @@
 """Cases of a classifier with the head "prototypes": the training examples that are nearest to its prototypes."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from experiments.common.errors import UserError
 from experiments.evaluation.examples import is_example
@@ -54,18 +58,12 @@ def cases(run: Run, most: int = EXAMPLES) -> Cases:
     """Looks at up to `most` evenly spaced training examples. Raises UserError for a run without this head."""
     if not isinstance(getattr(run.model.config, "head", None), prototypes.Config):
         raise UserError(f"{run.origin} has no prototypes: train a classifier with config.model.head.name='prototypes'")
-
-    @jax.jit
-    def look(variables, inputs, lengths):
-        taps = run.model.apply(variables, inputs, lengths, mutable=["taps"])[1]["taps"]["head"]
-        return taps["z"], taps["prototype_distances"]
-
     numbers, batches = run.task.train_examples(most)
     count, seen = run.model.config.head.count, 0
     nearest: list[tuple[float, int, Mapping[str, np.ndarray]]] = [(np.inf, -1, {})] * count
     parts: list[np.ndarray] = []
     for batch in batches:
-        z, distances = jax.device_get(look(run.variables, batch["inputs"], batch["lengths"]))
+        z, distances = jax.device_get(look(run.model, run.variables, batch["inputs"], batch["lengths"]))
         real = is_example(batch)  # the first rows
         there = real & (batch["lengths"] > 0)
         parts.append(z[there])
@@ -86,3 +84,12 @@ def cases(run: Run, most: int = EXAMPLES) -> Cases:
         total=run.task.train_size,
         variance=float(np.square(z - z.mean(0)).sum(1).mean()),
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def look(
+    model: nn.Module, variables: Any, inputs: Array, lengths: Int[Array, "B"]
+) -> tuple[Float[Array, "B K"], Float[Array, "B P"]]:
+    """z of a batch, and its squared distances to the prototypes."""
+    taps = model.apply(variables, inputs, lengths, mutable=["taps"])[1]["taps"]["head"]
+    return taps["z"], taps["prototype_distances"]

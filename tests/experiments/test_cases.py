@@ -1,6 +1,5 @@
 """Classifiers by prototypes: a tiny run is trained, evaluated and reported, and its cases are the nearest examples."""
 
-import functools
 import json
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import pytest
 from configs import base
 from experiments.common.errors import UserError
 from experiments.evaluation.evaluator import evaluate_run
-from experiments.evaluation.prototypes import cases
+from experiments.evaluation.prototypes import cases, look
 from experiments.reports import pictures
 from experiments.reports.writer import write_report
 from experiments.studies import prototypes as study
@@ -44,9 +43,10 @@ def test_a_tiny_run_is_trained_evaluated_and_reported(tiny, tmp_path, monkeypatc
     assert (found.looked, found.total) == (200, 200)
     head = jax.tree.map(np.asarray, run.variables["params"]["head"])
     examples = [run.task.row(run.task._sources["train"][number]) for number in range(200)]
-    batch = (np.stack([row[name] for row in examples]) for name in ("inputs", "lengths"))
-    taps = jax.jit(functools.partial(run.model.apply, mutable=["taps"]))(run.variables, *batch)[1]["taps"]["head"]
-    z = np.asarray(taps["z"], np.float64)
+    size = run.experiment.config.train.batch_size  # a shape that is compiled
+    parts = [examples[first : first + size] for first in range(0, 200, size)]
+    batches = [[np.stack([row[name] for row in part]) for name in ("inputs", "lengths")] for part in parts]
+    z = np.concatenate([look(run.model, run.variables, *batch)[0] for batch in batches]).astype(np.float64)
     distances = np.square(z[:, None] - head["prototypes"][None]).sum(-1)
     np.testing.assert_allclose([case.distance for case in found.cases], distances.min(0), rtol=1e-4)
     np.testing.assert_allclose(found.variance, z.var(0).sum(), rtol=1e-4)
