@@ -1,7 +1,7 @@
 """A few examples with their active tokens marked: text, pixels, or a waveform."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from experiments.tasks.features import PixelConfig
 EXAMPLES = 4
 SERIES = 4  # of an example
 SYMBOLS = 600
+SHORT = 200  # symbols of an example beside others
 CONTEXT = 12  # symbols on each side of one
 SHADES = 4  # of confidence in text
 
@@ -30,6 +31,14 @@ def excerpts(task: Any, measured: Measured) -> dict[str, Any]:
             _example(task, kind, measured, number, series) for number in evenly(range(len(measured.examples)), EXAMPLES)
         ],
     }
+
+
+def plain(task: Any, example: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The input of an example without marks: `text`, or a `picture`; the other is empty."""
+    values = example["inputs"][: int(example["lengths"])]
+    if _kind(task) == "text":
+        return {"text": "".join(map(task.symbol, values[:SHORT].tolist())), "picture": ""}
+    return {"text": "", "picture": pictures.plain(values, _kind(task) == "pixels")}
 
 
 def _kind(task: Any) -> str:

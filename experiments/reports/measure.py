@@ -62,7 +62,7 @@ class Measured:
     `valid` (n, L) elements are not padding; `active` and `confidence` (S, n, L); `spans` of the series that attend.
     `examples` are rows of batches, `numbers` their indices among the `total` of the split; a pair of documents is two
     consecutive sequences. `answers` are the most likely classes or symbols; `metrics` name ->
-    (mean, standard error) over the examples.
+    (mean, standard error) over the examples; `distances` the squared ones to prototypes, if the head has them.
     """
 
     names: tuple[str, ...]
@@ -76,6 +76,7 @@ class Measured:
     total: int
     metrics: dict[str, tuple[float, float | None]]
     margins: tuple[Margin, ...]
+    distances: Float[np.ndarray, "n P"] | None
 
     def rates(self) -> Float[np.ndarray, " S"]:
         """The activation rate of every series."""
@@ -100,11 +101,11 @@ def measure(run: Run, split: str, examples: int, element: int | None = None) -> 
     scores: list[Sums] = []
     first: dict[str, np.ndarray] = {}
     for batch, count in batches(chosen):
-        taps, answers, each, of_first = jax.device_get(look(run.variables, batch))
+        taps, own, each, of_first = jax.device_get(look(run.variables, batch))
         pairs = batch["lengths"][0].size
         # (layers, B, ...) -> (B, ...), so that batches can be joined.
         taps = {name: np.moveaxis(array, 1, 0)[: count * pairs] for name, array in taps.items()}
-        found.append(taps | {"answers": answers[:count]})
+        found.append(taps | {name: array[:count] for name, array in own.items()})
         scores.append(jax.tree.map(lambda a, count=count: a[:count], each))
         first = first or of_first
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
@@ -131,6 +132,7 @@ def measure(run: Run, split: str, examples: int, element: int | None = None) -> 
         total=total,
         metrics={name: (float(s.sum() / w.sum()), errors[name]) for name, (s, w) in per_example.items()},
         margins=margins(run, first, lengths[0], element) if first else (),
+        distances=joined.get("distances"),
     )
 
 
@@ -199,9 +201,10 @@ def margins(run: Run, taps: Mapping[str, np.ndarray], length: int, element: int 
     return tuple(found)
 
 
-def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array, Sums, dict[str, Array]]:
+def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], dict[str, Array], Sums, dict[str, Array]]:
     """`active` and `confidence` (layers, B, L, M), and `distance` (layers, B, QUERIES) if anything attends; the
-    answers; the metrics of every example; what `margins` needs of the first sequence if there is a router."""
+    answers, and the distances to prototypes if there are some; the metrics of every example; what `margins` needs of
+    the first sequence if there is a router."""
     layer = run.model.config.encoder.layer
     examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
     layers = examined.taps["encoder"]["layers"]
@@ -218,7 +221,10 @@ def _look(run: Run, variables: Any, batch: Any) -> tuple[dict[str, Array], Array
         found["distance"] = jax.lax.map(one_layer, (table, taps["q"], taps["k"], taps["active"][..., 0]))
     decided = ("m", "router_logits") if "router_logits" in taps else ()
     first = {name: taps[name][:, 0] for name in decided}
-    return found, jnp.argmax(examined.output.logits, axis=-1), examined.examples, first
+    own = {"answers": jnp.argmax(examined.output.logits, axis=-1)}
+    if "prototype_distances" in (head := examined.taps.get("head", {})):
+        own["distances"] = head["prototype_distances"]
+    return found, own, examined.examples, first
 
 
 def mean_distance(

@@ -26,7 +26,7 @@ WITHOUT_ATTENTION = "config.model.activation: 'learned' -> 'never'"
 class Content:
     """Everything the page shows about one step of a run: measurements, training history, its evaluation if there is
     one, and the checkpoint's metadata. `at`: the hyper-input, if a hypernetwork generates the parameters; `explained`:
-    whether `experiments.explain` wrote its page beside.
+    whether `experiments.explain` wrote its page beside; `cases`: those of a classifier by prototypes.
     """
 
     workdir: Path
@@ -42,6 +42,7 @@ class Content:
     baseline: Mapping[str, float]
     meta: Mapping[str, Any]
     explained: bool
+    cases: Mapping[str, Any] | None
 
     @property
     def task_name(self) -> str:
@@ -84,6 +85,7 @@ def page(content: Content) -> str:
         excerpts=excerpts(content.task, measured),
         margins=list(margins(content)),
         explained=content.explained,
+        cases=content.cases,
         learning=list(learning(content)),
         facts=facts(content),
         config=[(name, repr(value)) for name, value in _leaves(content.meta["config"])],

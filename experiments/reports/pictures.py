@@ -221,6 +221,22 @@ def picture(
         return _uri(figure)
 
 
+def plain(values: np.ndarray, square: bool) -> str:
+    """Numbers (L, F) without marks: the rows of a square picture, a trace of one number per element, or a column of
+    shades per element."""
+    with plt.style.context({**STYLE, "axes.grid": False}):
+        traced = values.shape[1] == 1 and not square
+        figure, axis = plt.subplots(figsize=(2.6, 0.9) if traced else (1.3, 1.3), constrained_layout=True)
+        if traced:
+            axis.plot(values[:, 0], color=INK, linewidth=0.5)
+        else:
+            side = round(len(values) ** 0.5)
+            shown = values.reshape(side, side) if square else values
+            axis.imshow(shown, cmap="gray", interpolation="nearest", aspect="equal" if square else "auto")
+        axis.set(xticks=[], yticks=[])
+        return _uri(figure)
+
+
 def waveform(values: np.ndarray, active: np.ndarray, chosen: Sequence[tuple[int, str]], count: int) -> str:
     """A trace, and below it where each chosen series is active."""
     length = len(values)

@@ -30,6 +30,7 @@ def write_report(
     damaged evaluation file.
     """
     # Imported here: matplotlib takes a second, which --help does without.
+    from experiments.reports.cases import classified_like
     from experiments.reports.history import read_history
     from experiments.reports.measure import measure
     from experiments.reports.page import Content, page
@@ -61,6 +62,7 @@ def write_report(
         baseline=evaluation["baseline"] if evaluation and "baseline" in evaluation else run.task.baseline(split),
         meta=dict(loaded.meta),
         explained=beside(workdir, "why.html").exists(),
+        cases=classified_like(run, measured),
     )
     try:
         text = page(content)

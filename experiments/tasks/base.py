@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from experiments.common.config import within
 from experiments.common.errors import UserError, require
@@ -209,6 +209,18 @@ class ClassificationTask(Task):
             raise UserError(f"an example{self.of_data} has ids in {found}; this task has the ids 1..{size - 1}")
         inputs, length = pad(values, self.config.length)
         return {"inputs": inputs, "lengths": length, "targets": self.target(example)}
+
+    @property
+    def train_size(self) -> int:
+        """How many training examples there are."""
+        return len(self._sources["train"])
+
+    def train_examples(self, most: int) -> tuple[Int[np.ndarray, "n"], Iterator[Batch]]:
+        """The numbers of at most `most` evenly spaced training examples, and batches that hold each of them once, in
+        order, as for evaluation."""
+        numbers = np.linspace(0, self.train_size - 1, min(most, self.train_size)).round().astype(int)
+        source = Subset(self._sources["train"], numbers)
+        return numbers, read_ahead(evaluation_dataset(source, self.row, self._rows))
 
     def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
         """`confusion` (Y, Y): for each true class, the fraction of each answer."""

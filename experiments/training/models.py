@@ -95,12 +95,13 @@ def _refuse_given(fields: Mapping[str, Any], decided: Iterable[str], where: str)
 
 
 def _given(config_class: type, sizes: Any, where: str) -> dict[str, Any]:
-    """What a task decides of a model or a head. Raises UserError for one that is not for this task."""
+    """What a task decides of a model or a head; a field with a default may be missing. Raises UserError for one that is
+    not for this task."""
     wanted = given_fields(config_class)
     found = {field: getattr(sizes, field) for field in wanted if hasattr(sizes, field)}
-    if len(found) < len(wanted):
-        missing = " and no ".join(field for field in wanted if field not in found)
-        raise UserError(f"{where}: this task is not for it, it has no {missing}")
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    if missing := [field for field in wanted if field not in found and defaults[field] is dataclasses.MISSING]:
+        raise UserError(f"{where}: this task is not for it, it has no {' and no '.join(missing)}")
     return found
 
 

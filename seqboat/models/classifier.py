@@ -61,6 +61,8 @@ class ClassifierConfig:
             raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1, or None for numbers")
         check_choices(self)
         check_head(self.head, "mlp", "linear")
+        if getattr(self.head, "reads_inputs", False) and self.encoder.layer.layout.length:
+            raise ValueError("head: this one reads whole sequences; take a config.mesh that does not split them")
 
 
 class Classifier(nn.Module):
@@ -91,7 +93,8 @@ class Classifier(nn.Module):
         pooled = mean_over_length(x, valid, layer.layout.length)
         named = {"mlp": mlp.Config(dropout=layer.dropout), "linear": linear.Config()}
         head = named[config.head] if isinstance(config.head, str) else config.head
-        return Output(head.make(layer.features, config.classes, name="head")(pooled, train), stats)
+        read = {"inputs": inputs, "valid": valid} if head.reads_inputs else {}
+        return Output(head.make(layer.features, config.classes, name="head")(pooled, train, **read), stats)
 
 
 Config, Model = ClassifierConfig, Classifier

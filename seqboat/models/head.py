@@ -5,7 +5,7 @@ by the file's name: `config.model.head = {"name": NAME, field: value}`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -17,7 +17,8 @@ class Head(nn.Module):
     """x (..., D) -> logits (..., Y) in float32, of every row alone; `train` turns dropout and terms on.
 
     It may state terms of the loss (`layers.terms.term`), name values (`layers.taps.tap`) and keep statistics in the
-    collection "batch_stats". In a language model, rows of padding hold anything finite.
+    collection "batch_stats". In a language model, rows of padding hold anything finite. A head whose config says
+    `reads_inputs` takes `inputs` (B, L, ...) and `valid` (B, L) of a classifier's sequences too, and does without.
     """
 
     def __call__(self, x: Float[Array, "*N D"], train: bool = False) -> Float[Array, "*N Y"]:
@@ -28,6 +29,13 @@ class Head(nn.Module):
 class HeadConfig:
     """The fields of a head, with defaults; `given()` ones (`seqboat.choices`) are those of the task's config, such as
     `vocabulary_size`. Subclasses define `make`; `__post_init__` refuses choices outside a field's Literal."""
+
+    reads_inputs: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The file's name, by which it is found."""
+        return type(self).__module__.rpartition(".")[2]
 
     def __post_init__(self):
         check_choices(self)

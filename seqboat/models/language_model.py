@@ -31,6 +31,8 @@ class LanguageModelConfig:
         if self.vocabulary_size < 1:
             raise ValueError(f"vocabulary_size={self.vocabulary_size}: must be at least 1")
         check_head(self.head, "tied")
+        if isinstance(self.head, HeadConfig) and self.head.reads_inputs:
+            raise ValueError(f"head.name={self.head.name!r}: it is for classifiers, since it reads whole sequences")
 
 
 class LanguageModel(nn.Module):

@@ -427,12 +427,17 @@ def images(reader: Reader) -> int:
     return len([name for name, _ in reader.tags if name == "img"])
 
 
-def test_pixels_with_two_modules_and_a_centred_router(tiny, reports_on):
+PROTOTYPES = {"with": {"head": {"name": "prototypes", "count": 4}}}
+LIKE = 4 * (1 + 3)  # pictures of four examples and of three cases beside each
+
+
+def test_pixels_with_two_modules_and_a_centred_router_and_prototypes(tiny, reports_on):
     rng = np.random.default_rng(0)
     source = [{"image": rng.integers(0, 256, (8, 8), np.uint8), "label": i % 2} for i in NUMBERS]
     values = other(
         tiny,
         {"name": "pathfinder", "resolution": 8},
+        PROTOTYPES,
         **{"model.feed_forward_size": 8, "model.router.centered": True},
     )
     reader, found, _ = reports_on(pathfinder, source, values)
@@ -440,21 +445,22 @@ def test_pixels_with_two_modules_and_a_centred_router(tiny, reports_on):
     check_margins(found.margins, 4)
     assert list(found.spans) == ["layer 1, gau", "layer 2, gau"]
     # Position and confidence, spans, four margins, four examples.
-    assert images(reader) == 2 + 1 + 4 + 4
+    assert images(reader) == 2 + 1 + 4 + 4 + LIKE
 
 
-def test_a_waveform_with_attention_always(tiny, reports_on):
+def test_a_waveform_with_attention_always_and_prototypes(tiny, reports_on):
     rng = np.random.default_rng(0)
     source = [{"audio": rng.normal(size=20 + i), "label": i % 10} for i in NUMBERS]
-    values = other(tiny, {"name": "speech_commands", "length": 30}, **{"model.activation": "always"})
+    values = other(tiny, {"name": "speech_commands", "length": 30}, PROTOTYPES, **{"model.activation": "always"})
     reader, found, text = reports_on(speech_commands, source, values)
     assert found.rates().tolist() == [1, 1]
     assert found.active[:, 3].sum(1).tolist() == [23, 23], "no padding"
     assert '100 %attention is always on (activation="always")' in text
     for said in ("so nothing changes.", "so there is no confidence.", "no activation decisions."):
         assert said in text
+    assert re.search(r"votes for \d: training example \d+, class \d", text)
     # Position, spans, four examples.
-    assert images(reader) == 1 + 1 + 4
+    assert images(reader) == 1 + 1 + 4 + LIKE
 
 
 def test_pairs_of_documents(tiny, reports_on):

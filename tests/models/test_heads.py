@@ -18,7 +18,7 @@ from tests.helpers import assert_close
 
 FEATURES, OUTPUTS = 8, 5
 # What a task decides.
-SIZES = {"vocabulary_size": 7}
+SIZES = {"vocabulary_size": 7, "length": 6, "channels": None}
 X = jax.random.normal(jax.random.key(0), (3, 4, FEATURES))
 
 
