@@ -8,21 +8,21 @@ import numpy as np
 
 from seqboat.interp.functions import numeric
 from seqboat.interp.functions.numeric import EXCEPT, FAMILIES, HIGH, LOW, WIDTHS
-from seqboat.interp.functions.protocol import Description, Query
+from seqboat.interp.functions.protocol import Description, Numbers, Query
 from seqboat.interp.functions.symbols import Table, inputs
 
 KEPT = 0.75  # the share of points that the first, trimmed fit explains
 CONSISTENT = 1.65  # sigma over the root mean square of that share of the residuals, if they are normal
 BOUND, OFF = 4.0, 5.0  # in sigma: where a residual counts no more in a fit, and where its point is off
 LEAST = 1e-4  # sigma is at least this part of the standard deviation of y
-STARTS, ROUNDS, SHRINK = 3, 12, 0.4  # the search for the numbers of a shape
+STARTS, ROUNDS, SHRINK = 3, 8, 0.35  # the search for the numbers of a shape
 
 
 class Fit(NamedTuple):
     """A family with its numbers, and the standard deviation of the residuals without those that are off."""
 
     family: str
-    numbers: tuple[float, ...]
+    numbers: Numbers
     sigma: float
 
     def residuals(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def fit(x: np.ndarray, y: np.ndarray, sigma: float | None = None) -> Fit:
     return Fit(names[best], fits[best], sigma)
 
 
-def _refine(name: str, x: np.ndarray, y: np.ndarray, h: int, bound: float) -> tuple[float, ...]:
+def _refine(name: str, x: np.ndarray, y: np.ndarray, h: int, bound: float) -> Numbers:
     """The numbers of a family with the least bounded squares: a grid of shapes, then finer ones around the best."""
     shapes = _shapes(name)
     bounds = np.array(list(FAMILIES[name].shape.values())).reshape(-1, 2)
@@ -103,7 +103,7 @@ def _regress(
     1999) to the h smallest residuals, and with a bound to those within it. The error is the mean square of the
     smallest, or of all up to the bound."""
     weight = np.ones(g.shape)
-    steps = [h] * (4 if h < len(y) else 1) + [0] * (2 if bound is not None and bound < np.inf else 0)
+    steps = [h] * (3 if h < len(y) else 1) + [0] * (2 if bound is not None and bound < np.inf else 0)
     for smallest in steps:
         weight = weight / weight.sum(1, keepdims=True)
         mean_g, mean_y = (weight * g).sum(1, keepdims=True), (weight * y).sum(1, keepdims=True)
@@ -225,7 +225,5 @@ class Search:
     def interpret(self, query: Query, budget: int) -> Description:
         x = inputs(budget, np.random.default_rng(self.seed))
         y = query(x)
-        return max(self.table.candidates(), key=lambda found: self._agreement(found, x, y))
-
-    def _agreement(self, found: Description, x: np.ndarray, y: np.ndarray) -> float:
-        return float((self.table.values(str(found.template), found.numbers, x) == y).mean())
+        name, numbers, _ = max(self.table.answers(x), key=lambda found: np.count_nonzero(found[2] == y))
+        return Description(f"{name} ({', '.join(map(str, numbers))})", name, numbers)

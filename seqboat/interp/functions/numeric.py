@@ -6,12 +6,12 @@ are (a, b, *shape), and of a corrupted one (outer numbers, low, high, inner numb
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from seqboat.interp.functions.protocol import Description, Score
+from seqboat.interp.functions.protocol import Description, Numbers, Score
 
 LOW, HIGH = -128.0, 128.0
 WIDTHS = 15.0, 30.0  # of corrupted intervals
@@ -47,7 +47,7 @@ FAMILIES = {
 }
 
 
-def parts(template: str, numbers: Sequence[float]) -> list[tuple[str, tuple[float, ...]]]:
+def parts(template: str, numbers: Numbers) -> list[tuple[str, Numbers]]:
     """The families of a template with their numbers: one, or ("sine", ...), ("", (low, high)), ("relu", ...).
     Raises ValueError for a family, a count of numbers or an interval that does not exist."""
     names = template.split(EXCEPT)
@@ -67,11 +67,11 @@ def parts(template: str, numbers: Sequence[float]) -> list[tuple[str, tuple[floa
     return found
 
 
-def values(template: str, numbers: Sequence[float], x: np.ndarray) -> np.ndarray:
+def values(template: str, numbers: Numbers, x: np.ndarray) -> np.ndarray:
     """y (N,) of x (N,), without noise. A number that makes no sense, as a period of 0, gives values that are not
     finite."""
 
-    def family(part: tuple[str, tuple[float, ...]], x: np.ndarray) -> np.ndarray:
+    def family(part: tuple[str, Numbers], x: np.ndarray) -> np.ndarray:
         a, b, *shape = part[1]
         with np.errstate(all="ignore"):
             return a * FAMILIES[part[0]].g(x, *shape) + b
@@ -84,7 +84,7 @@ def values(template: str, numbers: Sequence[float], x: np.ndarray) -> np.ndarray
     return np.where((x >= low) & (x <= high), family(inner, z), family(outer, x))
 
 
-def text(template: str, numbers: Sequence[float]) -> str:
+def text(template: str, numbers: Numbers) -> str:
     """The template in words."""
     say = lambda name, own: (
         f"{name}({', '.join(f'{n}={v:.4g}' for n, v in zip(FAMILIES[name].names, own, strict=True))})"
@@ -102,7 +102,7 @@ class NumericFunction:
 
     seed: int
     template: str
-    numbers: tuple[float, ...]
+    numbers: Numbers
     noise: float = 0.0
 
     def __post_init__(self) -> None:
@@ -134,7 +134,8 @@ class NumericFunction:
             return whole, whole, None
         low, high = self.interval
         outside = x[(x < low) | (x > high)]
-        return tuple(self._nmse(description, part) for part in (x, outside, np.linspace(low, high, POINTS)))  # type: ignore[return-value]
+        inside = low + (high - low) * (np.arange(POINTS) + 0.5) / POINTS
+        return tuple(self._nmse(description, part) for part in (x, outside, inside))  # type: ignore[return-value]
 
     def _nmse(self, description: Description, x: np.ndarray) -> float:
         if description.template is None:
@@ -170,7 +171,7 @@ def draw(seed: int, family: str | None = None, noise: float = 0.05, corrupted: b
     return NumericFunction(seed, family + EXCEPT + inside, (*outer, *interval, *inner), noise * spread)
 
 
-def _numbers(rng: np.random.Generator, family: str, spread: float, mean: float) -> tuple[float, ...]:
+def _numbers(rng: np.random.Generator, family: str, spread: float, mean: float) -> Numbers:
     """Numbers of a family with this standard deviation and mean over the domain."""
     shape = [float(rng.uniform(*bounds)) for bounds in FAMILIES[family].shape.values()]
     g = FAMILIES[family].g(np.linspace(LOW, HIGH, POINTS), *shape)

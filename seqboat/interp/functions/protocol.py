@@ -8,9 +8,11 @@ Everything that does not fit raises ValueError.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+Numbers = tuple[int | float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Description:
 
     text: str
     template: str | None = None
-    numbers: tuple[float, ...] = ()
+    numbers: Numbers = ()
 
 
 class Score(NamedTuple):
@@ -48,12 +50,14 @@ class Query:
         return self._function(x)
 
 
+@runtime_checkable
 class Interpreter(Protocol):
     """Whatever asks a function and says what it is."""
 
     def interpret(self, query: Query, budget: int) -> Description: ...
 
 
+@runtime_checkable
 class Function(Protocol):
     """A black box: inputs (N, ...) to answers, and how right a description of it is."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from seqboat.interp.functions.protocol import Description, Score
+from seqboat.interp.functions.protocol import Description, Numbers, Score
 
 SYMBOLS, LENGTH = 5, 12
 NOTHING = -1  # where a sequence has ended
@@ -63,7 +63,7 @@ class Table:
             raise ValueError(f"template={template!r}: there are {', '.join(self.parts)}, joined by {joins}")
         return [template]
 
-    def values(self, template: str, numbers: tuple[float, ...], x: np.ndarray) -> np.ndarray:
+    def values(self, template: str, numbers: Numbers, x: np.ndarray) -> np.ndarray:
         """The answers to x (N, L), without noise. Raises ValueError for a name or numbers that the table lacks."""
         names = self.split(template)
         first, last = self.parts[names[0]], self.parts[names[-1]]
@@ -78,20 +78,17 @@ class Table:
             return of(x)
         return self.joins[names[1]](of, lambda x: last.apply(x, *whole[count:]))(x)
 
-    def candidates(self) -> Iterator[Description]:
-        """Every part with all its numbers, then every two different parts by every join. The order of two matters only
-        to joins that compose."""
+    def answers(self, x: np.ndarray) -> Iterator[tuple[str, Numbers, np.ndarray]]:
+        """What every candidate answers to x (N, L), with its name and numbers: every part with all its numbers, then
+        every two of these by every join. The order of two matters only to joins that compose."""
         singles = [(name, n) for name, part in self.parts.items() for n in itertools.product(*part.numbers)]
-        yield from (Description(_text(name, n), name, n) for name, n in singles)
-        for join in self.joins:
+        known = {(name, n): self.parts[name].apply(x, *n) for name, n in singles}
+        of = lambda single: lambda z: known[single] if z is x else self.parts[single[0]].apply(z, *single[1])
+        yield from ((*single, known[single]) for single in singles)
+        for join, joined in self.joins.items():
             pairs = itertools.permutations if join == "then" else itertools.combinations
-            for (first, n), (second, m) in pairs(singles, 2):
-                name = f"{first} {join} {second}"
-                yield Description(_text(name, n + m), name, n + m)
-
-
-def _text(template: str, numbers: tuple[float, ...]) -> str:
-    return f"{template} ({', '.join(f'{n:g}' for n in numbers)})"
+            for first, second in pairs(singles, 2):
+                yield f"{first[0]} {join} {second[0]}", first[1] + second[1], joined(of(first), of(second))(x)
 
 
 SEQUENCES = Table(
@@ -133,7 +130,7 @@ class SymbolFunction:
     seed: int
     table: Table
     template: str
-    numbers: tuple[float, ...]
+    numbers: Numbers
     noise: float = 0.0
 
     def __post_init__(self) -> None:
@@ -197,5 +194,5 @@ def draw_unit(seed: int, join: str | None = None, noise: float = 0.0) -> SymbolF
             return unit
 
 
-def _draw_numbers(rng: np.random.Generator, table: Table, names: list[str]) -> tuple[float, ...]:
+def _draw_numbers(rng: np.random.Generator, table: Table, names: list[str]) -> Numbers:
     return tuple(int(rng.choice(values)) for name in names for values in table.parts[name].numbers)
