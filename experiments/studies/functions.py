@@ -52,7 +52,7 @@ def study(save: Callable[[dict[str, Any]], None], *, seeds: range = range(10, 13
         for kind in KINDS:
             rows += [{"seed": seed, "kind": kind, **row} for row in measure(kind, seed, COUNT)]
             save({**about, "rows": rows, "bars": bars(rows)})
-        print(f"seed {seed}", *rows[-len(KINDS) - len(PROBES) :], sep="\n", flush=True)
+        print(f"seed {seed}", *(row for row in rows if row["seed"] == seed), sep="\n", flush=True)
     return bars(rows)
 
 
