@@ -53,7 +53,7 @@ class Looks:
     def without(self, given: Given, feature: int | None = None) -> Iterator[Look]:
         """The dictionary's layer in every batch, without the feature in m; None is the model as it is."""
         edit = at(given.layer, self.layers, Without(feature is not None, given.atoms, np.int32(feature or 0)))
-        variables = {**self.run.variables, "edits": taps.write(self.run.model, {SITE: edit})}
+        variables = taps.edited(self.run.model, self.run.variables, {SITE: edit})
         for batch, count in batches(self._examples):
             found = jax.device_get(self._look(variables, batch, given.layer - 1))
             rows = count * batch["lengths"][0].size  # two documents of a pair are two sequences
