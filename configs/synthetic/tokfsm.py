@@ -4,9 +4,10 @@ The testbed of docs/dictionaries.md: the true state of every token is known, and
 The loss cannot go below ln(5) / 2 = 0.805.
 
     python -m experiments.train --config=configs/synthetic/tokfsm.py:credit_router --workdir=runs/fsm
-    python -m experiments.train --config=configs/synthetic/tokfsm.py:credit_router,codebook --init_from=runs/fsm --workdir=runs/fsm_codes
+    python -m experiments.train --config=configs/synthetic/tokfsm.py:credit_router,codebook --init_from=runs/fsm \
+        --workdir=runs/fsm_codes
 
-With `codebook` it is 900 steps at a low rate, as codes die at a high one.
+With `codebook` it takes 900 steps at a low rate: at a high one codes die.
 """
 
 from configs.synthetic import selective_copy

@@ -53,7 +53,9 @@ def _rows(experiment: Any, run: Any) -> dict[str, list[np.ndarray]]:
     for step in range(count):
         found = jax.device_get(look(run.variables, task.train_batch(step)))
         for site, (values, there) in found.items():
-            parts[site].append([value[mask].reshape(-1, value.shape[-1]) for value, mask in zip(values, there)])
+            parts[site].append(
+                [value[mask].reshape(-1, value.shape[-1]) for value, mask in zip(values, there, strict=True)]
+            )
     return {site: [np.concatenate(rows) for rows in zip(*each, strict=True)] for site, each in parts.items()}
 
 
@@ -63,8 +65,6 @@ def _tables(rows: list[np.ndarray], shape: tuple[int, ...], config: Any) -> jax.
     key = jax.random.fold_in(jax.random.key(config.seed), CLUSTERS)
     for layer, values in enumerate(rows, 1):
         if len(values) < codes:
-            raise UserError(
-                f"config.codebook.codes={codes}: layer {layer} has {len(values)} values to start from; take less"
-            )
+            raise UserError(f"config.codebook.codes={codes}: layer {layer} has {len(values)} values to start from")
     each = [[kmeans(jnp.asarray(part), codes, key) for part in np.split(values, groups, axis=1)] for values in rows]
     return jnp.stack([jnp.stack(parts) for parts in each]) / config.codebook.k

@@ -112,8 +112,8 @@ class Force(Edit):
     capacity rule, its confidence. `choice` is True or False, or one for each of the M modules, (M,). Padding stays
     inactive.
 
-    With a `codebook` (`seqboat.interp.codebooks.Codebook`) x takes the codes `choice`, (G, k) or, located, (B, L, G, k),
-    and elsewhere its own.
+    With a `codebook` (`seqboat.interp.codebooks.Codebook`) x takes the codes `choice`, (G, k) or, located,
+    (B, L, G, k), and elsewhere its own.
     """
 
     choice: Any
@@ -141,9 +141,7 @@ class Force(Edit):
     def _take(self, x: Array) -> Array:
         ids, wanted = jnp.asarray(self.choice), (len(self.codebook.table), self.codebook.k)
         if ids.shape[-2:] != wanted or ids.ndim not in (2, 4):
-            raise ValueError(
-                f"Force: codes of shape {ids.shape}, expected {wanted}, the groups and k, or (B, L, *{wanted})"
-            )
+            raise ValueError(f"Force: codes of shape {ids.shape}, expected {wanted}, the groups and k, or (B, L, G, k)")
         value = self.codebook.decode(ids)
         return jnp.broadcast_to(self._beside(value, x) if value.ndim > 1 else value, x.shape)
 
