@@ -7,7 +7,7 @@ The loss cannot go below ln(5) / 2 = 0.805.
     python -m experiments.train --config=configs/synthetic/tokfsm.py:credit_router,codebook --init_from=runs/fsm \
         --workdir=runs/fsm_codes
 
-With `codebook` it takes 900 steps at a low rate: at a high one codes die.
+With `codebook` it takes 300 steps at a low rate: at a high one the values run away from the codes.
 """
 
 from configs.synthetic import selective_copy
@@ -23,6 +23,6 @@ def get_config(variant: str = "paper"):
     config.train.update(steps=2000, batch_size=64, log_every=100, evaluate_every=500, checkpoint_every=500)
     apply_variant(config, variant, tiny=lambda config: None)
     if "codebook" in config:
-        config.optimizer.learning_rate = 6e-4
-        config.train.update(steps=900, evaluate_every=300, checkpoint_every=300)
+        config.optimizer.learning_rate = 1e-4
+        config.train.update(steps=300, evaluate_every=100, checkpoint_every=100)
     return config

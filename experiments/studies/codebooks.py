@@ -91,7 +91,7 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
 
 def models(plan: Plan, seed: int, directory: Path) -> tuple[Run, Run]:
     """TokFSM from a seed, and the run with codebooks that starts from it, at their last steps."""
-    found = []
+    found: list[Run] = []
     for name, variant, changes in (
         ("model", "credit_router", plan.model),
         ("codes", "credit_router,codebook", {**plan.model, **plan.codes}),

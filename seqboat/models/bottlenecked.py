@@ -97,7 +97,8 @@ class Bottlenecked(nn.Module):
 
     def _run(self, method: str, *args: Any) -> Any:
         """A method of the target with its values quantized; changed collections become this module's."""
-        tables, unbound = self.get_variable("params", "codebooks"), self.target.clone(parent=None)
+        tables: Any = self.get_variable("params", "codebooks")
+        unbound = self.target.clone(parent=None)
         variables = {**self.target.variables, "edits": edits(unbound, tables, self.config)}
         stating = self.is_mutable_collection("terms")
         kept = [name for name in ("batch_stats", "terms", "taps") if self.is_mutable_collection(name)]
