@@ -24,7 +24,7 @@ import numpy as np
 from configs.synthetic import tokfsm
 from experiments.evaluation.examples import score
 from experiments.evaluation.seeds import train_whole
-from experiments.studies.protocol import Bar, judge
+from experiments.studies.protocol import Bar, judge, verdict
 from experiments.tasks.tokfsm import BASE, FIRST_DIGIT
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
@@ -87,6 +87,27 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
     shares = [each["to_other"] / each["before"] for each in forced]
     checked.append(judge("forced in both layers: divergence left", shares, MOST_DIVERGENCE, at_most=True))
     return checked
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """A row for every measure, a column for every seed, and the verdicts."""
+    rows = result["rows"]
+    of = lambda layer, name: [row["layers"][layer][name] for row in rows]
+    table = [
+        ("transition, plain", [row["transition"]["plain"] for row in rows]),
+        ("transition, codes", [row["transition"]["codes"] for row in rows]),
+    ]
+    for layer in range(len(rows[0]["layers"])):
+        for name in ("precision", "channel_precision", "recall", "information", "codes_in_use", "codes_per_state"):
+            table.append((f"layer {layer + 1}: {name.replace('_', ' ')}", of(layer, name)))
+    for how in rows[0]["forced"]:
+        for name in ("nearer", "to_other", "to_own", "before"):
+            numbers = [row["forced"][how][name] for row in rows]
+            table.append((f"forced, {how.replace('_', ' ')}: {name.replace('_', ' ')}", numbers))
+    shown = lambda value: str(value) if isinstance(value, int) else f"{value:.3f}"
+    head = ["| | " + " | ".join(f"seed {row['seed']}" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    body = [f"| {name} | " + " | ".join(map(shown, values)) + " |" for name, values in table]
+    return "\n".join([*head, *body, "", *(f"- {verdict(bar)}" for bar in result["bars"])]) + "\n"
 
 
 def models(plan: Plan, seed: int, directory: Path) -> tuple[Run, Run]:

@@ -146,13 +146,19 @@ def test_divergences_and_the_true_distributions():
 
 
 def test_bars_are_those_of_the_worst_seed():
-    layer = {"precision": 1.0, "channel_precision": 0.5}
+    more = {"recall": 0.4, "information": 1.0, "codes_in_use": 900, "codes_per_state": 9.0}
+    layer = {"precision": 1.0, "channel_precision": 0.5, **more}
     row = {
+        "seed": 10,
         "transition": {"plain": 0.98, "codes": 0.96},
         "layers": [layer, layer],
-        "forced": {"both": {"nearer": 0.9, "to_other": 0.1, "before": 0.4}},
+        "forced": {"both": {"nearer": 0.9, "to_other": 0.1, "to_own": 0.3, "before": 0.4}},
     }
     worse = {**row, "layers": [layer, {**layer, "precision": 0.9}]}
     assert all(bar["met"] for bar in study.bars([row]))
     (failed,) = [bar for bar in study.bars([row, worse]) if not bar["met"]]
     assert failed["name"] == "layer 2: precision of a state's code"
+    text = study.section({"rows": [row, worse], "bars": study.bars([row, worse])})
+    assert "| layer 2: precision | 1.000 | 0.900 |" in text
+    assert "| layer 1: codes in use | 900 | 900 |" in text
+    assert "- NOT MET: layer 2: precision of a state's code: 0.900, at least 0.97" in text

@@ -22,7 +22,7 @@ from experiments.reports import pictures
 from experiments.reports.measure import spread
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
-from experiments.training.restore import load
+from experiments.training.restore import bound, load
 from tests.experiments.test_activations import values as dictionary_values
 from tests.experiments.test_report import BLANK, CONTROL, HOSTILE, POLICY, VISIBLE, Reader, assert_shown, no_browser
 from tests.helpers import load_program, random_like
@@ -130,12 +130,16 @@ def test_behind_codebooks_the_codes_tell_the_decisions(explained, codes):
     assert code_table.information(mixed, np.ones(4, bool)) is None
 
 
-def test_codebooks_of_another_model_are_refused(run, codes, tmp_path):
+def test_codebooks_of_another_model_are_refused(run, codes):
     with pytest.raises(UserError, match=r"^--codebook: .*run has no codebooks at m"):
         code_table.read(load(run), run)
     other = dataclasses.replace(load(run), values={**load(run).values, "task": {"name": "mqar"}})
     with pytest.raises(UserError, match=r"^--codebook: .* is not of a model as in .*: config\.task"):
         code_table.read(other, codes)
+    with pytest.raises(
+        UserError, match=r"codes has codebooks at m: explain the run that it began from, with --codebook="
+    ):
+        read(bound(load(codes)), [run])
 
 
 def test_flips_are_those_that_interventions_measure(explained):
@@ -180,7 +184,8 @@ def test_the_page(explained):
     path, why, _ = explained
     source = path.read_text()
     reader = checked(source)
-    assert source.count('<div class="wide"><table>') == source.count("<table") == 3, "tables scroll on a phone"
+    tables = 3 + sum(bool(layer["shown"]) for layer in why["codes"]["layers"])
+    assert source.count('<div class="wide"><table>') == source.count("<table") == tables, "tables scroll on a phone"
     text = " ".join("".join(reader.text).split())
     (layer,) = why["layers"]
     for title in ("Features", "One decision taken apart twice", "Health of the dictionaries"):
@@ -243,6 +248,7 @@ def test_what_is_empty_says_why(explained, written):
     assert "Nothing is decided in layer 2: attention is active at 100 % of the tokens." in text
     assert "There is no sum over source tokens: mixer lstm: its output is not such a sum." in text
     assert "fires at none of these tokens" in text
+    assert "No run with codebooks at m was given (--codebook)" in written(codes=None)
     empty = dataclasses.replace(found, values={**found.values, "shown": []})
     assert "No feature of this dictionary adds" in written(empty)
 
