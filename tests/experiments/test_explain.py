@@ -409,12 +409,12 @@ def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(program, "write_explanation", lambda *a: asked.append(a) or ("a.html", "a.json"))
     flags = {"workdir": str(run), "dictionaries": ["a", "b"], "examples": 3, "element": 2}
-    flags |= {"against": "c", "against_dictionaries": ["d"]}
-    others = ("against", "against_dictionaries")
+    flags |= {"against": "c", "against_dictionaries": ["d"], "codebook": "e"}
+    others = ("against", "against_dictionaries", "codebook")
     for name in ("workdir", "dictionaries", "step", "split", "examples", "element", "out", "data_dir", *others):
         monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": flags.get(name)}))
     program.main()
-    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, Path("c"), [Path("d")])]
+    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, Path("c"), [Path("d")], Path("e"))]
     assert capsys.readouterr().out == "wrote a.html and a.json\n"
     monkeypatch.setattr(program, "_WORKDIR", type("Flag", (), {"value": None}))
     with pytest.raises(UserError, match="--workdir=DIR is missing"):
