@@ -93,7 +93,7 @@ def test_codes_get_the_loss_and_the_distance_and_the_model_the_loss_alone():
     _, _, (loss, terms) = computed()
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(loss["codebooks"]))
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(terms["target"]))
-    # Through the codes of every layer the gradient goes on to what comes before them.
+    # Through the codes of every layer the gradient reaches what comes before them.
     assert np.asarray(loss["target"]["encoder"]["layers"]["ssm"]["delta"]).all()
     found = plain()[4]
     active = np.asarray(taps.read(found, "active"))[..., 0]
