@@ -2,8 +2,8 @@
 
 The dictionaries are of m of some of its layers (configs/interp/dictionary.py). Writes WORKDIR/why.html, or --out: one
 self-contained file that opens in any browser; and every number to a JSON file of that name. --against=DIR compares with
-another seed of the run, with or without dictionaries of either. --codebook=DIR, a run of the
-same model with codebooks at m (docs/insight.md), adds the table of codes by activation.
+another seed of the run, with or without dictionaries of either. --codebook=DIR, a run of the same model with codebooks
+at m (docs/insight.md), adds the table of codes by activation.
 """
 
 from absl import flags
