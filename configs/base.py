@@ -16,11 +16,12 @@ from experiments.training.experiment import Config, TrainConfig
 from experiments.training.models import BLOCKS, HEADS, MIXERS, dataclasses_of, decided
 from experiments.training.optimizers import OptimizerConfig
 from seqboat.choices import choices, given_fields
+from seqboat.models.bottlenecked import CodebookConfig
 
-__all__ = ["get_config", "hyper", "placeholder"]
+__all__ = ["codebook", "get_config", "hyper", "placeholder"]
 
 # The other groups of a `Config`, which are not dataclasses, or are not in every config.
-_GROUPS = ("task", "model", "optimizer", "train", "hypernetwork", "objectives")
+_GROUPS = ("task", "model", "optimizer", "train", "hypernetwork", "objectives", "codebook")
 # The widths of a small model; a recipe has its own.
 _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
@@ -106,3 +107,8 @@ def hyper(condition: str) -> ConfigDict:
     """For `config.hypernetwork`: magnitude-invariant parametrizations, every parameter generated."""
     # Only the encoding "embedding" has tasks, which none of the conditions is.
     return defaults(HyperOptions, but=("tasks",), condition=condition)
+
+
+def codebook() -> ConfigDict:
+    """For `config.codebook`: codebooks at m of every layer."""
+    return defaults(CodebookConfig)

@@ -20,7 +20,8 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
     transformer, mega, ...: any block, a file of seqboat/layers with a `LayerConfig`, in place of the SeqBoat layer; its
     fields of the same name keep the recipe's values. transformer sees everything, sliding is one with the recipe's
     window, and sma_transformer a sliding one whose blocks the router activates; transformer,mod is Mixture-of-Depths.
-    guided: by another run, config.objectives.guidance.run.
+    guided: by another run, config.objectives.guidance.run. codebook: codebooks at m of every layer, whose rate is three
+    times that of the model; a good start is --init_from a run without them.
     """
     changes: dict[str, Callable[[], None]] = {
         "paper": lambda: None,
@@ -33,6 +34,7 @@ def apply_variant(config: ConfigDict, names: str, tiny: Callable[[ConfigDict], N
         "no_attention": lambda: config.model.update(activation="never"),
         "mod": lambda: _mod(config),
         "guided": lambda: config.update(objectives=base.objective("guidance")),
+        "codebook": lambda: _codebook(config),
         **{name: partial(_mixer, config, name) for name in base.mixers()},
         **{name: partial(_block, config, name) for name in base.blocks()},
         "transformer": lambda: _transformer(config, "always", None),
@@ -83,6 +85,11 @@ def _credit_router(config: ConfigDict) -> None:
         config.model.mixer.truncation = None
     config.model.router.update(centered=True, straight_through=True, key_credit=True, credit_share=0.25)
     config.model.router.eviction_cost = config.model.window_size is not None
+
+
+def _codebook(config: ConfigDict) -> None:
+    config.codebook = base.codebook()
+    config.optimizer.learning_rate_scales = (("codebooks/", 3.0),)
 
 
 def _full(config: ConfigDict) -> None:

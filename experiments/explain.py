@@ -2,7 +2,8 @@
 
 The dictionaries are of m of some of its layers (configs/interp/dictionary.py). Writes WORKDIR/why.html, or --out: one
 self-contained file that opens in any browser; and every number to a JSON file of that name. --against=DIR compares with
-another seed of the run, with or without dictionaries of either.
+another seed of the run, with or without dictionaries of either. --codebook=DIR, a run of the same model with codebooks
+at m (docs/insight.md), adds the table of codes by activation.
 """
 
 from absl import flags
@@ -16,6 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the run to ex
 _DICTIONARIES = flags.DEFINE_list("dictionaries", [], "Work directories of dictionaries of m, one for a layer.")
 _AGAINST = flags.DEFINE_string("against", None, "Another run of the task, as another seed, to compare with.")
 _AGAINST_DICTIONARIES = flags.DEFINE_list("against_dictionaries", [], "Dictionaries of m of that run.")
+_CODEBOOK = flags.DEFINE_string("codebook", None, "Work directory of a run of this model with codebooks at m.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the best one.", lower_bound=0)
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the task to explain decisions on.")
 _EXAMPLES = flags.DEFINE_integer("examples", 128, "Number of examples of the split to use.", lower_bound=1)
@@ -39,6 +41,7 @@ def main() -> None:
         None if _OUT.value is None else user_path(_OUT.value, "--out"),
         None if _AGAINST.value is None else user_path(_AGAINST.value, "--against"),
         [user_path(name, "--against_dictionaries") for name in _AGAINST_DICTIONARIES.value or ()],
+        None if _CODEBOOK.value is None else user_path(_CODEBOOK.value, "--codebook"),
     )
     print(f"wrote {page} and {numbers}")
 

@@ -1,7 +1,7 @@
 """Generate from a trained language model:  python -m experiments.generate --workdir=runs/x --prompt="The " --bytes=500
 
 A single sample is printed as it is drawn; several (--batch) are printed one after another at the end. The same seed,
-prompt and settings give the same bytes.
+prompt and settings give the same bytes. --force makes a run with codebooks take given codes at every byte.
 """
 
 import sys
@@ -13,7 +13,7 @@ from absl import flags
 from experiments.common import cli, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
-from experiments.evaluation.sampling import Sampling, Terminal, generate
+from experiments.evaluation.sampling import Sampling, Terminal, forced, generate
 from experiments.training.restore import load_language_model
 from seqboat.quantization import quantize
 
@@ -28,6 +28,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Sampling temperature; 0 a
 _TOP_K = flags.DEFINE_integer("top_k", None, "Sample from the K likeliest bytes only.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the smallest set of bytes with at least this total probability.")
 _PARAMETER_DTYPE = cli.define_parameter_dtype()
+_FORCE = flags.DEFINE_list("force", [], "Codes that a run with codebooks takes at every byte, as SITE:LAYER:CODE.")
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     sampling = Sampling(_TEMPERATURE.value or 0.0, _TOP_K.value, _TOP_P.value or 0.0, _SEED.value or 0)
     prompt, batch, count = _PROMPT.value or b"", _BATCH.value or 1, _BYTES.value or 1
     model, variables, step = load_language_model(user_path(_WORKDIR.value, "--workdir"), _STEP.value)
-    variables = quantize(variables, _PARAMETER_DTYPE.value)
+    variables = forced(model, quantize(variables, _PARAMETER_DTYPE.value), _FORCE.value or [])
     drawn = generate(model, variables, prompt, sampling, batch=batch, count=count)
     if batch == 1:
         terminal = Terminal()

@@ -44,7 +44,12 @@ ALLOWED = {
     "seqboat/interop": ARRAYS | {"seqboat.ops", "seqboat.layers", "seqboat.models", "seqboat.paths"},
     "configs": {"configs", "ml_collections"},
     # A default stands once, in its dataclass: the base is filled from them.
-    "configs/base.py": {"ml_collections", "experiments.tasks.conditioned", "seqboat.choices"}
+    "configs/base.py": {
+        "ml_collections",
+        "experiments.tasks.conditioned",
+        "seqboat.choices",
+        "seqboat.models.bottlenecked",
+    }
     | {f"experiments.common.{name}" for name in ("config", "plugs")}
     | {f"experiments.training.{name}" for name in ("experiment", "models", "optimizers")},
 }

@@ -87,7 +87,11 @@ def score(run: Run, split: str, streams: int | None = None) -> Scores:
 
 def initial_state(run: Run, streams: int) -> Any:
     """The initial state of N streams of a trained model. Raises UserError if it, or its task, has no streams."""
-    if not (hasattr(run.task, "streams") and isinstance(run.model, LanguageModel)):
+    if not (
+        hasattr(run.task, "streams")
+        and isinstance(run.experiment.network, LanguageModel)
+        and hasattr(run.model, "initial_state")
+    ):
         raise UserError(
             f"{run.values['task']['name']} with a {type(run.model).__name__} has no streams: "
             "one-pass evaluation is for language models of a corpus (configs/lm)"

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from experiments.common.errors import UserError, require
 from experiments.tasks.features import BYTE_VOCABULARY, byte_ids
 from seqboat.layers.streaming import fork
+from seqboat.models.bottlenecked import force
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
 from seqboat.quantization import quantized_products
@@ -66,6 +67,27 @@ class Sampling:
             least = jnp.where(before < max(self.top_p, TEMPERATURES[0]), ordered, jnp.inf).min(axis=-1, keepdims=True)
             logits = jnp.where(logits >= least, logits, -jnp.inf)
         return logits
+
+
+def forced(model: LanguageModel, variables: dict[str, Any], codes: list[str]) -> dict[str, Any]:
+    """The variables of a model with codebooks that takes, at every byte, the codes that are named as SITE:LAYER:CODE.
+
+    Raises UserError for another name, and for codes that there are not.
+    """
+    sites: dict[str, dict[int, int]] = {}
+    for name in codes:
+        site, *numbers = name.split(":")
+        require(
+            len(numbers) == 2 and all(number.isdecimal() for number in numbers),
+            f"--force={name}: expected SITE:LAYER:CODE, as m:1:17",
+        )
+        sites.setdefault(site, {})[int(numbers[0])] = int(numbers[1])
+    try:
+        for site, choices in sites.items():
+            variables = force(model, variables, site, choices)
+    except ValueError as error:
+        raise UserError(f"--force: {error}") from error
+    return variables
 
 
 def generate(

@@ -73,10 +73,10 @@ def finished(values: dict[str, Any], directory: Path, split: str = "test") -> di
     return next((result for result in found if result and result.get("best") and "parameter_dtype" not in result), None)
 
 
-def train_whole(experiment: Experiment, workdir: Path, what: str) -> None:
-    """Trains one of several runs. Raises Stopped if asked to stop before its last step, since that is for all of
-    them."""
-    ended = train(experiment, workdir)
+def train_whole(experiment: Experiment, workdir: Path, what: str, init_from: str | None = None) -> None:
+    """Trains one of several runs, from the parameters of another run or from scratch. Raises Stopped if asked to stop
+    before its last step, since that is for all of them."""
+    ended = train(experiment, workdir, init_from)
     if ended.stopped:
         raise Stopped(
             f"asked to stop: {what} is at step {ended.step} of {experiment.config.train.steps}; no summary is written, "

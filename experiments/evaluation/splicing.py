@@ -21,9 +21,6 @@ from seqboat.interp.edits import Edit, Replace, Splice, at
 from seqboat.layers import taps
 from seqboat.models import dictionary
 
-# Which module's decisions say where a site within a sparse module is computed.
-MODULES = {"gau": 0, "unit": 0, "feed_forward": -1}
-
 
 @dataclasses.dataclass(frozen=True)
 class Splicing:
@@ -84,8 +81,8 @@ def edited(run: Run, site: str, layer: int, edit: Edit) -> Run:
     """
     run = bound(run)
     try:
-        edits = taps.write(run.model, {site: at(layer, run.model.config.encoder.layers, edit)})
-        variables = {**run.variables, "edits": edits}
+        layers = run.model.config.encoder.layers
+        variables = taps.edited(run.model, run.variables, {site: at(layer, layers, edit)})
         jax.eval_shape(lambda: apply(run.model, variables, one_element(run.task.example()), False, ()))
     except ValueError as error:
         raise UserError(f"{site} of layer {layer}: {error}") from error
@@ -133,14 +130,10 @@ def mean(run: Run, split: str, site: str, layer: int) -> np.ndarray:
 def reader(run: Run, site: str, layer: int) -> Callable[[Any, Any], tuple[jax.Array, jax.Array]]:
     """A function of variables and a batch: the values of a site in a layer (B, L, ...), and where they are computed
     (B, L): at elements that are not padding and, within a sparse module, active."""
-    owner = next(owner for owner, sites in run.model.config.encoder.layer.sites().items() if site in sites)
+    block = run.model.config.encoder.layer
 
     def read(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        examined = run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
-        value = taps.read(examined.taps, site)[layer - 1]
-        there = jnp.arange(value.shape[1])[None] < batch["lengths"].reshape(-1, 1)
-        if owner in MODULES and examined.output.layers.active.shape[-1]:
-            there = taps.read(examined.taps, "active")[layer - 1, ..., MODULES[owner]]
-        return value, there
+        found = run.experiment.functions.evaluate_examples(variables, batch, tapped=True).taps
+        return taps.read(found, site)[layer - 1], taps.computed(found, block, site, batch["lengths"])[layer - 1]
 
     return read

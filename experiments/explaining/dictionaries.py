@@ -12,6 +12,7 @@ from experiments.training.restore import Run, load
 from seqboat.interp import attribution
 from seqboat.interp.attribution import Router
 from seqboat.interp.dictionaries import Atoms
+from seqboat.layers import taps
 from seqboat.models.dictionary import Dictionary, atoms
 
 SITE = "m"
@@ -43,6 +44,10 @@ def read(
             "python -m experiments.train --config=configs/interp/dictionary.py --config.task.run=DIR trains"
         )
     check_router(run)
+    if SITE in taps.written(run.variables.get("edits", {})):
+        raise UserError(
+            f"{run.origin} has codebooks at {SITE}: explain the run that it began from, with --codebook={run.origin}"
+        )
     found: dict[int, Given] = {}
     for path in paths:
         given = _read(run, path, data_dir, flag)

@@ -45,7 +45,7 @@ class Looks:
     """Passes of a model over examples, by one compiled program for all dictionaries of one shape."""
 
     def __init__(self, run: Run, examples: list[Example]):
-        self.run, self._examples = run, examples
+        self.run, self.examples = run, examples
         self.layers = run.model.config.encoder.layers
         self._sites = {site for sites in run.model.config.encoder.layer.sites().values() for site in sites}
         self._look = jax.jit(self._compute)
@@ -53,8 +53,8 @@ class Looks:
     def without(self, given: Given, feature: int | None = None) -> Iterator[Look]:
         """The dictionary's layer in every batch, without the feature in m; None is the model as it is."""
         edit = at(given.layer, self.layers, Without(feature is not None, given.atoms, np.int32(feature or 0)))
-        variables = {**self.run.variables, "edits": taps.write(self.run.model, {SITE: edit})}
-        for batch, count in batches(self._examples):
+        variables = taps.edited(self.run.model, self.run.variables, {SITE: edit})
+        for batch, count in batches(self.examples):
             found = jax.device_get(self._look(variables, batch, given.layer - 1))
             rows = count * batch["lengths"][0].size  # two documents of a pair are two sequences
             valid = np.arange(found.m.shape[1])[None] < batch["lengths"].reshape(-1)[:rows, None]

@@ -23,16 +23,19 @@ def write_explanation(
     out: Path | None = None,
     against: Path | None = None,
     against_paths: Sequence[Path] = (),
+    codebook: Path | None = None,
 ) -> tuple[Path, Path]:
     """Measures `examples` of a split at a step of a run, the best one by default, with the dictionaries at `paths`, and
     writes the page to `out` and the numbers to a JSON file of that name; returns both paths.
 
     `out` is `why.html` in the work directory, or next to the exported file, by default. `element`: whose decision to
     show; `data_dir`: as in `load`; `against`: another run to compare with, with its dictionaries at `against_paths`,
-    and then `paths` may be empty. Raises UserError as `dictionaries.read` and `against.read_other` do.
+    and then `paths` may be empty; `codebook`: a run of the same model with codebooks at m, of which the page shows the
+    codes by activation. Raises UserError as `dictionaries.read`, `against.read_other` and `codes.read` do.
     """
     # Imported here: matplotlib takes a second, which --help does without.
     from experiments.explaining import against as others
+    from experiments.explaining import codes
     from experiments.explaining.dictionaries import read
     from experiments.explaining.measure import Looks, explain
     from experiments.explaining.page import page
@@ -43,6 +46,7 @@ def write_explanation(
     refuse_unwritable(path.parent)
     given = read(run, paths, data_dir) if paths or against is None else ()
     other = others.read_other(run, against, against_paths, data_dir)
+    quantized = None if codebook is None else codes.read(run, codebook, data_dir)
     chosen, total = spread(run.task.evaluation_batches(split), examples)
     if not chosen:
         raise UserError(f"the {split} split is empty: there is nothing to explain")
@@ -61,7 +65,11 @@ def write_explanation(
         "model_layers": looks.layers,
         "layers": [layer.values for layer in explained],
         "against": compared,
+        "codes": None,
     }
+    if quantized is not None:
+        source = {"workdir": str(codebook), "step": quantized.step}
+        why["codes"] = {**source, "layers": codes.by_activation(quantized, looks.examples, rows)}
     numbers = path.with_suffix(".json")
     text = page(why, explained, run, rows, shown)
     write_json(numbers, why)

@@ -136,7 +136,7 @@ def render(card: Card) -> str:
     source = importlib.resources.files("experiments.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
     run = card.run
     hyper = run.values.get("hypernetwork") is not None
-    model = run.model.target if hyper else run.model
+    model = getattr(run.model, "target", run.model)
     text = environment.from_string(source).render(
         file=card.file,
         name=Path(card.file).stem,
@@ -144,7 +144,7 @@ def render(card: Card) -> str:
         kind=type(model).__name__,
         hyper=hyper,
         inputs=_inputs(model),
-        generates=isinstance(run.model, LanguageModel) and run.model.config.vocabulary_size == BYTE_VOCABULARY,
+        generates=not hyper and isinstance(model, LanguageModel) and model.config.vocabulary_size == BYTE_VOCABULARY,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
         size=sum(array.nbytes for array in card.arrays.values()),
         step=run.step,

@@ -13,12 +13,13 @@ from experiments.common.errors import UserError
 from experiments.common.plugs import find
 from experiments.tasks import activations
 from experiments.tasks.conditioned import Conditioned, HyperOptions
-from experiments.training.models import build_hyper, build_model, example_of, named
+from experiments.training.models import build_bottlenecked, build_hyper, build_model, example_of, named
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.sharding import OneDevice, Partition, make_partition
 from experiments.training.step import ShardedStep, StepFunctions, initial_variables
 from experiments.training.trackers import TrackerName
 from seqboat.hyper import Hyper
+from seqboat.models.bottlenecked import Bottlenecked, CodebookConfig
 from seqboat.models.dictionary import Dictionary
 from seqboat.models.language_model import LanguageModel
 
@@ -64,7 +65,8 @@ class TrainConfig:
 class Config:
     """A whole experiment. `model` and `task` are groups whose fields depend on their `name`.
 
-    `hypernetwork` generates parameters of the model; None means no hypernetwork.
+    `hypernetwork` generates parameters of the model; None means no hypernetwork. `codebook` quantizes its values; None
+    means no codebooks.
     `mesh` names the axes of the mesh of all devices, data, fsdp, fsdp_hidden and sequence, with sizes ("data=4,fsdp=2")
     or without ("data"); or is "pmap"; None is one device.
     `objectives` has a group of fields for each file of experiments/objectives that adds to the loss; None is none.
@@ -80,6 +82,7 @@ class Config:
     seed: int = at_most(2**63 - 1, default=0)
     data_dir: str | None = None
     objectives: dict | None = None
+    codebook: CodebookConfig | None = None
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:  # what a key of jax and grain's shuffle take
@@ -99,8 +102,8 @@ class Experiment:
 
     @property
     def network(self) -> Any:
-        """The model that computes a result: the target, where a hypernetwork generates its parameters."""
-        return self.model.target if isinstance(self.model, Hyper) else self.model
+        """The model that computes a result: the target of a hypernetwork, or of codebooks."""
+        return self.model.target if isinstance(self.model, Hyper | Bottlenecked) else self.model
 
     def describe(self) -> str:
         encoder = getattr(self.network.config, "encoder", None)
@@ -110,6 +113,8 @@ class Experiment:
             start += (
                 f"{leaves.size:,} parameters in {len(leaves.leaves)} arrays from {self.config.hypernetwork.condition}, "
             )
+        if self.config.codebook is not None:
+            start += f"codebooks at {', '.join(self.config.codebook.sites)}: "
         if encoder is None:
             return start + f"a {type(self.network).__name__}"
         layer = encoder.layer
@@ -135,6 +140,8 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         if partition.layout.sizes:
             raise UserError(f"config.mesh={config.mesh!r}: with config.hypernetwork a run takes one device")
         model = _generated(config, model, example)
+    if config.codebook is not None:
+        model = _quantized(config, model, example)
     carry = _carries(config, task, model, partition)
     sharded = _sharded(config, task, model, partition, example)
     functions = StepFunctions(
@@ -173,6 +180,8 @@ def build_network(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     if config.hypernetwork is not None:
         model = _generated(config, model, example)
         example["condition"] = np.zeros((1, config.hypernetwork.network.encoding.inputs), np.float32)
+    if config.codebook is not None:
+        model = _quantized(config, model, example)
     return model, jax.eval_shape(lambda: initial_variables(model, example, config.seed))
 
 
@@ -188,12 +197,22 @@ def _generated(config: Config, target: nn.Module, example: Mapping[str, Any]) ->
     return build_hyper(target, options, example)
 
 
+def _quantized(config: Config, target: nn.Module, example: Mapping[str, Any]) -> Bottlenecked:
+    """The model with the codebooks of `config.codebook`."""
+    for other in ("hypernetwork", "mesh", "objectives"):
+        if (value := getattr(config, other)) is not None:
+            found = f"={value!r}" if isinstance(value, str) else ""
+            raise UserError(f"config.{other}{found}: not together with config.codebook; remove one of them")
+    return build_bottlenecked(target, config.codebook, example)  # type: ignore[arg-type]
+
+
 def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) -> bool:
     """Whether training hands a state on; raises UserError for a model that has none, or a mesh that cannot split it."""
     where = "config.task.carry_state=True"
     if not getattr(task.config, "carry_state", False):
         return False
-    if not isinstance(model, LanguageModel):
+    network = model.target if isinstance(model, Bottlenecked) else model
+    if not isinstance(network, LanguageModel):
         raise UserError(
             f"{where}: {type(model).__name__ if config.hypernetwork is None else 'config.hypernetwork'} has no state "
             "to carry; train a language model with parameters of its own"
@@ -204,7 +223,7 @@ def _carries(config: Config, task: Any, model: nn.Module, partition: Partition) 
             "none of data, fsdp, fsdp_hidden and mixtures"
         )
     try:
-        model.initial_state(1)
+        network.initial_state(1)
     except ValueError as error:
         raise UserError(f"{where}: config.model.{error}") from error
     return True

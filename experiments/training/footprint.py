@@ -86,9 +86,9 @@ def make_plan(experiment: Experiment, rate: float) -> StepFootprint:
 def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> float:
     """FLOPs of one device, counting the backward pass as two forward passes: those of every element, plus those of
     active elements at the given rate."""
-    model, layout = experiment.model.config, experiment.partition.layout
+    model, layout = experiment.network.config, experiment.partition.layout
     layer, encoder = model.encoder.layer, model.encoder
-    head = layer.features * model.vocabulary_size if isinstance(experiment.model, LanguageModel) else 0
+    head = layer.features * model.vocabulary_size if isinstance(experiment.network, LanguageModel) else 0
     # A retrieval example has two lengths, so two sequences.
     elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
     return 6 * elements * (encoder.layers * layer.multiplications(batch["inputs"].shape[1], rate) + head)

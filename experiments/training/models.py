@@ -15,6 +15,7 @@ from experiments.training.step import arguments, one_element
 from seqboat.choices import given_fields
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.mixer import MixerConfig
+from seqboat.models.bottlenecked import Bottlenecked, CodebookConfig, widths
 from seqboat.models.context_autoencoder import ContextAutoencoder
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.head import HeadConfig
@@ -139,6 +140,15 @@ def build_hyper(target: nn.Module, options: HyperOptions, example: Mapping[str, 
     except ValueError as error:
         raise UserError(f"config.hypernetwork: {error}") from error
     return model
+
+
+def build_bottlenecked(target: nn.Module, config: CodebookConfig, example: Mapping[str, Any]) -> Bottlenecked:
+    """The target with codebooks at the sites of `config.codebook`."""
+    try:
+        widths(target, config, *arguments(one_element(example)))
+    except ValueError as error:
+        raise UserError(f"config.codebook.{error}") from error
+    return Bottlenecked(target, config)
 
 
 def named(group: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from experiments.common import files
 from experiments.common.errors import UserError
 from experiments.common.files import user_path
 from experiments.data import identity
-from experiments.training import manifest
+from experiments.training import codebooks, manifest
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build, build_network, read_config, read_task
 from experiments.training.exports import COLLECTIONS, SUFFIX, Exported, is_export
@@ -22,6 +22,7 @@ from experiments.training.saved_arrays import tree_differences
 from seqboat import hyper
 from seqboat.hyper.spec import match
 from seqboat.interop import published
+from seqboat.models import bottlenecked
 from seqboat.models.classifier import Classifier
 from seqboat.models.language_model import LanguageModel
 from seqboat.paths import flatten, path_keys, unflatten
@@ -149,7 +150,11 @@ class _Saved:
 
 
 def bound(run: Run) -> Run:
-    """A plain run, with the parameters that a hypernetwork generates at the middle hyper-input of its evaluation."""
+    """A plain run: with the parameters that a hypernetwork generates at the middle hyper-input of its evaluation, and
+    with codebooks as edits of its values."""
+    if run.values.get("codebook") is not None:
+        model, variables = bottlenecked.bind(run.model, run.variables)
+        return dataclasses.replace(run, values={**run.values, "codebook": None}, model=model, variables=variables)
     if run.values.get("hypernetwork") is None:
         return run
     variables = hyper.bind(run.model, run.variables, jax.numpy.asarray(middle(run.task)))
@@ -168,6 +173,7 @@ def load_language_model(source: str | Path, step: int | None = None) -> tuple[La
     run = load(source, step)
     if run.values.get("hypernetwork") is not None:
         raise UserError(f"{source} holds a hypernetwork: expected a language model with its own parameters")
+    run = bound(run)
     if not isinstance(run.model, LanguageModel):
         raise UserError(f"{source} holds a {type(run.model).__name__}: expected a language model (configs/lm)")
     return run.model, run.variables, run.step
@@ -187,7 +193,8 @@ def initial_variables(experiment: Experiment, source: Path, select: Sequence[str
     """Parameters and batch statistics to start from: another run's best step, an exported file, or a published state
     dict. With `select`, globs over names as "encoder/**", only what they match; the rest is as the seed has it.
 
-    A hypernetwork with residual=True may start from a run of its target alone.
+    A hypernetwork with residual=True may start from a run of its target alone; and codebooks, from the values that the
+    target computes.
     """
     params, stats = _abstract(experiment)
     refuse_no_source(source)
@@ -196,6 +203,8 @@ def initial_variables(experiment: Experiment, source: Path, select: Sequence[str
     if source.is_dir() or is_export(source):
         if experiment.config.hypernetwork is not None and not has_hyper(source):
             return _around(experiment, load(source))
+        if experiment.config.codebook is not None and not open_run(source, what="init_from").values.get("codebook"):
+            return codebooks.start(experiment, load(source))
         return open_run(source, what="init_from").restore(params, stats)
     model = experiment.model
     if not isinstance(model, Classifier):

@@ -104,27 +104,46 @@ class Steer(Edit):
 
 
 class Force(Edit):
-    """At `router_logits`: u -> (u_0, u_0 + |u_1 - u_0|), which activates, or (u_0, u_0 - |u_1 - u_0|), which does not.
+    """Makes a discrete choice. Without a `codebook`, at `router_logits`:
+
+        u -> (u_0, u_0 + |u_1 - u_0|), which activates, or (u_0, u_0 - |u_1 - u_0|), which does not.
 
     A decision that is already so keeps its logits. One that changes keeps the size of its margin, and so, without a
-    capacity rule, its confidence. `active` is True or False, or one for each of the M modules, (M,). Padding stays
+    capacity rule, its confidence. `choice` is True or False, or one for each of the M modules, (M,). Padding stays
     inactive.
+
+    With a `codebook` (`seqboat.interp.codebooks.Codebook`) x takes the codes `choice`, (G, k) or, located,
+    (B, L, G, k), and elsewhere its own.
     """
 
-    active: Any
+    choice: Any
+    codebook: Any = None
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x if self.codebook is None else self.codebook(x))
 
     def change(self, x: Array) -> Array:
+        return self._decide(x) if self.codebook is None else self._take(x)
+
+    def _decide(self, x: Array) -> Array:
         if x.ndim != 4 or x.shape[-1] != 2:
             raise ValueError(f"Force: decisions are forced at router_logits, (B, L, M, 2), not at a value {x.shape}")
-        if jnp.shape(self.active) not in ((), x.shape[2:3]):
-            raise ValueError(f"Force: active of shape {jnp.shape(self.active)} for {x.shape[2]} modules")
+        if jnp.shape(self.choice) not in ((), x.shape[2:3]):
+            raise ValueError(f"Force: a choice of shape {jnp.shape(self.choice)} for {x.shape[2]} modules")
         u_0, u_1 = x[..., 0], x[..., 1]
-        active = _last(jnp.asarray(self.active), u_0)
+        active = _last(jnp.asarray(self.choice), u_0)
         # A margin of zero would not activate: at least one that u_0 does not absorb.
         least = jnp.finfo(x.dtype).eps * jnp.abs(u_0) + jnp.finfo(x.dtype).tiny
         size = jnp.maximum(jnp.abs(u_1 - u_0), least)
         forced = u_0 + jnp.where(active, size, -size)
         return jnp.stack([u_0, jnp.where((u_1 > u_0) == active, u_1, forced)], axis=-1)
+
+    def _take(self, x: Array) -> Array:
+        ids, wanted = jnp.asarray(self.choice), (len(self.codebook.table), self.codebook.k)
+        if ids.shape[-2:] != wanted or ids.ndim not in (2, 4):
+            raise ValueError(f"Force: codes of shape {ids.shape}, expected {wanted}, the groups and k, or (B, L, G, k)")
+        value = self.codebook.decode(ids)
+        return jnp.broadcast_to(self._beside(value, x) if value.ndim > 1 else value, x.shape)
 
 
 SomeEdit = TypeVar("SomeEdit", bound=Edit)

@@ -19,7 +19,7 @@ from seqboat.modules import Modules, check_modules
 __all__ = ["ACCELERATOR_BLOCKS", "SAVED_NAMES", "LayerConfig", "LayerState", "SeqBoatLayer"]
 
 # Values saved for the backward pass instead of recomputed, by their names in `jax.ad_checkpoint`.
-SAVED_NAMES = ("ssm", "sum", "result")
+SAVED_NAMES = ("ssm", "sum", "result", "codes")
 
 
 class LayerState(NamedTuple):

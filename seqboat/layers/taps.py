@@ -46,6 +46,8 @@ ROUTER: Sites = {"sparse/configurator": ("router_logits",)}
 GAU: Sites = {"gau": ("q", "k", "v", "gate", "attended", "gated", "gau_out")}
 FEED_FORWARD: Sites = {"feed_forward": ("feed_forward_hidden", "feed_forward_out")}
 UNIT: Sites = {"unit": ("q", "k", "v", "attended", "feed_forward_hidden", "feed_forward_out", "unit_out")}
+# Which module's decisions say where values within it are computed, if it is activated.
+MODULES = {"gau": 0, "unit": 0, "feed_forward": -1}
 
 
 def tap(module: nn.Module, name: str, value: Array) -> Array:
@@ -80,6 +82,18 @@ def read(taps: Mapping[str, Any], site: str) -> Any:
     return value if value.ndim > 3 else value.reshape(*found["resid"].shape[:3], -1)
 
 
+def computed(taps: Mapping[str, Any], layer: Any, site: str, lengths: Array) -> Any:
+    """Where the values of a site are computed, (layers, B, L): at elements that are not padding and, within a module
+    that a router of `layer`, a block's config, activates, active."""
+    owner = next(owner for owner, sites in layer.sites().items() if site in sites)
+    resid = read(taps, "resid")
+    there = jax.numpy.arange(resid.shape[2])[None] < lengths.reshape(-1, 1)
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(taps)}
+    if owner in MODULES and "active" in names:
+        return read(taps, "active")[..., MODULES[owner]]
+    return jax.numpy.broadcast_to(there, resid.shape[:3])
+
+
 def write(model: Any, edits: Mapping[str, Any]) -> dict[str, Any]:
     """The collection "edits" of a model with an `Encoder`, or of a hypernetwork around it, from an edit per site.
 
@@ -105,6 +119,23 @@ def write(model: Any, edits: Mapping[str, Any]) -> dict[str, Any]:
         inner[site] = edit
     collection = {"encoder": {"layers": layers}}
     return collection if target is model else {"target": collection}
+
+
+def written(edits: Mapping[str, Any]) -> dict[str, Any]:
+    """The edit of every site of a collection that `write` made."""
+    found: dict[str, Any] = {}
+    for name, edit in edits.items():
+        found |= written(edit) if isinstance(edit, Mapping) else {name: edit}
+    return found
+
+
+def edited(model: Any, variables: Mapping[str, Any], edits: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables with one more edit for each of some sites, as `write` makes it. Raises ValueError as `write`, and
+    for a site that is edited already."""
+    own = written(variables.get("edits", {}))
+    if both := sorted(set(own) & set(edits)):
+        raise ValueError(f"edits: {both[0]} is edited already, by a {type(own[both[0]]).__name__}")
+    return {**variables, "edits": write(model, {**own, **edits})}
 
 
 def refuse_located(edits: Mapping[str, Any]) -> None:

@@ -10,16 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from experiments.common.errors import UserError
 from experiments.data import identity
 from experiments.evaluation import agreement, splicing
 from experiments.explaining import against, measure, writer
+from experiments.explaining import codes as code_table
 from experiments.explaining import page as pages
 from experiments.explaining.dictionaries import read
 from experiments.reports import pictures
 from experiments.reports.measure import spread
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
+from experiments.training.restore import bound, load
 from tests.experiments.test_activations import values as dictionary_values
 from tests.experiments.test_report import BLANK, CONTROL, HOSTILE, POLICY, VISIBLE, Reader, assert_shown, no_browser
 from tests.helpers import load_program, random_like
@@ -70,7 +73,18 @@ def given(dictionary, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def explained(run, given, tmp_path_factory):
+def codes(run, tiny, tmp_path_factory) -> Path:
+    """The run's parameters, with random codes at m."""
+    experiment = build({**tiny(VALUES), "codebook": {**base.codebook().to_dict(), "codes": 30}})
+    variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
+    plain = load(run).variables
+    variables["params"]["target"] = plain["params"]
+    variables["batch_stats"] = {"target": plain["batch_stats"]}
+    return write(tmp_path_factory.mktemp("codes") / "codes", experiment, variables, 5)
+
+
+@pytest.fixture(scope="module")
+def explained(run, given, codes, tmp_path_factory):
     """The page, its numbers, and what was measured for it."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +92,7 @@ def explained(run, given, tmp_path_factory):
         original = measure.explain
         patch.setattr(measure, "explain", lambda *a: found.append(original(*a)) or found[-1])
         out = tmp_path_factory.mktemp("page") / "why.html"
-        path, numbers = writer.write_explanation(run, [given], examples=10, out=out)
+        path, numbers = writer.write_explanation(run, [given], examples=10, out=out, codebook=codes)
     return path, json.loads(numbers.read_text()), found[0]
 
 
@@ -96,6 +110,36 @@ def test_both_sums_are_the_models_margins(explained):
     assert whole == pytest.approx(terms["sum"], rel=1e-6)
     assert len(decision["by_source"]["sources"]) > decision["position"]
     assert np.ptp(decision["by_source"]["sources"]) > 0
+
+
+def test_behind_codebooks_the_codes_tell_the_decisions(explained, codes):
+    path, why, _ = explained
+    assert why["codes"]["workdir"] == str(codes)
+    for layer in why["codes"]["layers"]:
+        assert layer["information"] == pytest.approx(1) if 0 < layer["rate"] < 1 else layer["information"] is None
+        assert 1 < layer["in_use"] <= layer["codes"] == 30
+        for code in layer["shown"]:
+            assert code["attends"] in (0, 1)  # a code decides alone
+            assert (code["excess"] > 0) == (code["attends"] == 1)
+            assert code["contexts"]
+    assert any(layer["shown"] for layer in why["codes"]["layers"])
+    assert f"Code {layer['shown'][0]['code']} of layer 2" in path.read_text()
+    mixed = np.array([[0], [0], [1], [1]])
+    assert code_table.information(mixed, np.array([True, True, False, False])) == pytest.approx(1)
+    assert code_table.information(mixed, np.array([True, False, True, False])) == pytest.approx(0)
+    assert code_table.information(mixed, np.ones(4, bool)) is None
+
+
+def test_codebooks_of_another_model_are_refused(run, codes):
+    with pytest.raises(UserError, match=r"^--codebook: .*run has no codebooks at m"):
+        code_table.read(load(run), run)
+    other = dataclasses.replace(load(run), values={**load(run).values, "task": {"name": "mqar"}})
+    with pytest.raises(UserError, match=r"^--codebook: .* is not of a model as in .*: config\.task"):
+        code_table.read(other, codes)
+    with pytest.raises(
+        UserError, match=r"codes has codebooks at m: explain the run that it began from, with --codebook="
+    ):
+        read(bound(load(codes)), [run])
 
 
 def test_flips_are_those_that_interventions_measure(explained):
@@ -140,7 +184,8 @@ def test_the_page(explained):
     path, why, _ = explained
     source = path.read_text()
     reader = checked(source)
-    assert source.count('<div class="wide"><table>') == source.count("<table") == 3, "tables scroll on a phone"
+    tables = 3 + sum(bool(layer["shown"]) for layer in why["codes"]["layers"])
+    assert source.count('<div class="wide"><table>') == source.count("<table") == tables, "tables scroll on a phone"
     text = " ".join("".join(reader.text).split())
     (layer,) = why["layers"]
     for title in ("Features", "One decision taken apart twice", "Health of the dictionaries"):
@@ -203,6 +248,7 @@ def test_what_is_empty_says_why(explained, written):
     assert "Nothing is decided in layer 2: attention is active at 100 % of the tokens." in text
     assert "There is no sum over source tokens: mixer lstm: its output is not such a sum." in text
     assert "fires at none of these tokens" in text
+    assert "No run with codebooks at m was given (--codebook)" in written(codes=None)
     empty = dataclasses.replace(found, values={**found.values, "shown": []})
     assert "No feature of this dictionary adds" in written(empty)
 
@@ -363,12 +409,12 @@ def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(program, "write_explanation", lambda *a: asked.append(a) or ("a.html", "a.json"))
     flags = {"workdir": str(run), "dictionaries": ["a", "b"], "examples": 3, "element": 2}
-    flags |= {"against": "c", "against_dictionaries": ["d"]}
-    others = ("against", "against_dictionaries")
+    flags |= {"against": "c", "against_dictionaries": ["d"], "codebook": "e"}
+    others = ("against", "against_dictionaries", "codebook")
     for name in ("workdir", "dictionaries", "step", "split", "examples", "element", "out", "data_dir", *others):
         monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": flags.get(name)}))
     program.main()
-    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, Path("c"), [Path("d")])]
+    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, Path("c"), [Path("d")], Path("e"))]
     assert capsys.readouterr().out == "wrote a.html and a.json\n"
     monkeypatch.setattr(program, "_WORKDIR", type("Flag", (), {"value": None}))
     with pytest.raises(UserError, match="--workdir=DIR is missing"):

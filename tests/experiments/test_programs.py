@@ -169,7 +169,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "unknown variant": (
         ["--config=configs/lra/text.py:small", "--workdir={tmp}/new"],
         "unknown variant 'small': there are paper, credit_router, tiny, full, always, random, strided, no_attention, "
-        "mod, guided, elman, ema, gru,",
+        "mod, guided, codebook, elman, ema, gru,",
     ),
     "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
     "mesh": (
