@@ -27,6 +27,7 @@ from jaxtyping import Array
 from configs.interp import dictionary as recipe
 from configs.synthetic import selective_copy
 from experiments.common.config import to_dataclass
+from experiments.common.errors import require
 from experiments.evaluation.seeds import train_whole
 from experiments.studies.protocol import Bar, judge, verdict
 from experiments.training.experiment import build
@@ -74,9 +75,16 @@ class Plan:
     true: int = 4
 
 
-def study(save: Callable[[dict[str, Any]], None], *, workdir: Path, seeds: range = range(10, 15)) -> list[Bar]:
-    """Planted circuits from every seed, and copying."""
-    return run(Plan(seeds, COPIED), workdir, save)
+def study(
+    save: Callable[[dict[str, Any]], None],
+    *,
+    workdir: Path,
+    seeds: range = range(10, 15),
+    arms: Sequence[str] = ("planted", "copying"),
+) -> list[Bar]:
+    """Planted circuits from every seed, and copying from its own. Raises UserError for another arm."""
+    require(set(arms) <= {"planted", "copying"}, f"--arms={','.join(arms)}: there are planted, copying")
+    return run(Plan(seeds if "planted" in arms else (), COPIED if "copying" in arms else ()), workdir, save)
 
 
 def run(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> list[Bar]:
@@ -121,17 +129,14 @@ def bars(rows: Sequence[Mapping[str, Any]], copied: Sequence[Mapping[str, Any]])
 def section(result: Mapping[str, Any]) -> str:
     """The AUC of every score, planted in the mean over seeds and copying by seed, and the bars."""
     lines = ["| AUC | with a shift | without | permuted labels | copying |", "|---|---|---|---|---|"]
-    mean = lambda values: f"{np.mean(list(values)):.3f}"
-    for name in result["planted"][0]["auc"]:
-        cells = [
-            mean(row["auc"][name] for row in result["planted"] if row["shifted"] == shifted)
-            for shifted in (True, False)
-        ]
-        chance = [row["permuted"][name] for row in result["planted"] if name in row["permuted"]]
-        cells += [mean(chance) if chance else ""]
-        cells += [", ".join(f"{row['auc'][name]:.2f}" for row in result["copying"])]
+    mean = lambda values: f"{np.mean(values):.3f}" if values else ""
+    rows, copied = result["planted"], result["copying"]
+    for name in (rows or copied)[0]["auc"]:
+        cells = [mean([row["auc"][name] for row in rows if row["shifted"] == shifted]) for shifted in (True, False)]
+        cells += [mean([row["permuted"][name] for row in rows if name in row["permuted"]])]
+        cells += [", ".join(f"{row['auc'][name]:.2f}" for row in copied)]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    if copied := result["copying"]:
+    if copied:
         seeds = ", ".join(str(row["seed"]) for row in copied)
         took = [" and ".join(f"{row['seconds'][name]:.0f}" for name in ("codes", "ablation")) for row in copied]
         lines += [
