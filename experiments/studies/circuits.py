@@ -127,22 +127,14 @@ def bars(rows: Sequence[Mapping[str, Any]], copied: Sequence[Mapping[str, Any]])
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """The AUC of every score, planted in the mean over seeds and copying by seed, and the bars."""
-    lines = ["| AUC | with a shift | without | permuted labels | copying |", "|---|---|---|---|---|"]
+    """The AUC of every score, planted, in the mean over seeds, and all bars."""
+    lines = ["| AUC, planted | with a shift | without | permuted labels |", "|---|---|---|---|"]
     mean = lambda values: f"{np.mean(values):.3f}" if values else ""
-    rows, copied = result["planted"], result["copying"]
-    for name in (rows or copied)[0]["auc"]:
+    rows = result["planted"]
+    for name in rows[0]["auc"] if rows else ():
         cells = [mean([row["auc"][name] for row in rows if row["shifted"] == shifted]) for shifted in (True, False)]
         cells += [mean([row["permuted"][name] for row in rows if name in row["permuted"]])]
-        cells += [", ".join(f"{row['auc'][name]:.2f}" for row in copied)]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    if copied:
-        seeds = ", ".join(str(row["seed"]) for row in copied)
-        took = [" and ".join(f"{row['seconds'][name]:.0f}" for name in ("codes", "ablation")) for row in copied]
-        lines += [
-            "",
-            f"Copying: seeds {seeds}; seconds of codes and of ablation, compiling included: {'; '.join(took)}.",
-        ]
     return "\n".join([*lines, "", *(f"- {verdict(bar)}" for bar in result["bars"])]) + "\n"
 
 
