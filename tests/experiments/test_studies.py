@@ -144,7 +144,7 @@ def test_a_study_is_one_file_found_by_its_name(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("study", "flags", "message"),
     [
-        ("wrong", {}, "--study=wrong: there is no such study; there are continual, .*, noise, pareto_copy"),
+        ("wrong", {}, "--study=wrong: there is no such study; there are .*continual, .*, noise, pareto_copy"),
         ("planted", {}, "--study=planted: there is no such study"),
         ("reach", {"steps": 3}, "--steps: the study reach does not read it; remove it"),
         ("rotation", {"workdir": Path("a")}, "--workdir: the study rotation does not read it; remove it"),
