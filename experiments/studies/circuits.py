@@ -156,7 +156,7 @@ def _fitting(config: DictionaryConfig, steps: int) -> Callable[[Any, Array], Ato
 
     @jax.jit
     def fitted(seed: Any, x: Array) -> Atoms:
-        ones, spread = jnp.ones(len(x)), jnp.square(x - x.mean(0)).sum(1)
+        ones, spread = jnp.ones(len(x)), jnp.square(x - x.mean(0, keepdims=True)).sum(1)
         batch: Any = {"inputs": x[:, None], "lengths": ones.astype(int), "weights": ones, "spread": spread}
         make = lambda params: make_optimizer(optimizer, steps, params)
         functions = StepFunctions(Dictionary(config), loss, make, batch, seed=seed)
