@@ -9,15 +9,22 @@ import pytest
 
 from configs import base
 from experiments.common.errors import UserError
-from experiments.evaluation.sampling import forced
+from experiments.evaluation.sampling import Sampling, forced, generate
 from experiments.studies import codebooks as study
+from experiments.tasks.features import BYTE_VOCABULARY
 from experiments.training import codebooks
 from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.restore import bound, load
 from seqboat.interp.codebooks import Codebook
-from seqboat.models.bottlenecked import Bottlenecked
-from tests.helpers import assert_close
+from seqboat.interp.edits import Replace, each
+from seqboat.layers import taps
+from seqboat.layers.mixers import ema
+from seqboat.layers.seqboat import LayerConfig
+from seqboat.models.bottlenecked import Bottlenecked, CodebookConfig, bind
+from seqboat.models.encoder import EncoderConfig
+from seqboat.models.language_model import LanguageModel, LanguageModelConfig
+from tests.helpers import assert_close, random_like
 
 # Without attention a step compiles in a second.
 QUICK = {"model.activation": "never", "model.remat": "none", "train.evaluate_every": 6}
@@ -106,6 +113,26 @@ def test_codes_that_a_sample_cannot_take(codes, message):
     book = Codebook(np.ones(2, bool), jnp.zeros((2, 1, 16, 8)))
     with pytest.raises(UserError, match=message):
         forced(None, {"edits": {"encoder": {"layers": {"m": book}}}}, codes)
+
+
+def test_generation_with_forced_codes_is_that_with_the_values_of_these_codes():
+    layer = LayerConfig(8, 4, 6, mixer=ema.Config(2), window_size=3, causal=True, block_size=4)
+    model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 1), BYTE_VOCABULARY))
+    quantized = Bottlenecked(model, CodebookConfig(codes=3))
+    one = (jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
+    found = random_like(jax.eval_shape(quantized.init, jax.random.key(0), *one))
+    table = found["params"]["codebooks"]["m"] = 5 * found["params"]["codebooks"]["m"]
+    plain, bound_variables = bind(quantized, found)
+    replaced = taps.write(plain, {"m": each([Replace(True, table[0, 0, 2])])})
+    drawn = {
+        name: np.stack(list(generate(plain, variables, b"ab", Sampling(0), batch=1, count=4))).tolist()
+        for name, variables in {
+            "forced": forced(plain, bound_variables, ["m:1:2"]),
+            "other": forced(plain, bound_variables, ["m:1:0"]),
+            "replaced": {**bound_variables, "edits": replaced},
+        }.items()
+    }
+    assert drawn["forced"] == drawn["replaced"] != drawn["other"]
 
 
 # The study
