@@ -29,6 +29,7 @@ TEXTS |= {
 # Blocks that are run by another test, for they need a trained run or the registration of a task.
 ELSEWHERE = {
     "docs/streaming.md": "tests/experiments/test_carry.py",
+    "docs/prototypes.md": "tests/experiments/test_cases.py",
     "docs/circuits.md": "tests/experiments/test_circuits_study.py",
     "docs/extending.md": "tests/test_readme.py",
     "README.md": "tests/test_readme.py",

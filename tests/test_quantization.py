@@ -87,6 +87,7 @@ def test_only_kernels_are_rounded_to_half_a_unit_of_their_column(variables, dtyp
         assert abs(found).max() == 127
 
 
+@pytest.mark.breadth  # test_only_kernels_are_rounded_to_half_a_unit_of_their_column
 @pytest.mark.parametrize("dtype", grid(("float32", "bfloat16", "int8"), "int8"))
 def test_a_model_multiplies_by_the_rounded_kernels(variables, exact, dtype):
     """Its logits are near those of float32, and nearer those of the rounded kernels: int8 rounds nothing else."""

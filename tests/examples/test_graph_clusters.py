@@ -83,6 +83,7 @@ def test_the_accuracy_is_that_of_the_best_matching():
     assert scgc.accuracy(np.array([2, 2, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 1])) == pytest.approx(5 / 6)
 
 
+@pytest.mark.breadth  # its parts have tests of their own here
 def test_three_steps(monkeypatch):
     pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
     for name, value in {"NODES": 40, "INSIDE": 0.6, "ACROSS": 0.2}.items():  # of fewer edges, nodes are alone

@@ -76,6 +76,7 @@ def test_with_the_true_noise_sampling_ends_at_the_latent(monkeypatch):
     np.testing.assert_allclose(found, jnp.broadcast_to(x, found.shape), atol=1e-3)
 
 
+@pytest.mark.breadth  # its parts have tests of their own here
 @pytest.mark.parametrize("arms", grid({"all": list(ddmi.DECODERS), "mip": ["hypernetwork_mip"]}, "mip"))
 def test_three_steps(monkeypatch, arms):
     for name, value in {"FINE": 32, "SAMPLES": 16, "BATCH": 2, "TEST": 3, "BANK": 5, "NOISES": 4}.items():

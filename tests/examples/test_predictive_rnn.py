@@ -76,6 +76,7 @@ def test_the_automaton_has_the_3_grams_that_are_computed():
     assert float(pv.ngram_divergence(jnp.asarray(pv.POINTS[drawn[:, ::-1]]))) > 1
 
 
+@pytest.mark.breadth  # its parts have tests of their own here
 def test_three_steps(monkeypatch):
     sizes = {"SEQUENCES": 2, "LENGTH": 4, "GENERATED": (2, 14), "META_PRIORS": (1e-4, 1.0)}
     for name, value in sizes.items():

@@ -190,12 +190,14 @@ def test_a_config_is_completed_by_the_run(source, experiment):
     assert experiment.describe() == "activations: a Dictionary"
 
 
+@pytest.mark.breadth  # test_resume.py: any run; test_rows_are_the_taps_of_the_run: its task
 def test_a_resumed_dictionary_is_the_unbroken_one(experiment, source, finished, tmp_path):
     assert train(again(experiment, source, steps=3), tmp_path / "run").step == 3
     assert train(again(experiment, source), tmp_path / "run").step == 6
     assert_same_run(tmp_path / "run", finished, experiment)
 
 
+@pytest.mark.breadth  # test_splicing.py reads one
 def test_a_dictionary_is_evaluated_as_any_run_and_its_arrays_have_that_error(finished, source):
     result = measure_run(finished, "validation")
     assert result["baseline"] == {"nmse": 1.0}

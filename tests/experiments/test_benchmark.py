@@ -224,6 +224,7 @@ def test_a_kernel_that_is_wrong_in_one_gradient_is_refused(monkeypatch):
         problem.check("lm", None, packed)
 
 
+@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them
 def test_a_layer_agrees_with_its_dense_form(small):
     rows = list(suites.agreement(replace(SETTINGS, rates=(0.25,))))
     assert [(row["case"], row["rate"]) for row in rows] == [("text", 0.25)]

@@ -331,6 +331,7 @@ def rows_of_a_device(experiment: Experiment) -> set[int]:
     return {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(abstract.streams)}
 
 
+@pytest.mark.breadth  # tests/parallel/test_steps.py: meshes
 def test_streams_split_over_a_mesh_are_those_of_one_device(values, make, one_device, on_one, tmp_path):
     """The first steps and the last on one device, those between on a mesh, of which every device holds its rows."""
     mesh = "data=4,fsdp_hidden=2" if make is on_light else "data=2,fsdp=2,fsdp_hidden=2"
@@ -423,6 +424,7 @@ def test_one_pass_is_the_likelihood_of_the_whole_text(plain, losses, count, comp
         assert result["against"]["metrics"]["bits_per_byte"]["p_value"] == 1
 
 
+@pytest.mark.breadth  # test_restore.py: loading; test_streaming.py: streams
 def test_the_lines_of_the_documentation(plain, logits):
     """As written there, except for the work directory: the pieces give the results of the full text."""
     text = (Path(__file__).parents[2] / "docs/streaming.md").read_text()

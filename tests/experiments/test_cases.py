@@ -17,8 +17,10 @@ from experiments.studies import prototypes as study
 from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.metrics import METRICS_FILE
+from experiments.training.models import build_model
 from experiments.training.restore import load
 from tests.experiments.test_report import BLANK, assert_page
+from tests.test_readme import ROOT, python_blocks
 
 HEAD = {"count": 3, "size": 2}
 
@@ -29,6 +31,16 @@ def values_of(tiny):
     return {**values, "model": {**values["model"], "head": base.head("prototypes", **HEAD).to_dict()}}
 
 
+def test_the_lines_of_the_guide():
+    """The block of docs/prototypes.md; what it says about a run's cases is text."""
+    names: dict = {}
+    (block,) = python_blocks((ROOT / "docs/prototypes.md").read_text())
+    exec(block, names)
+    model = names["config"].to_dict()["model"]
+    assert build_model(model, SimpleNamespace(classes=2, vocabulary_size=256, length=64)).config.head.count == 8
+
+
+@pytest.mark.breadth  # tests/models/test_prototypes.py: the head; test_report.py: the page
 def test_a_tiny_run_is_trained_evaluated_and_reported(tiny, tmp_path, monkeypatch):
     train(build(values_of(tiny)), tmp_path)
     records = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]

@@ -241,6 +241,7 @@ def original() -> tuple[str, ...]:
     return tuple(texts({"hypernetwork.network.encoding.inputs": 3}))
 
 
+@pytest.mark.breadth  # tests/hyper: each of them
 def test_every_knob_of_a_hypernetwork_does_something(original):
     group = base.hyper("noise")
     known = {*NETWORK_KNOBS, *MORE_KNOBS, "encoding"}

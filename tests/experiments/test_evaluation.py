@@ -213,6 +213,7 @@ def test_fewer_bits_are_compared_with_the_same_run_in_float32(experiment, tiny, 
     assert (tmp_path / f"evaluation_test_{result['step']}_int8.json").is_file()
 
 
+@pytest.mark.breadth  # test_seeds_are_trained_once_and_summed_up
 @pytest.mark.parametrize("seed", grid((3, 4), 4))
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""

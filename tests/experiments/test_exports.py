@@ -280,6 +280,7 @@ def digits(tmp_path_factory, untrained, tiny) -> Path:
     return untrained(values, tmp_path_factory.mktemp("published") / "run", 2)
 
 
+@pytest.mark.breadth  # tests/interop/test_published.py
 def test_published_names_are_read_back_as_the_same_function(digits, tmp_path):
     path, card = export(digits, tmp_path / "theirs.safetensors", published=True)
     theirs = load_file(path)

@@ -86,6 +86,7 @@ def test_a_model_of_symbols_or_classes_is_refused_in_one_line():
         build_model({"name": "autoencoder", "values": 1}, SMALL)
 
 
+@pytest.mark.breadth  # test_studies.py: the program; tests/interp/test_infomec.py: the measure
 def test_a_tiny_study(monkeypatch, tmp_path):
     """Trained, read back, scored; what is finished is not done again."""
     small = {"task.values": 2, "task.length": 8, "model.latents": 3, "model.hidden": (4,), "train.batch_size": 8}

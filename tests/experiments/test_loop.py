@@ -235,6 +235,7 @@ def test_init_select_of_what_does_not_fit(light, tiny, untrained, tmp_path, sour
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.breadth  # test_init_select_of_what_does_not_fit
 def test_init_select_of_another_shape(tiny, untrained, tmp_path):
     """Found before anything is compiled."""
     with pytest.raises(UserError, match=r"embedding/table is \(\d+, 8\) float32 in it, \(\d+, 12\) float32 here$"):

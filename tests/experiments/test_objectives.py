@@ -46,6 +46,7 @@ def attach(values, checkpoints="nowhere"):
     return objectives.attach(build(values), Path(checkpoints))
 
 
+@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step; test_resume.py: resuming
 def test_a_guided_run_resumes_bit_for_bit_without_its_guide(guided, guide, tmp_path):
     values = guided(until=1.0)
     train(build(values), tmp_path / "unbroken")

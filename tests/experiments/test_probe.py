@@ -22,6 +22,7 @@ def subject(tiny):
     return probe.at_start(tiny({"model.activation": "always", "model.form": "dense"}), EXAMPLES)
 
 
+@pytest.mark.breadth  # tests/analysis/test_reach.py: reach itself
 def test_the_reach_of_the_network_is_that_of_its_gradient(subject):
     found = probe.measure(subject, ("reach", "depth"), DRAWS, seed=3)
     assert list(found["reach"]) == ["layer 1", "layer 2", "network"]

@@ -431,6 +431,7 @@ PROTOTYPES = {"with": {"head": {"name": "prototypes", "count": 4}}}
 LIKE = 4 * (1 + 3)  # pictures of four examples and of three cases beside each
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run, test_cases.py
 def test_pixels_with_two_modules_and_a_centred_router_and_prototypes(tiny, reports_on):
     rng = np.random.default_rng(0)
     source = [{"image": rng.integers(0, 256, (8, 8), np.uint8), "label": i % 2} for i in NUMBERS]
@@ -448,6 +449,7 @@ def test_pixels_with_two_modules_and_a_centred_router_and_prototypes(tiny, repor
     assert images(reader) == 2 + 1 + 4 + 4 + LIKE
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run, test_cases.py
 def test_a_waveform_with_attention_always_and_prototypes(tiny, reports_on):
     rng = np.random.default_rng(0)
     source = [{"audio": rng.normal(size=20 + i), "label": i % 10} for i in NUMBERS]
@@ -463,6 +465,7 @@ def test_a_waveform_with_attention_always_and_prototypes(tiny, reports_on):
     assert images(reader) == 1 + 1 + 4 + LIKE
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run
 def test_pairs_of_documents(tiny, reports_on):
     source = [{"text1": b"a" * (5 + i), "text2": b"<c>" * 4, "label": i % 2} for i in NUMBERS]
     model = {"without": CLASSIFIER_ONLY, "with": {"name": "retrieval"}}

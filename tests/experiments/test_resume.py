@@ -156,6 +156,7 @@ def test_the_newest_checkpoint_is_lost(light_unbroken, tmp_path):
     assert_same_run(workdir, unbroken, experiment)
 
 
+@pytest.mark.breadth  # test_stopped_anywhere, whose comparison it tries
 def test_the_comparison_can_fail(light, light_unbroken, tmp_path):
     """Another seed, and a run that replays batches instead of continuing, are told apart."""
     experiment, unbroken = light_unbroken

@@ -95,6 +95,7 @@ def test_the_elements_of_accumulated_parts_are_all_counted(light, initial):
     assert float(parts.metrics["elements"][0]) == batch["lengths"].sum()
 
 
+@pytest.mark.breadth  # test_build.py: every knob
 def test_the_activation_penalty_moves_the_probability_alone(light, initial):
     """Its gradient is penalty * d(mean probability); the parameter that only the router reads gets nothing else."""
     free, dear, dearer = (

@@ -224,6 +224,7 @@ def test_controls_of_a_dictionary_keep_as_many_features():
     assert error(1.0) < min(error(0.9), error(1.1)), "the scale fits"
 
 
+@pytest.mark.breadth  # test_controls_of_a_dictionary_keep_as_many_features
 def test_planted_atoms_are_what_the_rows_are_made_of():
     source = planted.Planted(3, width=8, atoms=12, most=3, positions=256)
     f, (x, _) = source.features("train", 1), source.rows("train", 0, 2)

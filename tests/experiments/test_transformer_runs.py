@@ -15,6 +15,7 @@ from experiments.training.loop import train
 from experiments.training.restore import load
 
 
+@pytest.mark.breadth  # test_mega.py, test_transformer.py: the block; test_generate.py: the program
 @pytest.mark.parametrize("variant", ["sliding", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_transformer_trains_is_evaluated_and_generates_if_it_has_a_window(variant, tmp_path):
     (tmp_path / "text").write_bytes(np.random.default_rng(0).integers(97, 105, 400).astype(np.uint8).tobytes())

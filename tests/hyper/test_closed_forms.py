@@ -200,6 +200,7 @@ def test_hyperfan_variances(name):
     assert checked >= 3
 
 
+@pytest.mark.breadth  # test_mip_starts_as_a_perturbation_of_inputs_over_fan_out
 def test_hyperfan_with_generated_biases_keeps_the_second_moment():
     """E[relu(y)^2] = E[x^2] for y = W x + b, W and b generated."""
     net = network(hyper.spec(MLP((), 64), X), init="hyperfan_in", hidden=(32,))

@@ -95,6 +95,7 @@ def temporary(fn, *args) -> int:
     return jax.jit(fn).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.breadth  # the other tests of this file
 def test_three_million_parameters_in_chunks_train_in_twice_the_targets_memory():
     net, x = Wide(), jax.ShapeDtypeStruct((4, 1000), jnp.float32)
     spec = hyper.spec(net, x)

@@ -87,6 +87,7 @@ def test_importance_is_the_mean_squared_gradient_with_mean_one():
     np.testing.assert_allclose(found, wanted / wanted.mean(), rtol=1e-6)
 
 
+@pytest.mark.breadth  # test_the_default_is_proportional_and_mip_is_not
 def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
     network = hyper.mip(hyper.spec(NET, X, select="out/kernel"), hidden=(6,), head="recurrent", chunk_size=50)
     condition = jnp.array([0.3])

@@ -295,6 +295,7 @@ def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
     assert sum(a.size for a in jax.tree.leaves(params)) == lstm + (6 + 1) * 32 + pieces * 3 + scales
 
 
+@pytest.mark.breadth  # test_every_head_generates_what_the_target_computes_with
 def test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell():
     spec = hyper.spec(NET, X, select="out/bias")
     network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=5))

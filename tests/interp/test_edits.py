@@ -139,6 +139,7 @@ def test_an_edit_changes_its_site_in_its_layer_and_what_follows(name):
             np.testing.assert_array_equal(taps.read(after, site), taps.read(before, site))
 
 
+@pytest.mark.breadth  # test_an_edit_changes_its_site_in_its_layer_and_what_follows
 def test_packed_rows_are_edited_as_all_rows_are():
     for site in (None, *widths_of("dense")):
         dense, packed = (

@@ -68,6 +68,7 @@ def test_the_null_of_a_code_is_the_code_with_its_rows_permuted():
     assert found.e < 0.01
 
 
+@pytest.mark.breadth  # the closed values of this file
 def test_information_is_that_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     a, b = RNG.integers(5, size=300), RNG.integers(4, size=300)

@@ -263,6 +263,7 @@ def test_a_batch_of_nothing_but_padding_is_finite(case):
         assert not np.asarray(gradient, np.float32).any()
 
 
+@pytest.mark.breadth  # test_packed_form_equals_dense_form: its cases of half precision
 def test_float32_is_what_bfloat16_approximates():
     """The same weights, everything active so that no decision can flip."""
     half, full = case_of(CONFIGS["bfloat16"]), case_of(CAUSAL)

@@ -60,6 +60,7 @@ def test_the_sign_of_the_inputs_is_lost():
     assert_close(apply(variables, -50 * x, valid), apply(variables, x, valid))
 
 
+@pytest.mark.breadth  # test_mixers.py: the battery
 def test_how_it_starts():
     config = hyperzzw.Config(slow_width=500)
     x, valid = jnp.zeros((1, 2, WIDTH)), jnp.ones((1, 2), bool)

@@ -141,6 +141,7 @@ def text(config):
     return str(jax.make_jaxpr(run)(*given))
 
 
+@pytest.mark.breadth  # tests/parity/test_published_mega.py: its options
 def test_every_field_does_something():
     texts = functools.cache(text)
     for field, value in KNOBS.items():

@@ -142,7 +142,8 @@ def results(name):
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mixers.txt"
 
-every_mixer = pytest.mark.parametrize("name", NAMES)
+# The kinds: fixed and learned linear recurrences, a gated cell, a selective one, and one that cannot be streamed.
+every_mixer = pytest.mark.parametrize("name", grid(NAMES, "ema", "lru", "lstm", "ssd", "hyperzzw"))
 
 
 @every_mixer

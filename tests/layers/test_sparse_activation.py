@@ -71,6 +71,7 @@ OWN = {
 }
 
 
+@pytest.mark.breadth  # test_own_modules.py
 @pytest.mark.parametrize("name", grid(tuple(OWN), "three"))
 def test_modules_of_a_users_own_run_packed_as_they_run_dense(name):
     modules = OWN[name]
@@ -327,6 +328,7 @@ def test_shares_pay_as_the_whole_on_average():
         np.testing.assert_allclose(paid, 2 * float(whole[place]), rtol=1e-4)
 
 
+@pytest.mark.breadth  # test_a_share_pays_some_inactive_elements_and_changes_no_value
 def test_credit_on_the_first_half_of_a_batch_is_twice_that_of_the_whole():
     published, (expected, _) = logit_gradients(PUBLISHED)
     whole, _ = logit_gradients(BOTH)

@@ -86,6 +86,7 @@ def make(modules, **fields):
     return SparseModularActivation(modules, block_size=4, **fields)
 
 
+@pytest.mark.breadth  # test_own_modules.py: streams arrive
 @pytest.mark.parametrize(("form", "size"), [("packed", 5), ("packed", 19), ("dense", 19)])
 def test_modules_of_a_users_own_are_streamed(form, size):
     modules = (FeedForward(5, dtype=jnp.dtype(jnp.float32), name="feed_forward"), Difference(name="difference"))

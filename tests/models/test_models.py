@@ -138,6 +138,7 @@ def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config
     assert_close(classify(config, variables, mates, jnp.array([3, 4, 9])).logits[1], out.logits[1])
 
 
+@pytest.mark.breadth  # tests/ops/test_tables.py
 @pytest.mark.parametrize(
     "model", grid((Classifier(PACKED), LanguageModel(PACKED_LANGUAGE)), Classifier(PACKED)), ids=repr
 )
@@ -158,6 +159,7 @@ def test_a_symbol_outside_the_vocabulary_is_nan_for_its_sequence_alone_and_nothi
         jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
+@pytest.mark.breadth  # test_classification_depends_on_the_real_symbols_of_its_sequence_alone
 def test_padding_of_numbers_may_be_nan():
     config = dataclasses.replace(PACKED, sinusoid=False, vocabulary_size=None, head="linear")
     model, inputs, (_, valid) = Classifier(config), normal(0, BATCH, LENGTH, 4), encoder_inputs()

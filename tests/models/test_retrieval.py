@@ -109,6 +109,7 @@ def test_pairs_do_not_see_each_other():
     assert_close(apply(VARIABLES, others, lengths).logits[1], logits[1])
 
 
+@pytest.mark.breadth  # test_models.py: gradients
 def test_every_parameter_has_a_finite_gradient():
     value = lambda params: jax.nn.log_softmax(MODEL.apply({"params": params}, pairs(), LENGTHS).logits)[:, 0].sum()
     gradients = jax.jit(jax.grad(value))(VARIABLES["params"])

@@ -145,6 +145,7 @@ def test_positions_drawn_beforehand_are_those_of_the_whole():
     Case(dataclasses.replace(LAYER, activation="random", activation_rate=0.4)).check(uneven(7), 7)
 
 
+@pytest.mark.breadth  # test_generate.py: a step is compiled once
 def test_element_by_element_with_parameters_that_were_taken_apart():
     case("relative").check(even(1), 1, separate(case("relative").variables))
 
@@ -188,6 +189,7 @@ def test_rates_of_activation(name, level):
         routed.route("some")
 
 
+@pytest.mark.breadth  # test_generate.py: samples of one prompt
 def test_single_streams_are_emptied_and_copied():
     """Stream 1 is reset, stream 2 continues from the state of stream 0, which continues too."""
     mine = case("relative")
@@ -339,6 +341,7 @@ def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
     assert_close(gradient("packed"), expected, floor=1e-2 * tree_rms(expected))
 
 
+@pytest.mark.breadth  # test_carry.py: the loss of every step, and the first gradient
 def test_training_with_a_carried_state_is_truncated_backpropagation():
     """Parameters get the gradient of the second piece with everything that entered it held constant; the state none."""
     dropping = dataclasses.replace(

@@ -109,6 +109,7 @@ def test_equals_the_reference(window):
 HALF = [Window(17, False, "softmax", "none"), Window(5, True, "laplace", "relative")]
 
 
+@pytest.mark.breadth  # test_equals_the_reference
 @pytest.mark.parametrize("window", grid(HALF, HALF[0]), ids=name)
 def test_half_precision(window):
     agree(window, dtype=jnp.bfloat16, tolerance=BF16)
