@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments.pages import figures, site
+from tests.helpers import grid
 from tests.test_notebooks import NOTEBOOKS, cells
 from tests.test_readme import python_blocks
 
@@ -53,7 +54,11 @@ def before(page: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("page", [name for name in NAMES if "```python" in TEXTS[name] and name not in ELSEWHERE])
+PAGES = [name for name in NAMES if "```python" in TEXTS[name] and name not in ELSEWHERE]
+SLOW = ("docs/insight.md", "docs/dictionaries.md", "docs/disentangle.md")  # tests/interp runs what they show
+
+
+@pytest.mark.parametrize("page", grid(PAGES, *(page for page in PAGES if page not in SLOW)))
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     names = before(page)
     shutil.copy(ROOT / "tests/golden/export.safetensors", tmp_path / "model.safetensors")

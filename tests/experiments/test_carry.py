@@ -473,6 +473,7 @@ def test_other_tasks_have_no_streams(tiny):
         build(values)
 
 
+@pytest.mark.breadth  # test_the_loss_of_every_step_is_that_of_the_whole_streams_and_then_they_begin_again
 def test_a_checkpoint_without_streams_is_refused_and_its_parameters_can_be_taken(values, plain):
     carried = build(values(CARRIED))
     with pytest.raises(UserError, match=r"different config.task.carry_state or batch_size: .* by --init_from"):

@@ -115,6 +115,7 @@ def test_codes_that_a_sample_cannot_take(codes, message):
         forced(None, {"edits": {"encoder": {"layers": {"m": book}}}}, codes)
 
 
+@pytest.mark.breadth  # test_bottlenecked.py: forced codes; test_generate.py: the program
 def test_generation_with_forced_codes_is_that_with_the_values_of_these_codes():
     layer = LayerConfig(8, 4, 6, mixer=ema.Config(2), window_size=3, causal=True, block_size=4)
     model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 1), BYTE_VOCABULARY))

@@ -134,6 +134,7 @@ def test_a_seqboat_whose_layers_are_generated_from_the_penalty_trains(tiny, tmp_
     assert all(math.isfinite(rate) for rate in rates)
 
 
+@pytest.mark.breadth  # test_loop.py: any run starts from another
 def test_a_hypernetwork_starts_from_a_run_of_its_target(untrained, tmp_path):
     plain = small(**{"train.steps": 2})
     plain["hypernetwork"] = None

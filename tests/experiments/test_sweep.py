@@ -74,6 +74,7 @@ def test_no_finite_rate_is_one_line(done, tiny, tmp_path):
         sweep.run(make({"a": tiny()}, learning_rates=(0.1, 0.2)), tmp_path)
 
 
+@pytest.mark.breadth  # test_evaluation.py: seeds of one process
 def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(experiment, tiny, tmp_path, capsys):
     table = make({"a": tiny(), "b": tiny()}, first_seed=3, seeds=1)
     with claims.owned(tmp_path / "a" / "seed_3"):

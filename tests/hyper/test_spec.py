@@ -69,6 +69,7 @@ def test_measured_moments():
     assert beta.variance < 0.001
 
 
+@pytest.mark.breadth  # tests/hyper/test_network.py: every head
 def test_a_tied_parameter_is_one_leaf_that_is_generated_once():
     tokens = jnp.arange(4)[None]
     spec = hyper.spec(Tied(), tokens)

@@ -243,6 +243,7 @@ def text(config):
     return str(jax.make_jaxpr(apply)(variables))
 
 
+@pytest.mark.breadth  # test_the_layer_is_its_equations_in_float64: its fields
 def test_every_field_does_something():
     dense = dataclasses.replace(ROUTED, form="dense")  # traced faster
     texts = {form: text(dataclasses.replace(ROUTED, form=form)) for form in ("dense", "packed")}

@@ -109,6 +109,7 @@ def test_codes_get_the_loss_and_the_distance_and_the_model_the_loss_alone():
         assert_close(terms["codebooks"][site], 2 * CONFIG.weight * expected / there.sum(), 1e-4)
 
 
+@pytest.mark.breadth  # tests/interp/test_edits.py: edits in streams, Force
 def test_streams_and_forced_codes():
     model, bound, apply, logits, _ = plain()
     stream = jax.jit(lambda v, tokens, lengths, state: MODEL.apply(v, tokens, lengths, state, method="stream"))

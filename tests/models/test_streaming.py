@@ -277,6 +277,7 @@ def test_far_out_is_as_exact_as_at_the_start(name, position):
         assert_close(np.stack(logits), whole)
 
 
+@pytest.mark.breadth  # test_explain.py: taps of a run; tests/interp: what reads them
 def test_taps_are_those_of_the_whole():
     mine = case("relative")
     _, taps = mine.whole()

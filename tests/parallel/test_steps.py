@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, tree_rms
+from helpers import assert_close, grid, tree_rms
 
 from configs import base, quickstart
 from configs.lra import retrieval as lra_retrieval
@@ -122,7 +122,7 @@ def test_eight_devices_train_as_one(name, mesh):
     assert_close(got[1:], expected[1:])
 
 
-@pytest.mark.parametrize("mesh", ["fsdp=2,fsdp_hidden=2,sequence=2", "pmap"])
+@pytest.mark.parametrize("mesh", grid(("fsdp=2,fsdp_hidden=2,sequence=2", "pmap"), "fsdp=2,fsdp_hidden=2,sequence=2"))
 def test_a_model_without_attention_trains_as_on_one_device(mesh):
     """It compiles in seconds; averages look over the length, and batch norm over the batch. test_rules.py compiles a
     step with attention, test_sequence.py exchanges its rows."""
