@@ -204,7 +204,7 @@ MODEL_MISTAKES = [
     ({"layer": {}}, "layer: not set here, the task decides it"),
     (
         {"name": "transformer"},
-        "name='transformer': there is no file seqboat/models/transformer.py; there are autoencoder, "
+        "name='transformer': there is no file seqboat/models/transformer.py; there are autoencoder, bottlenecked, "
         "classifier, context_autoencoder, dictionary, encoder, head, heads, language_model, mlp, retrieval",
     ),
     ({"name": None}, "name: missing"),

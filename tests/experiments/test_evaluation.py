@@ -238,7 +238,7 @@ def test_a_study_that_is_asked_to_stop_trains_no_further(monkeypatch, tmp_path):
     saved, trained = [], []
     monkeypatch.setattr(pareto, "test", lambda *_: {"accuracy": 1.0})
 
-    def train(experiment, workdir):
+    def train(experiment, workdir, init_from):
         trained.append(workdir.name)
         return loop.Finished(step=7, stopped=len(trained) == 3)
 
