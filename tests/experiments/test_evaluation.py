@@ -21,7 +21,6 @@ from experiments.tasks import short_listops
 from experiments.training import experiment as build_module
 from experiments.training import loop, restore
 from experiments.training.loop import evaluate
-from tests.helpers import grid
 
 CLASSES = 10
 
@@ -214,14 +213,14 @@ def test_fewer_bits_are_compared_with_the_same_run_in_float32(experiment, tiny, 
 
 
 @pytest.mark.breadth  # test_seeds_are_trained_once_and_summed_up
-@pytest.mark.parametrize("seed", grid((3, 4), 4))
+@pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""
     values, trained, train = tiny({"seed": 3}), [], seeds.train
 
-    def stopped(experiment, workdir):
+    def stopped(experiment, workdir, init_from):
         trained.append(experiment.config.seed)
-        ended = train(experiment, workdir)
+        ended = train(experiment, workdir, init_from)
         return ended._replace(step=5, stopped=True) if experiment.config.seed == seed else ended
 
     monkeypatch.setattr(seeds, "train", stopped)
