@@ -3,7 +3,7 @@
     <!-- study: NAME -->
     <!-- end of study -->
 
-are what `section(result)` of experiments/studies/NAME.py makes of its JSON or, if it has none, a table of its bars.
+are what `section(result)` of experiments/studies/NAME.py makes of its JSON, if it has one, and a table of its bars.
 Without the JSON, the lines say so.
 """
 
@@ -30,7 +30,8 @@ def fill(text: str, data: Path) -> str:
             return f"{found[1]}\nNot run yet.\n\n{found[3]}"
         try:
             result = json.loads(path.read_text())
-            section = getattr(study, "section", bars)(result)
+            own = [study.section(result)] if hasattr(study, "section") else []
+            section = "\n".join(own + [bars(result)] * ("bars" in result or not own))
             source = f"{made_on(result)}; [{path.name}](_data/{study.FOLDER}/{path.name})."
             return f"{found[1]}\n{section}\n    {result['command']}\n\n{source}\n\n{found[3]}"
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -41,7 +42,7 @@ def fill(text: str, data: Path) -> str:
 
 def bars(result: dict[str, Any]) -> str:
     """A row for every bar."""
-    lines = ["| measure | worst seed | bar | |", "|---|---|---|---|"]
+    lines = ["| bar | value | | |", "|---|---|---|---|"]
     for bar in result["bars"]:
         limit = f"at {'most' if bar['at_most'] else 'least'} {bar['bar']:g}"
         lines.append(f"| {bar['name']} | {bar['value']:.3f} | {limit} | {'met' if bar['met'] else '**not met**'} |")

@@ -29,7 +29,7 @@ from configs.synthetic import selective_copy
 from experiments.common.config import to_dataclass
 from experiments.common.errors import require
 from experiments.evaluation.seeds import train_whole
-from experiments.studies.protocol import Bar, judge, verdict
+from experiments.studies.protocol import Bar, judge
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
@@ -127,7 +127,7 @@ def bars(rows: Sequence[Mapping[str, Any]], copied: Sequence[Mapping[str, Any]])
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """The AUC of every score, planted, in the mean over seeds, and all bars."""
+    """The AUC of every score: planted, in the mean over seeds; and of every seed of copying, with its losses."""
     lines = ["| AUC, planted | with a shift | without | permuted labels |", "|---|---|---|---|"]
     mean = lambda values: f"{np.mean(values):.3f}" if values else ""
     rows = result["planted"]
@@ -135,7 +135,22 @@ def section(result: Mapping[str, Any]) -> str:
         cells = [mean([row["auc"][name] for row in rows if row["shifted"] == shifted]) for shifted in (True, False)]
         cells += [mean([row["permuted"][name] for row in rows if name in row["permuted"]])]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {verdict(bar)}" for bar in result["bars"])]) + "\n"
+    copied = result["copying"]
+    if not copied:
+        return "\n".join(lines) + "\n"
+    table = [(name.replace("_", " "), [f"{row['auc'][name]:.2f}" for row in copied]) for name in copied[0]["auc"]]
+    table += [
+        ("loss as it is", [f"{row['loss']:.4f}" for row in copied]),
+        ("most that one node's ablation adds", [f"{max(row['added']):.2f}" for row in copied]),
+        (
+            "seconds: codes, ablation",
+            [f"{row['seconds']['codes']:.0f}, {row['seconds']['ablation']:.0f}" for row in copied],
+        ),
+    ]
+    heads = [f"seed {row['seed']}" for row in copied]
+    lines += ["", f"| AUC, copying | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in table]
+    return "\n".join(lines) + "\n"
 
 
 # A dictionary of given rows.

@@ -24,7 +24,7 @@ import numpy as np
 from configs.synthetic import tokfsm
 from experiments.evaluation.examples import score
 from experiments.evaluation.seeds import train_whole
-from experiments.studies.protocol import Bar, judge, verdict
+from experiments.studies.protocol import Bar, judge
 from experiments.tasks.tokfsm import BASE, FIRST_DIGIT
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
@@ -90,7 +90,7 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """A row for every measure, a column for every seed, and the verdicts."""
+    """A row for every measure, a column for every seed."""
     rows = result["rows"]
     of = lambda layer, name: [row["layers"][layer][name] for row in rows]
     table = [
@@ -107,7 +107,7 @@ def section(result: Mapping[str, Any]) -> str:
     shown = lambda value: str(value) if isinstance(value, int) else f"{value:.3f}"
     head = ["| | " + " | ".join(f"seed {row['seed']}" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     body = [f"| {name} | " + " | ".join(map(shown, values)) + " |" for name, values in table]
-    return "\n".join([*head, *body, "", *(f"- {verdict(bar)}" for bar in result["bars"])]) + "\n"
+    return "\n".join([*head, *body]) + "\n"
 
 
 def models(plan: Plan, seed: int, directory: Path) -> tuple[Run, Run]:

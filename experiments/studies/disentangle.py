@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from configs.interp import factors as recipe
 from experiments.evaluation.examples import score
 from experiments.evaluation.seeds import train_whole
-from experiments.studies.protocol import Bar, judge, verdict
+from experiments.studies.protocol import Bar, judge, ranged
 from experiments.tasks.factors import FACTORS
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
@@ -96,18 +96,18 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """The arms, the bar, and which factor the latents of one run tell."""
+    """The arms, and which factor the latents of one run tell."""
     lines = [_row("", "InfoM", "chance", "InfoC", "chance", "InfoE", "active", "nmse"), "|" + "---|" * 8]
     for arm in result["arms"]:
         own = [row for row in result["rows"] if row["arm"] == arm]
         chance = lambda name, own=own: f"{fmean(row['shuffled'][name] for row in own):.2f}"
-        m, c, e = (_spread([row[name] for row in own]) for name in ("m", "c", "e"))
-        active, nmse = _spread([sum(row["active"]) for row in own], 1), _spread([row["nmse"] for row in own], 4)
+        m, c, e = (ranged([row[name] for row in own]) for name in ("m", "c", "e"))
+        active, nmse = ranged([sum(row["active"]) for row in own], 1), ranged([row["nmse"] for row in own], 4)
         lines.append(_row(arm.replace("_", " + "), m, chance("m"), c, chance("c"), e, active, nmse))
     last = result["rows"][-1]
     seeds = ", ".join(map(str, result["seeds"]))
     told = f"Mean of seeds {seeds} (least to largest), {result['steps']:,} steps. Chance: the rows permuted, the mean."
-    lines += ["", told, "", *map(verdict, result["bars"]), ""]
+    lines += ["", told, ""]
     lines += [f"The NMI of every factor and latent, {last['arm'].replace('_', ' + ')}, seed {last['seed']}:", ""]
     lines += [_row("", *(f"latent {j}" for j in range(len(last["active"])))), "|" + "---|" * (len(last["active"]) + 1)]
     lines += [_row(name, *(f"{v:.2f}" for v in row)) for name, row in zip(FACTORS, last["nmi"], strict=True)]
@@ -116,8 +116,3 @@ def section(result: Mapping[str, Any]) -> str:
 
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _spread(values: Sequence[float], digits: int = 2) -> str:
-    show = lambda value: f"{value:.{digits}f}"
-    return f"{show(fmean(values))} ({show(min(values))} to {show(max(values))})"

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from experiments.studies.protocol import Bar, judge, verdict
+from experiments.studies.protocol import Bar, judge, ranged
 from seqboat.interp.functions import interpreters, numeric, symbols
 from seqboat.interp.functions.protocol import Function, Interpreter, examine
 
@@ -94,14 +94,10 @@ def bars(rows: list[dict[str, Any]]) -> list[Bar]:
 
 
 def section(result: dict[str, Any]) -> str:
-    """A row for every kind and interpreter, the mean of the seeds with the lowest and the highest; then the bars."""
+    """A row for every kind and interpreter, the mean of the seeds with the least and the largest."""
     lines = ["| functions | interpreter | overall | outside | inside | template |", "|---|---|---|---|---|---|"]
     for kind, name in dict.fromkeys((row["kind"], row["interpreter"]) for row in result["rows"]):
         own = [row for row in result["rows"] if (row["kind"], row["interpreter"]) == (kind, name)]
-        cells = [_spread([row[field] for row in own if row[field] is not None]) for field in FIELDS]
+        cells = [ranged([row[field] for row in own if row[field] is not None]) for field in FIELDS]
         lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {verdict(bar)}" for bar in result["bars"])]) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
+    return "\n".join(lines) + "\n"

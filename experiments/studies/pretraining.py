@@ -13,8 +13,8 @@ under `jax.vmap` over seeds. The score is the accuracy on the first EVALUATED ex
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.errors import UserError
+from experiments.common.spread import spread
 from experiments.data.sources import Batch
 from experiments.training.experiment import Experiment, build
 from experiments.training.step import TrainState, means
@@ -43,6 +45,8 @@ TUNED = "_fine_tuned"
 def compare(recipe: str, arms: Sequence[str], save: Callable[[dict[str, Any]], None], *, seeds: range) -> None:
     """Measures the arms in this order, a pretrained one before it is fine-tuned, and saves a table of
     `experiments.evaluation.table`'s form after each."""
+    if importlib.util.find_spec("sklearn") is None:  # said before anything is trained
+        raise UserError("linear probes are scikit-learn's: pip install scikit-learn")
     get_config = importlib.import_module(f"configs.pretrain.{recipe}").get_config
     found: dict[str, Any] = {}
     encoders: dict[str, Tree] = {}
@@ -144,7 +148,11 @@ def encode(model: Any, params: Mapping[str, Any], inputs: jax.Array, lengths: ja
 
 
 def row(values: dict[str, Any], seeds: Sequence[int], accuracies: list[float]) -> dict[str, Any]:
-    error = statistics.stdev(accuracies) / len(seeds) ** 0.5 if len(seeds) > 1 else None
-    spread = {"values": accuracies, "mean": statistics.fmean(accuracies), "standard_error": error}
+    """An arm of a table of `experiments.evaluation.table`."""
     test = [{"selection_metric": "accuracy"}]
-    return {"config": values, "seeds": list(seeds), "metrics": {"accuracy": spread}, "test": test}
+    return {
+        "config": values,
+        "seeds": list(seeds),
+        "metrics": {"accuracy": {"values": accuracies, **spread(accuracies)}},
+        "test": test,
+    }

@@ -9,11 +9,12 @@
 Its keyword arguments are the flags that it reads, with its defaults: `seeds` a range, `steps` a number, `arms` a list
 of names, `workdir` a Path, without a default. Any other flag is refused. A study without bars is annotated `-> None`.
 With `ROWS = True` its result is a table of docs/claims.md, each row with its own command, versions and hardware.
-`section(result) -> str` may make Markdown of the JSON, for `experiments.pages.studies`.
+`section(result) -> str` may make Markdown of the JSON, for `experiments.pages.studies`, which adds the bars.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from types import ModuleType
 from typing import Any, TypedDict
 
@@ -45,11 +46,19 @@ def verdict(bar: Bar) -> str:
     return f"{'met' if bar['met'] else 'NOT MET'}: {bar['name']}: {bar['value']:.3f}, {limit} {bar['bar']:g}"
 
 
+def ranged(values: Sequence[float], digits: int = 2) -> str:
+    """A cell of a table: the mean over seeds, with the least and the largest value; empty without values."""
+    if not values:
+        return ""
+    mean, least, largest = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({least} to {largest})"
+
+
 def find_study(name: str) -> ModuleType:
     """The module of a study. Raises UserError for another name, with those that there are."""
     studies = defining(STUDIES, "study")
     if name not in studies:
-        raise UserError(f"--study={name}: there is no such study; there are {', '.join(studies)}")
+        raise UserError(f"--study={name}: unknown study; choose from {', '.join(studies)}")
     return find(STUDIES, name, "--study", "study", "FOLDER")
 
 

@@ -7,7 +7,6 @@ without the term that pulls every prototype to an example. The last step of each
 with all training examples (`experiments.evaluation.prototypes`).
 """
 
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from configs import base
 from configs.interp import prototypes as recipe
 from experiments.evaluation.prototypes import cases
 from experiments.evaluation.seeds import run_seed
-from experiments.studies.protocol import Bar, judge, verdict
+from experiments.studies.protocol import Bar, judge, ranged
 from experiments.training.restore import load
 
 FOLDER = "insight"
@@ -67,21 +66,14 @@ def measured(arm: str, seed: int, directory: Path, steps: int | None) -> dict[st
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """A row for every arm, means over seeds with the range, and the bars."""
+    """A row for every arm, means over seeds with the range."""
     lines = ["| arm | test accuracy | distance of prototypes / variance | votes for the class of the nearest example |"]
     lines.append("|---|---|---|---|")
     for arm, name in NAMES.items():
         own = [row for row in result["rows"] if row["arm"] == arm]
-        cells = [_spread([row[field] for row in own if field in row], digits) for field, digits in COLUMNS]
+        cells = [ranged([row[field] for row in own if field in row], digits) for field, digits in COLUMNS]
         lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join([*lines, "", *(f"- {verdict(bar)}" for bar in result["bars"])]) + "\n"
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if not values:
-        return ""
-    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
-    return f"{mean} ({low} to {high})"
+    return "\n".join(lines) + "\n"
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:

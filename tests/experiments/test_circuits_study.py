@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import circuits as study
+from experiments.studies.protocol import verdict
 from seqboat.interp import circuits
 from seqboat.interp.edits import Without
 from tests.helpers import SMALL_MODEL
@@ -54,7 +55,8 @@ def test_bars_are_of_the_mean_planted_and_of_the_worst_copying_seed():
         "auc": dict.fromkeys(names, value),
         "permuted": dict.fromkeys(names, permuted),
     }
-    copied = [{"auc": {"information_debiased": a, "mean_difference": 0.5}} for a in (0.9, 0.4)]
+    found = {"loss": 0.01, "added": [0.1, 0.2], "seconds": {"codes": 3.0, "ablation": 2.0}}
+    copied = [{"seed": 1, "auc": {"information_debiased": a, "mean_difference": 0.5}, **found} for a in (0.9, 0.4)]
     rows = [row(True, 0.9, 0.3), row(True, 1.0, 0.4), row(False, 0.8, 0.3)]
     checked = study.bars(rows, copied)
     values = [(round(bar["value"], 3), bar["met"]) for bar in checked]
@@ -68,9 +70,11 @@ def test_bars_are_of_the_mean_planted_and_of_the_worst_copying_seed():
         (-0.1, False),
     ]
     assert study.bars([], []) == []
-    text = study.section({"planted": rows, "copying": copied, "bars": checked})
+    text = study.section({"planted": rows, "copying": copied})
     assert "| unique | 0.950 | 0.800 | 0.333 |" in text
-    assert "- NOT MET: planted, with a shift: mean AUC of information: 0.950, at least 0.97" in text
+    assert "| information debiased | 0.90 | 0.40 |" in text
+    assert "| most that one node's ablation adds | 0.20 | 0.20 |" in text
+    assert verdict(checked[1]) == "NOT MET: planted, with a shift: mean AUC of information: 0.950, at least 0.97"
 
 
 @pytest.mark.slow

@@ -47,7 +47,8 @@ def test_every_arm_has_its_own_encoder(monkeypatch):
     assert {kind for kind, _ in seen} == {"probe"}
     assert [len(table) for table in tables] == [1, 2, 3, 4, 5]
     found = tables[-1]["cae"]
-    assert found["metrics"]["accuracy"] == {"values": [0.5, 0.75], "mean": 0.625, "standard_error": 0.125}
+    score = {"mean": 0.625, "standard_deviation": 0.125 * 2**0.5, "standard_error": 0.125}
+    assert found["metrics"]["accuracy"] == {"values": [0.5, 0.75], **score}
     assert found["seeds"] == [0, 1]
     assert found["config"]["model"]["align"] == 2.0
 

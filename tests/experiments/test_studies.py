@@ -144,8 +144,8 @@ def test_a_study_is_one_file_found_by_its_name(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("study", "flags", "message"),
     [
-        ("wrong", {}, "--study=wrong: there is no such study; there are .*continual, .*, noise, pareto_copy"),
-        ("planted", {}, "--study=planted: there is no such study"),
+        ("wrong", {}, "--study=wrong: unknown study; choose from .*continual, .*, noise, pareto_copy"),
+        ("planted", {}, "--study=planted: unknown study"),
         ("reach", {"steps": 3}, "--steps: the study reach does not read it; remove it"),
         ("rotation", {"workdir": Path("a")}, "--workdir: the study rotation does not read it; remove it"),
         ("noise", {"check": True}, "--check: the study noise has no bars; remove it"),

@@ -113,7 +113,9 @@ class Prototypes(Head):
         config, count = self.config, real.sum().astype(jnp.float32)
         to_example = jnp.where(real[:, None], distances, jnp.inf).min(0)
         to_example = jnp.where(count > 0, to_example, 0).sum()
-        some = (count > 0).astype(jnp.float32)  # without a sequence, as in a small part of a batch, there is no mean
+        some = (count > 0).astype(
+            jnp.float32
+        )  # without a sequence, as in a small part of a batch, the mean is undefined
         term(self, "nearest_example", config.nearest_example, to_example, config.count * some)
         to_prototype = jnp.where(real, distances.min(1), 0).sum()
         term(self, "nearest_prototype", config.nearest_prototype, to_prototype, count)
