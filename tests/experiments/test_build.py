@@ -56,8 +56,8 @@ RECIPES = sorted(
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny):
-    """In the packed form, which has the most knobs."""
+def packed(tiny):
+    """`tiny` in the packed form, which has the most knobs. Not of its name: fixtures of the session would keep it."""
     return lambda changes=None: tiny({"model.form": "packed", **(changes or {})})
 
 
@@ -253,23 +253,23 @@ def test_an_unknown_variant_lists_the_known_ones():
         get_config("configs/lra/text")("tiny,small")
 
 
-def test_values_of_a_config_and_of_its_json_build_the_same(tiny):
-    values = tiny({"optimizer.weight_decays": (("ssm", 0.0),)})
+def test_values_of_a_config_and_of_its_json_build_the_same(packed):
+    values = packed({"optimizer.weight_decays": (("ssm", 0.0),)})
     as_json = {**values, "optimizer": {**values["optimizer"], "weight_decays": [["ssm", 0.0]]}}
     assert build(values).config == build(as_json).config
     assert build(values).values == build(as_json).values
 
 
-def test_a_description_is_one_line(tiny):
-    text = build(tiny()).describe()
+def test_a_description_is_one_line(packed):
+    text = build(packed()).describe()
     assert text == (
         "short_listops: 2 layers, width 8, window 4, softmax attention, activation learned, "
         "packed form of 1 x 16 rows, attention by blocks, ema by fft"
     )
 
 
-def test_a_description_names_the_form_that_this_device_computes(tiny, monkeypatch):
-    plain = build(tiny())
+def test_a_description_names_the_form_that_this_device_computes(packed, monkeypatch):
+    plain = build(packed())
     streams = dataclasses.replace(plain, functions=dataclasses.replace(plain.functions, num_streams=4))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "switched form of 32 x 16 rows, attention by blocks, ema by chunked" in plain.describe()
@@ -419,8 +419,8 @@ def step_text(experiment: Experiment) -> str:
 
 
 @pytest.fixture(scope="module")
-def original_model(tiny) -> tuple[str, ...]:
-    return tuple(model_texts(tiny()))
+def original_model(packed) -> tuple[str, ...]:
+    return tuple(model_texts(packed()))
 
 
 @pytest.fixture(scope="module")
@@ -449,22 +449,22 @@ def test_every_leaf_of_base_is_perturbed():
 @pytest.mark.parametrize(
     "knob", grid(tuple(MODEL_KNOBS), "layers", "mixer.method", "remat", "sinusoid", "head", "router.rule")
 )
-def test_every_knob_of_the_model_does_something(tiny, original_model, knob):
-    assert differ(model_texts(tiny({f"model.{knob}": MODEL_KNOBS[knob]})), original_model)
+def test_every_knob_of_the_model_does_something(packed, original_model, knob):
+    assert differ(model_texts(packed({f"model.{knob}": MODEL_KNOBS[knob]})), original_model)
 
 
 @pytest.fixture(scope="module")
-def texts_without(tiny) -> Callable[[dict[str, Any]], tuple[str, ...]]:
+def texts_without(packed) -> Callable[[dict[str, Any]], tuple[str, ...]]:
     """What knobs with this setting are compared with, traced once."""
-    traced = functools.cache(lambda *items: tuple(model_texts(tiny(dict(items)))))
+    traced = functools.cache(lambda *items: tuple(model_texts(packed(dict(items)))))
     return lambda setting: traced(*setting.items())
 
 
 @pytest.mark.parametrize("knob", MORE_MODEL_KNOBS)
-def test_every_knob_that_needs_another_does_something(tiny, texts_without, knob):
+def test_every_knob_that_needs_another_does_something(packed, texts_without, knob):
     value, setting = MORE_MODEL_KNOBS[knob]
     without = {f"model.{name}": other for name, other in setting.items()}
-    assert differ(model_texts(tiny({**without, f"model.{knob}": value})), texts_without(without))
+    assert differ(model_texts(packed({**without, f"model.{knob}": value})), texts_without(without))
 
 
 @pytest.mark.parametrize("knob", TRAIN_KNOBS)
@@ -478,7 +478,7 @@ def test_the_seed_does_something(light, original_step):
 
 
 @pytest.mark.parametrize("knob", OPTIMIZER_KNOBS)
-def test_every_knob_of_the_optimizer_does_something(tiny, knob):
+def test_every_knob_of_the_optimizer_does_something(packed, knob):
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
 
     def update(values: dict[str, Any]) -> str:
@@ -486,44 +486,44 @@ def test_every_knob_of_the_optimizer_does_something(tiny, knob):
         optimizer = make_optimizer(config, 20, params)
         return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
 
-    assert update(tiny({f"optimizer.{knob}": OPTIMIZER_KNOBS[knob]})) != update(tiny())
+    assert update(packed({f"optimizer.{knob}": OPTIMIZER_KNOBS[knob]})) != update(packed())
 
 
-def test_the_schedule_ends_with_the_run(tiny):
+def test_the_schedule_ends_with_the_run(packed):
     params = {"kernel": jnp.ones((2, 2))}
 
     def update(steps: int) -> str:
-        optimizer = build(tiny({"train.steps": steps})).functions.make_optimizer(params)
+        optimizer = build(packed({"train.steps": steps})).functions.make_optimizer(params)
         return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
 
     assert update(7) != update(6)
 
 
-def test_the_name_chooses_the_class(tiny):
-    values = tiny({"model.causal": True})["model"]
+def test_the_name_chooses_the_class(packed):
+    values = packed({"model.causal": True})["model"]
     assert isinstance(build_model(values, FakeTask), Classifier)
     only_classifier = ("sinusoid", "head", "embedding_init")
     values = {name: value for name, value in values.items() if name not in only_classifier}
     assert isinstance(build_model({**values, "name": "language_model"}, FakeTask), LanguageModel)
 
 
-def test_the_mixers_name_chooses_the_file(tiny):
-    model = build_model(tiny({"model.mixer": {"name": "s4d", "state_size": 3}})["model"], FakeTask)
+def test_the_mixers_name_chooses_the_file(packed):
+    model = build_model(packed({"model.mixer": {"name": "s4d", "state_size": 3}})["model"], FakeTask)
     assert model.config.encoder.layer.mixer == s4d.Config(3)
 
 
-def test_the_blocks_name_chooses_the_file(tiny):
-    assert type(build_model(tiny()["model"], FakeTask).config.encoder.layer) is LayerConfig
-    values = {**tiny()["model"], "block": "norm"}
+def test_the_blocks_name_chooses_the_file(packed):
+    assert type(build_model(packed()["model"], FakeTask).config.encoder.layer) is LayerConfig
+    values = {**packed()["model"], "block": "norm"}
     with pytest.raises(UserError, match=r"config.model.block='norm': seqboat/layers/norm.py holds no LayerConfig"):
         build_model(values, FakeTask)
 
 
-def test_numbers_as_inputs_need_no_vocabulary(tiny):
+def test_numbers_as_inputs_need_no_vocabulary(packed):
     sizes = SimpleNamespace(classes=4, vocabulary_size=None)
-    model = build_model(tiny()["model"], sizes)
+    model = build_model(packed()["model"], sizes)
     assert model.config.vocabulary_size is None
-    normal = build_model(tiny({"model.embedding_init": "normal"})["model"], sizes)
+    normal = build_model(packed({"model.embedding_init": "normal"})["model"], sizes)
     key, inputs = jax.random.key(0), (jnp.ones((1, 1, 1)), jnp.ones(1, jnp.int32))
     biases = [
         jax.jit(lambda init=each.init: init(key, *inputs)["params"]["embedding"]["projection"]["bias"])()
