@@ -71,10 +71,15 @@ def main() -> None:
     for row in SUITES[suite](settings):
         print(output.line(row), flush=True)
         rows.append(row)
+        if out:  # after every row: what was measured outlives a time limit
+            output.write(out, suite, rows, keep_memory=keep_memory)
     terminal.console(width=160).print(output.table(rows))
     if out:
-        for path in output.write(out, suite, rows, keep_memory=keep_memory):
-            print(f"wrote {path}")
+        written = [f"{out}.json"]
+        if suite == "layers":
+            output.draw(rows, Path(f"{out}.png"))
+            written.append(f"{out}.png")
+        print("wrote " + " and ".join(written))
 
 
 def _rates(texts: Iterable[str]) -> tuple[float, ...]:

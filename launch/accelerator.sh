@@ -185,25 +185,26 @@ fi
 part environment 60 "$python" -m experiments.benchmarks.device ${rehearse:+--rehearse}
 ((!status)) || fail "jax does not start or finds no GPU or TPU; see $out/log.txt; --rehearse runs on a CPU"
 
-check kernels 60 kernels '' --cases="$kernel_cases" --rates="$rates"
-check kernels_bfloat16 60 kernels dtype=bfloat16 --cases="$kernel_cases" --rates="$rates"
-check agreement 45 agreement '' --cases="$cases" --rates="$rates"
-check agreement_pallas 45 agreement attention_method=pallas --cases=lm --rates="$rates"
+check kernels 90 kernels '' --cases="$kernel_cases" --rates="$rates"
+check kernels_bfloat16 90 kernels dtype=bfloat16 --cases="$kernel_cases" --rates="$rates"
+check agreement 90 agreement '' --cases="$cases" --rates="$rates"
+check agreement_pallas 90 agreement attention_method=pallas --cases=lm --rates="$rates"
 
 # Is it bound by launches? Does batching blocks fuse? Loops or kernels?
 for blocks in 1 32 128; do
-  bench "layers_$blocks" 45 layers "blocks_per_iteration=$blocks,$narrow" --cases="$cases" --rates="$rates"
+  bench "layers_$blocks" 75 layers "blocks_per_iteration=$blocks,$narrow" --cases="$cases" --rates="$rates"
 done
-bench layers_pallas 45 layers "attention_method=pallas,$narrow" --cases="$cases" --rates="$rates"
+bench layers_pallas 75 layers "attention_method=pallas,$narrow" --cases="$cases" --rates="$rates"
 ema=(--batch=8) wide=features=616
 [[ ! $rehearse ]] || ema=() wide=''
 bench ema 60 ema_methods "$wide" --cases=enwik8 "${ema[@]}"
 # Known to have crashed on a second run of the graph: last of its group, in its own process.
 XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_gpu_enable_command_buffer=+WHILE" \
   bench layers_command_buffers 40 layers "$narrow" --cases=lm --rates="$rates"
-bench language_model 90 language_model "$narrow" --rates="$rates" --profile="$out/trace"
+bench language_model 120 language_model "$narrow" --rates="$rates" --profile="$out/trace"
 [[ ! -d $out/trace ]] || { tar -czf "$out/trace.tar.gz" -C "$out" trace && rm -r "$out/trace"; }
-bench language_model_float32 60 language_model '' --rates="$rates"
+bench language_model_pallas 120 language_model "attention_method=pallas,$narrow" --rates="$rates"
+bench language_model_float32 90 language_model '' --rates="$rates"
 if [[ ! $published ]]; then
   skip published "no --published=FILE"
 elif ! "$python" -c 'import torch, einops' 2>/dev/null; then
@@ -211,7 +212,7 @@ elif ! "$python" -c 'import torch, einops' 2>/dev/null; then
 else
   # Two libraries share the memory.
   XLA_PYTHON_CLIENT_PREALLOCATE=false \
-    bench published 60 layers '' --cases="$cases" --rates="$rates" --published="$published"
+    bench published 90 layers '' --cases="$cases" --rates="$rates" --published="$published"
 fi
 if command -v ncu >/dev/null && [[ ! $rehearse ]]; then
   part counters 45 ncu --set full --launch-count 1 --kernel-name 'regex:(score|query)_gradient' \

@@ -40,18 +40,12 @@ def markdown(rows: list[Row]) -> list[str]:
     return lines + ["| " + " | ".join(text(row.get(name)) for name in columns) + " |" for row in rows]
 
 
-def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> list[Path]:
-    """Writes OUT.json, and OUT.png if there is anything to plot."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> None:
+    """Writes OUT.json."""
     typed = re.sub(r"(--published=)\S*/", r"\1", command())
     found = {"suite": suite, "command": typed, "hardware": hardware(), "device_kind": jax.devices()[0].device_kind}
     about = {"keep_memory": keep_memory, "versions": versions("torch")}
     write_json(Path(f"{out}.json"), {**found, **about, "rows": rows})
-    written = [Path(f"{out}.json")]
-    if suite == "layers":
-        draw(rows, Path(f"{out}.png"))
-        written.append(Path(f"{out}.png"))
-    return written
 
 
 def draw(rows: list[Row], path: Path) -> None:
