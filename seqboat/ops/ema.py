@@ -452,10 +452,17 @@ class _ChunkForm(NamedTuple):
 
 def _chunk_form(params: EMAParams, chunk: int, ahead: bool) -> _ChunkForm:
     c = coefficients(params)
-    lag = np.arange(chunk)[None, :] - np.arange(chunk)[:, None]
-    within = jnp.where(lag >= 0, kernel(params, chunk)[:, np.maximum(lag, 0)], 0)
+    within = _toeplitz(kernel(params, chunk))
     into = (c.input[..., None] * c.decay(np.arange(chunk)[::-1])).swapaxes(1, 2)
     out = c.output[..., None] * c.decay(np.arange(1, chunk + 1))
     if ahead:  # the same chunk read from its end
         within, into, out = within[:, ::-1, ::-1], into[:, ::-1], out[:, :, ::-1]
     return _ChunkForm(ahead, c.log_decay, within, into, out)
+
+
+def _toeplitz(kernel: Float[Array, "D C"]) -> Float[Array, "D C C"]:
+    """[d, j, k] = kernel[d, k - j], 0 where k < j, by shapes alone: rows of kernel and C zeros, read as rows shorter by
+    one. The gradient is a sum of rows; that of an index is a scatter of C^2 numbers by atomics on a GPU."""
+    width, chunk = kernel.shape
+    rows = jnp.broadcast_to(jnp.pad(kernel, ((0, 0), (0, chunk)))[:, None], (width, chunk, 2 * chunk))
+    return rows.reshape(width, -1)[:, : -chunk].reshape(width, chunk, -1)[..., :chunk]
