@@ -100,10 +100,13 @@ esac
 
 mkdir -p "$out"
 touch "$out/finished"
-if [[ $rehearse ]]; then # in float32 alone, many parts compile the same program
-  JAX_COMPILATION_CACHE_DIR=$(cd "$out" && pwd)/compiled
-  export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
-fi
+# Parts compile the same programs, and so does the next run of a part that ran out of time. What was compiled before
+# has no time of its own: `compile_seconds` is then that of reading it.
+JAX_COMPILATION_CACHE_DIR=$(cd "$out" && pwd)/compiled
+export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+# Measuring every product's candidates takes XLA longer than all else together: eight capacities have many products.
+given_flags=${XLA_FLAGS:-}
+export XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false${XLA_FLAGS:+ $XLA_FLAGS}"
 deadline=$((SECONDS + 60 * minutes))
 TRAINING_SECONDS=75 # kept for the last part
 export PYTHONUNBUFFERED=1
@@ -190,21 +193,17 @@ check kernels_bfloat16 90 kernels dtype=bfloat16 --cases="$kernel_cases" --rates
 check agreement 90 agreement '' --cases="$cases" --rates="$rates"
 check agreement_pallas 90 agreement attention_method=pallas --cases=lm --rates="$rates"
 
+bench language_model 120 language_model "$narrow" --rates="$rates"
+bench language_model_pallas 120 language_model "attention_method=pallas,$narrow" --rates="$rates" --profile="$out/trace"
+[[ ! -d $out/trace ]] || { tar -czf "$out/trace.tar.gz" -C "$out" trace && rm -r "$out/trace"; }
 # Is it bound by launches? Does batching blocks fuse? Loops or kernels?
-for blocks in 1 32 128; do
-  bench "layers_$blocks" 75 layers "blocks_per_iteration=$blocks,$narrow" --cases="$cases" --rates="$rates"
+bench layers_pallas 90 layers "attention_method=pallas,$narrow" --cases="$cases" --rates="$rates"
+for blocks in 32 1 128; do
+  bench "layers_$blocks" 90 layers "blocks_per_iteration=$blocks,$narrow" --cases="$cases" --rates="$rates"
 done
-bench layers_pallas 75 layers "attention_method=pallas,$narrow" --cases="$cases" --rates="$rates"
 ema=(--batch=8) wide=features=616
 [[ ! $rehearse ]] || ema=() wide=''
 bench ema 60 ema_methods "$wide" --cases=enwik8 "${ema[@]}"
-# Known to have crashed on a second run of the graph: last of its group, in its own process.
-XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_gpu_enable_command_buffer=+WHILE" \
-  bench layers_command_buffers 40 layers "$narrow" --cases=lm --rates="$rates"
-bench language_model 120 language_model "$narrow" --rates="$rates" --profile="$out/trace"
-[[ ! -d $out/trace ]] || { tar -czf "$out/trace.tar.gz" -C "$out" trace && rm -r "$out/trace"; }
-bench language_model_pallas 120 language_model "attention_method=pallas,$narrow" --rates="$rates"
-bench language_model_float32 90 language_model '' --rates="$rates"
 if [[ ! $published ]]; then
   skip published "no --published=FILE"
 elif ! "$python" -c 'import torch, einops' 2>/dev/null; then
@@ -214,6 +213,11 @@ else
   XLA_PYTHON_CLIENT_PREALLOCATE=false \
     bench published 90 layers '' --cases="$cases" --rates="$rates" --published="$published"
 fi
+[[ $rehearse ]] || XLA_FLAGS="$given_flags" bench language_model_autotuned 150 language_model "attention_method=pallas,$narrow" --rates="$rates"
+# Known to have crashed on a second run of the graph: last of its group, in its own process.
+XLA_FLAGS="$XLA_FLAGS --xla_gpu_enable_command_buffer=+WHILE" \
+  bench layers_command_buffers 40 layers "$narrow" --cases=lm --rates="$rates"
+bench language_model_float32 90 language_model '' --rates="$rates"
 if command -v ncu >/dev/null && [[ ! $rehearse ]]; then
   part counters 45 ncu --set full --launch-count 1 --kernel-name 'regex:(score|query)_gradient' \
     "$python" -m experiments.benchmark --suite=kernels --cases=lm --rates=1 --layer=dtype=bfloat16 --rounds=1 --seconds=0
@@ -222,6 +226,6 @@ else
 fi
 # SIGTERM at the limit makes it save and end with status 0.
 left=$((deadline - SECONDS - 25))
-part train "$left" "$python" -m experiments.train --workdir="$out/train" "${training[@]}" "${steps[@]}"
+XLA_FLAGS="$given_flags" part train "$left" "$python" -m experiments.train --workdir="$out/train" "${training[@]}" "${steps[@]}"
 
 [[ ! $rehearse || ! $failed ]] || { printf 'error: failed:%s; see %s\n' "$failed" "$out/log.txt" >&2 && exit 1; }

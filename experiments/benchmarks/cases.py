@@ -89,10 +89,12 @@ def router_logits(case: Case, variables: Any, data: Data) -> np.ndarray:
 
 def threshold(u: np.ndarray, rate: float) -> float:
     """The bias for router logits u (..., 2), in the widest gap near that quantile of the margins, so that rounding
-    flips no decision."""
-    if rate in (0, 1):
-        return 1e3 if rate else -1e3
+    flips no decision. At rates 0 and 1 it lies a quarter of the margins' range, and 1, outside them: far enough for
+    dropout, and not so far that the confidence is 1 in float32 and has no gradient to compare."""
     margins = np.sort((u[..., 1].astype(np.float64) - u[..., 0]).reshape(-1))
+    if rate in (0, 1):
+        beyond = 1 + (margins[-1] - margins[0]) / 4
+        return float(beyond - margins[0]) if rate else float(-beyond - margins[-1])
     target, near = round((1 - rate) * len(margins)), max(1, len(margins) // 500)
     first = max(1, target - near)
     gaps = margins[first : target + near] - margins[first - 1 : target + near - 1]

@@ -1,5 +1,6 @@
 """Benchmark rows as text, as a JSON file with full provenance, and as a figure."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def write(out: Path, suite: str, rows: list[Row], *, keep_memory: bool) -> None:
     """Writes OUT.json."""
     typed = re.sub(r"(--published=)\S*/", r"\1", command())
     found = {"suite": suite, "command": typed, "hardware": hardware(), "device_kind": jax.devices()[0].device_kind}
-    about = {"keep_memory": keep_memory, "versions": versions("torch")}
+    about = {"keep_memory": keep_memory, "xla_flags": os.environ.get("XLA_FLAGS", ""), "versions": versions("torch")}
     write_json(Path(f"{out}.json"), {**found, **about, "rows": rows})
 
 

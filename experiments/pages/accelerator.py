@@ -45,6 +45,7 @@ def section(path: Path) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
         lines = [f"### {found.get('device_kind', path.stem)}", ""]
         lines += [f"{found.get('hardware', 'unknown hardware')}; {versions}; `launch/accelerator.sh`.", ""]
+        lines += [line for note in found.get("notes", []) for line in (note, "")]
         lines += ["| part | status | seconds | result |", "|---|---|---|---|"]
         lines += [
             f"| {name} | {part['status']} | {part['seconds']} | {_result(part)} |" for name, part in parts.items()

@@ -55,8 +55,10 @@ def test_every_function_is_called_once_a_round_after_one_call_untimed():
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 1.0])
 def test_the_router_bias_gives_the_rate(rate):
     u = np.random.default_rng(0).standard_normal((4, 1000, 1, 2)).astype(np.float32)
-    u[..., 1] += cases.threshold(u, rate)
+    bias = cases.threshold(u, rate)
+    u[..., 1] += bias
     assert (u[..., 1] > u[..., 0]).mean() == pytest.approx(rate, abs=0.003)
+    assert abs(bias) < 10  # the confidence still has a gradient
 
 
 def test_a_bias_for_every_layer_changes_the_second_logit_alone():
@@ -129,12 +131,13 @@ def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
     forms = ["always active", "no attention", "transformer"]
     assert found == [("sparse", 0.25), ("sparse", 1.0), *((form, None) for form in forms)]
     assert all(row["median_ms"] >= row["best_ms"] > 0 for row in rows)
-    json_path, picture = output.write(tmp_path / "out", "layers", rows, keep_memory=False)
-    stored = json.loads(json_path.read_text())
+    output.write(tmp_path / "out", "layers", rows, keep_memory=False)
+    stored = json.loads((tmp_path / "out.json").read_text())
     assert stored["rows"] == rows
     assert {"suite", "command", "hardware", "device_kind", "versions", "keep_memory"} <= set(stored)
     assert {"jax", "jaxlib", "flax"} <= set(stored["versions"])
-    assert picture.stat().st_size > 1000
+    output.draw(rows, tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 def test_the_page_is_what_its_files_make():
