@@ -465,4 +465,4 @@ def _toeplitz(kernel: Float[Array, "D C"]) -> Float[Array, "D C C"]:
     one. The gradient is a sum of rows; that of an index is a scatter of C^2 numbers by atomics on a GPU."""
     width, chunk = kernel.shape
     rows = jnp.broadcast_to(jnp.pad(kernel, ((0, 0), (0, chunk)))[:, None], (width, chunk, 2 * chunk))
-    return rows.reshape(width, -1)[:, : -chunk].reshape(width, chunk, -1)[..., :chunk]
+    return rows.reshape(width, -1)[:, :-chunk].reshape(width, chunk, -1)[..., :chunk]
