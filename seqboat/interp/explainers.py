@@ -24,8 +24,8 @@ MOST_ELEMENTS = 2**18  # that a rule is fitted to; of more, evenly spaced sequen
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contexts:
-    """`tokens` (n, L), symbols >= 0 from the start of their sequences, whose text is `symbol(number)`. What is asked for
-    are the elements `shown` (n, L), by default all; without padding. The arrays must not change afterwards."""
+    """`tokens` (n, L), symbols >= 0 from the start of their sequences, whose text is `symbol(number)`. What is asked
+    for are the elements `shown` (n, L), by default all; without padding. The arrays must not change afterwards."""
 
     tokens: Int[np.ndarray, "n L"]
     symbol: Symbol
@@ -56,8 +56,8 @@ class Contexts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """What one feature does in contexts: `activations` (n, L) >= 0, where 0 is quiet. Features of the same tokens should
-    share their contexts, whose table is then made once."""
+    """What one feature does in contexts: `activations` (n, L) >= 0, where 0 is quiet. Features of the same tokens
+    should share their contexts, whose table is then made once."""
 
     contexts: Contexts
     activations: Float[np.ndarray, "n L"]
@@ -158,8 +158,8 @@ class PredicateExplainer:
 
 @dataclasses.dataclass(frozen=True)
 class RuleJudge:
-    """1 where the rule of an explanation holds and 0 elsewhere; no answer without a rule. Unlike a reader of the text it
-    sees the tokens before those shown."""
+    """1 where the rule of an explanation holds and 0 elsewhere; no answer without a rule. Unlike a reader of the text
+    it sees the tokens before those shown."""
 
     def judge(self, explanation: Explanation, contexts: Contexts) -> Float[np.ndarray, "n L"]:
         if explanation.rule is None:

@@ -1,7 +1,7 @@
 """Predicates of a token, from the symbols of its sequence up to it, and their words. All numpy.
 
-`Table` holds what they are read from, `candidates` chooses those that may explain some elements, and a `Rule` is a union
-of conjunctions of them. Predicates are numbers and a name of `KINDS`; nothing is executed.
+`Table` holds what they are read from, `candidates` chooses those that may explain some elements, and a `Rule` is a
+union of conjunctions of them. Predicates are numbers and a name of `KINDS`; nothing is executed.
 """
 
 import dataclasses
@@ -107,8 +107,8 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """apply(table, *numbers) are the elements (n, L) where it holds; say(word, *numbers) its words, where `word` is that
-    of a symbol."""
+    """apply(table, *numbers) are the elements (n, L) where it holds; say(word, *numbers) its words, where `word` is
+    that of a symbol."""
 
     apply: Callable[..., Elements]
     say: Callable[..., str]

@@ -1,11 +1,11 @@
 """How right an explanation of a feature is, for any judge (Paulo et al. 2024, arXiv 2410.13928): detection, fuzzing,
 simulation, and intervention.
 
-Records are of sequences that the explanation was not made from (`explainers.split`). Every score counts the answers that
-failed, and is over the others; a score that nothing determines, as of a feature without a quiet context, is NaN.
+Records are of sequences that the explanation was not made from (`explainers.split`). Every score counts the answers
+that failed, and is over the others; a score that nothing determines, as of a feature without a quiet context, is NaN.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -93,8 +93,8 @@ def fuzzing(
     judge: Judge, explanation: Explanation, record: Record, *, width: int = 16, count: int = 50, seed: int = 0
 ) -> Score:
     """Whether marks in a window are right: where the mean of the judge's probabilities at them is at least CERTAIN.
-    Right marks are activations from MARKED of the feature's largest one; as many windows have wrong ones, as many as are
-    right there, on random quiet tokens. The judge does not see the marks. F1 is at equal numbers."""
+    Right marks are activations from MARKED of the feature's largest one; as many windows have wrong ones, as many as
+    are right there, on random quiet tokens. The judge does not see the marks. F1 is at equal numbers."""
     if width < 1 or count < 1:
         raise ValueError(f"width={width}, count={count}: expected at least 1 of each")
     rng = np.random.default_rng(seed)
