@@ -12,10 +12,10 @@ Everything that does not fit raises ValueError.
 
 import dataclasses
 import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from seqboat.interp.predicates import Predicate, Rule, Symbol, Table, candidates
 
@@ -27,9 +27,10 @@ class Contexts:
     """`tokens` (n, L), symbols >= 0 from the start of their sequences, whose text is `symbol(number)`. What is asked
     for are the elements `shown` (n, L), by default all; without padding. The arrays must not change afterwards."""
 
-    tokens: Int[np.ndarray, "n L"]
+    # Checked below, in words for a user.
+    tokens: np.ndarray  # (n, L)
     symbol: Symbol
-    shown: Bool[np.ndarray, "n L"] = None  # type: ignore[assignment]
+    shown: Any = None  # (n, L)
 
     def __post_init__(self) -> None:
         tokens = np.asarray(self.tokens)
@@ -60,7 +61,7 @@ class Record:
     should share their contexts, whose table is then made once."""
 
     contexts: Contexts
-    activations: Float[np.ndarray, "n L"]
+    activations: np.ndarray  # (n, L)
 
     def __post_init__(self) -> None:
         a, shape = np.asarray(self.activations), self.contexts.tokens.shape

@@ -109,8 +109,8 @@ def fuzzing(
     for row, (sequence, shown) in enumerate(zip(wrong[0], contexts[1].shown, strict=True)):
         number = (marked[sequence] & shown).sum()
         marks[1][row, rng.choice(np.flatnonzero(quiet[sequence] & shown), number, replace=False)] = True
-    p = [
-        _answers(judge, explanation, each).sum(1, where=where) / where.sum(1)
+    p = [  # rounded, so that equal probabilities have equal means
+        np.round(_answers(judge, explanation, each).sum(1, where=where) / where.sum(1), 9)
         for each, where in zip(contexts, marks, strict=True)
     ]
     return _score(np.concatenate(p), np.arange(len(p[0]) + len(p[1])) < len(p[0]), 0.5)
@@ -168,9 +168,9 @@ def _shares(p: Float[np.ndarray, " m"], truth: Bool[np.ndarray, " m"], rate: flo
 
 
 def _correlation(p: np.ndarray, a: np.ndarray) -> float:
-    if len(a) < 2 or a.std() == 0:
+    if len(a) < 2 or np.ptp(a) == 0:
         return float("nan")
-    return float(np.corrcoef(p, a)[0, 1]) if p.std() > 0 else 0.0
+    return float(np.corrcoef(p, a)[0, 1]) if np.ptp(p) > 0 else 0.0
 
 
 def _windows(where: Bool[np.ndarray, "n L"], width: int) -> Bool[np.ndarray, "n windows"]:
