@@ -65,12 +65,12 @@ class Table:
     @functools.cached_property
     def previous(self) -> Int[np.ndarray, "n L"]:
         """Where the same symbol was last, NOTHING if it was not."""
-        number = np.searchsorted(self.symbols, self.tokens)
-        rows, last = np.arange(len(number)), np.full((len(number), len(self.symbols)), NOTHING)
-        found = np.empty(number.shape, int)
-        for t, column in enumerate(number.T):
-            found[:, t] = last[rows, column]
-            last[rows, column] = t
+        order = np.argsort(self.tokens, axis=1, kind="stable")
+        symbols = np.take_along_axis(self.tokens, order, 1)
+        before = np.full(order.shape, NOTHING)
+        before[:, 1:] = np.where(symbols[:, 1:] == symbols[:, :-1], order[:, :-1], NOTHING)
+        found = np.empty_like(before)
+        np.put_along_axis(found, order, before, 1)
         return found
 
     @functools.cached_property
