@@ -15,7 +15,7 @@ import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from seqboat.interp.predicates import Predicate, Rule, Symbol, Table, candidates
 
@@ -136,25 +136,28 @@ class PredicateExplainer:
         return Explanation(rule.say(contexts.symbol) or "nothing that the predicates can say", rule)
 
     def _fit(self, found: list[Predicate], holds: Bool[np.ndarray, "P N"], active: Bool[np.ndarray, " N"]) -> Rule:
-        """With the elements that every two predicates share, of all and of active ones; a clause takes its own away."""
-        matrix = holds.astype(np.float32)
-        shared = lambda where: (part := matrix[:, where]) @ part.T
-        together, right = shared(slice(None)), shared(active)
-        covered, clauses = np.zeros(len(active), bool), []
-        best = 0.0
-        single = np.eye(len(found), dtype=bool)
+        """By how many elements every two predicates share, of all and of active ones that no clause has yet."""
+        covered, clauses, best = np.zeros(len(active), bool), [], 0.0
+        several = ~np.eye(len(found), dtype=bool)
         for _ in range(self.rules):
+            together, right = _shared(holds[:, ~covered]), _shared(holds[:, active & ~covered])
             f1 = 2 * (right + (covered & active).sum()) / (together + covered.sum() + active.sum())
-            f1 = np.triu(f1 - np.where(single, 0, 1e-6))
-            i, j = np.unravel_index(int(f1.argmax()), f1.shape)
+            f1 = np.triu(f1 - 1e-6 * several)
+            i, j = (int(n) for n in np.unravel_index(int(f1.argmax()), f1.shape))
             if f1[i, j] < best + self.gain:
                 break
             best = float(f1[i, j])
-            clauses.append(tuple(found[n] for n in dict.fromkeys((int(i), int(j)))))
-            new = holds[i] & holds[j] & ~covered
-            covered |= new
-            together, right = together - shared(new), right - shared(new & active)
+            clauses.append(tuple(found[n] for n in dict.fromkeys((i, j))))
+            covered |= holds[i] & holds[j]
         return Rule(tuple(clauses))
+
+
+def _shared(holds: Bool[np.ndarray, "P N"]) -> Int[np.ndarray, "P P"]:
+    """The number of elements where two predicates hold, for all pairs: of bits, for a product of matrices takes ten
+    times as long."""
+    bits = np.packbits(np.pad(holds, ((0, 0), (0, -holds.shape[1] % 64))), axis=1)
+    packed = np.ascontiguousarray(bits).view(np.uint64)
+    return np.stack([np.bitwise_count(packed & row).sum(1, dtype=np.int64) for row in packed])
 
 
 @dataclasses.dataclass(frozen=True)
