@@ -99,7 +99,7 @@ class Task(base.Task):
 
     selection_metric = "loss"
     higher_is_better = False
-    baseline_name = "the mean; Mahalanobis distance; correlation of channels"
+    baseline_name = "means and correlations of channels"
 
     def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
         """`batching` is batch_size, seed, process_index and process_count, as in Task. Reads no files."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from seqboat.choices import given
@@ -96,7 +97,7 @@ class StackVAE(nn.Module):
         if inputs.shape[1:] != (config.length, config.channels):
             raise ValueError(f"inputs are {inputs.shape}; this model takes (B, {config.length}, {config.channels})")
         count, x = jnp.float32(inputs.size), inputs.swapaxes(1, 2)
-        a = ChannelGraph(config, name="graph")()
+        a = ChannelGraph(config, name="channel_graph")()
         h = self._layers("encoder", x, config.hidden, config.latents)
         mixed = (1 - config.share) * h + config.share * (a @ h)
         mean = nn.Dense(config.latents, name="mean")(mixed)
@@ -163,10 +164,12 @@ def kl(mean: Float[Array, "*B"], log_variance: Float[Array, "*B"]) -> Float[Arra
 
 def adjacency(variables: Mapping[str, Any], config: StackVAEConfig) -> Float[Array, "C C"]:
     """The graph of a trained model: row c has the weights of all channels in the mean that c is mixed with."""
-    return ChannelGraph(config).apply({"params": variables["params"]["graph"]})
+    return ChannelGraph(config).apply({"params": variables["params"]["channel_graph"]})
 
 
-def scores(variables: Mapping[str, Any], config: StackVAEConfig, series: Float[Array, "T C"]) -> Float[Array, "T C"]:
+def scores(
+    variables: Mapping[str, Any], config: StackVAEConfig, series: Float[Array, "T C"] | Float[np.ndarray, "T C"]
+) -> Float[Array, "T C"]:
     """The squared error of every number of a series, as the last of a window: their sum over channels is the anomaly
     score of an element. The series is in the units of the training data; before its first element there are zeros."""
     padded = jnp.pad(jnp.asarray(series), ((config.length - 1, 0), (0, 0)))
