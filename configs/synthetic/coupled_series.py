@@ -12,7 +12,9 @@ from configs import base
 
 def get_config(variant: str = "paper"):
     config = base.get_config(model="stackvae")
-    config.task.update(name="coupled_series", channels=24, groups=4, length=32)
+    config.task.update(name="coupled_series", channels=24, groups=4, length=32, coupling=0.7, data_seed=0)
+    config.task.update(train_elements=8192, validation_elements=2048, test_elements=4096)
+    config.task.update(anomalies=32, span=16, shift=2.0)
     config.optimizer.update(learning_rate=4e-3, schedule="cosine", final_learning_rate=1e-4, b2=0.999, weight_decay=0.0)
     config.train.update(steps=4000, batch_size=64, log_every=200, evaluate_every=1000, checkpoint_every=1000)
     if variant not in ("paper", "tiny"):

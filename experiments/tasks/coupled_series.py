@@ -22,6 +22,7 @@ from experiments.common.config import at_most, within
 from experiments.tasks import base
 from experiments.tasks.base import MAX_DRAWN, Scalar, Sums
 from seqboat.interp.circuits import auc
+from seqboat.models.stackvae import disagreement
 
 KINDS = ("shift", "uncoupled")
 # Oscillations: x_t = 2 r cos(2 pi / period) x_{t-1} - r^2 x_{t-2} + noise, from a start that is left out.
@@ -90,11 +91,12 @@ class Task(base.Task):
     """Batches of `inputs` and `targets` (B, W, C) float32, `weights` (B, W), `lengths` (B,); those of the test split
     also have `anomalies` (B, W) int32, the kinds.
 
-    The loss of an element is the mean of its C squared errors. An evaluation scores the last element of every window,
-    by its loss: `auroc` is the probability that the score of an anomalous element is above that of a normal one,
-    `auroc_KIND` that of a kind, by all pairs within a batch. Windows are in a random order, the same in every run, so
-    that a batch has them from all of the series. `graph_auroc` is the same for the weights of a model's graph: of two
-    channels of a group, and of two of different groups.
+    The loss of an element is the mean of its C squared errors. An evaluation scores the last element of every window.
+    `auroc` is the probability that the score of an anomalous element is above that of a normal one, `auroc_KIND` that
+    of a kind, by all pairs within a batch; the score is the loss. Windows are in a random order, the same in every run,
+    so that a batch has them from all of the series. For a model with a graph of channels, `neighbour_auroc` is that of
+    another score, what the channels differ from the mean of their neighbours by (`seqboat.models.stackvae`), and
+    `edge_auroc` that of the weights of the graph: of two channels of a group, and of two of different groups.
     """
 
     selection_metric = "loss"
@@ -130,13 +132,17 @@ class Task(base.Task):
     def evaluation_metrics(self, output: Any, batch: Mapping[str, Array]) -> Sums:
         found: Sums = {}
         if hasattr(output, "adjacency"):
-            found["graph_auroc"] = pairs_in_order(*_off_diagonal(output.adjacency[0], self.coupled))
+            found["edge_auroc"] = pairs_in_order(*_off_diagonal(output.adjacency[0], self.coupled))
         if "anomalies" in batch:
-            score, real = _errors(output, batch)[:, -1], batch["weights"][:, -1] > 0
+            real = batch["weights"][:, -1] > 0
             kinds = jnp.where(real, batch["anomalies"][:, -1], -1)
-            found["auroc"] = pairs_in_order(score, kinds > 0, kinds == 0)
-            for number, kind in enumerate(KINDS, 1):
-                found[f"auroc_{kind}"] = pairs_in_order(score, kinds == number, kinds == 0)
+            scores = {"auroc": _errors(output, batch)[:, -1]}
+            if hasattr(output, "adjacency"):
+                scores["neighbour_auroc"] = disagreement(output.adjacency[0], batch["targets"][:, -1]).sum(-1)
+            for name, score in scores.items():
+                found[name] = pairs_in_order(score, kinds > 0, kinds == 0)
+                for number, kind in enumerate(KINDS, 1):
+                    found[f"{name}_{kind}"] = pairs_in_order(score, kinds == number, kinds == 0)
         return found
 
     def baseline(self, split: str) -> dict[str, float]:
@@ -146,7 +152,7 @@ class Task(base.Task):
         x, k = self.series.parts[split], np.corrcoef(self.series.parts["train"].T)
         found = {"loss": float(np.square(x).mean())}
         weight, together = _off_diagonal(np.abs(k), self.coupled)[:2]
-        found["graph_auroc"] = auc(weight, together)
+        found["edge_auroc"] = auc(weight, together)
         if split == "test":
             scored = slice(self.config.length - 1, None)
             distance, kinds = (x @ np.linalg.pinv(k) * x).sum(1)[scored], self.series.kinds[scored]

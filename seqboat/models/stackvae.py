@@ -107,7 +107,7 @@ class StackVAE(nn.Module):
             z += jnp.exp(log_variance / 2) * jax.random.normal(self.make_rng("dropout"), mean.shape)
         logits = self._layers("decoder", z, config.hidden[::-1], config.length).swapaxes(1, 2)
         term(self, "kl", config.kl, kl(mean, log_variance).sum(), count)
-        term(self, "graph", config.graph, jnp.square(x - without_self(a) @ x).sum(), count)
+        term(self, "graph", config.graph, disagreement(a, inputs).sum(), count)
         stats = no_decisions(lengths.sum(keepdims=True).astype(jnp.float32))
         return Windows(logits, stats, jnp.broadcast_to(a, (len(inputs), *a.shape)))
 
@@ -155,6 +155,12 @@ def without_self(a: Float[Array, "C C"]) -> Float[Array, "C C"]:
     others = a * (1 - jnp.eye(len(a)))
     total = others.sum(1, keepdims=True)
     return jnp.where(total > 0, others / jnp.maximum(total, TINY), 0)
+
+
+def disagreement(a: Float[Array, "C C"], x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+    """The squared difference of every number and the mean of its channel's neighbours: (x - A' x)^2, with A' the rows
+    of a graph `without_self`. Summed over channels it is an anomaly score of an element by the graph alone."""
+    return jnp.square(x - x @ without_self(a).T)
 
 
 def kl(mean: Float[Array, "*B"], log_variance: Float[Array, "*B"]) -> Float[Array, "*B"]:
