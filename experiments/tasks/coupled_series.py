@@ -25,6 +25,7 @@ from seqboat.interp.circuits import auc
 from seqboat.models.stackvae import disagreement
 
 KINDS = ("shift", "uncoupled")
+WINDOW_ORDER = 1_000_039  # the seed of the order of windows in an evaluation
 # Oscillations: x_t = 2 r cos(2 pi / period) x_{t-1} - r^2 x_{t-2} + noise, from a start that is left out.
 RADIUS, PERIODS, START = 0.97, (10.0, 40.0), 500
 
@@ -64,12 +65,12 @@ class Config:
 
 
 class Series(NamedTuple):
-    """`parts` (T, C) float32 by split; `kinds` (T,) int32 of the test part, 0 or 1 + the index in KINDS; `groups` (C,),
-    the group of every channel."""
+    """`parts` (T, C) float32 by split; `kinds` (T,) int32 of the test part, 0 at a normal element, else from 1 on;
+    `groups` (C,), the group of every channel. None where they are not known."""
 
-    parts: dict[str, Float[np.ndarray, "T C"]]
-    kinds: Int[np.ndarray, " T"]
-    groups: Int[np.ndarray, " C"]
+    parts: dict[str, Any]
+    kinds: Int[np.ndarray, " T"] | None
+    groups: Int[np.ndarray, " C"] | None
 
 
 class Windows:
@@ -87,30 +88,33 @@ class Windows:
         return {"inputs": self._x[own]} | ({} if self._kinds is None else {"anomalies": self._kinds[own]})
 
 
-class Task(base.Task):
+class SeriesTask(base.Task):
     """Batches of `inputs` and `targets` (B, W, C) float32, `weights` (B, W), `lengths` (B,); those of the test split
-    also have `anomalies` (B, W) int32, the kinds.
+    also have `anomalies` (B, W) int32, the kinds, if they are known.
 
     The loss of an element is the mean of its C squared errors. An evaluation scores the last element of every window.
     `auroc` is the probability that the score of an anomalous element is above that of a normal one, `auroc_KIND` that
     of a kind, by all pairs within a batch; the score is the loss. Windows are in a random order, the same in every run,
     so that a batch has them from all of the series. For a model with a graph of channels, `neighbour_auroc` is that of
     another score, what the channels differ from the mean of their neighbours by (`seqboat.models.stackvae`), and
-    `edge_auroc` that of the weights of the graph: of two channels of a group, and of two of different groups.
+    `edge_auroc` that of the weights of the graph, if groups are known: of two channels of a group, and of two of
+    different groups.
     """
 
     selection_metric = "loss"
     higher_is_better = False
     baseline_name = "means and correlations of channels"
 
-    def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
-        """`batching` is batch_size, seed, process_index and process_count, as in Task. Reads no files."""
-        self.series = make(config)
-        order = np.random.default_rng((config.data_seed, len(KINDS)))
+    kinds: tuple[str, ...] = ()  # the names of the kinds of anomalies, for each of which evaluation reports an area
+
+    def __init__(self, config: Any, series: Series, **batching: int):
+        """`config` has the `length` of windows and the `channels`."""
+        self.series = series
+        order = np.random.default_rng(WINDOW_ORDER)
         sources = {}
-        for split, x in self.series.parts.items():
+        for split, x in series.parts.items():
             ends = np.arange(config.length - 1, len(x))
-            kinds = self.series.kinds if split == "test" else None
+            kinds = series.kinds if split == "test" else None
             sources[split] = Windows(x, kinds, config.length, ends if split == "train" else order.permutation(ends))
         super().__init__(config, sources, **batching)
 
@@ -120,9 +124,9 @@ class Task(base.Task):
         return {**example, "targets": example["inputs"], "weights": weights, "lengths": np.int32(length)}
 
     @property
-    def coupled(self) -> Bool[np.ndarray, "C C"]:
-        """Which channels are of one group."""
-        return self.series.groups[:, None] == self.series.groups[None]
+    def coupled(self) -> Bool[np.ndarray, "C C"] | None:
+        """Which channels are of one group; None if that is not known."""
+        return None if self.series.groups is None else self.series.groups[:, None] == self.series.groups[None]
 
     def loss(self, output: Any, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         weights = batch["weights"]
@@ -131,7 +135,7 @@ class Task(base.Task):
 
     def evaluation_metrics(self, output: Any, batch: Mapping[str, Array]) -> Sums:
         found: Sums = {}
-        if hasattr(output, "adjacency"):
+        if hasattr(output, "adjacency") and self.coupled is not None:
             found["edge_auroc"] = pairs_in_order(*_off_diagonal(output.adjacency[0], self.coupled))
         if "anomalies" in batch:
             real = batch["weights"][:, -1] > 0
@@ -141,26 +145,36 @@ class Task(base.Task):
                 scores["neighbour_auroc"] = disagreement(output.adjacency[0], batch["targets"][:, -1]).sum(-1)
             for name, score in scores.items():
                 found[name] = pairs_in_order(score, kinds > 0, kinds == 0)
-                for number, kind in enumerate(KINDS, 1):
+                for number, kind in enumerate(self.kinds, 1):
                     found[f"{name}_{kind}"] = pairs_in_order(score, kinds == number, kinds == 0)
         return found
 
     def baseline(self, split: str) -> dict[str, float]:
-        """The loss of the mean; of the test split also the AUROC of x^T K^-1 x, with K the correlation of the channels
-        in training; and that of |K| for the graph."""
+        """The loss of the mean; for anomalies the area of x^T K^-1 x, with K the correlation of the channels in
+        training; for edges that of |K|."""
         self._check(split)
         x, k = self.series.parts[split], np.corrcoef(self.series.parts["train"].T)
         found = {"loss": float(np.square(x).mean())}
-        weight, together = _off_diagonal(np.abs(k), self.coupled)[:2]
-        found["edge_auroc"] = auc(weight, together)
-        if split == "test":
+        if self.coupled is not None:
+            weight, together = _off_diagonal(np.abs(k), self.coupled)[:2]
+            found["edge_auroc"] = auc(weight, together)
+        if split == "test" and self.series.kinds is not None:
             scored = slice(self.config.length - 1, None)
             distance, kinds = (x @ np.linalg.pinv(k) * x).sum(1)[scored], self.series.kinds[scored]
-            found["auroc"] = auc(distance, kinds > 0)
-            for number, kind in enumerate(KINDS, 1):
-                own = (kinds == 0) | (kinds == number)
-                found[f"auroc_{kind}"] = auc(distance[own], kinds[own] > 0)
+            wanted = {"auroc": kinds > 0} | {f"auroc_{kind}": kinds == n for n, kind in enumerate(self.kinds, 1)}
+            for name, anomalous in wanted.items():
+                if anomalous.any() and (kinds == 0).any():
+                    own = anomalous | (kinds == 0)
+                    found[name] = auc(distance[own], anomalous[own])
         return found
+
+
+class Task(SeriesTask):
+    kinds = KINDS
+
+    def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
+        """`batching` is batch_size, seed, process_index and process_count, as in Task. Reads no files."""
+        super().__init__(config, make(config), **batching)
 
 
 def pairs_in_order(

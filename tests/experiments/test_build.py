@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments.common.config import differences, to_dataclass
 from experiments.common.errors import UserError
-from experiments.tasks import activations
+from experiments.tasks import activations, series
 from experiments.training.experiment import Config, Experiment, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
@@ -47,7 +47,7 @@ REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
 VARIANTS = ("paper", "credit_router", "tiny", "full", "always", "random", "no_attention", "s4d", "tiny,no_attention")
 PRETRAINING = ("mae", "probe", "fine_tune", "probe,tiny", "transformer")
-NO_LAYERS = ("configs/synthetic/coupled_series",)  # with a variant :tiny, and none of those of layers
+NO_LAYERS = ("configs/series", "configs/synthetic/coupled_series")  # with a variant :tiny, and none of those of layers
 HYPER_VARIANTS = ("mip", "default", "encoding", "residual", "hyperfan", "encoding_hyperfan", "zero_head")
 SHARED = {"base.py", "variants.py", "arms.py", "stages.py", "__init__.py"}
 RECIPES = sorted(
@@ -86,6 +86,8 @@ def model_of(config: ConfigDict) -> nn.Module:
     module = importlib.import_module(f"experiments.tasks.{fields.pop('name')}")
     if module is activations:
         fields["width"] = 64  # of the run that it reads
+    if module is series:
+        fields["channels"] = 24  # of the file that it reads
     return build_model(config.model.to_dict(), to_dataclass(module.Config, fields, "config.task"))
 
 
@@ -176,7 +178,8 @@ def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
         build(values)
     message = str(caught.value)
     assert "\n" not in message
-    own = {"configs/lm/bytes": "config.task.files", "configs/interp/dictionary": "--config.task.run=DIR"}
+    files = dict.fromkeys(("configs/lm/bytes", "configs/series"), "config.task.files")
+    own = {**files, "configs/interp/dictionary": "--config.task.run=DIR"}
     remedy = own.get(recipe, "run: python -m experiments.prepare --dataset=")
     assert remedy in message
 

@@ -1,5 +1,6 @@
-"""The coupled series: its groups, its anomalies, areas under ROC curves, and a run of StackVAE-G on it."""
+"""Series of many channels, made and from a file: groups, anomalies, areas under ROC curves, a run of StackVAE-G."""
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation.evaluator import evaluate_run
+from experiments.tasks import series
 from experiments.tasks.coupled_series import PERIODS, Config, Task, make, oscillations, pairs_in_order
 from experiments.training.experiment import Experiment, build
 from experiments.training.loop import train
@@ -239,3 +241,75 @@ def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(whole, tmp_pa
 def test_a_mesh_that_splits_windows_is_refused(values):
     with pytest.raises(UserError, match=r"^config\.mesh='sequence': a StackVAE reads whole windows; take a mesh that"):
         build({**values, "mesh": "sequence"})
+
+
+# A file of the user's.
+
+X = np.random.default_rng(5).normal(3.0, 2.0, size=(200, 3))
+LABELS = np.zeros(200, bool)
+LABELS[[10, 150, 199]] = True
+
+
+def own(path: Path, changes: dict[str, Any] | None = None, **arrays: Any) -> series.Task:
+    np.savez(path, **arrays)
+    config = to_dataclass(series.Config, {"files": (str(path),), "length": 8, **(changes or {})}, "config.task")
+    return series.Task(config, batch_size=16, seed=0)
+
+
+def test_a_file_is_cut_in_order_and_scaled_by_its_training_part(tmp_path):
+    task = own(tmp_path / "a.npz", x=X, anomalies=LABELS)
+    scaled = (X - X[:120].mean(0)) / X[:120].std(0)
+    for split, part in (("train", slice(0, 120)), ("validation", slice(120, 140)), ("test", slice(140, 200))):
+        np.testing.assert_allclose(task.series.parts[split], scaled[part], atol=1e-5)
+    assert np.flatnonzero(task.series.kinds).tolist() == [10, 59]
+    assert task.config.channels == task.resolved["channels"] == 3
+    assert "anomalies" in next(iter(task.evaluation_batches("test")))
+    assert set(task.baseline("test")) == {"loss", "auroc"}
+    (digest,) = task.fingerprint.values()
+    assert digest.endswith(hashlib.sha256((tmp_path / "a.npz").read_bytes()).hexdigest())
+    unknown = own(tmp_path / "b.npz", x=X.astype(np.float32))
+    assert "anomalies" not in next(iter(unknown.evaluation_batches("test")))
+    assert set(unknown.baseline("test")) == {"loss"}
+    assert unknown.fingerprint != task.fingerprint
+    normal = own(tmp_path / "c.npz", x=X, anomalies=np.zeros(200))
+    assert set(normal.baseline("test")) == {"loss"}, "nothing to find"
+
+
+def test_a_model_has_the_channels_of_the_file(tmp_path):
+    task = own(tmp_path / "a.npz", x=X)
+    model = build_model({"name": "stackvae", "neighbours": 2}, task.config)
+    assert (model.config.channels, model.config.length) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arrays", "message"),
+    [
+        ({}, {"y": X}, r"FILE has no array x \(T, C\)"),
+        ({}, {"x": X[:, 0]}, r"x of FILE is float64 \(200,\); it must be numbers \(T, C\), of 2 to 1024 channels"),
+        ({}, {"x": X.astype("U8")}, r"x of FILE is <U8 \(200, 3\); it must be numbers"),
+        ({}, {"x": X.astype(object)}, r"FILE cannot be read as an npz of arrays \(Object arrays cannot be loaded"),
+        ({}, {"x": np.where(X > 6, np.nan, X)}, "x of FILE has numbers that are not finite; fill or leave them out"),
+        ({}, {"x": X, "anomalies": LABELS[1:]}, r"anomalies of FILE must be numbers \(200,\), as x has 200 elements"),
+        ({"length": 21}, {"x": X}, "the validation part of FILE has 20 elements, windows have config.task.length=21"),
+        ({}, {"x": X * [1, 0, 1]}, "channel 1 of FILE does not vary in the training part; leave it out"),
+    ],
+)
+def test_files_that_cannot_be_read(changes, arrays, message, tmp_path):
+    path = tmp_path / "x.npz"
+    with pytest.raises(UserError, match=f"^config.task.files: {message.replace('FILE', str(path))}"):
+        own(path, changes, **arrays)
+
+
+def test_mistakes_in_a_file_and_its_fields(tmp_path):
+    with pytest.raises(UserError, match=r"^config.task.channels=4: x of .*x.npz has 3; leave channels out$"):
+        own(tmp_path / "x.npz", {"channels": 4}, x=X)
+    with pytest.raises(UserError, match=r"^config.task.fractions=\(0.5, 0.5, 0.5\): must be three above 0 with sum 1$"):
+        own(tmp_path / "x.npz", {"fractions": (0.5, 0.5, 0.5)}, x=X)
+    (tmp_path / "text.npz").write_text("not an archive")
+    for name, message in (("text.npz", "cannot be read as an npz"), ("none.npz", "there is no regular file")):
+        with pytest.raises(UserError, match=rf"^config.task.files: .*{message}"):
+            series.Task(series.Config(files=(str(tmp_path / name),)), batch_size=4, seed=0)
+    with pytest.raises(
+        UserError, match=r"^config.task.files: name one npz file, as in --config.task.files='\(\"series"
+    ):
+        series.Task(series.Config(), batch_size=4, seed=0)
