@@ -157,9 +157,10 @@ def without_self(a: Float[Array, "C C"]) -> Float[Array, "C C"]:
     return jnp.where(total > 0, others / jnp.maximum(total, TINY), 0)
 
 
-def disagreement(a: Float[Array, "C C"], x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+def disagreement(a: Float[Array, "C C"], x: Float[Array, "*B C"] | Float[np.ndarray, "*B C"]) -> Float[Array, "*B C"]:
     """The squared difference of every number and the mean of its channel's neighbours: (x - A' x)^2, with A' the rows
     of a graph `without_self`. Summed over channels it is an anomaly score of an element by the graph alone."""
+    x = jnp.asarray(x)
     return jnp.square(x - x @ without_self(a).T)
 
 
