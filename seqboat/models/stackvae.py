@@ -171,7 +171,8 @@ def kl(mean: Float[Array, "*B"], log_variance: Float[Array, "*B"]) -> Float[Arra
 
 def adjacency(variables: Mapping[str, Any], config: StackVAEConfig) -> Float[Array, "C C"]:
     """The graph of a trained model: row c has the weights of all channels in the mean that c is mixed with."""
-    return ChannelGraph(config).apply({"params": variables["params"]["channel_graph"]})
+    params = variables["params"]["channel_graph"]
+    return graph(params["nodes"], params["kernel"], params["bias"], config.gain, config.neighbours)
 
 
 def scores(
@@ -180,7 +181,8 @@ def scores(
     """The squared error of every number of a series, as the last of a window: their sum over channels is the anomaly
     score of an element. The series is in the units of the training data; before its first element there are zeros."""
     padded = jnp.pad(jnp.asarray(series), ((config.length - 1, 0), (0, 0)))
-    model, lengths = StackVAE(config), jnp.full(1, config.length)
+    model: Any = StackVAE(config)
+    lengths = jnp.full(1, config.length)
 
     def last(index: Array) -> Float[Array, " C"]:
         window = jax.lax.dynamic_slice(padded, (index, 0), (config.length, config.channels))
