@@ -22,6 +22,7 @@ from seqboat.hyper import Hyper
 from seqboat.models.bottlenecked import Bottlenecked, CodebookConfig
 from seqboat.models.dictionary import Dictionary
 from seqboat.models.language_model import LanguageModel
+from seqboat.models.stackvae import StackVAE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +239,8 @@ def _sharded(
         return None
     if isinstance(model, Dictionary):
         raise UserError(f"{where}: a Dictionary takes one device, as its statistics are of whole batches")
+    if isinstance(model, StackVAE) and layout.length:
+        raise UserError(f"{where}: a StackVAE reads whole windows; take a mesh that splits the batch alone")
     size, parts = config.train.batch_size // config.train.accumulate, layout.size(layout.batch)
     if size % parts:
         raise UserError(

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments.common.config import differences, to_dataclass
 from experiments.common.errors import UserError
-from experiments.tasks import activations
+from experiments.tasks import activations, series
 from experiments.training.experiment import Config, Experiment, TrainConfig, build
 from experiments.training.models import build_model
 from experiments.training.optimizers import make_optimizer
@@ -40,12 +40,14 @@ from seqboat.models.encoder import EncoderConfig
 from seqboat.models.language_model import LanguageModel
 from seqboat.models.mlp import MLP
 from seqboat.models.retrieval import DualEncoder
+from seqboat.models.stackvae import StackVAE
 from tests.helpers import grid
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = REPOSITORY / "tests/golden"
 VARIANTS = ("paper", "credit_router", "tiny", "full", "always", "random", "no_attention", "s4d", "tiny,no_attention")
 PRETRAINING = ("mae", "probe", "fine_tune", "probe,tiny", "transformer")
+NO_LAYERS = ("configs/series", "configs/synthetic/coupled_series")  # with a variant :tiny, and none of those of layers
 HYPER_VARIANTS = ("mip", "default", "encoding", "residual", "hyperfan", "encoding_hyperfan", "zero_head")
 SHARED = {"base.py", "variants.py", "arms.py", "stages.py", "__init__.py"}
 RECIPES = sorted(
@@ -69,6 +71,8 @@ def variants(recipe: str) -> dict[str, ConfigDict]:
     """The resolved configs of a recipe by variant; "" is the one of no argument."""
     make = get_config(recipe)
     names = VARIANTS if inspect.signature(make).parameters else ()
+    if recipe in NO_LAYERS:
+        names = ("tiny",)
     if recipe.startswith("configs/pretrain"):
         names = PRETRAINING
     if recipe.startswith("configs/hyper"):
@@ -82,6 +86,8 @@ def model_of(config: ConfigDict) -> nn.Module:
     module = importlib.import_module(f"experiments.tasks.{fields.pop('name')}")
     if module is activations:
         fields["width"] = 64  # of the run that it reads
+    if module is series:
+        fields["channels"] = 24  # of the file that it reads
     return build_model(config.model.to_dict(), to_dataclass(module.Config, fields, "config.task"))
 
 
@@ -94,7 +100,7 @@ def parameters(model: nn.Module, channels: int = 1) -> Any:
         symbols = model.config.vocabulary_size is not None
         inputs = jnp.zeros((1, 1, 2), jnp.int32) if symbols else jnp.zeros((1, 1, model.config.channels or 0))
         lengths = jnp.ones(1, jnp.int32)
-    elif isinstance(model, MLP | Dictionary | Autoencoder):
+    elif isinstance(model, MLP | Dictionary | Autoencoder | StackVAE):
         inputs, lengths = jnp.zeros((1, 1, getattr(model.config, "width", 64))), jnp.ones(1, jnp.int32)
     elif model.config.vocabulary_size is None:
         inputs, lengths = jnp.zeros((1, 1, channels)), jnp.ones(1, jnp.int32)
@@ -172,7 +178,8 @@ def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
         build(values)
     message = str(caught.value)
     assert "\n" not in message
-    own = {"configs/lm/bytes": "config.task.files", "configs/interp/dictionary": "--config.task.run=DIR"}
+    files = dict.fromkeys(("configs/lm/bytes", "configs/series"), "config.task.files")
+    own = {**files, "configs/interp/dictionary": "--config.task.run=DIR"}
     remedy = own.get(recipe, "run: python -m experiments.prepare --dataset=")
     assert remedy in message
 
@@ -223,7 +230,7 @@ def test_variants_change_what_they_say():
 
 
 # Those have arms of their own, or no layers.
-PLAIN = [recipe for recipe in RECIPES if not recipe.startswith(("configs/hyper", "configs/interp"))]
+PLAIN = [r for r in RECIPES if not r.startswith(("configs/hyper", "configs/interp")) and r not in NO_LAYERS]
 
 
 @pytest.mark.parametrize("recipe", PLAIN)

@@ -11,11 +11,12 @@ import jax
 from seqboat.parallel.mesh import mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
 from seqboat.paths import path_name
-from tests.experiments.test_build import RECIPES, get_config, model_of, parameters
+from tests.experiments.test_build import NO_LAYERS, RECIPES, get_config, model_of, parameters
 
 GOLDEN = Path(__file__).with_name("sharding.txt")
-# With a hypernetwork, and for a dictionary, a run takes one device.
-TREES = [(name, get_config(name)) for name in RECIPES if not name.startswith(("configs/hyper", "configs/interp"))]
+# With a hypernetwork, and for a dictionary, a run takes one device; models without layers are whole on every one.
+OTHERS = ("configs/hyper", "configs/interp", *NO_LAYERS)
+TREES = [(name, get_config(name)) for name in RECIPES if not name.startswith(OTHERS)]
 TREES.append(("configs/lra/listops:s4d", lambda: get_config("configs/lra/listops")("s4d")))
 PRESETS = ("ddp", "sequence", "fsdp", "fsdp_hidden", "fsdp=4,fsdp_hidden=2", "data=2,fsdp=2,fsdp_hidden=2")
 
