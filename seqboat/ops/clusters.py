@@ -13,6 +13,8 @@ def check_clusters(clusters: Clusters, vocabulary_size: int) -> None:
     """Raise ValueError unless there is a cluster for each of V symbols, and a symbol in each of the K clusters."""
     if len(clusters) != vocabulary_size:
         raise ValueError(f"clusters: must be one for each of the {vocabulary_size} symbols, not {len(clusters)}")
+    if not clusters:
+        raise ValueError("clusters: must be one for each of at least 1 symbol")
     found = set(clusters)
     if found != set(range(len(found))):
         raise ValueError(
