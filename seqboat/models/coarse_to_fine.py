@@ -172,7 +172,8 @@ def sample(
 
     start = (label(begin, model.config.clusters), model.initial_state(len(begin)))
     labels = jax.lax.scan(step, start, jax.random.split(for_labels, count))[1].T
-    choice = jax.random.categorical(for_symbols, model.apply(variables, labels, method="symbols_given"))
+    symbols: Any = model.apply(variables, labels, method="symbols_given")
+    choice = jax.random.categorical(for_symbols, symbols)
     return jnp.asarray(members(model.config.clusters))[labels, choice]
 
 
