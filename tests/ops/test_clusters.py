@@ -30,6 +30,8 @@ def test_log_softmax_within_and_its_gradient_are_those_of_a_loop():
     np.testing.assert_allclose(gradient, slope, atol=2e-5)
 
 
+# tests/models/test_heads.py: a_factored_head_is_a_plain_one_in_the_limits.
+@pytest.mark.breadth
 @pytest.mark.parametrize(
     ("clusters", "plain"), [((0,) * 6, 1), (tuple(range(6)), 0)], ids=["one cluster", "one per symbol"]
 )
