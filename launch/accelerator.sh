@@ -190,16 +190,16 @@ part environment 60 "$python" -m experiments.benchmarks.device ${rehearse:+--reh
 
 check kernels 90 kernels '' --cases="$kernel_cases" --rates="$rates"
 check kernels_bfloat16 90 kernels dtype=bfloat16 --cases="$kernel_cases" --rates="$rates"
-check agreement 90 agreement '' --cases="$cases" --rates="$rates"
+check agreement 90 agreement attention_method=blocks --cases="$cases" --rates="$rates"
 check agreement_pallas 90 agreement attention_method=pallas --cases=lm --rates="$rates"
 
-bench language_model 120 language_model "$narrow" --rates="$rates"
+bench language_model 120 language_model "attention_method=blocks,$narrow" --rates="$rates"
 bench language_model_pallas 120 language_model "attention_method=pallas,$narrow" --rates="$rates" --profile="$out/trace"
 [[ ! -d $out/trace ]] || { tar -czf "$out/trace.tar.gz" -C "$out" trace && rm -r "$out/trace"; }
 # Is it bound by launches? Does batching blocks fuse? Loops or kernels?
 bench layers_pallas 90 layers "attention_method=pallas,$narrow" --cases="$cases" --rates="$rates"
 for blocks in 32 1 128; do
-  bench "layers_$blocks" 90 layers "blocks_per_iteration=$blocks,$narrow" --cases="$cases" --rates="$rates"
+  bench "layers_$blocks" 90 layers "attention_method=blocks,blocks_per_iteration=$blocks,$narrow" --cases="$cases" --rates="$rates"
 done
 ema=(--batch=8) wide=features=616
 [[ ! $rehearse ]] || ema=() wide=''

@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.errors import UserError
-from experiments.pages import claims, figures, hypernetworks, performance, studies, tables
+from experiments.pages import claims, figures, hypernetworks, performance, studies, systems, tables
 
 _DOCS = flags.DEFINE_string("docs", "docs", "The directory of the pages, with _data/ and assets/.")
 
@@ -146,7 +146,13 @@ def _read(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-PAGES = {"results": page, "claims": claims.page, "performance": performance.page, "hypernetworks": hypernetworks.page}
+PAGES = {
+    "results": page,
+    "claims": claims.page,
+    "systems": systems.page,
+    "performance": performance.page,
+    "hypernetworks": hypernetworks.page,
+}
 
 
 if __name__ == "__main__":

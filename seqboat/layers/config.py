@@ -18,7 +18,7 @@ from seqboat.layers.norm import NormKind
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.taps import FEED_FORWARD, GAU, ROUTER
 from seqboat.ops.window import AttentionFunction, PositionKind, Window
-from seqboat.ops.window_attention import kernel_notice, kernel_unsupported_reason
+from seqboat.ops.window_attention import kernel_is_fast, kernel_notice, kernel_unsupported_reason
 from seqboat.parallel.rules import SINGLE_DEVICE, Layout
 
 SIZES = ("features", "key_size", "value_size", "max_positions", "block_size", "blocks_per_iteration")
@@ -47,8 +47,8 @@ class LayerConfig(BlockConfig):
     the "relative" table.
     The packed form computes blocks of `block_size` rows, `blocks_per_iteration` at once (None is 1 on a CPU and
     ACCELERATOR_BLOCKS elsewhere), and attends within them (`attention_method` "blocks") or by a Pallas kernel
-    ("pallas"; interpreted and slow on a CPU). `layout` gives the mesh axes over which batches and sequences are split,
-    for steps under shard_map or pmap.
+    ("pallas"; interpreted and slow on a CPU); "auto" is what was measured to be faster (`method`). `layout` gives the
+    mesh axes over which batches and sequences are split, for steps under shard_map or pmap.
 
     Reference only, for tests and comparisons with the published code; no recipe sets them: `attention`, `form`,
     `mixer.method`, `norm_affine`, `norm_counts_padding`, `hidden_dropout`, `attention_dropout`, `router.initial_bias`.
@@ -80,7 +80,7 @@ class LayerConfig(BlockConfig):
     form: Form = "packed"
     block_size: int = 128
     blocks_per_iteration: int | None = None
-    attention_method: Literal["blocks", "pallas"] = "blocks"
+    attention_method: Literal["auto", "blocks", "pallas"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -107,19 +107,28 @@ class LayerConfig(BlockConfig):
         check_routing(self.activation, self.activation_rate, self.router, split=bool(self.layout.length))
         if reason := self.mixer.width_refusal(self.features):
             raise ValueError(f"mixer.{reason}")
-        if self.attention_method == "pallas":
-            self._check_kernel()
+        if self.attention_method == "pallas" and (refusal := self._kernel_refusal()):
+            raise ValueError(f"attention_method='pallas': {refusal}")
         if self.layout.length:
             self._check_split()
 
-    def _check_kernel(self) -> None:
-        where = "attention_method='pallas'"
+    def _kernel_refusal(self) -> str | None:
+        """Why no kernel computes such a layer on this backend; None if one does."""
         if self.form == "dense":
-            raise ValueError(f"{where}: only form='packed' has a kernel")
+            return "only form='packed' has a kernel"
         if self.attention_dropout:
-            raise ValueError(f"{where}: the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'")
-        if reason := kernel_unsupported_reason(self.make_window()):
-            raise ValueError(f"{where}: {reason}; use 'blocks'")
+            return f"the kernel has no attention_dropout={self.attention_dropout}; use 'blocks'"
+        reason = kernel_unsupported_reason(self.make_window())
+        return f"{reason}; use 'blocks'" if reason else None
+
+    @property
+    def method(self) -> Literal["blocks", "pallas"]:
+        """The form of attention that is computed here. "auto" takes the kernel on one GPU of compute capability 8.0 or
+        later, for a window with a size and without a bias table: what was faster there (docs/performance.md)."""
+        if self.attention_method != "auto":
+            return self.attention_method
+        measured = self.window_size is not None and self.position in ("none", "rotary") and self.layout == SINGLE_DEVICE
+        return "pallas" if measured and kernel_is_fast() and not self._kernel_refusal() else "blocks"
 
     def _check_split(self) -> None:
         if reason := self.mixer.split_refusal():
@@ -169,11 +178,11 @@ class LayerConfig(BlockConfig):
         return self.router.controlled
 
     def describe(self, streaming: bool) -> str:
-        notice = kernel_notice() if self.attention_method == "pallas" else None
+        notice = kernel_notice() if self.method == "pallas" else None
         return (
             f"window {self.window_size}, {self.attention_function} attention, activation {self.activation}, "
             f"{form_here(self.form, streaming)} form of {self.blocks} x {self.block_size} rows, attention by "
-            f"{self.attention_method}{f' ({notice})' if notice else ''}, {self.mixer.describe(self.max_positions)}"
+            f"{self.method}{f' ({notice})' if notice else ''}, {self.mixer.describe(self.max_positions)}"
         )
 
     def multiplications(self, length: int, rate: float) -> float:
@@ -202,7 +211,7 @@ class LayerConfig(BlockConfig):
                 max_positions=self.max_positions,
                 hidden_dropout=self.hidden_dropout,
                 attention_dropout=self.attention_dropout,
-                kernel=self.attention_method == "pallas",
+                kernel=self.method == "pallas",
                 dtype=dtype,
                 name="gau",
                 **owner,

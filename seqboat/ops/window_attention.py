@@ -9,6 +9,7 @@ same over all packed rows by a kernel, without weights of keys and without dropo
 """
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -102,6 +103,12 @@ def kernel_unsupported_reason(window: Window) -> str | None:
     from seqboat.ops.kernels.window_attention import unsupported_reason
 
     return unsupported_reason(window, _backend())
+
+
+def kernel_is_fast() -> bool:
+    """Whether the kernel of this backend was measured to be faster than blocks: on GPUs that Triton compiles for."""
+    capability = getattr(jax.devices()[0], "compute_capability", None) if jax.default_backend() == "gpu" else None
+    return bool(re.fullmatch(r"\d+\.\d+", str(capability))) and float(str(capability)) >= 8
 
 
 def kernel_notice() -> str | None:

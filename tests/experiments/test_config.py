@@ -184,7 +184,7 @@ MODEL_MISTAKES = [
         {"position": "slot", "window_size": None},
         "position='slot' needs a window_size: its table covers the distances within a window",
     ),
-    ({"attention_method": "flash"}, "attention_method='flash': must be one of blocks, pallas"),
+    ({"attention_method": "flash"}, "attention_method='flash': must be one of auto, blocks, pallas"),
     (
         {"attention_method": "pallas", "attention_dropout": 0.1},
         "attention_method='pallas': the kernel has no attention_dropout=0.1; use 'blocks'",

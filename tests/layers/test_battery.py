@@ -119,8 +119,10 @@ class Case:
         raise AssertionError("no constant sequence is wholly active")
 
     def close(self, got, expected):
-        """Each leaf on its own scale or a hundredth of the tree's; in half precision the tree as a whole."""
-        floor = tree_rms(expected) * (1 if self.dtype == jnp.bfloat16 else 1e-2)
+        """Each leaf on its own scale, or a fiftieth of the tree's: F32 of that is 1.7 times float32's resolution, to
+        which a sum is rounded that vanishes, as the gradient of a bias of all keys. In half precision the tree as a
+        whole."""
+        floor = tree_rms(expected) * (1 if self.dtype == jnp.bfloat16 else 2e-2)
         assert_close(got, expected, self.tolerance, floor=floor)
 
 

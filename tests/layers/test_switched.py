@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import types
 
 import flax.linen as nn
 import jax
@@ -14,11 +15,12 @@ from experiments.benchmarks.cases import CASES
 from seqboat.layers import execution
 from seqboat.layers.execution import How
 from seqboat.layers.gau import GatedAttentionUnit
-from seqboat.layers.seqboat import ACCELERATOR_BLOCKS, SeqBoatLayer
+from seqboat.layers.seqboat import ACCELERATOR_BLOCKS, LayerConfig, SeqBoatLayer
 from seqboat.layers.windowed import WindowedModule
 from seqboat.ops import neighbours
 from seqboat.ops.packing import row_info
 from seqboat.ops.window import Window
+from seqboat.parallel.rules import Layout, Rules
 
 D, BATCH, LENGTH, BLOCK = 6, 2, 15, 8
 ROWS = BATCH * LENGTH  # four capacities: 8, 16, 24 and 32 rows
@@ -155,3 +157,26 @@ def test_a_gradient_has_two_decisions_and_few_small_operations(name, monkeypatch
     assert count["pad"] <= 80
     assert count["while"] <= 6
     assert sum(count[kernel] for kernel in KERNELS) <= 220
+
+
+@pytest.mark.parametrize(
+    ("capability", "fields", "method"),
+    [
+        ("9.0", {}, "pallas"),
+        ("9.0", {"position": "none"}, "pallas"),
+        ("7.5", {}, "blocks"),
+        ("9.0", {"position": "relative"}, "blocks"),
+        ("9.0", {"window_size": None}, "blocks"),
+        ("9.0", {"attention_dropout": 0.1}, "blocks"),
+        ("9.0", {"form": "dense"}, "blocks"),
+        ("9.0", {"layout": Layout(Rules(), (("data", 2),))}, "blocks"),
+        ("gfx90a", {}, "blocks"),
+    ],
+)
+def test_attention_of_a_gpu_is_what_was_measured_to_be_faster(capability, fields, method, monkeypatch):
+    config = dataclasses.replace(LayerConfig(8, 4, 8, window_size=4, position="rotary"), **fields)
+    assert config.method == "blocks"  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    assert config.method == method
+    assert f"attention by {method}" in config.describe(streaming=False)
