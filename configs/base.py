@@ -35,7 +35,7 @@ _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
 
 def get_config(model: str = "classifier") -> ConfigDict:
-    """`model` is config.model.name: classifier, retrieval, language_model, mlp, dictionary, autoencoder or stackvae."""
+    """`model` is config.model.name, a file of seqboat/models: classifier, retrieval, language_model, mlp, ..."""
     config = defaults(Config, but=_GROUPS)
     config.task = ConfigDict()
     config.model = _model(model)

@@ -115,13 +115,17 @@ class Task(SlotTask):
 
 def machine(config: Config) -> Int[np.ndarray, "states edges"]:
     """The successors of every state, all different."""
-    rng = np.random.default_rng((config.data_seed, _MACHINE))
-    cycle = rng.permutation(config.states)
-    successors = np.empty((config.states, config.edges), int)
+    return random_successors(np.random.default_rng((config.data_seed, _MACHINE)), config.states, config.edges)
+
+
+def random_successors(rng: np.random.Generator, states: int, edges: int) -> Int[np.ndarray, "states edges"]:
+    """Different successors of every state, the first of which make a cycle through all states."""
+    cycle = rng.permutation(states)
+    successors = np.empty((states, edges), int)
     successors[cycle, 0] = np.roll(cycle, -1)
     for state, first in enumerate(successors[:, 0].tolist()):
-        others = np.delete(np.arange(config.states), first)
-        successors[state, 1:] = rng.choice(others, config.edges - 1, replace=False)
+        others = np.delete(np.arange(states), first)
+        successors[state, 1:] = rng.choice(others, edges - 1, replace=False)
     return successors
 
 

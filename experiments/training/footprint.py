@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from experiments.training.experiment import Experiment
 from experiments.training.sharding import Meshed
+from seqboat.models.coarse_to_fine import CoarseToFine
 from seqboat.models.language_model import LanguageModel
 
 # TFLOP/s of dense bfloat16 products, GB/s of memory, GB/s to neighbours in one direction. Sources: Google Cloud's pages
@@ -91,7 +92,11 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     head = layer.features * model.vocabulary_size if isinstance(experiment.network, LanguageModel) else 0
     # A retrieval example has two lengths, so two sequences.
     elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
-    return 6 * elements * (encoder.layers * layer.multiplications(batch["inputs"].shape[1], rate) + head)
+    layers = encoder.layers * layer.multiplications(batch["inputs"].shape[1], rate)
+    if isinstance(experiment.network, CoarseToFine):
+        head = layer.features * (model.coarse.vocabulary_size + model.vocabulary_size)
+        layers += model.fine.layers * model.fine.layer.multiplications(batch["inputs"].shape[1], rate)
+    return 6 * elements * (layers + head)
 
 
 def wire_bytes(text: str, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], float]:

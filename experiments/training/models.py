@@ -16,6 +16,7 @@ from seqboat.choices import given_fields
 from seqboat.hyper import Hyper, HyperNetwork, spec
 from seqboat.layers.mixer import MixerConfig
 from seqboat.models.bottlenecked import Bottlenecked, CodebookConfig, widths
+from seqboat.models.coarse_to_fine import CoarseToFine
 from seqboat.models.context_autoencoder import ContextAutoencoder
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.head import HeadConfig
@@ -107,8 +108,9 @@ def _given(config_class: type, sizes: Any, where: str) -> dict[str, Any]:
 
 
 def encodes_inputs(model: Any) -> bool:
-    """Whether it has an encoder of all elements of its inputs, in order; a context autoencoder's sees some of them."""
-    return hasattr(model.config, "encoder") and not isinstance(model, ContextAutoencoder)
+    """Whether it has one encoder of all elements of its inputs, in order; a context autoencoder's sees some of them,
+    and a coarse-to-fine model has two, of their labels."""
+    return hasattr(model.config, "encoder") and not isinstance(model, ContextAutoencoder | CoarseToFine)
 
 
 def example_of(model: nn.Module, sizes: Any) -> dict[str, np.ndarray] | None:

@@ -26,6 +26,7 @@ from experiments.data import preparation
 from experiments.data.builders.listops import Builder as ListOps
 from experiments.data.sources import open_split
 from experiments.tasks import (
+    codes,
     corpus,
     digits,
     image,
@@ -92,6 +93,11 @@ TASKS: dict[str, tuple[Any, Any, list[int]]] = {
         [328, 345],
     ),
     "masked_numbers": (masked, masked.Config({"name": "digits", "length": 16, "patches": True}, span=2), [1600, 1600]),
+    "codes": (
+        codes,
+        codes.Config(train_examples=50, test_examples=10, length=8, coarse=5, fine=4, edges=3, choices=2),
+        [70, 70],
+    ),
     "tokfsm": (tokfsm, tokfsm.Config(train_examples=50, test_examples=10, states=30, edges=3, length=12), [100, 100]),
 }
 CLASSIFICATION = [name for name, (module, _, _) in TASKS.items() if issubclass(module.Task, ClassificationTask)]
@@ -917,7 +923,7 @@ def test_questions_of_mqar_come_by_a_power_law():
     assert 0.05 < (test["weights"][:, 6] == 1).mean() < 0.16  # 3 / 29
 
 
-@pytest.mark.parametrize("name", ["selective_copy", "mqar", "induction", "parity", "tokfsm"])
+@pytest.mark.parametrize("name", ["selective_copy", "mqar", "induction", "parity", "codes", "tokfsm"])
 def test_generated_sequences_depend_on_the_data_seed_alone(data_dir, name):
     module, config, _ = TASKS[name]
     first = lambda **fields: next(
@@ -1002,6 +1008,70 @@ def test_the_metrics_of_the_machine_are_probabilities_of_legal_digits(data_dir):
 def test_a_machine_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tokfsm.Config(**{"states": 30, "edges": 3, "length": 12, **fields})
+
+
+# Codes of a known entropy.
+
+FEW_CODES = codes.Config(train_examples=1500, test_examples=10, length=4, coarse=3, fine=3, edges=2, choices=2)
+
+
+@pytest.mark.parametrize("neighbour", ["next", "previous"])
+def test_every_sequence_of_codes_has_the_same_probability(neighbour):
+    task = codes.Task(dataclasses.replace(FEW_CODES, neighbour=neighbour), batch_size=1500, seed=0)
+    found = collections.Counter(map(tuple, task.train_batch(0)["inputs"][:, 1:].tolist()))
+    assert len(found) == 3 * 2**2 * 2**3
+    assert 3 * task.config.entropy == pytest.approx(math.log2(len(found)))
+    expected = 1500 / len(found)
+    assert sum((count - expected) ** 2 / expected for count in found.values()) < 95 + 4 * math.sqrt(2 * 95)
+    # The clusters walk, and what may be in a cluster depends on the neighbour.
+    walks = {tuple((code - 2) // 3 for code in sequence) for sequence in found}
+    assert {(a, b) for a, b, _ in walks} == {(a, int(b)) for a in range(3) for b in task.successors[a]}
+    place = 0 if neighbour == "next" else 1
+    choices = {((s[0] - 2) // 3, (s[1] - 2) // 3, s[place]) for s in found}
+    assert set(collections.Counter(choice[:2] for choice in choices).values()) == {2}
+
+
+def test_bits_of_codes_are_those_of_clusters_and_of_codes_in_them():
+    task = codes.Task(dataclasses.replace(FEW_CODES, shuffled=True), batch_size=4, seed=0)
+    *_, batch = task.evaluation_batches("test")  # the last one has rows of weight 0
+    logits = np.random.default_rng(0).normal(size=(4, 4, 11)).astype(np.float32)
+    compute = lambda output, batch: task.loss(output, batch)[2] | task.evaluation_metrics(output, batch)
+    found = jax.jit(lambda logits, batch: compute(SimpleNamespace(logits=logits), batch))(logits, batch)
+    found = {name: float(total / weight) for name, (total, weight) in found.items()}
+    p, groups = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), np.array(task.config.clusters)
+    whole, coarse = [], []
+    for row, place in np.argwhere(batch["weights"] > 0):
+        target = batch["targets"][row, place]
+        whole.append(-np.log2(p[row, place, target]))
+        coarse.append(-np.log2(p[row, place, groups == groups[target]].sum()))
+    assert found == {
+        "loss": pytest.approx(np.mean(whole) * math.log(2), rel=1e-5),
+        "bits_per_token": pytest.approx(np.mean(whole), rel=1e-5),
+        "bits_coarse": pytest.approx(np.mean(coarse), rel=1e-5),
+        "bits_fine": pytest.approx(np.mean(whole) - np.mean(coarse), rel=1e-5),
+        "excess": pytest.approx(np.mean(whole) - task.config.entropy, rel=1e-5),
+    }
+    assert sorted(groups) == sorted(FEW_CODES.clusters)
+    assert tuple(groups) != FEW_CODES.clusters
+    targets = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in task.evaluation_batches("test")])
+    share = np.bincount(targets)[2:] / len(targets)
+    assert task.baseline("test") == {"bits_per_token": pytest.approx(-np.sum(share * np.log2(np.maximum(share, 1e-9))))}
+    assert [task.symbol(number) for number in (0, 1, 2, 10)] == ["∅ ", "→ ", "0.0 ", "2.2 "]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"edges": 4}, "edges=4: must be at most 3"),
+        ({"choices": 4}, "choices=4: must be at most 3"),
+        ({"length": 1}, "length=1: must be at least 2"),
+        ({"fine": 30_000}, "fine=30000: must be at most 21845"),
+        ({"neighbour": "both"}, "neighbour='both': must be one of next, previous"),
+    ],
+)
+def test_codes_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(FEW_CODES, **fields)
 
 
 # Mistakes in a config.
@@ -1144,7 +1214,16 @@ def test_a_prepared_set_of_another_kind_is_refused(data_dir, tmp_path):
 def test_what_identifies_the_data_of_a_task(name, task):
     found = task.fingerprint
     assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
-    generated = ("short_listops", "selective_copy", "mqar", "mqar_random_fillers", "induction", "parity", "tokfsm")
+    generated = (
+        "short_listops",
+        "selective_copy",
+        "mqar",
+        "mqar_random_fillers",
+        "induction",
+        "parity",
+        "codes",
+        "tokfsm",
+    )
     parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
     assert len(found) == (0 if name in generated or name.startswith("masked") else parts)
 

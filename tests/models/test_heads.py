@@ -12,13 +12,13 @@ from seqboat.choices import given_fields
 from seqboat.layers.config import LayerConfig
 from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
-from seqboat.models.heads import linear, mlp
+from seqboat.models.heads import factored, linear, mlp
 from seqboat.parallel.rules import Rules
-from tests.helpers import assert_close
+from tests.helpers import assert_close, random_like
 
 FEATURES, OUTPUTS = 8, 5
 # What a task decides.
-SIZES = {"vocabulary_size": 7, "length": 6, "channels": None}
+SIZES = {"vocabulary_size": 7, "length": 6, "channels": None, "clusters": (0, 1, 0, 2, 1)}
 X = jax.random.normal(jax.random.key(0), (3, 4, FEATURES))
 
 
@@ -63,3 +63,20 @@ def test_a_name_is_the_head_with_the_dropout_of_the_layers(head, same):
 def test_mistakes_of_the_mlp(fields, message):
     with pytest.raises(ValueError, match=message):
         mlp.Config(**fields)
+
+
+@pytest.mark.parametrize("clusters", [(0,) * OUTPUTS, (0, 1, 2, 3, 4)], ids=["one cluster", "one per symbol"])
+def test_a_factored_head_is_a_plain_one_in_the_limits(clusters):
+    """With one cluster by its scores, with one for every symbol by its logits of clusters."""
+    head, plain = factored.Config(clusters).make(FEATURES, OUTPUTS), linear.Config().make(FEATURES, OUTPUTS)
+    params = random_like(jax.eval_shape(head.init, jax.random.key(0), X))["params"]
+    own = params["coarse" if max(clusters) else "fine"]
+    run = jax.jit(lambda: (head.apply({"params": params}, X), jax.nn.log_softmax(plain.apply({"params": own}, X))))
+    assert_close(*run())
+
+
+def test_a_factored_head_refuses_clusters_of_another_vocabulary():
+    with pytest.raises(ValueError, match="clusters: must be one for each of the 5 symbols, not 2"):
+        factored.Config((0, 1)).make(FEATURES, OUTPUTS)
+    with pytest.raises(ValueError, match="clusters: must be numbered from 0 without gaps"):
+        factored.Config((0, 2))
