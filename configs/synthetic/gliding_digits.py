@@ -1,4 +1,4 @@
-"""Which way a digit moves, from 8 frames: a convolutional encoder of every frame, then a sequence model (docs/frames.md).
+"""Which way a digit moves, from 8 frames: every frame through convolutions, then a sequence model (docs/frames.md).
 
     python -m experiments.train --config=configs/synthetic/gliding_digits.py --workdir=runs/gliding
     python -m experiments.evaluate --workdir=runs/gliding
@@ -17,9 +17,9 @@ def get_config(variant: str = "paper"):
     config.task.update(name="gliding_digits", length=8, size=16, answer="clip", train_examples=20_000)
     config.task.update(test_examples=2_000, data_seed=0)
     config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=8, max_positions=8)
-    config.model.update(block_size=64, causal=True, norm="layer")
-    config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=100, weight_decay=0.01)
-    config.train.update(steps=2000, batch_size=64, log_every=100, evaluate_every=500, checkpoint_every=500)
+    config.model.update(block_size=64, causal=True, norm="layer", form="dense")
+    config.optimizer.update(learning_rate=4e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01)
+    config.train.update(steps=1500, batch_size=64, log_every=100, evaluate_every=500, checkpoint_every=500)
     names = variant.split(",")
     own = [name for name in names if name in ("unordered", "per_frame")]
     if "per_frame" in own:
@@ -35,6 +35,7 @@ def get_config(variant: str = "paper"):
 
 
 def _tiny(config):
-    """One layer, and 1,000 steps."""
+    """One layer, and 400 steps."""
     config.model.update(layers=1, features=32, key_size=16, value_size=64, filters=(8, 16))
-    config.train.update(steps=1000, batch_size=32, log_every=100, evaluate_every=500, checkpoint_every=500)
+    config.train.update(steps=400, batch_size=32, log_every=100, evaluate_every=200, checkpoint_every=200)
+    config.task.test_examples = 1_000

@@ -56,7 +56,9 @@ class FramesConfig:
         if self.answer == "frame" and layout.length:
             raise ValueError("answer='frame': reads whole clips; take a config.mesh that does not split sequences")
         if getattr(self.head, "reads_inputs", False) and (self.answer == "frame" or layout.length):
-            raise ValueError("head: this one reads whole clips, not split by config.mesh, and gives one answer per clip")
+            raise ValueError(
+                "head: this one reads whole clips, not split by config.mesh, and gives one answer per clip"
+            )
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the image, and after each convolution: half, rounded up."""

@@ -205,7 +205,7 @@ MODEL_MISTAKES = [
     (
         {"name": "transformer"},
         "name='transformer': there is no file seqboat/models/transformer.py; there are autoencoder, bottlenecked, "
-        "classifier, context_autoencoder, dictionary, encoder, head, heads, language_model, mlp, retrieval",
+        "classifier, context_autoencoder, dictionary, encoder, frames, head, heads, language_model, mlp, retrieval",
     ),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),
