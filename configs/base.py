@@ -35,7 +35,7 @@ _WIDTHS = {"layers": 2, "features": 64, "key_size": 32, "value_size": 128}
 
 
 def get_config(model: str = "classifier") -> ConfigDict:
-    """`model` is config.model.name: classifier, retrieval, language_model, mlp, dictionary or autoencoder."""
+    """`model` is config.model.name: classifier, frames, retrieval, language_model, mlp, dictionary or autoencoder."""
     config = defaults(Config, but=_GROUPS)
     config.task = ConfigDict()
     config.model = _model(model)
