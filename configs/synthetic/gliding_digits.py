@@ -4,8 +4,8 @@
     python -m experiments.evaluate --workdir=runs/gliding
 
 Variants: those of every recipe, as lstm,no_attention for the published kind of sequence model; `unordered`, the
-control: every frame alone, and the mean of all; `per_frame`, an answer at every frame.
-There is no published recipe. Chance is 1 in 4, and 1 in 2 for a model that does not see the order.
+control: every frame alone, and the mean of all; `per_frame`, an answer at every frame. With --config.task.wrap=True
+only the motion tells. There is no published recipe. Chance is 1 in 4, and 1 in 2 for a model that does not see order.
 """
 
 from configs import base
@@ -14,8 +14,8 @@ from configs.variants import apply_variant
 
 def get_config(variant: str = "paper"):
     config = base.get_config("frames")
-    config.task.update(name="gliding_digits", length=8, size=16, answer="clip", train_examples=20_000)
-    config.task.update(test_examples=2_000, data_seed=0)
+    config.task.update(name="gliding_digits", length=8, size=16, wrap=False, answer="clip")
+    config.task.update(train_examples=20_000, test_examples=2_000, data_seed=0)
     config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=8, max_positions=8)
     config.model.update(block_size=64, causal=True, norm="layer", form="dense")
     config.optimizer.update(learning_rate=4e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01)

@@ -2,7 +2,9 @@
 
 It moves by one pixel per frame, right, left, down or up. Frames without their order show the line, not the direction:
 a clip backwards is a clip of the opposite class, as likely as itself. So no answer from the set of the frames is above
-1 in 2, and none from one frame above 1 in 4, but for chance. The splits share no image of a digit.
+1 in 2, but for chance, and of clips of one frame none is above 1 in 4. Where a longer clip begins does tell, since a
+digit at an edge can only leave it; with `wrap` it begins anywhere, and only the motion tells. The splits share no image
+of a digit.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,14 +31,15 @@ Example = tuple[np.ndarray, int]  # frames (L, size, size), and the number of th
 
 @dataclass(frozen=True)
 class Config(ClassificationConfig):
-    """Clips of `length` frames of `size` x `size` pixels in [0, 1], row by row. `answer` "clip" asks once, "frame" at
-    every frame. Numbers of examples, and the seed to generate them from; the order of training examples uses the run's
-    seed."""
+    """Clips of `length` frames of `size` x `size` pixels in [0, 1], row by row. `wrap` lets a digit that leaves the
+    board come in at the other side. `answer` "clip" asks once, "frame" at every frame. Numbers of examples, and the
+    seed to generate them from; the order of training examples uses the run's seed."""
 
     vocabulary_size: ClassVar[None] = None
     classes: ClassVar[int] = len(DIRECTIONS)
     length: int = 8
     size: int = 16
+    wrap: bool = False
     answer: Literal["clip", "frame"] = "clip"
     train_examples: int = 20_000
     test_examples: int = 2_000
@@ -49,10 +52,15 @@ class Config(ClassificationConfig):
         within(self, 1, MAX_SIZE, "train_examples", "test_examples")
         if self.data_seed < 0:
             raise ValueError(f"data_seed={self.data_seed}: must not be negative")
-        if self.length > (most := self.size - SIDE + 1):
+        if self.length > self.places:
             raise ValueError(
-                f"length={self.length}: must be at most {most}, the places of a digit on size={self.size} pixels"
+                f"length={self.length}: must be at most {self.places}, the places of a digit on size={self.size} pixels"
             )
+
+    @property
+    def places(self) -> int:
+        """How many places a digit has along either axis."""
+        return self.size if self.wrap else self.size - SIDE + 1
 
     @property
     def channels(self) -> int:
@@ -106,24 +114,23 @@ def glide(
     image: Float[np.ndarray, "S S"], direction: int, start: int, across: int, length: int, size: int
 ) -> Float[np.ndarray, "L N N"]:
     """Frames of an image that moves over the places start, start + 1, ... along its line, for "left" and "up" in the
-    opposite order, at the place `across` of the other axis."""
-    frames = np.zeros((length, size, size), np.float32)
-    places = start + np.arange(length)
+    opposite order, at the place `across` of the other axis. What is beyond an edge is at the other side."""
+    board = np.zeros((size, size), np.float32)
+    board[: len(image), : len(image)] = image
+    places = [int(place) for place in start + np.arange(length)]
     if DIRECTIONS[direction] in ("left", "up"):
-        places = places[::-1]
-    for frame, place in zip(frames, places, strict=True):
-        row, column = (across, place) if DIRECTIONS[direction] in ("right", "left") else (place, across)
-        frame[row : row + len(image), column : column + len(image)] = image
-    return frames
+        places.reverse()
+    rows = DIRECTIONS[direction] in ("down", "up")
+    return np.stack([np.roll(board, (place, across) if rows else (across, place), (0, 1)) for place in places])
 
 
 def _drawing(images: Float[np.ndarray, "n S S"], config: Config) -> Callable[[np.random.Generator], Example]:
     """What draws an example of these images: image, direction and places, all evenly."""
-    last = config.size - SIDE
+    starts = config.places if config.wrap else config.places - config.length + 1
 
     def draw(rng: np.random.Generator) -> Example:
         image, direction = images[rng.integers(len(images))], int(rng.integers(len(DIRECTIONS)))
-        start, across = int(rng.integers(last - config.length + 2)), int(rng.integers(last + 1))
+        start, across = int(rng.integers(starts)), int(rng.integers(config.places))
         return glide(image, direction, start, across, config.length, config.size), direction
 
     return draw

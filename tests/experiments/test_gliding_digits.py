@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 from configs.synthetic.gliding_digits import get_config
 from experiments.common.errors import UserError
 from experiments.tasks import digits
-from experiments.tasks.gliding_digits import DIRECTIONS, Config, Task, glide
+from experiments.tasks.gliding_digits import DIRECTIONS, Config, Task, _drawing, glide
 from experiments.training.experiment import build
 
 CONFIG = Config(length=4, size=12, train_examples=200, test_examples=60)
@@ -44,6 +44,18 @@ def test_the_set_of_the_frames_does_not_tell_a_direction_from_its_opposite():
         for way, opposite in ((0, 1), (2, 3)):
             there, back = (glide(IMAGE, direction, start, 2, 4, 12) for direction in (way, opposite))
             np.testing.assert_array_equal(there[::-1], back)
+
+
+def test_with_wrap_only_the_motion_tells():
+    """The first frames of a line's two directions are at the same places; without it they are not."""
+    first = lambda direction, starts: sorted(corner(glide(IMAGE, direction, s, 2, 4, 12)[0]) for s in range(starts))
+    for way, opposite in ((0, 1), (2, 3)):
+        assert first(way, 12) == first(opposite, 12)
+        assert not set(first(way, 2)) & set(first(opposite, 2))
+    config = dataclasses.replace(CONFIG, wrap=True, length=12)
+    draw = _drawing(IMAGE[None], config)
+    places = [corner(draw(np.random.default_rng(seed))[0][0]) for seed in range(40)]
+    assert max(row for row, _ in places) > config.size - 8 < max(column for _, column in places)
 
 
 def test_clips_are_drawn_evenly_from_images_of_their_split():
