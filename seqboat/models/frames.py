@@ -11,7 +11,7 @@ first is small and starts from the seed, and the second is any block or mixer.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class Frames(nn.Module):
         return self._advance(inputs, lengths, train, state)
 
     @nn.compact
-    def _advance(self, inputs: Array, lengths: Array, train: bool, state: State | None) -> tuple[Output, State | None]:
+    def _advance(self, inputs: Array, lengths: Array, train: bool, state: Any) -> tuple[Output, Any]:
         config, layer = self.config, self.config.encoder.layer
         if inputs.shape[2:] != (config.channels,):
             raise ValueError(f"inputs {inputs.shape}: expected (B, L, {config.channels}), frames of {config.frame}")
