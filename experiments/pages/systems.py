@@ -42,7 +42,7 @@ def _row(path: Path, system: dict[str, Any]) -> str:
     docs = path.parents[2]
     home = system["place"]
     require((docs.parent / home).exists(), f"{path}: {system['system']!r}: there is no {home}")
-    paper = re.sub(r"arXiv (\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", system["paper"])
+    paper = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\1)", system["paper"])
     cells = (system["system"], paper, system["use"], f"`{home}`", f"`{system['command']}`", _evidence(path, system))
     return "| " + " | ".join(cells) + " |\n"
 

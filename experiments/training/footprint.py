@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from experiments.training.experiment import Experiment
 from experiments.training.sharding import Meshed
 from seqboat.models.coarse_to_fine import CoarseToFine
+from seqboat.models.frames import Frames
 from seqboat.models.language_model import LanguageModel
 
 # TFLOP/s of dense bfloat16 products, GB/s of memory, GB/s to neighbours in one direction. Sources: Google Cloud's pages
@@ -89,14 +90,16 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     active elements at the given rate."""
     model, layout = experiment.network.config, experiment.partition.layout
     layer, encoder = model.encoder.layer, model.encoder
-    head = layer.features * model.vocabulary_size if isinstance(experiment.network, LanguageModel) else 0
+    own = layer.features * model.vocabulary_size if isinstance(experiment.network, LanguageModel) else 0
+    if isinstance(experiment.network, Frames):
+        own = model.multiplications()
     # A retrieval example has two lengths, so two sequences.
     elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
     layers = encoder.layers * layer.multiplications(batch["inputs"].shape[1], rate)
     if isinstance(experiment.network, CoarseToFine):
-        head = layer.features * (model.coarse.vocabulary_size + model.vocabulary_size)
+        own = layer.features * (model.coarse.vocabulary_size + model.vocabulary_size)
         layers += model.fine.layers * model.fine.layer.multiplications(batch["inputs"].shape[1], rate)
-    return 6 * elements * (layers + head)
+    return 6 * elements * (layers + own)
 
 
 def wire_bytes(text: str, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], float]:

@@ -25,6 +25,7 @@ Names = tuple[str | None, ...]
 PARAMETERS: tuple[tuple[str, Names], ...] = (
     ("embedding/table", (None, "embed")),
     ("embedding/projection/kernel", (None, "embed")),
+    (r"embedding/convolution_\d+/kernel", (None, None, None, None)),
     ("(gau/(projection|value)|feed_forward/up|skip_projection|head_hidden)/kernel", ("embed", "hidden")),
     ("(gau/(projection|value)|feed_forward/up|head_hidden)/bias", ("hidden",)),
     ("(gau/output|feed_forward/down)/kernel", ("hidden", "embed")),

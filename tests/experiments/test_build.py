@@ -37,6 +37,7 @@ from seqboat.models.classifier import Classifier, ClassifierConfig
 from seqboat.models.context_autoencoder import ContextAutoencoder
 from seqboat.models.dictionary import Dictionary
 from seqboat.models.encoder import EncoderConfig
+from seqboat.models.frames import Frames
 from seqboat.models.language_model import LanguageModel
 from seqboat.models.mlp import MLP
 from seqboat.models.retrieval import DualEncoder
@@ -100,6 +101,8 @@ def parameters(model: nn.Module, channels: int = 1) -> Any:
         symbols = model.config.vocabulary_size is not None
         inputs = jnp.zeros((1, 1, 2), jnp.int32) if symbols else jnp.zeros((1, 1, model.config.channels or 0))
         lengths = jnp.ones(1, jnp.int32)
+    elif isinstance(model, Frames):
+        inputs, lengths = jnp.zeros((1, 1, model.config.channels)), jnp.ones(1, jnp.int32)
     elif isinstance(model, MLP | Dictionary | Autoencoder | StackVAE):
         inputs, lengths = jnp.zeros((1, 1, getattr(model.config, "width", 64))), jnp.ones(1, jnp.int32)
     elif model.config.vocabulary_size is None:

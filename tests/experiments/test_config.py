@@ -205,8 +205,8 @@ MODEL_MISTAKES = [
     (
         {"name": "transformer"},
         "name='transformer': there is no file seqboat/models/transformer.py; there are autoencoder, bottlenecked, "
-        "classifier, coarse_to_fine, context_autoencoder, dictionary, encoder, head, heads, language_model, "
-        "mlp, retrieval, stackvae",
+        "classifier, coarse_to_fine, context_autoencoder, dictionary, encoder, frames, head, heads, "
+        "language_model, mlp, retrieval, stackvae",
     ),
     ({"name": None}, "name: missing"),
     ({"name": "language_model"}, "causal=False: a language model needs causal layers"),

@@ -29,6 +29,7 @@ from experiments.tasks import (
     codes,
     corpus,
     digits,
+    gliding_digits,
     image,
     induction,
     listops,
@@ -47,6 +48,7 @@ from experiments.tasks import (
 from experiments.tasks.base import ClassificationTask, Task, TokenTask
 
 FEW = short_listops.Config(train_examples=300, validation_examples=50, test_examples=45)
+GLIDING = gliding_digits.Config(length=3, size=10, train_examples=50, test_examples=10)
 # Every task, with a config for tiny data, and the weights of its validation and test splits.
 TASKS: dict[str, tuple[Any, Any, list[int]]] = {
     "short_listops": (short_listops, FEW, [50, 45]),
@@ -87,6 +89,8 @@ TASKS: dict[str, tuple[Any, Any, list[int]]] = {
         induction.Config(train_examples=50, test_examples=10, length=12, alphabet=4),
         [10, 10],
     ),
+    "gliding_digits": (gliding_digits, GLIDING, [10, 10]),
+    "gliding_digits_frames": (gliding_digits, dataclasses.replace(GLIDING, answer="frame"), [30, 30]),
     "masked_symbols": (
         masked,
         masked.Config({"name": "short_listops", **dataclasses.asdict(FEW)}, share=0.4),
@@ -215,8 +219,9 @@ def check_batch(task: Task, batch: dict[str, np.ndarray], split: str = "train") 
         length = config.test_length if split == "test" and hasattr(config, "test_length") else length
         answers, choices = (4, length), config.vocabulary_size
     else:
-        length, answers, choices = config.length, (4,), config.classes
-    last = (2,) if pairs else (1,) if numbers else ()
+        answers = (4, config.length) if getattr(config, "answer", "clip") == "frame" else (4,)
+        length, choices = config.length, config.classes
+    last = (2,) if pairs else (getattr(config, "channels", 1),) if numbers else ()
     slices = isinstance(task, TokenTask) and task.slices and split != "train"
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
         "inputs": ((4, length, *last), np.float32 if numbers else np.int32),
@@ -1216,6 +1221,7 @@ def test_what_identifies_the_data_of_a_task(name, task):
     assert all(re.fullmatch(r"[\d,]+ (examples|bytes), sha256 [0-9a-f]{64}", value) for value in found.values())
     generated = (
         "short_listops",
+        "gliding_digits",
         "selective_copy",
         "mqar",
         "mqar_random_fillers",
@@ -1225,7 +1231,7 @@ def test_what_identifies_the_data_of_a_task(name, task):
         "tokfsm",
     )
     parts = {"text": 2, "image": 2, "spoken_digit": 1}.get(name, 3)
-    assert len(found) == (0 if name in generated or name.startswith("masked") else parts)
+    assert len(found) == (0 if name in generated or name.startswith(("masked", "gliding")) else parts)
 
 
 @pytest.mark.parametrize("place", ["~nosuchuser/a", "gs://bucket/a", "a\0b", "a" * 5000])

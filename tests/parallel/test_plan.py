@@ -7,6 +7,7 @@ import jax
 import pytest
 from test_steps import values
 
+from configs.synthetic import gliding_digits
 from experiments.training.experiment import build
 from experiments.training.footprint import _abstract_batch, _axes, make_plan, step_flops
 from seqboat.models.language_model import LanguageModel
@@ -75,6 +76,17 @@ def test_two_documents_are_two_sequences_and_only_a_language_model_answers_every
     elements = batch["lengths"].size * batch["inputs"].shape[1]
     answers = step_flops(everywhere, batch, 0.5) - step_flops(one_way, batch, 0.5)
     assert answers == pytest.approx(6 * elements * 8 * config.vocabulary_size)
+
+
+def test_the_encoder_of_frames_counts():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    config = gliding_digits.get_config("tiny,unordered")
+    config.task.update(train_examples=40, test_examples=10)
+    experiment = build(config.to_dict())
+    layers = experiment.model.config.encoder.layer.multiplications(8, 0.5)
+    found = step_flops(experiment, _abstract_batch(experiment), 0.5)
+    own = 8 * 8 * 9 * 8 + 4 * 4 * 9 * 8 * 16 + 4 * 4 * 16 * 32
+    assert found == pytest.approx(6 * 32 * 8 * (layers + own))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from seqboat.layers.mixer import MixerConfig, Tree
@@ -13,20 +14,28 @@ from seqboat.parallel.rules import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Config(MixerConfig):
-    """It has no fields: the state is as wide as the layer."""
+    """Without `recurrence` U is 0, and an element sees itself alone: the control of what sequence order is worth. The
+    state is as wide as the layer."""
+
+    recurrence: bool = True
 
     def make(self, causal: bool, layout: Layout, **owner: Any) -> "Elman":
-        return Elman(causal, **owner)
+        return Elman(causal, self.recurrence, **owner)
 
     def multiplications(self, features: int, causal: bool) -> int:
-        return 2 * (1 if causal else 2) * features**2
+        return (1 + self.recurrence) * (1 if causal else 2) * features**2
 
 
 class Elman(Recurrent):
-    """h_t = tanh(x_t W + b + h_{t-1} U), y = h (Elman 1990; PyTorch's `nn.RNN`)."""
+    """h_t = tanh(x_t W + b + h_{t-1} U), y = h (Elman 1990; PyTorch's `nn.RNN`); U = 0 without `recurrence`."""
+
+    recurrence: bool = True
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
-        return {"kernel": (width, width), "recurrent": (width, width), "bias": (width,)}
+        own = {"kernel": (width, width), "bias": (width,)}
+        return {**own, "recurrent": (width, width)} if self.recurrence else own
 
     def cell(self, params: Params, z: Array, valid: Array, state: Tree, reverse: bool) -> tuple[Array, Tree]:
+        if not self.recurrence:
+            return jnp.tanh(z), state
         return cells.elman(params["recurrent"], z, valid, state, reverse)
