@@ -182,6 +182,29 @@ def test_rows_are_the_taps_of_the_run(source, monkeypatch):
     assert len(read["m"].rows("validation", 4, 9)[0]) < len(read["m"].rows("validation", 0, 9)[0]) / 3
 
 
+def test_a_transcoders_rows_are_those_that_activate_the_network(tiny, untrained, tmp_path, monkeypatch):
+    source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run")
+    run = restore.load(source)
+    logits = run.variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
+    logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}
+    monkeypatch.setattr(activations, "load", lambda *_: run)
+    target = {"target_site": "feed_forward_out", "layer": 2}
+    read = Activations(Config(run=str(source), **target))
+    assert (read.config.rows, read.config.width, read.config.target_width) == ("active", WIDTH, WIDTH)
+    x, y = read.rows("train", 1, 1)
+    batch = run.task.train_batch(1)
+    look = jax.jit(lambda batch: run.model.apply(run.variables, batch["inputs"], batch["lengths"], mutable=["taps"]))
+    layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
+    both = layers["sparse"]["active"][1]
+    assert 0 < both.all(-1).sum() < both[..., 1].sum() < both[..., 1].size
+    for found, expected in ((x, layers["m"][1]), (y, layers["sparse"]["feed_forward_out"][1])):
+        np.testing.assert_allclose(found, expected[both[..., 1]], rtol=1e-5, atol=1e-6)
+    through = Activations(Config(run=str(source), site="gated", **target))
+    assert len(through.rows("train", 1, 1)[0]) == both.all(-1).sum(), "where both modules are active"
+    network = Config(run=str(source), site="feed_forward_hidden", **target)
+    assert len(Activations(network).rows("train", 1, 1)[0]) == both[..., 1].sum()
+
+
 def test_a_config_is_completed_by_the_run(source, experiment):
     task = experiment.values["task"]
     assert (task["step"], task["width"], task["target_width"], task["rows"]) == (4, WIDTH, None, "all")
@@ -251,6 +274,8 @@ def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
             "config.task.site='n': {source} has the sites attended, gate, gated, gau_out, k, m, pre_norm",
         ),
         ({"task.target_site": "n"}, "config.task.target_site='n': {source} has the sites attended"),
+        ({"task.target_site": "feed_forward_out"}, "config.task.target_site='feed_forward_out': {source} has the sites"),
+        ({"task.target_site": "m"}, "config.task.target_site='m': is the site itself; leave it out to reconstruct that"),
         ({"task.target_site": "resid"}, "config.model.auxiliary=0.03125: must be 0 with a target_site"),
         ({"task.rows": "some"}, "config.task.rows='some': must be one of all, active"),
         ({"model.k": 0}, "config.model.k=0: must be in 1..24, the size"),
