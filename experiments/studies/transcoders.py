@@ -56,7 +56,6 @@ MOST_COST = 0.05  # nats a token that the transcoder costs over the dictionary o
 SHARPNESS, THRESHOLD = 20.0, 0.3
 SHUFFLES = 20
 SITE, TARGET = "m", "feed_forward_out"
-TRAINED = range(10, 13)  # seeds of TokFSM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def study(
 
 def run(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> list[Bar]:
     """Runs everything, saves after every part, and returns the bars. Raises Stopped if a run is asked to stop."""
-    about = {name: plain(value) for name, value in dataclasses.asdict(plan).items()}
+    about = dataclasses.asdict(plan) | {name: list(getattr(plan, name)) for name in ("seeds", "trained", "layers")}
     rows: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     told = lambda: {"plan": about, "planted": rows, "trained": found, "bars": bars(rows, found)}

@@ -274,8 +274,14 @@ def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
             "config.task.site='n': {source} has the sites attended, gate, gated, gau_out, k, m, pre_norm",
         ),
         ({"task.target_site": "n"}, "config.task.target_site='n': {source} has the sites attended"),
-        ({"task.target_site": "feed_forward_out"}, "config.task.target_site='feed_forward_out': {source} has the sites"),
-        ({"task.target_site": "m"}, "config.task.target_site='m': is the site itself; leave it out to reconstruct that"),
+        (
+            {"task.target_site": "feed_forward_out"},
+            "config.task.target_site='feed_forward_out': {source} has the sites",
+        ),
+        (
+            {"task.target_site": "m"},
+            "config.task.target_site='m': is the site itself; leave it out to reconstruct that",
+        ),
         ({"task.target_site": "resid"}, "config.model.auxiliary=0.03125: must be 0 with a target_site"),
         ({"task.rows": "some"}, "config.task.rows='some': must be one of all, active"),
         ({"model.k": 0}, "config.model.k=0: must be in 1..24, the size"),
