@@ -24,6 +24,7 @@ from experiments.training.loop import train
 from seqboat.interp.dictionaries import health
 from seqboat.models.dictionary import atoms
 from tests.experiments.test_resume import assert_same_run
+from tests.helpers import grid
 
 SMALL = {
     "model.size": 24,
@@ -182,27 +183,24 @@ def test_rows_are_the_taps_of_the_run(source, monkeypatch):
     assert len(read["m"].rows("validation", 4, 9)[0]) < len(read["m"].rows("validation", 0, 9)[0]) / 3
 
 
-def test_a_transcoders_rows_are_those_that_activate_the_network(tiny, untrained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("site", grid(["m", "gated", "feed_forward_hidden"], "m"))
+def test_a_transcoders_rows_are_those_where_both_sites_have_a_value(tiny, untrained, tmp_path, monkeypatch, site):
     source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run")
     run = restore.load(source)
     logits = run.variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
     logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}
     monkeypatch.setattr(activations, "load", lambda *_: run)
-    target = {"target_site": "feed_forward_out", "layer": 2}
-    read = Activations(Config(run=str(source), **target))
-    assert (read.config.rows, read.config.width, read.config.target_width) == ("active", WIDTH, WIDTH)
-    x, y = read.rows("train", 1, 1)
+    read = Activations(Config(run=str(source), site=site, target_site="feed_forward_out", layer=2))
+    assert (read.config.rows, read.config.target_width) == ("active", WIDTH)
     batch = run.task.train_batch(1)
     look = jax.jit(lambda batch: run.model.apply(run.variables, batch["inputs"], batch["lengths"], mutable=["taps"]))
     layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
-    both = layers["sparse"]["active"][1]
-    assert 0 < both.all(-1).sum() < both[..., 1].sum() < both[..., 1].size
-    for found, expected in ((x, layers["m"][1]), (y, layers["sparse"]["feed_forward_out"][1])):
-        np.testing.assert_allclose(found, expected[both[..., 1]], rtol=1e-5, atol=1e-6)
-    through = Activations(Config(run=str(source), site="gated", **target))
-    assert len(through.rows("train", 1, 1)[0]) == both.all(-1).sum(), "where both modules are active"
-    network = Config(run=str(source), site="feed_forward_hidden", **target)
-    assert len(Activations(network).rows("train", 1, 1)[0]) == both[..., 1].sum()
+    attention, network = np.moveaxis(layers["sparse"]["active"][1], -1, 0)
+    there = attention & network if site == "gated" else network
+    assert 0 < (attention & network).sum() < network.sum() < network.size
+    values = {**layers, **layers["sparse"]}
+    for found, name in zip(read.rows("train", 1, 1), (site, "feed_forward_out"), strict=True):
+        np.testing.assert_allclose(found, values[name][1][there], rtol=1e-5, atol=1e-6)
 
 
 def test_a_config_is_completed_by_the_run(source, experiment):
