@@ -125,6 +125,7 @@ def section(result: Mapping[str, Any]) -> str:
     """What is planted and found, by seed; and every layer of the trained network, over seeds."""
     lines = ["| planted, seed | links recovered | with shuffled atoms, mean, most | nmse | features a row |"]
     lines.append("|---" * 5 + "|")
+    lines = lines if result["planted"] else []
     for row in result["planted"]:
         told, cells = row["transcoder"], f"{row['recovered']} of {DETECTORS} | {row['shuffled']:.2f}, {row['most']}"
         lines.append(f"| {row['seed']} | {cells} | {told['nmse']:.3f} | {told['l0']:.1f} |")
@@ -142,7 +143,10 @@ def section(result: Mapping[str, Any]) -> str:
         for kind in ("transcoder", "dictionary"):
             table.append((f"{name}, {kind}", [[row[kind][field] for row in own[layer]] for layer in layers]))
     heads = [f"layer {layer}" for layer in layers]
-    lines += ["", f"| trained, mean (least to largest) | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines += ["" for _ in lines[:1]] + [
+        f"| trained, mean (least to largest) | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
+    ]
     lines += [f"| {name} | {' | '.join(ranged(cell, 3) for cell in cells)} |" for name, cells in table]
     return "\n".join(lines) + "\n"
 

@@ -67,6 +67,9 @@ def test_bars_are_of_the_worst_seed_and_tables_have_every_part():
     text = study.section({"planted": planted, "trained": trained})
     assert "| 2 | 3 of 4 | 0.10, 1 | 0.010 | 2.0 |" in text
     assert "| with the transcoder | 0.900 (0.900 to 0.900) | 0.900 (0.900 to 0.900) |" in text
+    assert study.section({"planted": [], "trained": trained}).startswith(
+        "| trained, mean (least to largest) | layer 1 |"
+    )
     assert "trained" not in study.section({"planted": planted, "trained": []})
 
 
