@@ -8,9 +8,9 @@ Prints metrics with standard errors over examples, per-class precision and recal
 and writes them to evaluation_SPLIT_STEP.json or --out. With --against, adds a paired test against another run on the
 same examples.
 --workdir and --against also take a file of experiments.export; its results go next to it.
---splice takes a dictionary of this run's activations (docs/dictionaries.md): metrics with them replaced by their
-reconstructions, beside those as they are and with their mean, and a paired test against the run as it is, or that of
---against; written to splice_SPLIT_STEP_DICTIONARY.json.
+--splice takes a dictionary of this run's activations (docs/dictionaries.md), or a transcoder (docs/transcoders.md):
+metrics with them replaced by their reconstructions, beside those as they are and with their mean, and a paired test
+against the run as it is, or that of --against; written to splice_SPLIT_STEP_DICTIONARY.json.
 A one-pass evaluation is written to one_pass_STREAMS_SPLIT_STEP.json. With one stream it is exact: every byte is scored
 given all bytes before it. With several, each stream starts empty, `config.task.context` bytes before its part.
 """

@@ -1,4 +1,5 @@
-"""What a dictionary's reconstruction costs a model: metrics of a split as it is, spliced, and ablated."""
+"""What a dictionary's reconstruction, or a transcoder in the place of a feed-forward network, costs a model: metrics of
+a split as it is, spliced, and ablated."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,28 +18,31 @@ from experiments.training.experiment import read_config, read_task
 from experiments.training.metrics import plain
 from experiments.training.restore import Run, bound, load, seal
 from experiments.training.step import apply, means, one_element
-from seqboat.interp.edits import Edit, Replace, Splice, at
+from seqboat.interp.edits import Edit, Replace, Splice, Transcode, at
 from seqboat.layers import taps
 from seqboat.models import dictionary
 
 
 @dataclasses.dataclass(frozen=True)
 class Splicing:
-    """A trained dictionary, `atoms`, of a `site` in a `layer`, from 1, read from `origin`."""
+    """A trained dictionary, `atoms`, of a `site` in a `layer`, from 1, read from `origin`; of a transcoder, `site` is
+    what it writes, and `reads` the site that it is computed from."""
 
     site: str
     layer: int
     atoms: Any
     origin: Path
     step: int
+    reads: str | None = None
 
     @property
     def place(self) -> str:
-        return f"{self.site} of layer {self.layer}"
+        return f"{self.site} of layer {self.layer}" + ("" if self.reads is None else f", computed from {self.reads},")
 
     def into(self, run: Run) -> Run:
         """The run with the values replaced by their reconstructions. Raises UserError as `edited`."""
-        return edited(run, self.site, self.layer, Splice(True, self.atoms))
+        edit = Splice(True, self.atoms) if self.reads is None else Transcode(True, self.atoms, self.reads)
+        return edited(run, self.site, self.layer, edit)
 
     def record(self, metric: str, **scores: Scores) -> dict[str, Any]:
         """What an evaluation says of it: which dictionary this is, and by name the loss and a metric of `scores`."""
@@ -46,13 +50,13 @@ class Splicing:
         found = {how: means(each.total) for how, each in scores.items()}
         names = dict.fromkeys((metric, "loss"))
         metrics = {how: {name: plain(each[name]) for name in names} for how, each in found.items()}
-        return {**own, "site": self.site, "layer": self.layer, "metrics": metrics}
+        return {**own, "site": self.site, "reads": self.reads, "layer": self.layer, "metrics": metrics}
 
 
 def of(run: Run, origin: Path) -> Splicing:
-    """The dictionary in the work directory or exported file `origin`, made for this run.
+    """The dictionary or transcoder in the work directory or exported file `origin`, made for this run.
 
-    Raises UserError for what is not a dictionary, for a transcoder, and for a dictionary of another run or step.
+    Raises UserError for what is neither, and for one of another run or step.
     """
     found, where = load(origin), f"--splice={origin}"
     require(
@@ -61,17 +65,14 @@ def of(run: Run, origin: Path) -> Splicing:
     )
     _, task = read_task(read_config(found.values))
     require(isinstance(task, activations.Config), f"{where} was not trained on activations of a run")
-    require(
-        task.target_site is None,
-        f"{where} is a transcoder, from {task.site} to {task.target_site}: expected a dictionary of one site",
-    )
     hint = "" if task.step == run.step else f"; --step={task.step} evaluates that one"
     require(
         made_of(found.meta, task, run),
         f"{where} is a dictionary of step {task.step} of {task.run}, not of step {run.step} of {run.origin}{hint}",
     )
     atoms = dictionary.atoms(found.variables, found.model.config)
-    return Splicing(task.site, task.layer, atoms, origin, found.step)
+    ends = (task.site, None) if task.target_site is None else (task.target_site, task.site)
+    return Splicing(ends[0], task.layer, atoms, origin, found.step, ends[1])
 
 
 def edited(run: Run, site: str, layer: int, edit: Edit) -> Run:

@@ -16,7 +16,7 @@ from experiments.tasks.activations import Config, Task
 from experiments.training.metrics import plain
 from experiments.training.optimizers import OptimizerConfig, make_optimizer
 from experiments.training.step import StepFunctions
-from seqboat.interp.dictionaries import health
+from seqboat.interp.dictionaries import Atoms, health
 from seqboat.models.dictionary import Dictionary, DictionaryConfig, atoms
 
 # Selections with their own fields; several of one selection are a front of error against features a row.
@@ -64,11 +64,8 @@ class Planted:
         return x, x
 
 
-def measure(source: Any, arm: Mapping[str, Any], seed: int, steps: int) -> dict[str, Any]:
-    """Trains one dictionary with as many features as atoms, by the recipe of configs/interp/dictionary.py, and compares
-    it with the truth on held-out rows. `correlation` is that of the number of features of a row with the true one, None
-    for a selection that keeps as many in every row."""
-    config = DictionaryConfig(width=source.width, target_width=None, size=source.atoms, **arm)
+def fit(source: Any, config: DictionaryConfig, seed: int, steps: int) -> Atoms:
+    """A dictionary or transcoder of the rows of a source, by the recipe of configs/interp/dictionary.py."""
     values = recipe.get_config()
     optimizer = to_dataclass(OptimizerConfig, values.optimizer.to_dict(), "config.optimizer")
     task = Task(source, batch_size=values.train.batch_size, seed=seed)
@@ -82,8 +79,16 @@ def measure(source: Any, arm: Mapping[str, Any], seed: int, steps: int) -> dict[
     state, train = jax.jit(functions.init)(seed), jax.jit(functions.train, donate_argnums=0)
     for step in range(steps):
         state = train(state, task.train_batch(step))
-    found = atoms({"params": state.params, "batch_stats": state.batch_stats}, config)
-    truth = np.concatenate([source.features("validation", batch) for batch in range(task.config.evaluation_batches)])
+    return atoms({"params": state.params, "batch_stats": state.batch_stats}, config)
+
+
+def measure(source: Any, arm: Mapping[str, Any], seed: int, steps: int) -> dict[str, Any]:
+    """Trains one dictionary with as many features as atoms, and compares it with the truth on held-out rows.
+    `correlation` is that of the number of features of a row with the true one, None for a selection that keeps as many
+    in every row."""
+    config = DictionaryConfig(width=source.width, target_width=None, size=source.atoms, **arm)
+    found = fit(source, config, seed, steps)
+    truth = np.concatenate([source.features("validation", batch) for batch in range(source.config.evaluation_batches)])
     x = truth @ source.directions
     about = jax.jit(health)(found, x)
     counts = np.asarray((jax.jit(found.encode)(x) > 0).sum(1)), (truth > 0).sum(1)

@@ -22,9 +22,9 @@ class Config:
     """The tap `site` of a `layer`, the first of which is 1, of the work directory or exported file `run`, at its
     `step`, by default the best. The targets are the same vectors, or those of `target_site`.
 
-    `rows` are of "all" elements, or of the "active" ones, by default where only those have a value. An evaluation has
-    those of `evaluation_batches` batches. `step`, `width` W and `target_width` W' are known once a run has begun, and
-    are in its checkpoints' config.
+    `rows` are of "all" elements, or of the "active" ones, by default where only those have a value at
+    either site. An evaluation has those of `evaluation_batches` batches. `step`, `width` W and `target_width` W' are
+    known once a run has begun, and are in its checkpoints' config.
     """
 
     vocabulary_size: ClassVar[None] = None
@@ -41,6 +41,8 @@ class Config:
 
     def __post_init__(self):
         within(self, 1, MAX_SIZE, "layer", "chunk", "evaluation_batches")
+        if self.target_site == self.site:
+            raise ValueError(f"target_site={self.site!r}: is the site itself; leave it out to reconstruct that")
 
     @property
     def channels(self) -> int | None:

@@ -71,10 +71,13 @@ class Activations:
             if (name := getattr(config, field)) is not None and name not in sites:
                 raise UserError(f"{WHERE}.{field}={name!r}: {config.run} has the sites {', '.join(sorted(sites))}")
         width = lambda name: name and jax.eval_shape(lambda found: _vectors(found, name), found).shape[-1]
+        # The GAU is the first module, a feed-forward network the last.
+        routed = {-1 if name.startswith("feed_forward") else 0 for name in self._sites(config) if sites[name]}
+        self._modules = sorted(routed or {0})
         self.config = dataclasses.replace(
             config,
             step=run.step,
-            rows=config.rows or ("active" if sites[config.site] else "all"),
+            rows=config.rows or ("active" if routed else "all"),
             width=width(config.site),
             target_width=width(config.target_site),
         )
@@ -98,15 +101,17 @@ class Activations:
         parts = [np.concatenate(part) for part in zip(*found, strict=True)]
         return parts[0], parts[-1]
 
+    @staticmethod
+    def _sites(config: Config) -> list[str]:
+        """The site of the inputs, and that of the targets if it is another."""
+        return [config.site, *filter(None, [config.target_site])]
+
     def _values(self, variables: Any, batch: Mapping[str, Any]) -> list[jax.Array]:
         """Which of the N elements are asked for, (N,), and the values at one or two sites, (N, W)."""
         config, found = self.config, _taps(self._run, variables, batch)
-        sites = [config.site, *([config.target_site] if config.target_site else [])]
-        values = [_vectors(found, name)[config.layer - 1].astype(jnp.float32) for name in sites]
+        values = [_vectors(found, name)[config.layer - 1].astype(jnp.float32) for name in self._sites(config)]
         if config.rows == "active":
-            # The GAU is the first module, a feed-forward network the last.
-            module = -1 if config.site.startswith("feed_forward") else 0
-            chosen = taps.read(found, "active")[config.layer - 1, ..., module]
+            chosen = taps.read(found, "active")[config.layer - 1][..., jnp.array(self._modules)].all(-1)
         else:
             chosen = jnp.arange(batch["inputs"].shape[1])[None] < batch["lengths"].reshape(-1, 1)
         return [chosen.reshape(-1), *values]

@@ -75,6 +75,23 @@ class Splice(Edit):
         return self.atoms.decode(self.atoms.encode(x))
 
 
+class Transcode(Edit):
+    """x -> decode(encode(z)): a transcoder in the place of what computes x from z, for instance a feed-forward network.
+
+    z is the value of the site that the edit `reads`; the layer supplies it (`seqboat.layers.taps.tap`). `atoms` is a
+    pytree as `seqboat.interp.dictionaries.Atoms`.
+    """
+
+    atoms: Any
+    reads: str = flax.struct.field(pytree_node=False, default="m")
+
+    def __call__(self, x: Array, z: Array | None = None) -> Array:
+        if z is None:
+            raise ValueError(f"Transcode: needs the value of {self.reads} beside the one that it changes")
+        _check_widths(self, x, self.atoms.encoder.shape[-2], self.atoms.decoder.shape[-1], z.shape[-1])
+        return Replace(self.where, self.atoms.decode(self.atoms.encode(z)))(x)
+
+
 class Without(Edit):
     """x -> x - sum_{i in which} f_i d_i: features of a dictionary are taken away, and its error stays.
 
@@ -172,8 +189,10 @@ def _last(value: Array, x: Array) -> Array:
     return value.reshape(*[1] * (x.ndim - value.ndim), *value.shape)
 
 
-def _check_widths(edit: Edit, x: Array, read: int, written: int) -> None:
-    if (read, written) != (x.shape[-1], x.shape[-1]):
+def _check_widths(edit: Edit, x: Array, read: int, written: int, source: int | None = None) -> None:
+    """`source` is the width of another value that is read."""
+    if (read, written) != (x.shape[-1] if source is None else source, x.shape[-1]):
+        beside = "" if source is None else f", which reads one of {source}"
         raise ValueError(
-            f"{type(edit).__name__}: a dictionary from {read} to {written} channels at a value of {x.shape[-1]}"
+            f"{type(edit).__name__}: a dictionary from {read} to {written} channels at a value of {x.shape[-1]}{beside}"
         )

@@ -219,5 +219,6 @@ class LayerConfig(BlockConfig):
             modules.append(gau)
         if self.activation != "never" and self.feed_forward_size:
             size, activation = self.feed_forward_size, self.feed_forward_activation
-            modules.append(FeedForward(size, self.hidden_dropout, dtype, activation, name="feed_forward", **owner))
+            network = FeedForward(size, self.hidden_dropout, dtype, activation, "m", name="feed_forward", **owner)
+            modules.append(network)
         return tuple(modules)

@@ -16,13 +16,15 @@ FeedForwardActivation = Literal["silu", "selu"]
 class FeedForward(nn.Module):
     """Rows (T, D) -> f(x W_1 + b_1) W_2 + b_2, (T, D), with f silu or selu. Hidden dropout if a "dropout" RNG is given.
 
-    "selu" comes with its own initialiser, N(0, 1 / inputs), and its own dropout (`layers.selu`).
+    "selu" comes with its own initialiser, N(0, 1 / inputs), and its own dropout (`layers.selu`). `reads` is the name of
+    the tap that the rows are of, if there is one, for edits of the result that read them.
     """
 
     hidden_size: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     activation: FeedForwardActivation = "silu"
+    reads: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
@@ -33,4 +35,5 @@ class FeedForward(nn.Module):
         dropout = (AlphaDropout if own else nn.Dropout)(self.dropout)
         hidden = tap(self, "feed_forward_hidden", dropout(hidden, deterministic=not self.has_rng("dropout")))
         y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="down")(hidden)
-        return tap(self, "feed_forward_out", y)
+        read = {} if self.reads is None else {self.reads: x}
+        return tap(self, "feed_forward_out", y, {**read, "feed_forward_hidden": hidden})

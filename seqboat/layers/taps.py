@@ -26,7 +26,8 @@ transformer block has `m`, its input, `resid`, and those of a router; the rows q
 Values of packed rows are scattered back to their elements, zero where inactive. A tap that is neither requested nor
 edited costs nothing.
 
-An edit is a pytree with `edit(value) -> value`, of the same shape (`seqboat.interp.edits`). It lies in the collection
+An edit is a pytree with `edit(value) -> value`, of the same shape (`seqboat.interp.edits`); one with a field `reads`
+also gets the value of that name, at `feed_forward_out` alone. It lies in the collection
 "edits" under the value's name, at the path of the module that taps it, its leaves with a leading axis of layers. What
 is published is the value before its own edit. `active` and `confidence` are only published: they follow from
 `router_logits`. Values within a sparse module are rows (T, ...) in any order, so an edit that is `located` at elements
@@ -50,17 +51,28 @@ UNIT: Sites = {"unit": ("q", "k", "v", "attended", "feed_forward_hidden", "feed_
 MODULES = {"gau": 0, "unit": 0, "feed_forward": -1}
 
 
-def tap(module: nn.Module, name: str, value: Array) -> Array:
+def tap(module: nn.Module, name: str, value: Array, beside: Mapping[str, Array] | None = None) -> Array:
     """Publish a value under a name, if the caller requested taps, and return it as the caller's edit of that name
-    changes it. Raises ValueError for an edit that changes its shape."""
+    changes it. `beside` has the values, by name, that each row is a function of, for an edit that `reads` one
+    (`seqboat.interp.edits.Transcode`). Raises ValueError for an edit that changes its shape, or reads another value."""
     publish(module, name, value)
     edit: Any = module.get_variable("edits", name)
     if edit is None:
         return value
-    changed = edit(value)
+    changed = edit(value, *_read(name, edit, beside or {}))
     if changed.shape != value.shape:
         raise ValueError(f"edits: {name}: changed from {value.shape} to {changed.shape}; an edit keeps the shape")
     return changed.astype(value.dtype)
+
+
+def _read(name: str, edit: Any, beside: Mapping[str, Array]) -> tuple[Array, ...]:
+    reads = getattr(edit, "reads", None)
+    if reads is None:
+        return ()
+    if reads not in beside:
+        known = f"its rows are a function of {', '.join(sorted(beside))}" if beside else "no other value is at hand"
+        raise ValueError(f"edits: {name}: cannot be computed from {reads} here: {known}")
+    return (beside[reads],)
 
 
 def publish(module: nn.Module, name: str, value: Array) -> None:

@@ -24,6 +24,7 @@ from experiments.training.loop import train
 from seqboat.interp.dictionaries import health
 from seqboat.models.dictionary import atoms
 from tests.experiments.test_resume import assert_same_run
+from tests.helpers import grid
 
 SMALL = {
     "model.size": 24,
@@ -182,6 +183,26 @@ def test_rows_are_the_taps_of_the_run(source, monkeypatch):
     assert len(read["m"].rows("validation", 4, 9)[0]) < len(read["m"].rows("validation", 0, 9)[0]) / 3
 
 
+@pytest.mark.parametrize("site", grid(["m", "gated", "feed_forward_hidden"], "m"))
+def test_a_transcoders_rows_are_those_where_both_sites_have_a_value(tiny, untrained, tmp_path, monkeypatch, site):
+    source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run")
+    run = restore.load(source)
+    logits = run.variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
+    logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}
+    monkeypatch.setattr(activations, "load", lambda *_: run)
+    read = Activations(Config(run=str(source), site=site, target_site="feed_forward_out", layer=2))
+    assert (read.config.rows, read.config.target_width) == ("active", WIDTH)
+    batch = run.task.train_batch(1)
+    look = jax.jit(lambda batch: run.model.apply(run.variables, batch["inputs"], batch["lengths"], mutable=["taps"]))
+    layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
+    attention, network = np.moveaxis(layers["sparse"]["active"][1], -1, 0)
+    there = attention & network if site == "gated" else network
+    assert 0 < (attention & network).sum() < network.sum() < network.size
+    values = {**layers, **layers["sparse"]}
+    for found, name in zip(read.rows("train", 1, 1), (site, "feed_forward_out"), strict=True):
+        np.testing.assert_allclose(found, values[name][1][there], rtol=1e-5, atol=1e-6)
+
+
 def test_a_config_is_completed_by_the_run(source, experiment):
     task = experiment.values["task"]
     assert (task["step"], task["width"], task["target_width"], task["rows"]) == (4, WIDTH, None, "all")
@@ -251,6 +272,14 @@ def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
             "config.task.site='n': {source} has the sites attended, gate, gated, gau_out, k, m, pre_norm",
         ),
         ({"task.target_site": "n"}, "config.task.target_site='n': {source} has the sites attended"),
+        (
+            {"task.target_site": "feed_forward_out"},
+            "config.task.target_site='feed_forward_out': {source} has the sites",
+        ),
+        (
+            {"task.target_site": "m"},
+            "config.task.target_site='m': is the site itself; leave it out to reconstruct that",
+        ),
         ({"task.target_site": "resid"}, "config.model.auxiliary=0.03125: must be 0 with a target_site"),
         ({"task.rows": "some"}, "config.task.rows='some': must be one of all, active"),
         ({"model.k": 0}, "config.model.k=0: must be in 1..24, the size"),

@@ -86,7 +86,7 @@ def model_of(config: ConfigDict) -> nn.Module:
     fields = config.task.to_dict()
     module = importlib.import_module(f"experiments.tasks.{fields.pop('name')}")
     if module is activations:
-        fields["width"] = 64  # of the run that it reads
+        fields |= {"width": 64, "target_width": 64 if fields["target_site"] else None}  # of the run that it reads
     if module is series:
         fields["channels"] = 24  # of the file that it reads
     return build_model(config.model.to_dict(), to_dataclass(module.Config, fields, "config.task"))
@@ -181,8 +181,8 @@ def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
         build(values)
     message = str(caught.value)
     assert "\n" not in message
-    files = dict.fromkeys(("configs/lm/bytes", "configs/series"), "config.task.files")
-    own = {**files, "configs/interp/dictionary": "--config.task.run=DIR"}
+    own = dict.fromkeys(("configs/lm/bytes", "configs/series"), "config.task.files")
+    own |= {f"configs/interp/{name}": "--config.task.run=DIR" for name in ("dictionary", "transcoder")}
     remedy = own.get(recipe, "run: python -m experiments.prepare --dataset=")
     assert remedy in message
 

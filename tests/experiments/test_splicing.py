@@ -13,9 +13,9 @@ from experiments.evaluation import evaluator, splicing
 from experiments.evaluation.examples import Scores
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
-from experiments.training.restore import Run
+from experiments.training.restore import Run, load
 from experiments.training.step import means
-from seqboat.interp.edits import Replace, Splice
+from seqboat.interp.edits import Replace, Splice, Transcode
 from seqboat.layers import taps
 from tests.experiments.test_activations import values as dictionary_of
 from tests.interp.test_edits import same
@@ -122,6 +122,20 @@ def test_an_evaluation_says_what_a_splice_costs(source, made, monkeypatch, capsy
     assert [type(edit) for edit in applied] == [Splice, type(None), type(None), Replace], "the other run, and this one"
 
 
+def test_a_transcoder_is_spliced_where_the_network_writes(tiny, untrained, tmp_path, monkeypatch):
+    source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run", step=4)
+    made = dictionary_in(tmp_path / "ff2", source, task__target_site="feed_forward_out", model__auxiliary=0.0)
+    run = load(source)
+    spliced = splicing.of(run, made)
+    assert (spliced.site, spliced.reads, spliced.layer) == ("feed_forward_out", "m", 2)
+    assert spliced.place == "feed_forward_out of layer 2, computed from m,"
+    (edit,) = taps.written(spliced.into(run).variables["edits"]).values()
+    assert (type(edit), edit.reads, edit.where.tolist()) == (Transcode, "m", [False, True])
+    monkeypatch.setattr(splicing, "means", lambda total: {"loss": total})
+    record = spliced.record("loss", plain=Scores(0.5, {}, (), {}))
+    assert (record["reads"], record["site"], record["metrics"]) == ("m", "feed_forward_out", {"plain": {"loss": 0.5}})
+
+
 def test_what_is_not_a_dictionary_of_the_run_is_one_line(source, made, tiny, untrained, tmp_path):
     other = untrained(tiny({"train.log_every": 2}), tmp_path / "other", step=4)
     transcoder = dictionary_in(tmp_path / "transcoder", source, task__target_site="resid", model__auxiliary=0.0)
@@ -136,7 +150,7 @@ def test_what_is_not_a_dictionary_of_the_run_is_one_line(source, made, tiny, unt
             source,
             transcoder,
             {},
-            f"--splice={transcoder} is a transcoder, from m to resid: expected a dictionary of one",
+            "resid of layer 2: edits: resid: cannot be computed from m here: no other value is at hand",
         ),
         (source, made, {"step": 3}, f"of step 4 of {source}, not of step 3 of {source}; --step=4 evaluates that one"),
         (other, made, {}, f"--splice={made} is a dictionary of step 4 of {source}, not of step 4 of {other}"),

@@ -15,7 +15,7 @@ from helpers import assert_close, grid, normal, random_like, rms
 
 import seqboat.layers
 from seqboat import hyper
-from seqboat.interp.edits import Force, Replace, Splice, Steer, Without, at, each
+from seqboat.interp.edits import Force, Replace, Splice, Steer, Transcode, Without, at, each
 from seqboat.layers import mega, taps, transformer
 from seqboat.layers.mixers import ema
 from seqboat.layers.router import RouterConfig
@@ -164,7 +164,7 @@ def test_without_edits_the_program_is_the_one_without_taps(name, monkeypatch):
     tapped = text()
     for module in pkgutil.iter_modules(seqboat.layers.__path__, "seqboat.layers."):
         if not module.ispkg and hasattr(found := importlib.import_module(module.name), "tap"):
-            monkeypatch.setattr(found, "tap", lambda module, name, value: value)
+            monkeypatch.setattr(found, "tap", lambda module, name, value, *beside: value)
     assert text() == tapped
 
 
@@ -210,6 +210,44 @@ def rows():
 
 def test_an_identical_splice_of_a_layer_changes_nothing():
     np.testing.assert_array_equal(rows()({"edits": {"m": Splice(True, same(D))}})[0], rows()({})[0])
+
+
+class Network(flax.struct.PyTreeNode):
+    """A feed-forward network as a transcoder."""
+
+    params: dict
+
+    encoder = property(lambda self: self.params["up"]["kernel"])
+    decoder = property(lambda self: self.params["down"]["kernel"])
+
+    def encode(self, x):
+        return jax.nn.silu(x @ self.encoder + self.params["up"]["bias"][(None,) * (x.ndim - 1)])
+
+    def decode(self, f):
+        return f @ self.decoder + self.params["down"]["bias"][(None,) * (f.ndim - 1)]
+
+
+def test_a_transcoder_takes_the_place_of_the_network_and_changes_nothing_before_it():
+    y, before = rows()({})
+    own = random_like(jax.eval_shape(SeqBoatLayer(ROWS).init, jax.random.key(0), X, jnp.asarray(REAL)))
+    params = own["params"]["feed_forward"]
+    spliced = lambda params, where=True: rows()(
+        {"edits": {"feed_forward": {"feed_forward_out": Transcode(jnp.asarray(where), Network(params))}}}
+    )
+    assert_close(spliced(params)[0], y)  # the network itself
+    other = jax.tree.map(lambda leaf: leaf + 1, params)
+    changed, after = spliced(other)
+    np.testing.assert_array_equal(spliced(other, False)[0], spliced(params, False)[0])
+    for site in widths_of("packed").keys() & {"pre_norm", "ssm_out", "m", "skip", "router_logits", "feed_forward_out"}:
+        np.testing.assert_array_equal(*(taps.read({"resid": y[None], **t}, site) for t in (before, after)))
+    active, confidence = (np.asarray(after["sparse"][name])[..., 0] for name in ("active", "confidence"))
+    network = Network(other)
+    written = network.decode(network.encode(after["m"]))
+    expected = jax.nn.silu(X + after["skip"] + jnp.where(active, confidence, 0)[..., None] * written)
+    assert_close(np.asarray(changed)[REAL], np.asarray(expected)[REAL])
+    moved = (np.asarray(changed) != np.asarray(y)).any(-1)
+    assert 0 < (active & REAL).sum() < REAL.sum()
+    np.testing.assert_array_equal(moved[REAL], active[REAL])
 
 
 @pytest.mark.parametrize("active", [True, False])
@@ -292,6 +330,19 @@ REFUSALS = {
         cut({"m": at(1, 2, Without(True, NARROW, 0))}),
         "from 6 to 6 channels at a value of 8",
     ),
+    "a transcoder of another width": (
+        cut({"feed_forward_out": at(1, 2, Transcode(True, NARROW))}),
+        "Transcode: a dictionary from 6 to 6 channels at a value of 8, which reads one of 8",
+    ),
+    "a transcoder from elsewhere": (
+        cut({"feed_forward_out": at(1, 2, Transcode(True, same(D), "gated"))}),
+        "feed_forward_out: cannot be computed from gated here: its rows are a function of feed_forward_hidden, m",
+    ),
+    "a transcoder to elsewhere": (
+        cut({"resid": at(1, 2, Transcode(True, same(D)))}),
+        "edits: resid: cannot be computed from m here: no other value is at hand",
+    ),
+    "a transcoder by itself": (lambda: Transcode(True, same(D))(X), "Transcode: needs the value of m beside the one"),
     "another number of modules": (cut({"router_logits": at(1, 2, Force(True, np.ones(3, bool)))}), "for 2 modules"),
     "a decision elsewhere": (cut({"m": at(1, 2, Force(True, True))}), "decisions are forced at router_logits"),
     "no such tap": (lambda: taps.read(run("dense", probes("dense", where=EVERYWHERE))[1], "n"), "there is no n; there"),
