@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import zipfile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +68,7 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
         f"{WHERE}: there is no regular file {path}; for a trained run, --data_dir gives its new directory",
     )  # reading a pipe would block
     data = path.read_bytes()
+    require(zipfile.is_zipfile(io.BytesIO(data)), f"{WHERE}: {path} is not an npz; numpy.savez writes one")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in ("x", "anomalies") if name in file}
@@ -87,8 +89,8 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
     require(np.isfinite(x).all(), f"{WHERE}: x of {path} has numbers that are not finite; fill or leave them out")
     require(x.size <= MAX_DRAWN, f"{WHERE}: x of {path} has {x.size:,} numbers; at most {MAX_DRAWN:,}")
     require(
-        labels is None or (labels.shape == x.shape[:1] and labels.dtype.kind in "fiub"),
-        f"{WHERE}: anomalies of {path} must be numbers ({len(x)},), as x has {len(x)} elements",
+        labels is None or (labels.shape == x.shape[:1] and labels.dtype.kind in "fiub" and np.isfinite(labels).all()),
+        f"{WHERE}: anomalies of {path} must be finite numbers ({len(x)},), as x has {len(x)} elements",
     )
     ends = np.round(np.cumsum(config.fractions) * len(x)).astype(int)[:2]
     parts = dict(zip(("train", "validation", "test"), np.split(x, ends), strict=True))
@@ -98,12 +100,19 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
             f"{WHERE}: the {split} part of {path} has {len(part)} elements, windows have config.task.length="
             f"{config.length}",
         )
-    mean, deviation = parts["train"].mean(0), parts["train"].std(0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what becomes of it is checked
+        mean, deviation = parts["train"].mean(0), parts["train"].std(0)
+        deviation = np.where(np.ptp(parts["train"], axis=0) > 0, deviation, 0)  # of equal numbers it is rounding
+        scaled = {split: ((part - mean) / deviation).astype(np.float32) for split, part in parts.items()}
     require(
         deviation.min() > 0,
         f"{WHERE}: channel {int(deviation.argmin())} of {path} does not vary in the training part; leave it out",
     )
-    parts = {split: ((part - mean) / deviation).astype(np.float32) for split, part in parts.items()}
+    finite = np.all([np.isfinite(part).all(0) for part in scaled.values()], axis=0) & np.isfinite(deviation)
+    require(
+        finite.all(), f"{WHERE}: channel {int(finite.argmin())} of {path} is too large for its deviation in training"
+    )
+    parts = scaled
     kinds = None if labels is None else (labels[ends[1] :] != 0).astype(np.int32)
     digest = f"{len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
     return Series(parts, kinds, None), {f"{WHERE}[0]": digest}

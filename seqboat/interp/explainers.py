@@ -65,8 +65,9 @@ class Record:
 
     def __post_init__(self) -> None:
         a, shape = np.asarray(self.activations), self.contexts.tokens.shape
-        if a.shape != shape or not np.isfinite(a).all() or a.min(initial=0) < 0:
-            raise ValueError(f"activations: {a.shape}; expected finite numbers >= 0, {shape} as the tokens")
+        numbers = a.shape == shape and a.dtype.kind in "fiub"
+        if not numbers or not np.isfinite(a).all() or a.min(initial=0) < 0:
+            raise ValueError(f"activations: {a.dtype} {a.shape}; expected finite numbers >= 0, {shape} as the tokens")
         object.__setattr__(self, "activations", a)
 
     @property
@@ -122,6 +123,8 @@ class PredicateExplainer:
     def __post_init__(self) -> None:
         if self.rules < 1 or self.most < 1:
             raise ValueError(f"rules={self.rules}, most={self.most}: expected at least 1 of each")
+        if not self.gain >= 0:  # nor NaN, above which nothing is
+            raise ValueError(f"gain={self.gain}: expected a number of at least 0")
 
     def explain(self, record: Record) -> Explanation:
         """Of a feature that never fires the rule holds nowhere."""

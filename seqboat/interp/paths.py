@@ -31,7 +31,9 @@ class PathTerms(NamedTuple):
         return linked + self.constant[(None,) * (linked.ndim - 1)] + self.error
 
     def active(self, feature: int) -> Float[Array, "*B F"]:
-        """The terms f_i <d_i, e_j> of one reading feature j."""
+        """The terms f_i <d_i, e_j> of one reading feature j. Raises ValueError if there is no such feature."""
+        if not 0 <= feature < self.links.shape[1]:
+            raise ValueError(f"feature={feature}: must be in 0..{self.links.shape[1] - 1}")
         return self.features * self.links[:, feature][(None,) * (self.features.ndim - 1)]
 
 

@@ -295,9 +295,17 @@ def test_a_model_has_the_channels_of_the_file(tmp_path):
         ({}, {"x": X.astype("U8")}, r"x of FILE is <U8 \(200, 3\); it must be numbers"),
         ({}, {"x": X.astype(object)}, r"FILE cannot be read as an npz of arrays \(Object arrays cannot be loaded"),
         ({}, {"x": np.where(X > 6, np.nan, X)}, "x of FILE has numbers that are not finite; fill or leave them out"),
-        ({}, {"x": X, "anomalies": LABELS[1:]}, r"anomalies of FILE must be numbers \(200,\), as x has 200 elements"),
+        (
+            {},
+            {"x": X, "anomalies": LABELS[1:]},
+            r"anomalies of FILE must be finite numbers \(200,\), as x has 200 elements",
+        ),
         ({"length": 21}, {"x": X}, "the validation part of FILE has 20 elements, windows have config.task.length=21"),
+        ({}, {"x": X, "anomalies": LABELS * np.nan}, "anomalies of FILE must be finite numbers"),
         ({}, {"x": X * [1, 0, 1]}, "channel 1 of FILE does not vary in the training part; leave it out"),
+        # A constant whose mean is rounded, and numbers that float32 does not have.
+        ({}, {"x": X * [1, 0, 1] + [0, 0.1, 0]}, "channel 1 of FILE does not vary in the training part; leave it out"),
+        ({}, {"x": X * [1, 1e300, 1]}, "channel 1 of FILE is too large for its deviation in training"),
     ],
 )
 def test_files_that_cannot_be_read(changes, arrays, message, tmp_path):
@@ -312,7 +320,7 @@ def test_mistakes_in_a_file_and_its_fields(tmp_path):
     with pytest.raises(UserError, match=r"^config.task.fractions=\(0.5, 0.5, 0.5\): must be three above 0 with sum 1$"):
         own(tmp_path / "x.npz", {"fractions": (0.5, 0.5, 0.5)}, x=X)
     (tmp_path / "text.npz").write_text("not an archive")
-    for name, message in (("text.npz", "cannot be read as an npz"), ("none.npz", "there is no regular file")):
+    for name, message in (("text.npz", "is not an npz"), ("none.npz", "there is no regular file")):
         with pytest.raises(UserError, match=rf"^config.task.files: .*{message}"):
             series.Task(series.Config(files=(str(tmp_path / name),)), batch_size=4, seed=0)
     with pytest.raises(

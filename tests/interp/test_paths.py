@@ -44,6 +44,8 @@ def test_links_constant_and_error_by_hand():
     np.testing.assert_allclose(terms.error, [[-1, 1.4 - 0.2], [-3, 0]], atol=1e-6)
     np.testing.assert_allclose(terms.pre_activation, [[6.25, 2 - 1 + 1.5], [-1.75, 1.5]], atol=1e-6)
     np.testing.assert_allclose(terms.active(1), [[0, -0.2], [0, 0]], atol=1e-6)
+    with pytest.raises(ValueError, match=r"feature=-1: must be in 0\.\.1"):
+        terms.active(-1)
 
 
 def test_the_terms_sum_to_the_pre_activation_of_every_row():
