@@ -56,6 +56,12 @@ def assert_close(got, expected, tolerance: float = F32, floor: float = 0.0) -> N
         assert error <= bound, f"{name}: error {error:.2e} exceeds {bound:.2e}"
 
 
+def vanishing(tree) -> float:
+    """A `floor` for gradients, some of which vanish: with it F32 allows an error of 4 units of float32's resolution at
+    the tree's RMS. The terms of a sum are rounded to about that, whatever their sum is."""
+    return 4 * float(np.finfo(np.float32).eps) / F32 * tree_rms(tree)
+
+
 def tree_rms(tree) -> float:
     """One RMS over all float entries of a tree."""
     flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, F32, assert_close, grid, normal, random_like, rms, tree_rms
+from helpers import BF16, F32, assert_close, grid, normal, random_like, rms, tree_rms, vanishing
 
 from seqboat.layers.mixers import ema, s4d
 from seqboat.layers.router import RouterConfig
@@ -119,10 +119,8 @@ class Case:
         raise AssertionError("no constant sequence is wholly active")
 
     def close(self, got, expected):
-        """Each leaf on its own scale, or a fiftieth of the tree's: F32 of that is 1.7 times float32's resolution, to
-        which a sum is rounded that vanishes, as the gradient of a bias of all keys. In half precision the tree as a
-        whole."""
-        floor = tree_rms(expected) * (1 if self.dtype == jnp.bfloat16 else 2e-2)
+        """Each leaf on its own scale, or on `vanishing`; in half precision the tree as a whole."""
+        floor = (tree_rms if self.dtype == jnp.bfloat16 else vanishing)(expected)
         assert_close(got, expected, self.tolerance, floor=floor)
 
 

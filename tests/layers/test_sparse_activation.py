@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, grid, normal, random_like, tree_rms
+from helpers import assert_close, grid, normal, random_like, vanishing
 
 from seqboat.layers import credit, execution
 from seqboat.layers.feed_forward import FeedForward
@@ -88,8 +88,8 @@ def test_modules_of_a_users_own_run_packed_as_they_run_dense(name):
     (gradients, (y, stats)), expected = run("packed"), run("dense")
     assert all(0 < int(count) < 15 for count in stats.active)
     assert_close((y, stats), expected[1])
-    assert_close(gradients, expected[0], floor=1e-2 * tree_rms(expected[0]))
-    assert_close(run("packed", blocks=3), expected, floor=1e-2 * tree_rms(expected[0]))
+    assert_close(gradients, expected[0], floor=vanishing(expected[0]))
+    assert_close(run("packed", blocks=3), expected, floor=vanishing(expected[0]))
     assert set(variables["params"]) == {"configurator", *(module.name for module in modules)}
 
 

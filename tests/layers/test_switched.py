@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, grid, normal, random_like, tree_rms
+from helpers import assert_close, grid, normal, random_like, vanishing
 
 from experiments.benchmarks.cases import CASES
 from seqboat.layers import execution
@@ -73,7 +73,7 @@ def test_equals_the_dense_form_in_values_and_gradients(module, monkeypatch):
     params = random_like(jax.eval_shape(lambda: initial(module)))
     for active in activations().values():
         got, expected = both(active, params, m)
-        assert_close(got, expected, floor=1e-2 * tree_rms(expected))
+        assert_close(got, expected, floor=vanishing(expected))
 
 
 def initial(module):
