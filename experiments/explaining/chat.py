@@ -5,7 +5,7 @@
     p = ChatJudge(chat).judge(explanation, contexts)
     chat.usage  # calls, answers, failures by their reason
 
-A failed answer is no answer: an explanation without text, a probability of NaN. It is counted, and nothing is raised.
+A failed answer counts as none: an explanation without text, a probability of NaN. It is counted, and nothing is raised.
 What the model writes is text and numbers to us; nothing of it is executed.
 
 The key is the value of an environment variable, read anew for every call. It is neither kept nor written anywhere, and

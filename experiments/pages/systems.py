@@ -4,7 +4,9 @@ list of
     {"system": "...", "paper": "arXiv 2306.11197", "use": "...", "place": "seqboat/layers/seqboat.py", "command": "...",
      "evidence": ["claims", "router_beats_everywhere"]}
 
-`evidence` is a claim's name, whose verdict is shown, or a page and a sentence: ["insight.md#codebooks", "bars met"].
+`evidence` is of one of three forms. Verdicts of claims and of studies come from their files:
+
+    ["claims", NAME, ...]      ["study", NAME, PAGE, SENTENCE or nothing]      [PAGE, SENTENCE]
 """
 
 import json
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import UserError, require
+from experiments.studies.protocol import find_study
 
 FIELDS = ("system", "paper", "use", "place", "command", "evidence")
 HEAD = """# Systems
@@ -48,16 +51,30 @@ def _row(path: Path, system: dict[str, Any]) -> str:
 
 
 def _evidence(path: Path, system: dict[str, Any]) -> str:
+    data, what = path.parents[1], f"{path}: {system['system']!r}"
     where, *said = system["evidence"]
-    if where != "claims":
-        require(
-            (path.parents[2] / where.split("#")[0]).exists(), f"{path}: {system['system']!r}: there is no page {where}"
-        )
-        return f"{said[0]} ([more]({where}))"
-    texts = []
-    for name in said:
-        claim = path.parents[1] / "claims" / f"{name}.json"
-        require(claim.exists(), f"{path}: {system['system']!r}: there is no claim {name}")
-        found = json.loads(claim.read_text())
-        texts.append(f"{found['claim']}: {found['verdict']}")
-    return "; ".join(texts) + " ([claims](claims.md))"
+    if where == "claims":
+        texts = []
+        for name in said:
+            claim = data / "claims" / f"{name}.json"
+            require(claim.exists(), f"{what}: there is no claim {name}")
+            found = json.loads(claim.read_text())
+            texts.append(f"{found['claim']}: {found['verdict']}")
+        where = "claims.md"
+    elif where == "study":
+        name, where, *texts = said
+        texts.insert(0, _bars(data / find_study(name).FOLDER / f"{name}.json"))
+    else:
+        texts = said
+    require((data.parent / where.split("#")[0]).exists(), f"{what}: there is no page {where}")
+    return f"{'; '.join(texts)} ([more]({where}))"
+
+
+def _bars(path: Path) -> str:
+    """How many bars of a study's result are met, and which are not."""
+    if not path.exists():
+        return "not run in full yet"
+    bars = json.loads(path.read_text())["bars"]
+    missed = [bar["name"] for bar in bars if not bar["met"]]
+    met = f"{len(bars) - len(missed)} of {len(bars)} bars met"
+    return met + (f", not met: {', '.join(missed)}" if missed else "")

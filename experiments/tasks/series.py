@@ -12,10 +12,12 @@ import zipfile
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.lib import format as npy
 
 from experiments.common.config import within
 from experiments.common.errors import UserError, require
 from experiments.common.files import user_path
+from experiments.data.archives import read_files
 from experiments.tasks.base import MAX_DRAWN
 from experiments.tasks.coupled_series import Series, SeriesTask
 
@@ -67,11 +69,14 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
         path.is_file(),
         f"{WHERE}: there is no regular file {path}; for a trained run, --data_dir gives its new directory",
     )  # reading a pipe would block
-    data = path.read_bytes()
-    require(zipfile.is_zipfile(io.BytesIO(data)), f"{WHERE}: {path} is not an npz; numpy.savez writes one")
+    require(zipfile.is_zipfile(path), f"{WHERE}: {path} is not an npz; numpy.savez writes one")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in ("x", "anomalies") if name in file}
+        found = read_files(path, ("x.npy", "anomalies.npy").__contains__)
+        arrays = {
+            name.removesuffix(".npy"): npy.read_array(io.BytesIO(data), allow_pickle=False) for name, data in found
+        }
+    except UserError as error:
+        raise UserError(f"{WHERE}: {error}") from error
     except Exception as error:  # a broken or hostile file can make its reader raise anything
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{WHERE}: {path} cannot be read as an npz of arrays ({why})") from error
@@ -103,16 +108,16 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what becomes of it is checked
         mean, deviation = parts["train"].mean(0), parts["train"].std(0)
         deviation = np.where(np.ptp(parts["train"], axis=0) > 0, deviation, 0)  # of equal numbers it is rounding
-        scaled = {split: ((part - mean) / deviation).astype(np.float32) for split, part in parts.items()}
+        parts = {split: ((part - mean) / deviation).astype(np.float32) for split, part in parts.items()}
     require(
         deviation.min() > 0,
         f"{WHERE}: channel {int(deviation.argmin())} of {path} does not vary in the training part; leave it out",
     )
-    finite = np.all([np.isfinite(part).all(0) for part in scaled.values()], axis=0) & np.isfinite(deviation)
+    finite = np.all([np.isfinite(part).all(0) for part in parts.values()], axis=0) & np.isfinite(deviation)
     require(
         finite.all(), f"{WHERE}: channel {int(finite.argmin())} of {path} is too large for its deviation in training"
     )
-    parts = scaled
     kinds = None if labels is None else (labels[ends[1] :] != 0).astype(np.int32)
-    digest = f"{len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
+    packed = path.read_bytes()
+    digest = f"{len(packed):,} bytes, sha256 {hashlib.sha256(packed).hexdigest()}"
     return Series(parts, kinds, None), {f"{WHERE}[0]": digest}

@@ -18,9 +18,6 @@ from jax.sharding import NamedSharding
 
 from experiments.training.experiment import Experiment
 from experiments.training.sharding import Meshed
-from seqboat.models.coarse_to_fine import CoarseToFine
-from seqboat.models.frames import Frames
-from seqboat.models.language_model import LanguageModel
 
 # TFLOP/s of dense bfloat16 products, GB/s of memory, GB/s to neighbours in one direction. Sources: Google Cloud's pages
 # on v5e and v5p; NVIDIA's data sheets of the SXM variants.
@@ -90,16 +87,11 @@ def step_flops(experiment: Experiment, batch: dict[str, Any], rate: float) -> fl
     active elements at the given rate."""
     model, layout = experiment.network.config, experiment.partition.layout
     layer, encoder = model.encoder.layer, model.encoder
-    own = layer.features * model.vocabulary_size if isinstance(experiment.network, LanguageModel) else 0
-    if isinstance(experiment.network, Frames):
-        own = model.multiplications()
+    length = batch["inputs"].shape[1]
     # A retrieval example has two lengths, so two sequences.
-    elements = batch["lengths"].size * batch["inputs"].shape[1] / layout.size(layout.data)
-    layers = encoder.layers * layer.multiplications(batch["inputs"].shape[1], rate)
-    if isinstance(experiment.network, CoarseToFine):
-        own = layer.features * (model.coarse.vocabulary_size + model.vocabulary_size)
-        layers += model.fine.layers * model.fine.layer.multiplications(batch["inputs"].shape[1], rate)
-    return 6 * elements * (layers + own)
+    elements = batch["lengths"].size * length / layout.size(layout.data)
+    own = model.multiplications(length, rate) if hasattr(model, "multiplications") else 0
+    return 6 * elements * (encoder.layers * layer.multiplications(length, rate) + own)
 
 
 def wire_bytes(text: str, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], float]:

@@ -142,7 +142,7 @@ def nearest(decoder: Float[np.ndarray, "F W"], alive: Bool[np.ndarray, " F"] | N
 
 
 def _answers(judge: Judge, explanation: Explanation, contexts: Contexts) -> Float[np.ndarray, "n L"]:
-    """Raises ValueError for answers of another shape; what is not a probability is no answer."""
+    """Raises ValueError for answers of another shape; what is not a probability counts as a missing one."""
     if not len(contexts.tokens):
         return np.zeros(contexts.tokens.shape)
     p = np.asarray(judge.judge(explanation, contexts), float)

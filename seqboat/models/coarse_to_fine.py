@@ -63,6 +63,12 @@ class CoarseToFineConfig:
             self.encoder, layer=dataclasses.replace(layer, causal=False), layers=self.fine_layers
         )
 
+    def multiplications(self, length: int, rate: float) -> float:
+        """Multiply-adds per element beside the encoder's: both heads, and the layers of the second stage."""
+        layer: Any = self.encoder.layer
+        heads = layer.features * (self.coarse.vocabulary_size + self.vocabulary_size)
+        return heads + self.fine.layers * self.fine.layer.multiplications(length, rate)
+
 
 class CoarseToFine(nn.Module):
     """symbols (B, L) and true lengths (B,) -> `Output` whose logits (B, L, V) at t are of the symbol at t + 1.

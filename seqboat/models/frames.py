@@ -67,12 +67,12 @@ class FramesConfig:
             found.append((-(-found[-1][0] // STRIDE), -(-found[-1][1] // STRIDE)))
         return tuple(found)
 
-    def multiplications(self) -> int:
-        """Of the frame encoder, per frame, for `experiments.plan`; those of zeros around the image count too."""
+    def multiplications(self, length: int, rate: float) -> float:
+        """Multiply-adds per frame beside the encoder's: the frame encoder's, those of zeros around the image too."""
         inputs, sizes = (self.frame[2], *self.filters), self.sizes()[1:]
         convolutions = zip(sizes, inputs, self.filters, strict=False)
         total = sum(math.prod(size) * KERNEL**2 * before * after for size, before, after in convolutions)
-        return total + math.prod(sizes[-1]) * self.filters[-1] * self.encoder.layer.features
+        return float(total) + math.prod(sizes[-1]) * self.filters[-1] * self.encoder.layer.features
 
 
 class FrameEncoder(nn.Module):

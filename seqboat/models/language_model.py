@@ -34,6 +34,10 @@ class LanguageModelConfig:
         if isinstance(self.head, HeadConfig) and self.head.reads_inputs:
             raise ValueError(f"head.name={self.head.name!r}: it is for classifiers, since it reads whole sequences")
 
+    def multiplications(self, length: int, rate: float) -> float:
+        """Multiply-adds per element beside the encoder's: those of a product with V outputs."""
+        return float(self.encoder.layer.features * self.vocabulary_size)
+
 
 class LanguageModel(nn.Module):
     """tokens (B, L) and true lengths (B,) -> `Output` whose logits (B, L, V) at t are of the symbol at t + 1.

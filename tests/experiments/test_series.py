@@ -13,6 +13,7 @@ import pytest
 
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
+from experiments.data import packed
 from experiments.evaluation.evaluator import evaluate_run
 from experiments.tasks import series
 from experiments.tasks.coupled_series import PERIODS, Config, Task, make, oscillations, pairs_in_order
@@ -314,13 +315,19 @@ def test_files_that_cannot_be_read(changes, arrays, message, tmp_path):
         own(path, changes, **arrays)
 
 
-def test_mistakes_in_a_file_and_its_fields(tmp_path):
+def test_mistakes_in_a_file_and_its_fields(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^config.task.channels=4: x of .*x.npz has 3; leave channels out$"):
         own(tmp_path / "x.npz", {"channels": 4}, x=X)
     with pytest.raises(UserError, match=r"^config.task.fractions=\(0.5, 0.5, 0.5\): must be three above 0 with sum 1$"):
         own(tmp_path / "x.npz", {"fractions": (0.5, 0.5, 0.5)}, x=X)
     (tmp_path / "text.npz").write_text("not an archive")
-    for name, message in (("text.npz", "is not an npz"), ("none.npz", "there is no regular file")):
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((2**24, 2)))
+    monkeypatch.setattr(packed, "MAX_UNCHECKED", 2**20)
+    for name, message in (
+        ("text.npz", "is not an npz"),
+        ("bomb.npz", "it is a decompression bomb"),
+        ("none.npz", "there is no regular file"),
+    ):
         with pytest.raises(UserError, match=rf"^config.task.files: .*{message}"):
             series.Task(series.Config(files=(str(tmp_path / name),)), batch_size=4, seed=0)
     with pytest.raises(

@@ -190,7 +190,7 @@ def test_elman_without_recurrence_is_a_map_of_every_element():
 def test_what_the_frame_encoder_costs():
     config = dataclasses.replace(CLIP, channels=256, frame=(16, 16, 1), filters=(8, 16))
     assert config.sizes() == ((16, 16), (8, 8), (4, 4))
-    assert config.multiplications() == 8 * 8 * 9 * 1 * 8 + 4 * 4 * 9 * 8 * 16 + 4 * 4 * 16 * WIDTH
+    assert config.multiplications(8, 0.5) == 8 * 8 * 9 * 1 * 8 + 4 * 4 * 9 * 8 * 16 + 4 * 4 * 16 * WIDTH
     assert CLIP.sizes() == ((5, 4), (3, 2), (2, 1))
 
 
