@@ -37,7 +37,7 @@ class Splicing:
 
     @property
     def place(self) -> str:
-        return f"{self.site} of layer {self.layer}" + ("" if self.reads is None else f", computed from {self.reads},")
+        return f"{self.site} of layer {self.layer}" + ("" if self.reads is None else f" (computed from {self.reads})")
 
     def into(self, run: Run) -> Run:
         """The run with the values replaced by their reconstructions. Raises UserError as `edited`."""
@@ -61,7 +61,7 @@ def of(run: Run, origin: Path) -> Splicing:
     found, where = load(origin), f"--splice={origin}"
     require(
         isinstance(found.model, dictionary.Dictionary),
-        f"{where} holds a {type(found.model).__name__}: expected a dictionary (configs/interp/dictionary.py)",
+        f"{where} holds a {type(found.model).__name__}: expected a dictionary or a transcoder (configs/interp)",
     )
     _, task = read_task(read_config(found.values))
     require(isinstance(task, activations.Config), f"{where} was not trained on activations of a run")

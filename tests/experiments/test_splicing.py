@@ -128,7 +128,7 @@ def test_a_transcoder_is_spliced_where_the_network_writes(tiny, untrained, tmp_p
     run = load(source)
     spliced = splicing.of(run, made)
     assert (spliced.site, spliced.reads, spliced.layer) == ("feed_forward_out", "m", 2)
-    assert spliced.place == "feed_forward_out of layer 2, computed from m,"
+    assert spliced.place == "feed_forward_out of layer 2 (computed from m)"
     (edit,) = taps.written(spliced.into(run).variables["edits"]).values()
     assert (type(edit), edit.reads, edit.where.tolist()) == (Transcode, "m", [False, True])
     monkeypatch.setattr(splicing, "means", lambda total: {"loss": total})
@@ -144,7 +144,7 @@ def test_what_is_not_a_dictionary_of_the_run_is_one_line(source, made, tiny, unt
             source,
             source,
             {},
-            f"--splice={source} holds a Classifier: expected a dictionary (configs/interp/dictionary.py)",
+            f"--splice={source} holds a Classifier: expected a dictionary or a transcoder (configs/interp)",
         ),
         (
             source,

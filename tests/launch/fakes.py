@@ -30,21 +30,30 @@ HOSTILE = [
     "a --workdir=b",
 ]
 
-RECORD = """#!/usr/bin/env bash
+# One write a record: bash's printf writes at every newline of an argument, so processes that start at once would mix.
+APPEND = """#!/usr/bin/env bash
 set -eu
-printf '%s\\0' "$#" "$@" >>"$FAKES/${0##*/}.calls"
+record() {
+  printf '%s\\0' "$(($# - 1))" "${@:2}" >"$FAKES/record.$$"
+  cat "$FAKES/record.$$" >>"$FAKES/$1.calls"
+  rm "$FAKES/record.$$"
+}
 """
 
+RECORD = APPEND + 'record "${0##*/}" "$@"\n'
+
 # behaviour: what the training does, a piece of shell. `-c` is the real interpreter: local_procs.sh asks it for a port.
-PYTHON = f"""#!/usr/bin/env bash
-set -eu
+PYTHON = (
+    APPEND
+    + f"""
 if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
-printf '%s\\0' "$#" "$@" >>"$FAKES/python.calls"
-printf '%s\\0' 2 "${{JAX_PLATFORMS-}}" "${{XLA_FLAGS-}}" >>"$FAKES/environment.calls"
+record python "$@"
+record environment "${{JAX_PLATFORMS-}}" "${{XLA_FLAGS-}}"
 id=0
 for argument; do case $argument in --process_id=*) id=${{argument#*=}} ;; esac; done
 source "$FAKES/behaviour"
 """
+)
 
 # On a worker: `-m uv venv` makes a folder whose interpreter is the fake one.
 PYTHON3 = (
