@@ -3,8 +3,9 @@
     python -m experiments.train --config=configs/synthetic/coupled_series.py:tiny --workdir=runs/series
     python -m experiments.evaluate --workdir=runs/series
 
-config.model.share=0.0 is one plain VAE for all channels, config.model.graph=0.0 leaves the graph's term out. The sizes
-are the published ones; :tiny has smaller ones, for a minute on a CPU.
+config.model.share=0.0 is one plain VAE for all channels; with it, config.model.vae="per_channel" is one for every
+channel and "joint" one of whole windows. config.model.graph=0.0 leaves the graph's term out. The sizes are the
+published ones; :tiny has smaller ones, for a minute on a CPU.
 """
 
 from configs import base

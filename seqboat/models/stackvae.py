@@ -8,7 +8,7 @@ under a squared error, where a variance can only shrink; here the output is the 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seqboat.choices import given
+from seqboat.choices import check_choices, given
 from seqboat.layers.initializers import deep
 from seqboat.layers.router import ActivationStats, no_decisions
 from seqboat.layers.terms import term
@@ -33,6 +33,10 @@ class StackVAEConfig:
     """Windows of `length` W elements of `channels` C. `hidden` are the widths of the encoder's layers, in reverse the
     decoder's; every channel has J `latents`.
 
+    `vae` is one autoencoder for the channels, "shared", or its controls: one of the same widths for every channel,
+    "per_channel", or one of the whole window, "joint", with as many latents in all, C J. Theirs are not of the same
+    layers for every channel, so that they cannot be mixed: `share` must be 0. The graph is then learned by its term.
+
     The graph: vectors of `node_size` for every channel, of whose products the `neighbours` largest count, and the
     `gain` in their tanh. `share` of what a channel's latents are made of comes from its neighbours; 0 is a plain VAE.
     Terms of the loss: `kl` and `graph` times their means per number.
@@ -48,8 +52,10 @@ class StackVAEConfig:
     share: float = 0.5
     kl: float = 1.0
     graph: float = 1.0
+    vae: Literal["shared", "per_channel", "joint"] = "shared"
 
     def __post_init__(self):
+        check_choices(self)
         for field in ("length", "latents", "node_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
@@ -63,6 +69,8 @@ class StackVAEConfig:
             raise ValueError(f"gain={self.gain}: must be positive")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share={self.share}: must be in 0..1")
+        if self.share and self.vae != "shared":
+            raise ValueError(f"share={self.share}: must be 0.0 with vae={self.vae!r}, whose latents cannot be mixed")
         for field in ("kl", "graph"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"{field}={getattr(self, field)}: must not be negative")
@@ -82,6 +90,8 @@ class StackVAE(nn.Module):
         h_c = enc(x_c),    m = (1 - share) h + share A h,    mean and log variance = linear maps of m_c
         z_c ~ N(mean, exp(log variance)),    x^_c = dec(z_c)
 
+    With `vae` = "per_channel" enc, dec and the linear maps are of every channel, parameters (C, ...); with "joint" they
+    are of x (C W,), all channels in turn, and the linear maps give C J numbers.
     Without `train`, z is the mean. Terms: "kl", KL(q(z | x) | N(0, 1)) in nats, and "graph", |x - A' x|^2 with A' the
     rows of A without their diagonal, scaled to the sum 1; both summed, over the number of inputs. With the squared
     error as the loss that is the evidence lower bound of a variance of 1/2. Raises ValueError for another W or C.
@@ -98,14 +108,18 @@ class StackVAE(nn.Module):
             raise ValueError(f"inputs are {inputs.shape}; this model takes (B, {config.length}, {config.channels})")
         count, x = jnp.float32(inputs.size), inputs.swapaxes(1, 2)
         a = ChannelGraph(config, name="channel_graph")()
-        h = self._layers("encoder", x, config.hidden, config.latents)
-        mixed = (1 - config.share) * h + config.share * (a @ h)
-        mean = nn.Dense(config.latents, name="mean")(mixed)
-        log_variance = nn.Dense(config.latents, name="log_variance")(mixed)
+        if config.vae == "joint":
+            x = x.reshape(len(x), 1, -1)
+        parts = config.channels // x.shape[1]  # channels that are encoded together
+        h = self._layers("encoder", x, config.hidden, parts * config.latents)
+        mixed = (1 - config.share) * h + config.share * (a @ h) if config.share else h
+        mean = self._dense(parts * config.latents, "mean")(mixed)
+        log_variance = self._dense(parts * config.latents, "log_variance")(mixed)
         z = mean
         if train and not self.is_initializing():
             z += jnp.exp(log_variance / 2) * jax.random.normal(self.make_rng("dropout"), mean.shape)
-        logits = self._layers("decoder", z, config.hidden[::-1], config.length).swapaxes(1, 2)
+        decoded = self._layers("decoder", z, config.hidden[::-1], parts * config.length)
+        logits = decoded.reshape(inputs.swapaxes(1, 2).shape).swapaxes(1, 2)
         term(self, "kl", config.kl, kl(mean, log_variance).sum(), count)
         term(self, "graph", config.graph, disagreement(a, inputs).sum(), count)
         stats = no_decisions(lengths.sum(keepdims=True).astype(jnp.float32))
@@ -114,8 +128,15 @@ class StackVAE(nn.Module):
     def _layers(self, name: str, x: Float[Array, "B C K"], hidden: Sequence[int], out: int) -> Float[Array, "B C M"]:
         kernel, bias = deep("he", "relu")
         for index, width in enumerate(hidden):
-            x = nn.relu(nn.Dense(width, kernel_init=kernel, bias_init=bias, name=f"{name}_{index}")(x))
-        return nn.Dense(out, name=f"{name}_out")(x)
+            x = nn.relu(self._dense(width, f"{name}_{index}", kernel_init=kernel, bias_init=bias)(x))
+        return self._dense(out, f"{name}_out")(x)
+
+    def _dense(self, width: int, name: str, **initializers: Any) -> nn.Module:
+        """Of (B, C, K), over the last axis: the same for all channels, or one for each."""
+        layer: Any = nn.Dense
+        if self.config.vae == "per_channel":
+            layer = nn.vmap(layer, in_axes=1, out_axes=1, variable_axes={"params": 0}, split_rngs={"params": True})
+        return layer(width, name=name, **initializers)
 
 
 class ChannelGraph(nn.Module):

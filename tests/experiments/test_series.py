@@ -202,6 +202,8 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line():
         build_model({"name": "stackvae"}, SMALL)
     with pytest.raises(UserError, match=r"^config\.model\.channels: not set here, the task decides it$"):
         build_model({"name": "stackvae", "channels": 6}, SMALL)
+    with pytest.raises(UserError, match=r"^config\.model\.vae='single': must be one of shared, per_channel, joint$"):
+        build_model({"name": "stackvae", "neighbours": 3, "vae": "single"}, SMALL)
 
 
 @pytest.fixture(scope="module")

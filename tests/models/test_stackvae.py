@@ -16,6 +16,7 @@ from tests.helpers import assert_close, normal, random_like
 FILE = Path(__file__).parents[1] / "parity/fixtures/wide/stackvae_graph.npz"
 ROWS, LENGTH, CHANNELS = 3, 5, 4
 SMALL = StackVAEConfig(CHANNELS, LENGTH, hidden=(6, 7), latents=2, node_size=3, neighbours=3, kl=0.5, graph=2.0)
+GRAPH = "channel_graph"
 INPUTS, LENGTHS = normal(0, ROWS, LENGTH, CHANNELS), jnp.full(ROWS, LENGTH)
 
 
@@ -105,6 +106,78 @@ def test_channels_meet_in_the_graph_alone(trained):
     assert np.abs(alone[:, :, 0] - alone_changed[:, :, 0]).max() > 1e-3
 
 
+CONTROLS = {vae: dataclasses.replace(SMALL, hidden=(6,), share=0.0, vae=vae) for vae in ("per_channel", "joint")}
+
+
+@pytest.fixture(scope="module")
+def controls():
+    """Of both controls parameters, logits and terms, of "per_channel" those of training; its start; and the logits of
+    one autoencoder for all channels that has the layers of each channel in turn, by the same draws."""
+    shared = dataclasses.replace(CONTROLS["per_channel"], vae="shared")
+
+    def run(config, params, train):
+        variables, rngs = {"params": params}, {"dropout": jax.random.key(7)}
+        out, changed = StackVAE(config).apply(variables, INPUTS, LENGTHS, train, mutable=["terms"], rngs=rngs)
+        return out.logits, collect(changed["terms"])
+
+    @jax.jit
+    def every(key, params):
+        start = StackVAE(CONTROLS["per_channel"]).init(key, INPUTS, LENGTHS)["params"]
+        found = {vae: run(CONTROLS[vae], p, vae == "per_channel") for vae, p in params.items()}
+        layers = {name: value for name, value in params["per_channel"].items() if name != GRAPH}
+        graph = params["per_channel"][GRAPH]
+        return start, found, jax.lax.map(lambda own: run(shared, {**own, GRAPH: graph}, True)[0], layers)
+
+    params = random_like(
+        {
+            vae: jax.eval_shape(StackVAE(c).init, jax.random.key(0), INPUTS, LENGTHS)["params"]
+            for vae, c in CONTROLS.items()
+        }
+    )
+    return params, *every(jax.random.key(3), params)
+
+
+def divergence(params, x):
+    """KL of the latents of x (..., K) by the layers of an encoder, in numpy."""
+    dense = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"]
+    h = dense("encoder_out", np.maximum(dense("encoder_0", x), 0))
+    mean, log_variance = dense("mean", h), dense("log_variance", h)
+    return mean, (np.exp(log_variance) + mean**2 - 1 - log_variance).sum() / 2
+
+
+def test_a_vae_for_every_channel_is_one_with_its_layers(controls):
+    params, _, found, alone = controls
+    (logits, terms), x = found["per_channel"], np.asarray(INPUTS, np.float64)
+    for channel in range(CHANNELS):
+        assert_close(logits[:, :, channel], alone[channel, :, :, channel])
+    assert np.abs(logits[:, :, 1] - alone[0, :, :, 1]).max() > 1e-3
+    p = {name: jax.tree.map(np.asarray, value) for name, value in params["per_channel"].items() if name != GRAPH}
+    own = [jax.tree.map(lambda leaf, c=c: leaf[c], p) for c in range(CHANNELS)]
+    assert_close(terms["kl"].total, sum(divergence(p, x[:, :, c])[1] for c, p in enumerate(own)))
+
+
+def test_a_vae_for_every_channel_starts_as_one_for_each(controls):
+    _, start, _, _ = controls
+    for name, gain, inputs in (("encoder_0", 2, LENGTH), ("mean", 1, 2), ("decoder_out", 1, 6)):
+        kernel = np.asarray(start[name]["kernel"])
+        assert kernel.shape[:2] == (CHANNELS, inputs)
+        assert np.abs(kernel[0] - kernel[1]).max() > 1e-3, "drawn anew for every channel"
+        assert kernel.std() == pytest.approx((gain / inputs) ** 0.5, rel=0.4), "the variance is by a channel's inputs"
+
+
+def test_a_joint_vae_is_the_equations(controls):
+    params, _, found, _ = controls
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["joint"])
+    x = np.asarray(INPUTS, np.float64).swapaxes(1, 2).reshape(ROWS, CHANNELS * LENGTH)  # channel after channel
+    mean, expected = divergence(p, x)
+    assert mean.shape == (ROWS, CHANNELS * SMALL.latents)
+    h = np.maximum(mean @ p["decoder_0"]["kernel"] + p["decoder_0"]["bias"], 0)
+    decoded = h @ p["decoder_out"]["kernel"] + p["decoder_out"]["bias"]
+    logits, terms = found["joint"]
+    assert_close(logits, decoded.reshape(ROWS, CHANNELS, LENGTH).swapaxes(1, 2))
+    assert_close(terms["kl"].total, expected)
+
+
 def test_the_kl_is_that_of_monte_carlo():
     mean, log_variance = np.array([0.0, 0.7, -1.5]), np.array([0.0, -1.2, 0.8])
     rng, std = np.random.default_rng(0), np.exp(log_variance / 2)
@@ -142,6 +215,8 @@ def test_scores_of_a_series_are_those_of_its_windows(params):
         ({"share": 1.5}, r"share=1.5: must be in 0\.\.1"),
         ({"kl": -1.0}, "kl=-1.0: must not be negative"),
         ({"graph": float("nan")}, "graph=nan: must not be negative"),
+        ({"vae": "joint"}, "share=0.5: must be 0.0 with vae='joint', whose latents cannot be mixed"),
+        ({"vae": "per_channel"}, "share=0.5: must be 0.0 with vae='per_channel', whose latents cannot be mixed"),
     ],
 )
 def test_mistakes(changes, message):
