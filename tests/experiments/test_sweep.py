@@ -5,7 +5,18 @@ import json
 
 import pytest
 
-from configs.sweeps import depth, mqar, quickstart, selective_copy, target_rate
+from configs.sweeps import (
+    codes,
+    coupled_series,
+    depth,
+    gliding_digits,
+    mixers,
+    mqar,
+    quickstart,
+    selective_copy,
+    target_rate,
+    transformers,
+)
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import seeds
@@ -126,6 +137,16 @@ def test_the_sweeps_of_the_documentation_are_valid():
     rates = {name: values["model"]["activation_rate"] for name, values in table.arms.items()}
     assert {name for name, rate in rates.items() if rate == 0.4} == {"strided", "random"}
     assert table.arms["target_rate"]["model"]["router"]["target_rate"] == 0.4
+
+
+@pytest.mark.breadth
+@pytest.mark.parametrize("module", [codes, coupled_series, gliding_digits, mixers, transformers])
+def test_the_sweeps_of_other_systems_are_valid(module):
+    if module is gliding_digits:
+        pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    table = to_dataclass(Sweep, module.get_config().to_dict(), "config")
+    table.check()
+    assert table.seeds == 5 and not table.learning_rates
 
 
 def test_the_arms_of_depth_are_configs_of_their_own():
