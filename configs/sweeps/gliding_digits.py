@@ -1,6 +1,6 @@
 """Which way a digit moves: an LSTM, SeqBoat, and the control that does not see the order of the frames.
 
-    python -m experiments.sweep --config=configs/sweeps/gliding_digits.py --workdir=runs/gliding --out=runs/gliding/table
+    python -m experiments.sweep --config=configs/sweeps/gliding_digits.py --workdir=runs/gliding --out=runs/frames
 
 A digit begins anywhere and leaves the board at one side to come in at the other, so that only the motion tells. Data,
 steps and learning rate are those of configs/synthetic/gliding_digits.py for all arms; nothing was tuned for one.

@@ -146,7 +146,7 @@ def test_the_sweeps_of_other_systems_are_valid(module):
         pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     table = to_dataclass(Sweep, module.get_config().to_dict(), "config")
     table.check()
-    assert table.seeds == 5 and not table.learning_rates
+    assert (table.seeds, table.learning_rates) == (5, ())
 
 
 def test_the_arms_of_depth_are_configs_of_their_own():
