@@ -92,11 +92,35 @@ class FrameEncoder(nn.Module):
         x = inputs.reshape(batch * length, *self.frame)
         kernel, bias = deep("he", "relu")
         for index, filters in enumerate(self.filters):
-            name = f"convolution_{index}"
-            x = nn.Conv(filters, (KERNEL, KERNEL), STRIDE, kernel_init=kernel, bias_init=bias, name=name)(x)
-            x = nn.relu(x)
+            x = nn.relu(Convolution(filters, kernel, bias, name=f"convolution_{index}")(x))
         x = x.reshape(batch, length, math.prod(x.shape[1:]))
         return nn.Dense(self.features, kernel_init=truncated_normal(), name="projection")(x)
+
+
+class Convolution(nn.Module):
+    """(B, H, W, C) -> (B, H / 2, W / 2, F), rounded up: a kernel of 3 x 3 with stride 2, zeros around the image.
+
+    One product with the nine shifted images side by side. A training step on a CPU takes a ninth of the time it takes
+    with XLA's convolution (gliding digits, an LSTM, 0.039 s instead of 0.347 s of CPU time).
+    """
+
+    filters: int
+    kernel_init: Any
+    bias_init: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        kernel = self.param("kernel", self.kernel_init, (KERNEL, KERNEL, x.shape[-1], self.filters))
+        sizes = [-(-size // STRIDE) for size in x.shape[1:3]]
+        missing = [
+            max((count - 1) * STRIDE + KERNEL - size, 0) for count, size in zip(sizes, x.shape[1:3], strict=True)
+        ]
+        x = jnp.pad(x, ((0, 0), *((zeros // 2, zeros - zeros // 2) for zeros in missing), (0, 0)))
+        along = [slice(shift, shift + STRIDE * (sizes[0] - 1) + 1, STRIDE) for shift in range(KERNEL)]
+        across = [slice(shift, shift + STRIDE * (sizes[1] - 1) + 1, STRIDE) for shift in range(KERNEL)]
+        shifted = jnp.concatenate([x[:, rows, columns] for rows in along for columns in across], -1)
+        bias = self.param("bias", self.bias_init, (self.filters,))
+        return shifted @ kernel.reshape(-1, self.filters) + bias[None, None, None]
 
 
 class Frames(nn.Module):
