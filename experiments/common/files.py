@@ -94,6 +94,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
+def json_line(content: Any) -> str:
+    """A line of a JSON Lines file; values that are not finite become null."""
+    return json.dumps(_finite(content), allow_nan=False) + "\n"
+
+
 def _finite(content: Any) -> Any:
     """Nested mappings, sequences and numbers as JSON values."""
     if isinstance(content, Mapping):

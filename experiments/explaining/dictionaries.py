@@ -1,4 +1,5 @@
-"""The dictionaries that explain a run: one for each of some layers, of the m that its router reads."""
+"""The dictionaries that explain a run: one for each of some layers, of the m that its router reads, or of `gated`, what
+attention has read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from seqboat.interp.dictionaries import Atoms
 from seqboat.layers import taps
 from seqboat.models.dictionary import Dictionary, atoms
 
-SITE = "m"
+SITE, READ = "m", "gated"
+WHY = {SITE: "a router's margin is a sum over features of m", READ: "features of gated show what attention reads"}
 
 
 class Given(NamedTuple):
@@ -32,12 +34,20 @@ class Given(NamedTuple):
     def layer(self) -> int:
         return self.config.layer
 
+    @property
+    def site(self) -> str:
+        return self.config.site
+
 
 def read(
-    run: Run, paths: Sequence[Path], data_dir: str | None = None, flag: str = "--dictionaries"
+    run: Run,
+    paths: Sequence[Path],
+    data_dir: str | None = None,
+    flag: str = "--dictionaries",
+    sites: Sequence[str] = (SITE,),
 ) -> tuple[Given, ...]:
     """Dictionaries of a run, by layer; `flag` named them. Raises UserError for a run without a router, for what is not
-    a dictionary of m of this very step of the run, and for two of one layer."""
+    a dictionary of one of the `sites` of this very step of the run, and for two of one site and layer."""
     if not paths:
         raise UserError(
             f"{flag}=DIR,DIR is missing: dictionaries of m of this run, which "
@@ -48,13 +58,14 @@ def read(
         raise UserError(
             f"{run.origin} has codebooks at {SITE}: explain the run that it began from, with --codebook={run.origin}"
         )
-    found: dict[int, Given] = {}
+    found: dict[tuple[int, str], Given] = {}
     for path in paths:
-        given = _read(run, path, data_dir, flag)
-        if given.layer in found:
-            raise UserError(f"{flag}: {found[given.layer].path} and {path} are both of layer {given.layer}")
-        found[given.layer] = given
-    return tuple(found[layer] for layer in sorted(found))
+        given = _read(run, path, data_dir, flag, sites)
+        if other := found.get((given.layer, given.site)):
+            what = f"{other.path} and {path} are both of layer {given.layer}"
+            raise UserError(f"{flag}: {what}" + (f", {given.site}" if len(sites) > 1 else ""))
+        found[given.layer, given.site] = given
+    return tuple(found[key] for key in sorted(found))
 
 
 def check_router(run: Run) -> None:
@@ -65,14 +76,14 @@ def check_router(run: Run) -> None:
         raise UserError(f"the run in {run.origin}: {error}") from error
 
 
-def _read(run: Run, path: Path, data_dir: str | None, flag: str) -> Given:
+def _read(run: Run, path: Path, data_dir: str | None, flag: str, sites: Sequence[str]) -> Given:
     dictionary, where = load(path, data_dir=data_dir), f"{flag}: {path}"
     if not isinstance(dictionary.model, Dictionary):
-        raise UserError(f"{where} holds a {type(dictionary.model).__name__}, not a dictionary of {SITE}")
+        raise UserError(f"{where} holds a {type(dictionary.model).__name__}, not a dictionary of {' or '.join(sites)}")
     _, config = read_task(read_config(dictionary.values))
-    if not isinstance(config, activations.Config) or (config.site, config.target_site) != (SITE, None):
+    if not isinstance(config, activations.Config) or config.site not in sites or config.target_site is not None:
         site = getattr(config, "target_site", None) or getattr(config, "site", "other data")
-        raise UserError(f"{where} is of {site}: a router's margin is a sum over features of {SITE}")
+        raise UserError(f"{where} is of {site}: {', and '.join(WHY[each] for each in sites)}")
     if not made_of(dictionary.meta, config, run):
         at = f"step {config.step} of {config.run}"
         raise UserError(

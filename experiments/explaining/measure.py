@@ -16,10 +16,11 @@ from experiments.evaluation import splicing
 from experiments.explaining.contexts import contexts
 from experiments.explaining.decisions import Decision, take_apart
 from experiments.explaining.dictionaries import SITE, Given
+from experiments.explaining.words import Words
 from experiments.reports.measure import Example, batches
 from experiments.training.restore import Run
-from seqboat.interp import attribution, dictionaries
-from seqboat.interp.edits import Without, at
+from seqboat.interp import attribution, dictionaries, scorers
+from seqboat.interp.edits import Steer, Without, at
 from seqboat.layers import taps
 
 SHOWN = 4  # features of a layer for attention, and as many against, with contexts and interventions
@@ -32,13 +33,15 @@ MIXED = ("ssm_out", "pre_norm")
 
 class Look(NamedTuple):
     """One layer on a batch of B sequences: `m` (B, L, D) before an edit of it, the model's `margin` (B, L) after it,
-    `valid` (B, L), what `MIXED` names of the first sequence (L, D), and the loss as (sum, weight)."""
+    `valid` (B, L), what `MIXED` names of the first sequence (L, D), and the loss as (sum, weight). Of all layers, where
+    attention is `active` (layers, B, L)."""
 
     m: Any
     margin: Any
     valid: Any
     mixed: dict[str, Any]
     loss: Any
+    active: Any
 
 
 class Looks:
@@ -50,22 +53,38 @@ class Looks:
         self._sites = {site for sites in run.model.config.encoder.layer.sites().values() for site in sites}
         self._look = jax.jit(self._compute)
 
-    def without(self, given: Given, feature: int | None = None) -> Iterator[Look]:
-        """The dictionary's layer in every batch, without the feature in m; None is the model as it is."""
-        edit = at(given.layer, self.layers, Without(feature is not None, given.atoms, np.int32(feature or 0)))
-        variables = taps.edited(self.run.model, self.run.variables, {SITE: edit})
+    def without(
+        self, given: Given, feature: int | None = None, taken: Float[np.ndarray, "n L"] | None = None
+    ) -> Iterator[Look]:
+        """The dictionary's layer in every batch, without the feature in m, or with numbers `taken` from attention's
+        margins alone; by default the model as it is."""
+        router = np.zeros((len(self.run.model.config.encoder.layer.make_modules()), 2), np.float32)
+        router[0, 1] = 1  # of attention, the first module, to be active
+        first = 0
         for batch, count in batches(self.examples):
-            found = jax.device_get(self._look(variables, batch, given.layer - 1))
             rows = count * batch["lengths"][0].size  # two documents of a pair are two sequences
+            amount = np.zeros((batch["lengths"].size, batch["inputs"].shape[1]), np.float32)
+            if taken is not None:
+                amount[:rows] = -taken[first : first + rows]
+            first += rows
+            edits = {
+                SITE: Without(feature is not None, given.atoms, np.int32(feature or 0)),
+                "router_logits": Steer(True, router, amount),
+            }
+            edits = {site: at(given.layer, self.layers, edit) for site, edit in edits.items()}
+            variables = taps.edited(self.run.model, self.run.variables, edits)
+            found = jax.device_get(self._look(variables, batch, given.layer - 1))
             valid = np.arange(found.m.shape[1])[None] < batch["lengths"].reshape(-1)[:rows, None]
-            yield found._replace(m=found.m[:rows], margin=found.margin[:rows], valid=valid)
+            active = found.active[:, :rows]
+            yield found._replace(m=found.m[:rows], margin=found.margin[:rows], valid=valid, active=active)
 
     def _compute(self, variables: Any, batch: Any, layer: Array) -> Look:
         examined = self.run.experiment.functions.evaluate_examples(variables, batch, tapped=True)
         site = lambda name: taps.read(examined.taps, name)[layer].astype(jnp.float32)
         logits = site("router_logits")[:, :, 0]  # of attention, the first module
         mixed = {name: site(name)[0] for name in MIXED if name in self._sites}
-        return Look(site(SITE), logits[..., 1] - logits[..., 0], None, mixed, examined.total["loss"])
+        active = taps.read(examined.taps, "active")[..., 0] > 0
+        return Look(site(SITE), logits[..., 1] - logits[..., 0], None, mixed, examined.total["loss"], active)
 
 
 class Terms(NamedTuple):
@@ -106,7 +125,12 @@ class Explained:
 
 
 def explain(
-    looks: Looks, given: Given, split: str, sequences: list[tuple[np.ndarray, int]], element: int | None
+    looks: Looks,
+    given: Given,
+    split: str,
+    sequences: list[tuple[np.ndarray, int]],
+    element: int | None,
+    words: Words,
 ) -> Explained:
     """Raises UserError for an element that the first sequence lacks."""
     plain = list(looks.without(given))
@@ -114,13 +138,16 @@ def explain(
     decision = take_apart(looks.run, given, plain[0], sequences[0][1], element)
     checked = jax.device_get(jax.jit(dictionaries.health)(given.atoms, rows))
     features = _features(totals, len(each["margin"]), int((each["model"] > 0).sum()))
-    shown = np.array(largest(features["contribution"], features["against"]))
-    found = dict(zip(shown.tolist(), _intervene(looks, plain, given, shown, each), strict=True))
+    shown = largest(features["contribution"], features["against"])
+    active, parts = _activations(plain, given, shown)
+    effects = _intervene(looks, plain, given, shown, active, parts, each)
+    said = words.of(SITE, given.layer, given.atoms, shown, active, near(plain, given, shown, features["fires"]))
     norms = checked.norms[:: max(1, len(checked.norms) // PAIRS)][:PAIRS]
     values = {
         "layer": given.layer,
         "dictionary": {"workdir": str(given.path), "step": given.step, "rows": given.config.rows},
         **_of_layer(each),
+        "rates": rates(plain),
         "losses": splicing.losses(looks.run, split, SITE, given.layer, given.atoms),
         "size": len(features["fires"]),
         "alive": int((features["fires"] > 0).sum()),
@@ -130,9 +157,10 @@ def explain(
                 "feature": number,
                 **{name: float(column[number]) for name, column in features.items()},
                 **effect,
-                "contexts": contexts(looks.run.task, sequences, active),
+                **own,
+                "contexts": contexts(looks.run.task, sequences, where),
             }
-            for number, (effect, active) in found.items()
+            for number, effect, own, where in zip(shown, effects, said, active, strict=True)
         ],
         "decision": decision.values(),
         "health": {
@@ -219,37 +247,57 @@ def _of_layer(each: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _intervene(
-    looks: Looks, plain: Sequence[Look], given: Given, shown: np.ndarray, each: Mapping[str, np.ndarray]
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Of every feature shown: what taking it away changes, predicted and measured, and its activations (n, L)."""
-    active, parts = _activations(plain, given, shown)
+    looks: Looks,
+    plain: Sequence[Look],
+    given: Given,
+    shown: Sequence[int],
+    active: Float[np.ndarray, "S n L"],
+    parts: Float[np.ndarray, "S N"],
+    each: Mapping[str, np.ndarray],
+) -> Iterator[dict[str, Any]]:
+    """Of every feature shown, with its activations and terms: what taking it away changes, predicted and measured, and
+    what taking its terms from the decision alone does."""
     before, loss = each["model"], _loss(plain)
-    for place, feature in enumerate(shown.tolist()):
+    gain = np.asarray(given.atoms.decoder @ given.router.weight)
+    for place, feature in enumerate(shown):
         edited = list(looks.without(given, feature))
         after = np.concatenate([look.margin[look.valid] for look in edited])
         predicted = before - parts[place]
         flipped = [(before > 0) != (margin > 0) for margin in (predicted, after)]
         certain = (np.abs(before) > CERTAIN) & (np.abs(predicted) > CERTAIN)
-        yield (
-            {
-                "measured_flips": float(flipped[1].mean()),
-                "compared": int(certain.sum()),
-                "disagree": int((flipped[0] != flipped[1])[certain].sum()),
-                "loss": loss,
-                "loss_without": _loss(edited),
-            },
-            active[place],
-        )
+        yield {
+            "measured_flips": float(flipped[1].mean()),
+            "compared": int(certain.sum()),
+            "disagree": int((flipped[0] != flipped[1])[certain].sum()),
+            "loss": loss,
+            "loss_without": _loss(edited),
+            "loss_decided_without": _loss(list(looks.without(given, taken=active[place] * gain[feature]))),
+        }
 
 
-def _activations(plain: Sequence[Look], given: Given, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The features shown (S, n, L), zero in padding, and their terms (S, N) at the N elements."""
+def _activations(plain: Sequence[Look], given: Given, shown: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Some features (S, n, L), zero in padding, and their terms (S, N) at the N elements."""
     features, parts = [], []
     for look in plain:
         found = terms(given, look.m)
         features.append(np.where(look.valid[..., None], found.f[..., shown], 0))
         parts.append(found.features[look.valid][:, shown])
     return np.moveaxis(np.concatenate(features), -1, 0), np.concatenate(parts).T
+
+
+def near(
+    plain: Sequence[Look], given: Given, shown: Sequence[int], fires: Float[np.ndarray, " F"]
+) -> Float[np.ndarray, "S n L"] | None:
+    """The activations of the nearest other atom that fires, of every feature shown; None if there is none."""
+    if not shown or (fires > 0).sum() < 2:
+        return None
+    return _activations(plain, given, scorers.nearest(np.asarray(given.atoms.decoder), fires > 0)[shown].tolist())[0]
+
+
+def rates(plain: Sequence[Look]) -> list[float]:
+    """The share of elements where attention is active, by layer."""
+    active = np.concatenate([look.active[:, look.valid] for look in plain], axis=1)
+    return active.mean(1).tolist()
 
 
 def _loss(looks: Sequence[Look]) -> float:

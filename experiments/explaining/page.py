@@ -1,17 +1,20 @@
 """The page `why.html`. All of its HTML and prose is in `why.html.j2`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.evaluation.explanations import COLUMNS, WIDTH
 from experiments.explaining.contexts import marked, window
 from experiments.explaining.measure import CERTAIN, Explained
 from experiments.reports import pictures
 from experiments.reports.excerpts import CONTEXT
 from experiments.reports.page import shades, template
 from experiments.training.restore import Run
+from seqboat.interp.predicates import plain_symbol
 
 TEMPLATE = "why.html.j2"
 LARGEST = 3  # features of the sentence on a layer
@@ -32,9 +35,13 @@ def page(
     return template(TEMPLATE, __package__).render(
         run=Path(why["run"]["workdir"]).absolute().name,
         why=why,
+        kind=re.sub("(?<=[a-z])(?=[A-Z])", " ", why["model"]["name"]).lower(),
         task=str(task.get("dataset") or {"corpus": "this text"}.get(task["name"], task["name"])).replace("_", " "),
         shades=shades(layers),
         layers=[_layer(layer, run, rows, layers) for layer in explained],
+        reading=[_reading(layer, run.task) for layer in why["reading"]],
+        columns=COLUMNS,
+        width=WIDTH,
         missing=missing,
         other=other,
         certain=CERTAIN,
@@ -62,6 +69,19 @@ def _layer(layer: Explained, run: Run, rows: list[tuple[np.ndarray, int]], layer
         "text": text,
         "norms": pictures.pairs(layer.pairs, ("norm of m - centre", "norm of the features"), shade),
     }
+
+
+def _reading(layer: Mapping[str, Any], task: Any) -> dict[str, Any]:
+    """A layer of why.json's `reading`, with distances and symbols as text."""
+
+    def named(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **found,
+            "distances": [{**each, "place": _place(each["distance"])} for each in found["distances"]],
+            "symbols": [{**each, "text": plain_symbol(task.symbol, each["symbol"])} for each in found["symbols"]],
+        }
+
+    return {**layer, "attention": named(layer["attention"]), "shown": [named(each) for each in layer["shown"]]}
 
 
 def _by_feature(layer: Explained, shade: str) -> str:

@@ -13,31 +13,28 @@ There is no language model here: `experiments.explaining.chat` has the client, a
 
 import collections
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
-from experiments.evaluation import agreement
+from experiments.evaluation import agreement, explanations
 from experiments.evaluation.agreement import SITE
+from experiments.evaluation.explanations import COLUMNS, PREDICATES, SCORES, Halves, Scored
 from experiments.studies import dictionaries
 from experiments.studies.dictionaries import SPLIT, Plan
 from experiments.studies.protocol import Bar, judge, ranged
 from experiments.tasks.tokfsm import BASE, FIRST_DIGIT
 from experiments.training.restore import Run
-from experiments.training.step import apply
 from seqboat.interp import scorers
 from seqboat.interp.dictionaries import Atoms
-from seqboat.interp.edits import Without, at
-from seqboat.interp.explainers import Contexts, Explanation, PredicateExplainer, Record, RuleJudge, split
+from seqboat.interp.explainers import Contexts, split
 from seqboat.interp.predicates import Rule
-from seqboat.layers import taps
 
 FOLDER = "insight"
 
@@ -56,51 +53,19 @@ EDITED = 20  # units of every arm that are taken away
 SHOWN = 12  # explanations of every arm in the result
 PLAN = Plan(range(10, 13), dictionary={"model.k": FEATURES_A_TOKEN}, layers=(LAYER,))
 
-# The scores of a unit whose mean is in a row: a name and where it is among them.
-SCORES: dict[str, Callable[["Scored"], float]] = {
-    "simulation": lambda found: found.simulation.correlation,
-    "f1": lambda found: found.simulation.f1,
-    "detection": lambda found: found.detection.random.balanced_accuracy,
-    "detection_auc": lambda found: found.detection.random.auc,
-    "detection_f1": lambda found: found.detection.random.f1,
-    "detection_near": lambda found: found.detection.near.balanced_accuracy,
-    "fuzzing": lambda found: found.fuzzing.balanced_accuracy,
-}
-COLUMNS = {
-    "simulation": "simulation",
-    "f1": "F1, natural rate",
-    "detection": "detection",
-    "detection_near": "against the nearest",
-    "detection_auc": "AUC",
-    "fuzzing": "fuzzing",
-    "intervention": "intervention",
-}
-
-
-class Scored(NamedTuple):
-    """A unit of an arm with its explanation and scores; `named` is whether the rule names its state."""
-
-    unit: int
-    explanation: Explanation
-    simulation: scorers.Simulation
-    detection: scorers.Detection
-    fuzzing: scorers.Score
-    named: bool
-
-    @property
-    def failed(self) -> int:
-        return sum(each.failed for each in (self.simulation, *self.detection, self.fuzzing))
-
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Some test sequences of a run: batches, contexts, m (n, L, D), true states (n, L), and the `first` half (n,)."""
+    """Some test sequences of a run: batches, their halves, m (n, L, D), and true states (n, L)."""
 
     batches: Sequence[Mapping[str, Any]]
-    contexts: Contexts
+    parts: Halves
     m: Float[np.ndarray, "n L D"]
     states: np.ndarray
-    first: Bool[np.ndarray, " n"]
+
+    @property
+    def first(self) -> Bool[np.ndarray, " n"]:
+        return self.parts.first
 
 
 def study(save: Callable[[dict[str, Any]], None], *, workdir: Path, seeds: range = range(10, 13)) -> list[Bar]:
@@ -132,7 +97,8 @@ def see(model: Run, layer: int, seed: int) -> Seen:
     tokens = join(batch["inputs"] for batch in batches)
     states = join(model.task.truth(batch)["state"] for batch in batches)
     m = agreement.see(model, batches).m[layer - 1]
-    return Seen(batches, Contexts(tokens, model.task.symbol), m, states, split(len(tokens), seed))
+    parts = explanations.halves(Contexts(tokens, model.task.symbol), split(len(tokens), seed))
+    return Seen(batches, parts, m, states)
 
 
 def arms(atoms: Atoms, found: Seen) -> dict[str, Atoms]:
@@ -149,11 +115,12 @@ def measured(model: Run, layer: int, atoms: Atoms, found: Seen, seed: int) -> di
     """The row of an arm: mean scores over units, and those of some."""
     f = np.asarray(jax.jit(Atoms.encode)(atoms, jnp.asarray(found.m)))
     units = chosen(f[found.first], seed)
-    scored = list(explained(f, units, np.asarray(atoms.decoder), found, seed))
+    found_words = list(explained(f, units, np.asarray(atoms.decoder), found, seed))
+    scored = [each for each, _ in found_words]
     scores: dict[str, float | None] = {name: _mean([read(each) for each in scored]) for name, read in SCORES.items()}
     effects = removed(model, layer, atoms, f, units[:EDITED], found)
     scores["intervention"] = _mean(scorers.intervention(effects)) if len(effects) > 1 else None
-    good = [each for each in scored if each.simulation.f1 > GOOD]
+    good = [named for each, named in found_words if each.simulation.f1 > GOOD]
     return {
         "units": len(scored),
         "alive": int((f[found.first] > 0).any((0, 1)).sum()),
@@ -162,16 +129,16 @@ def measured(model: Run, layer: int, atoms: Atoms, found: Seen, seed: int) -> di
         "scores": scores,
         "failed": sum(each.failed for each in scored),
         "good": len(good),
-        "named": float(np.mean([each.named for each in good])) if good else None,
+        "named": float(np.mean(good)) if good else None,
         "edited": len(effects),
         "examples": [
             {
                 "unit": each.unit,
                 "text": each.explanation.text,
-                "named": each.named,
+                "named": named,
                 **{name: read(each) for name, read in SCORES.items()},
             }
-            for each in scored[:SHOWN]
+            for each, named in found_words[:SHOWN]
         ],
     }
 
@@ -184,24 +151,14 @@ def chosen(f: Float[np.ndarray, "n L F"], seed: int) -> list[int]:
 
 def explained(
     f: Float[np.ndarray, "n L F"], units: Sequence[int], decoder: Float[np.ndarray, "F W"], found: Seen, seed: int
-) -> Iterator[Scored]:
-    """Units explained on the first half and scored on the other."""
-    explainer, rule_judge = PredicateExplainer(), RuleJudge()
-    first, other = found.contexts.rows(found.first), found.contexts.rows(~found.first)
+) -> Iterator[tuple[Scored, bool]]:
+    """Units explained on the first half and scored on the other, and whether the rule names the state."""
     alive = (f[found.first] > 0).any((0, 1))
     nearest = scorers.nearest(decoder, alive) if units and alive.sum() > 1 else None
-    for unit in units:
-        explanation = explainer.explain(Record(first, f[found.first, :, unit]))
-        record = Record(other, f[~found.first, :, unit])
-        near = None if nearest is None else f[~found.first, :, nearest[unit]]
-        yield Scored(
-            unit,
-            explanation,
-            scorers.simulation(rule_judge, explanation, record),
-            scorers.detection(rule_judge, explanation, record, near, seed=seed),
-            scorers.fuzzing(rule_judge, explanation, record, seed=seed),
-            names_state(explanation.rule or Rule(), record.active, found.states[~found.first]),
-        )
+    given = ((unit, f[..., unit], None if nearest is None else f[..., nearest[unit]]) for unit in units)
+    for each in explanations.explained(PREDICATES, found.parts, given, seed):
+        active = f[~found.first, :, each.unit] > 0
+        yield each, names_state(each.explanation.rule or Rule(), active, found.states[~found.first])
 
 
 def names_state(rule: Rule, active: Bool[np.ndarray, "n L"], states: np.ndarray) -> bool:
@@ -233,28 +190,13 @@ def _fixed(clause: Sequence[Any]) -> set[tuple[int, int]]:
 def removed(
     model: Run, layer: int, atoms: Atoms, f: Float[np.ndarray, "n L F"], units: Sequence[int], found: Seen
 ) -> Float[np.ndarray, "F 2 V"]:
-    """The change of the mean log-probabilities if a unit is taken away, where it fires, on the two halves of the
-    sequences that it is not explained on; units that fire in one half alone are left out."""
+    """The changes of log-probabilities if a unit is taken away, on two halves of the sequences that it is not explained
+    on."""
     other = np.flatnonzero(~found.first)
-    batches = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays])[other], *found.batches)
-    half = np.arange(len(other)) % 2
-    before = _log_probabilities(model.model, model.variables, batches)
-    layers, effects = model.model.config.encoder.layers, []
-    for unit in units:
-        active = f[other, :, unit] > 0
-        if not all(active[half == each].any() for each in (0, 1)):
-            continue
-        edit = at(layer, layers, Without(True, atoms, jnp.array([unit])))
-        after = _log_probabilities(model.model, taps.edited(model.model, model.variables, {SITE: edit}), batches)
-        change = np.asarray(after - before)
-        effects.append([change[half == each][active[half == each]].mean(0) for each in (0, 1)])
-    return np.array(effects).reshape(-1, 2, before.shape[-1])
-
-
-@functools.partial(jax.jit, static_argnums=0)  # all units of an arm share a program
-def _log_probabilities(model: Any, variables: Any, batch: Any) -> Array:
-    output, _ = apply(model, variables, batch, False, ())
-    return jax.nn.log_softmax(output.logits.astype(jnp.float32))
+    batch = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays])[other], *found.batches)
+    active = np.moveaxis(f[other][..., list(units)] > 0, -1, 0)
+    effects = explanations.effects(model, SITE, layer, atoms, units, active, [batch])
+    return np.array(list(effects.values())).reshape(-1, 2, model.task.config.vocabulary_size)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float | None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from experiments.common.errors import UserError
+from experiments.evaluation import explanations
 from experiments.explaining import chat as module
 from experiments.explaining.chat import Chat, ChatExplainer, ChatJudge
+from experiments.explaining.words import CALLS, explaining, words
 from seqboat.interp.explainers import Contexts, Explainer, Explanation, Judge, Record
 from seqboat.interp.scorers import detection
 
@@ -275,3 +277,46 @@ def test_numbers_that_cannot_be_are_refused(values, field):
         ChatJudge(Chat("https://example.com", "m"), batch=0)
     with pytest.raises(ValueError, match="examples=0"):
         ChatExplainer(Chat("https://example.com", "m"), examples=0)
+
+
+def test_features_are_explained_and_judged_by_the_server(server, monkeypatch):
+    """On one window of every sequence; the key is nowhere, though the answers have it."""
+    monkeypatch.setattr(explanations, "answers", lambda run: False)
+    task = type("Task", (), {"config": type("C", (), {"vocabulary_size": 5}), "symbol": "-abcd".__getitem__})()
+    run = type("Run", (), {"task": task})()
+    rng = np.random.default_rng(0)
+    examples = [{"inputs": rng.integers(1, 5, 40), "lengths": np.array(40 - 8 * (n % 2))} for n in range(6)]
+    asked = explaining(server.url, "a-model", 3)
+    assert asked.chat.budget == 3 * CALLS
+    server.answers = [said(f"It fires on {KEY}."), said('{"1": [1], "2": []}')]
+    found = words(run, examples, asked)
+    active = 1.0 * np.stack([example["inputs"] == 2 for example in examples])
+    active *= np.arange(40) < np.array([int(example["lengths"]) for example in examples])[:, None]
+    (first,) = found.of("m", 1, None, [7], active[None], active[None])
+    assert first["text"] == "It fires on [key]."
+    assert first["failed"] > 0, "the third excerpt has no answer"
+    assert first["asked"] > first["failed"]
+    assert set(first["scores"]) == set(explanations.COLUMNS) | {"detection_f1"}
+    judged = [body["messages"][1]["content"] for _, _, body in server.requests[1:]]
+    assert all(len(line.split()) <= 17 for content in judged for line in content.splitlines()), "windows alone"
+    values = found.values()
+    assert (values["name"], values["made_from"], values["scored_on"]) == ("a-model", 3, 3)
+    assert values["usage"]["calls"] == len(server.requests)
+    assert KEY not in json.dumps([values, first]) + repr(found.explaining)
+
+
+@pytest.mark.parametrize(
+    ("explainer", "model", "message"),
+    [
+        ("predicates", "m", "--explainer_model: predicates need no model; name its server with --explainer=URL"),
+        ("rules", None, "--explainer: expected predicates, or the URL of a server, http://HOST:PORT/v1"),
+        ("http://127.0.0.1:1/v1", None, "--explainer_model=NAME is missing"),
+        ("http://user:secret@host/v1", "m", "explainer: the URL must be"),
+        ("ftp://host", "m", "explainer: the URL must be"),
+    ],
+)
+def test_who_cannot_explain_is_refused(explainer, model, message):
+    with pytest.raises(UserError, match=message) as found:
+        explaining(explainer, model)
+    assert "\n" not in str(found.value)
+    assert "secret" not in str(found.value)

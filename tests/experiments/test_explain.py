@@ -13,11 +13,13 @@ import pytest
 from configs import base
 from experiments.common.errors import UserError
 from experiments.data import identity
-from experiments.evaluation import agreement, splicing
-from experiments.explaining import against, measure, writer
+from experiments.evaluation import agreement, explanations, splicing
+from experiments.evaluation.explanations import COLUMNS
+from experiments.explaining import against, measure, reading, writer
 from experiments.explaining import codes as code_table
 from experiments.explaining import page as pages
 from experiments.explaining.dictionaries import read
+from experiments.explaining.words import explaining, words
 from experiments.reports import pictures
 from experiments.reports.measure import spread
 from experiments.training.checkpoints import Checkpoints
@@ -73,6 +75,15 @@ def given(dictionary, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def read_by(run, tmp_path_factory) -> Path:
+    """A dictionary of gated of layer 2, untrained."""
+    experiment = build(dictionary_values(run, model__size=20, model__k=4, task__layer=2, task__site="gated"))
+    variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
+    variables["batch_stats"]["norm"] = jnp.ones(())
+    return write(tmp_path_factory.mktemp("gated") / "g2", experiment, variables, 6)
+
+
+@pytest.fixture(scope="module")
 def codes(run, tiny, tmp_path_factory) -> Path:
     """The run's parameters, with random codes at m."""
     experiment = build({**tiny(VALUES), "codebook": {**base.codebook().to_dict(), "codes": 30}})
@@ -84,16 +95,22 @@ def codes(run, tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def explained(run, given, codes, tmp_path_factory):
-    """The page, its numbers, and what was measured for it."""
-    found = []
+def measured(run, given, read_by, codes, tmp_path_factory):
+    """The page, its numbers, what was measured for it, and by what."""
+    found, looks = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splicing, "losses", lambda *_: LOSSES)
         original = measure.explain
-        patch.setattr(measure, "explain", lambda *a: found.append(original(*a)) or found[-1])
+        patch.setattr(measure, "explain", lambda *a: looks.append(a[0]) or found.append(original(*a)) or found[-1])
         out = tmp_path_factory.mktemp("page") / "why.html"
-        path, numbers = writer.write_explanation(run, [given], examples=10, out=out, codebook=codes)
-    return path, json.loads(numbers.read_text()), found[0]
+        path, numbers, _ = writer.write_explanation(run, [given, read_by], examples=10, out=out, codebook=codes)
+    return path, json.loads(numbers.read_text()), found[0], looks[0]
+
+
+@pytest.fixture(scope="module")
+def explained(measured):
+    """The page, its numbers, and what was measured for it."""
+    return measured[:3]
 
 
 def test_both_sums_are_the_models_margins(explained):
@@ -155,6 +172,138 @@ def test_flips_are_those_that_interventions_measure(explained):
     assert any(feature["loss_without"] != feature["loss"] for feature in layer["shown"])
 
 
+def test_margins_alone_can_be_changed(measured):
+    """By less than they are, which changes no decision, and by more, which takes attention from one layer."""
+    _, _, found, looks = measured
+    (plain,) = looks.without(found.given)
+    own, other = (share[plain.valid].mean() for share in plain.active[::-1])
+    assert measure.rates([plain]) == pytest.approx([other, own])
+    assert 0 < own < 1
+    taken = np.maximum(plain.margin, 0)
+    less, more = (next(looks.without(found.given, taken=factor * taken)) for factor in (0.5, 2))
+    np.testing.assert_array_equal(less.active, plain.active)
+    assert not more.active[1].any()
+    for look in (less, more):
+        np.testing.assert_array_equal(look.active[0], plain.active[0])
+        np.testing.assert_array_equal(look.m, plain.m)
+        np.testing.assert_array_equal(look.margin, plain.margin)  # before its own edit
+    assert len({float(look.loss[0]) for look in (plain, less, more)}) == 3
+
+
+def test_every_feature_shown_has_words_and_scores(explained):
+    path, why, _ = explained
+    lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    assert [(line["site"], line["feature"]) for line in lines] == [
+        (site, feature["feature"])
+        for site, layers in (("m", why["layers"]), ("gated", why["reading"]))
+        for layer in layers
+        for feature in layer["shown"]
+    ]
+    assert {line["site"] for line in lines} == {"m", "gated"}
+    parts = {"made_from": 5, "scored_on": 5, "missing": None}
+    assert why["explainer"] == {"name": "predicates", "url": None, "usage": None, **parts}
+    text = shown_text(path.read_text())
+    for line in lines:
+        assert line["text"]
+        assert line["text"] in text
+        assert (line["failed"], line["layer"], line["explainer"]) == (0, 2, "predicates")
+        assert line["asked"] > 50
+        assert set(line["scores"]) == {*COLUMNS, "detection_f1"}
+    for name in ("simulation", "intervention"):
+        assert sum(line["scores"][name] is not None for line in lines) > len(lines) / 2
+    assert "made from 5 of the sequences and scored on the other 5" in text
+    (layer,) = why["layers"]
+    change = [feature["loss_decided_without"] - feature["loss"] for feature in layer["shown"]]
+    assert any(change)
+    assert f"{change[0]:+.4f}" in text
+
+
+def test_what_attention_reads_sums_to_its_output(explained):
+    path, why, _ = explained
+    (layer,) = why["reading"]
+    assert (layer["layer"], layer["size"], layer["examples"]) == (2, 20, 10)
+    assert layer["largest_difference"] < 1e-5 * layer["scale"]
+    assert 0 < len(layer["shown"]) <= min(layer["alive"], reading.SHOWN)
+    assert 0 < layer["active"] < why["layers"][0]["elements"]
+    for found in (*layer["shown"], layer["attention"]):
+        assert 0 < found["tokens"] <= reading.QUERIES
+        for part in ("distances", "symbols"):
+            shares = [abs(each["share"]) for each in found[part]]
+            assert shares == sorted(shares, reverse=True)
+            assert 0 < len(shares) <= reading.LARGEST
+            assert sum(shares) < 1 + 1e-6
+    assert all(each["share"] > 0 for each in layer["attention"]["distances"]), "weights of a softmax"
+    means = [feature["mean"] for feature in layer["shown"]]
+    assert means == sorted(means, reverse=True)
+    text = shown_text(path.read_text())
+    assert f"{layer['alive']} of 20 features fire at the {layer['active']} active tokens of 10 examples" in text
+
+
+def test_parts_of_a_sum_by_distance_and_symbol():
+    terms = np.array([[0, 3.0, -1, 0], [2, 0, 0, 2]])
+    places = np.array([0, 1]), np.array([2, 3])
+    tokens = np.array([[5, 6, 7, 8], [9, 6, 6, 7]])
+    found = reading._shares(terms, places, tokens)
+    share = lambda part, name: [(each[name], each["share"] * 8) for each in found[part]]
+    assert share("distances", "distance") == [(-1, 3), (-3, 2), (0, 1)]
+    assert share("symbols", "symbol") == [(6, 3), (9, 2), (7, 1)]
+    assert reading._shares(terms, places, None)["symbols"] == []
+    assert reading._shares(np.zeros((0, 4)), places, tokens) == {"distances": [], "symbols": []}
+
+
+@pytest.mark.breadth
+def test_few_examples_are_held_of_long_ones(run, read_by, monkeypatch):
+    """At least two, for words are made from some and scored on others."""
+    loaded = bound(load(run))
+    (dictionary,) = read(loaded, [read_by], sites=("gated",))
+    examples = list(spread(loaded.task.evaluation_batches("test"), 5)[0].values())
+    monkeypatch.setattr(reading, "ELEMENTS", 1)
+    monkeypatch.setattr(reading, "SHOWN", 0)
+    found = reading.by_source(loaded, dictionary, words(loaded, examples, explaining("predicates")))
+    assert (found["examples"], found["shown"]) == (2, [])
+    assert found["attention"]["distances"]
+
+
+def test_without_words_the_page_says_why(explained, written):
+    _, why, found = explained
+    none = {"text": None, "scores": dict.fromkeys(COLUMNS), "asked": 0, "failed": 0}
+    values = {**found.values, "shown": [{**feature, **none} for feature in found.values["shown"]]}
+    missing = {**why["explainer"], "missing": "The inputs are numbers, which no words describe."}
+    layer = dataclasses.replace(found, values=values)
+    text = shown_text(written(layer, vocabulary=None, explainer=missing, reading=[]))
+    assert "No feature is put into words. The inputs are numbers, which no words describe." in text
+    assert "fires where" not in text
+    assert "No dictionary of gated was given" in text
+    usage = {"calls": 1234, "answers": 7, "missing": 0, "failures": {}}
+    said = {**why["explainer"], "name": HOSTILE, "url": "http://127.0.0.1:1/v1", "usage": usage}
+    shown = [{**feature, **none, "text": HOSTILE} for feature in found.values["shown"]]
+    source = written(dataclasses.replace(found, values={**found.values, "shown": shown}), explainer=said)
+    text = shown_text(source)
+    assert f"as the language model {HOSTILE} says" in text
+    assert "called 1,234 times and answered 7" in text
+    assert text.count(HOSTILE) > len(shown)
+    assert "<script" not in source
+
+
+def test_halves_are_of_examples_and_do_not_depend_on_features(tiny):
+    task = type("Task", (), {"config": type("C", (), {"vocabulary_size": 9}), "symbol": str})()
+    run = type("Run", (), {"task": task})()
+    pair = {"inputs": np.ones((6, 2), int), "lengths": np.array([6, 4])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explanations, "answers", lambda run: False)
+        found = words(run, [pair] * 5, explaining("predicates"))
+    first = found.parts.first
+    assert first.shape == (10,)
+    assert sorted(first[::2]) == [False, False, False, True, True]
+    np.testing.assert_array_equal(first[::2], first[1::2])  # the documents of a pair
+    assert found.parts.made.shown.sum() == 2 * 10
+    assert "One example alone is too few" in words(run, [pair], explaining("predicates")).missing
+    task.config.vocabulary_size = None
+    numbers = words(run, [pair] * 2, explaining("predicates"))
+    assert numbers.of("m", 1, None, [3], np.ones((1, 4, 6)), None)[0]["text"] is None
+    assert "numbers" in numbers.missing
+
+
 def test_the_fewest_features_that_decide():
     features = np.array([[3.0, -1, 0.5], [-3, 1, 0], [-1, -2, 4], [0.5, 0.5, 0]])
     active = np.array([True, False, True, True])
@@ -180,15 +329,24 @@ def checked(text: str) -> Reader:
     return reader
 
 
+def shown_text(source: str) -> str:
+    return " ".join("".join(checked(source).text).split())
+
+
 def test_the_page(explained):
     path, why, _ = explained
     source = path.read_text()
     reader = checked(source)
-    tables = 3 + sum(bool(layer["shown"]) for layer in why["codes"]["layers"])
+    tables = 6 + sum(bool(layer["shown"]) for layer in why["codes"]["layers"])
     assert source.count('<div class="wide"><table>') == source.count("<table") == tables, "tables scroll on a phone"
     text = " ".join("".join(reader.text).split())
     (layer,) = why["layers"]
-    for title in ("Features", "One decision taken apart twice", "Health of the dictionaries"):
+    assert "This classifier has 2 layers of 8 channels" in text
+    assert (
+        f"On these tokens attention is active at 100 % in layer 1, {100 * layer['rates'][1]:.0f} % in layer 2." in text
+    )
+    assert layer["rates"][1] == layer["rate"]
+    for title in ("Features", "What attention reads", "One decision taken apart twice", "Health of the dictionaries"):
         assert title in reader.text
     assert "No dictionary of layer 1 was given, so nothing is said about it." in text
     assert "Layers without a dictionary (1)" in text
@@ -262,7 +420,7 @@ def test_a_mixer_without_a_kernel_has_no_sum_over_sources(run, given, monkeypatc
     config = loaded.model.config.encoder.layer
     monkeypatch.setattr(type(config.mixer), "kernel", MixerConfig.kernel)
     zeros = np.zeros((1, 12, config.features), np.float32)
-    look = measure.Look(zeros, zeros[..., 0], None, {"ssm_out": zeros[0], "pre_norm": zeros[0]}, None)
+    look = measure.Look(zeros, zeros[..., 0], None, {"ssm_out": zeros[0], "pre_norm": zeros[0]}, None, None)
     found = take_apart(loaded, dictionary, look, 12, 3)
     assert (found.position, found.sources.size, found.values()["by_source"]) == (3, 0, None)
     assert "not a sum over earlier elements" in found.missing
@@ -318,7 +476,8 @@ def test_units_and_routes_of_a_run_are_those_of_its_twin(run, twin, given, dicti
 
 
 def test_the_page_takes_another_run_without_dictionaries(run, twin, tmp_path):
-    path, numbers = writer.write_explanation(run, [], examples=10, out=tmp_path / "why.html", against=twin)
+    path, numbers, lines = writer.write_explanation(run, [], examples=10, out=tmp_path / "why.html", against=twin)
+    assert lines.read_text() == ""
     why = json.loads(numbers.read_text())
     assert why["layers"] == []
     assert why["against"]["workdir"] == str(twin)
@@ -326,6 +485,7 @@ def test_the_page_takes_another_run_without_dictionaries(run, twin, tmp_path):
     text = "".join(checked(path.read_text()).text)
     assert "No dictionary of layer 2 was given, so nothing is said about it." in text
     assert "Health of the dictionaries" not in text
+    assert "No dictionary of m was given" in text
 
 
 def test_sequences_are_compared_up_to_their_ends(run, twin, monkeypatch):
@@ -363,14 +523,15 @@ def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_pa
     refused("--dictionaries=DIR,DIR is missing", run)
     refused("--against=DIR is missing", run, given, against_paths=[given])
     again = Path(shutil.copytree(given, tmp_path / "again"))
-    refused(f"{given} and {again} are both of layer 2", run, given, again)
-    refused(f"{run} holds a Classifier, not a dictionary of m", run, run)
+    refused(f"{given} and {again} are both of layer 2, m", run, given, again)
+    refused(f"{run} holds a Classifier, not a dictionary of m or gated", run, run)
     experiment, variables = dictionary
-    task = {**experiment.values["task"], "site": "gated"}
-    gated = write(
-        tmp_path / "g", dataclasses.replace(experiment, values={**experiment.values, "task": task}), variables, 6
+    task = {**experiment.values["task"], "site": "resid"}
+    resid = write(
+        tmp_path / "r", dataclasses.replace(experiment, values={**experiment.values, "task": task}), variables, 6
     )
-    refused("is of gated: a router's margin is a sum over features of m", run, gated)
+    refused("is of resid: a router's margin is a sum over features of m, and features of gated show what", run, resid)
+    refused("--explainer_model=NAME is missing", run, given, explainer="http://127.0.0.1:9/v1")
     refused("no evaluation split 'tset'", run, given, split="tset")
 
 
@@ -382,7 +543,7 @@ def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_pat
     refused(f"the run in {never}: the layers of this model have no router", run, against=never)
 
 
-def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, tmp_path):
+def test_what_cannot_be_compared_is_refused(run, twin, given, read_by, tiny, untrained, tmp_path):
     loaded = writer.load(run)
 
     def refused(message: str, path: Path, *dictionaries: Path) -> None:
@@ -395,6 +556,7 @@ def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, t
     refused(f"--against={again} is the run itself", again)
     refused(f"there is no work directory {tmp_path / 'none'}", tmp_path / "none")
     refused(f"--against_dictionaries: {given} is of step 4 of {run}", twin, given)
+    refused("is of gated: a router's margin is a sum over features of m", twin, read_by)
     refused(f"--against={given} is of the task activations, and {run} of short_listops", given)
     small = untrained(tiny({**VALUES, "model.layers": 1}), tmp_path / "small")
     refused(f"--against={small} has 1 layers, and {run} has 2", small)
@@ -407,15 +569,16 @@ def test_what_cannot_be_compared_is_refused(run, twin, given, tiny, untrained, t
 
 def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(program, "write_explanation", lambda *a: asked.append(a) or ("a.html", "a.json"))
+    monkeypatch.setattr(program, "write_explanation", lambda *a: asked.append(a) or ("a.html", "a.json", "a.jsonl"))
     flags = {"workdir": str(run), "dictionaries": ["a", "b"], "examples": 3, "element": 2}
-    flags |= {"against": "c", "against_dictionaries": ["d"], "codebook": "e"}
-    others = ("against", "against_dictionaries", "codebook")
+    flags |= {"against": "c", "against_dictionaries": ["d"], "codebook": "e", "explainer_model": "f"}
+    others = ("against", "against_dictionaries", "codebook", "explainer", "explainer_model")
     for name in ("workdir", "dictionaries", "step", "split", "examples", "element", "out", "data_dir", *others):
         monkeypatch.setattr(program, f"_{name.upper()}", type("Flag", (), {"value": flags.get(name)}))
     program.main()
-    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, Path("c"), [Path("d")], Path("e"))]
-    assert capsys.readouterr().out == "wrote a.html and a.json\n"
+    rest = (Path("c"), [Path("d")], Path("e"), "predicates", "f")
+    assert asked == [(run, [Path("a"), Path("b")], "test", None, 3, 2, None, None, *rest)]
+    assert capsys.readouterr().out == "wrote a.html, a.json and a.jsonl\n"
     monkeypatch.setattr(program, "_WORKDIR", type("Flag", (), {"value": None}))
     with pytest.raises(UserError, match="--workdir=DIR is missing"):
         program.main()
