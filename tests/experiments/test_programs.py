@@ -496,7 +496,7 @@ def test_train_then_evaluate(tiny, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     best = Checkpoints(workdir / "checkpoints", best_metric="accuracy", read_only=True).best_step()
     result = json.loads((workdir / f"evaluation_validation_{best}.json").read_text())
-    assert f"written to {workdir}/evaluation_validation_{best}.json" in done.stdout
+    assert f"wrote {workdir}/evaluation_validation_{best}.json" in done.stdout
     logged = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
     (expected,) = [record for record in logged if record["kind"] == "evaluation" and record["step"] == best]
     assert {name: result[name] for name in ("loss", "accuracy", "activation_rate")} == {
