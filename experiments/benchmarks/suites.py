@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import cases, contenders, kernels, language_model, memory, mixers
+from experiments.benchmarks import cases, codebook, contenders, kernels, language_model, memory, mixers
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.settings import Row, Settings, agree
 from seqboat.layers.mixers import ema
@@ -212,5 +212,6 @@ SUITES = {
     "language_model": language_model.training_step,
     "compilation": compilation,
     "mixers": mixers.suite,
+    "codebook": codebook.suite,
     "decode": decode,
 }

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 
 from configs.lm import enwik8
-from experiments.benchmarks import cases, contenders, decoding, kernels, language_model, memory, mixers, output, suites
+from experiments.benchmarks import (
+    cases,
+    codebook,
+    contenders,
+    decoding,
+    kernels,
+    language_model,
+    memory,
+    mixers,
+    output,
+    suites,
+)
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.settings import Changes, Settings, agree
 from experiments.benchmarks.timing import Race, Times, interleave
@@ -323,6 +334,22 @@ def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     assert int8["speedup"] == pytest.approx(opened["ms"] / int8["ms"])
     assert [(row["contender"], row["rows"], row["layers_timed"]) for row in cached] == [("transformer", 8, 1)]
     assert all(row["over_ours"] == pytest.approx(row["ms"] / opened["ms"]) for row in cached)
+
+
+@pytest.mark.breadth  # tests/models/test_coarse_to_fine.py has the samples of two stages
+def test_drawing_tokens_of_a_codebook(monkeypatch):
+    monkeypatch.setattr(codebook, "SIZES", ((2, 2),))
+    monkeypatch.setattr(codebook, "WIDTH", 8)
+    rows = list(suites.SUITES["codebook"](replace(SETTINGS, changes=Changes(batch=3, length=2))))
+    assert [(row["codes"], row["sequences"], row["contender"]) for row in rows] == [
+        (4, 3, arm) for arm in codebook.ARMS
+    ]
+    two_stages, plain, _ = rows
+    assert two_stages["speedup"] == pytest.approx(plain["median_ms"] / two_stages["median_ms"])
+    assert "speedup" not in plain
+    drawn = codebook.drawing("factored", 2, 2, 3, 2)()
+    assert drawn.shape == (3, 2)
+    assert 0 <= int(drawn.min()) <= int(drawn.max()) < 6  # padding, begin, and four codes
 
 
 def test_a_cache_beyond_the_memory_is_timed_by_fewer_layers(monkeypatch):
