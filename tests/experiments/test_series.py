@@ -247,9 +247,10 @@ def test_a_run_that_is_stopped_and_resumed_is_the_run_that_was_not(whole, tmp_pa
     assert_same_run(tmp_path, workdir, experiment)
 
 
-def test_a_mesh_that_splits_windows_is_refused(values):
-    with pytest.raises(UserError, match=r"^config\.mesh='sequence': a StackVAE reads whole windows; take a mesh that"):
-        build({**values, "mesh": "sequence"})
+def test_a_mesh_that_splits_windows_or_parameters_is_refused(values):
+    for mesh in ("sequence", "fsdp", "data=4,fsdp_hidden=2"):
+        with pytest.raises(UserError, match=rf"^config\.mesh='{mesh}': a StackVAE reads whole windows by whole param"):
+            build({**values, "mesh": mesh})
 
 
 # A file of the user's.
