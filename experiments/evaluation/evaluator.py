@@ -85,7 +85,8 @@ def measure_run(
     result |= {"examples": len(scores.digests), "examples_sha256": sha256(scores.digests)}
     result["standard_errors"] = {name: plain(value) for name, value in standard_errors(scores.examples).items()}
     if "confusion" in scores.total:
-        result["per_class"] = per_class(scores.total["confusion"][0])
+        counts = scores.total["confusion"][0]
+        result["per_class"] = {"name": list(map(task.class_name, range(len(counts)))), **per_class(counts)}
     result |= {
         "selection_metric": task.selection_metric,
         "baseline": task.baseline(split),
@@ -199,7 +200,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(name.replace("_per_second", " per second"), "-" if rate is None else f"{rate:,.1f}")
     console.print(table)
     if "confusion" in result:
-        classes = [str(number) for number in range(len(result["confusion"]))]
+        classes = result["per_class"]["name"]
         each = Table("class", title="per class: precision, recall, examples", title_justify="left")
         columns = ("precision", "recall", "support")
         for name in columns:

@@ -1,4 +1,5 @@
-"""Sampling bytes from a trained language model: the prompt is read in pieces, then each byte is one compiled step."""
+"""Sampling from a trained model: bytes of a language model, whose prompt is read in pieces, then each byte is one
+compiled step; and whole sequences of tokens of a model in two stages."""
 
 import codecs
 import dataclasses
@@ -13,7 +14,10 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from experiments.common.errors import UserError, require
 from experiments.tasks.features import BYTE_VOCABULARY, byte_ids
+from experiments.training.experiment import read_config, read_task
+from experiments.training.restore import Run
 from seqboat.layers.streaming import fork
+from seqboat.models import coarse_to_fine
 from seqboat.models.bottlenecked import force
 from seqboat.models.encoder import separate
 from seqboat.models.language_model import LanguageModel
@@ -100,11 +104,21 @@ def generate(
         symbols == BYTE_VOCABULARY,
         f"the model's {symbols} symbols are not bytes: a prompt needs a model of bytes, such as those of configs/lm",
     )
-    try:
-        state = model.initial_state(1)
-    except ValueError as error:
-        raise UserError(f"this model cannot generate: {error}") from error
-    return _generate(model, variables, byte_ids(prompt), sampling, batch, count, state)
+    return _generate(model, variables, byte_ids(prompt), sampling, batch, count, _initial_state(model))
+
+
+def draw_tokens(run: Run, *, batch: int, count: int | None, seed: int) -> Int[np.ndarray, "B N"]:
+    """`count` tokens of each of `batch` sequences of a model in two stages, which follow the first symbol of its task,
+    by default as many as its sequences have. Drawn from the model's own distribution. Raises UserError."""
+    module, config = read_task(read_config(run.values))
+    name = module.__name__.rpartition(".")[2]
+    require(
+        hasattr(config, "begin"), f"config.task.name={name!r}: its sequences have no known first symbol to draw from"
+    )
+    _initial_state(run.model)
+    begin = jnp.full(batch, config.begin, jnp.int32)
+    key = jax.random.key(Sampling(seed=seed).seed)
+    return np.asarray(coarse_to_fine.sample(run.model, run.variables, begin, key, count or config.length - 1))
 
 
 def make_step(model: LanguageModel, sampling: Sampling) -> Any:
@@ -120,6 +134,14 @@ def make_step(model: LanguageModel, sampling: Sampling) -> Any:
         return sampling.draw(output.logits[:, 0], number), state
 
     return step
+
+
+def _initial_state(model: Any) -> Any:
+    """Of one stream. Raises UserError for a model that cannot be streamed."""
+    try:
+        return model.initial_state(1)
+    except ValueError as error:
+        raise UserError(f"this model cannot generate: {error}") from error
 
 
 def _generate(model, variables, ids: np.ndarray, sampling: Sampling, batch: int, count: int, state):

@@ -18,8 +18,8 @@ def classified_like(run: Run, measured: Measured) -> dict[str, Any] | None:
     found, examples = cases(run), []
     for number in evenly(range(len(measured.examples)), EXAMPLES):
         example, distances = measured.examples[number], measured.distances[number]
-        told = {"number": measured.numbers[number] + 1, "target": int(example["targets"])}
-        told |= {"answer": int(measured.answers[number]), **plain(run.task, example)}
+        told = {"number": measured.numbers[number] + 1, "target": run.task.class_name(int(example["targets"]))}
+        told |= {"answer": run.task.class_name(int(measured.answers[number])), **plain(run.task, example)}
         nearest = distances.argsort()[:LIKE].tolist()
         examples.append({**told, "like": [_case(run.task, found.cases[j], float(distances[j])) for j in nearest]})
     return {
@@ -33,5 +33,6 @@ def classified_like(run: Run, measured: Measured) -> dict[str, Any] | None:
 
 
 def _case(task: Any, case: Case, distance: float) -> dict[str, Any]:
-    told = {"vote": case.vote, "number": case.number + 1, "target": case.target, "distance": distance}
+    vote, target = task.class_name(case.vote), task.class_name(case.target)
+    told = {"vote": vote, "number": case.number + 1, "target": target, "distance": distance}
     return {**told, **plain(task, case.example)}

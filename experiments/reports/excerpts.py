@@ -53,8 +53,8 @@ def _example(task: Any, kind: str, measured: Measured, number: int, series: list
     one_target = not example["targets"].ndim
     found: dict[str, Any] = {
         "number": measured.numbers[number] + 1,
-        "target": int(example["targets"]) if one_target else None,
-        "answer": int(measured.answers[number]) if one_target else None,
+        "target": task.class_name(int(example["targets"])) if one_target else None,
+        "answer": task.class_name(int(measured.answers[number])) if one_target else None,
         "passages": [],
         "pictures": [],
     }

@@ -136,6 +136,10 @@ class Task:
         """Text to display an input id."""
         return byte_symbol(number) if self.config.vocabulary_size == BYTE_VOCABULARY else f"{number} "
 
+    def class_name(self, number: int) -> str:
+        """Text to display a class."""
+        return str(number)
+
     def _check(self, split: str) -> None:
         require(split in self.splits, f"no evaluation split {split!r}; this task has: {', '.join(self.splits)}")
 

@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +38,12 @@ _TABLES, _SHUFFLE = 3, 4  # of the seed: the splits have 0, 1, 2
 
 @dataclass(frozen=True)
 class Config(SlotConfig):
-    """`length` symbols, the first of which is the begin symbol; `coarse` clusters of `fine` codes.
+    """`length` symbols, the first of which is `begin`, the begin symbol; `coarse` clusters of `fine` codes.
 
     `shuffled` gives models clusters of the same sizes, of codes drawn at random: a control.
     """
 
+    begin: ClassVar[int] = BEGIN
     length: int = 32
     coarse: int = 32
     fine: int = 32

@@ -86,6 +86,9 @@ class Task(ClassificationTask):
     def label(self, example: Example) -> int:
         return example[1]
 
+    def class_name(self, number: int) -> str:
+        return DIRECTIONS[number]
+
     def row(self, example: Example) -> dict[str, Any]:
         row = super().row(example)
         if self.config.answer == "clip":

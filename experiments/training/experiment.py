@@ -239,8 +239,8 @@ def _sharded(
         return None
     if isinstance(model, Dictionary):
         raise UserError(f"{where}: a Dictionary takes one device, as its statistics are of whole batches")
-    if isinstance(model, StackVAE) and layout.length:
-        raise UserError(f"{where}: a StackVAE reads whole windows; take a mesh that splits the batch alone")
+    if isinstance(model, StackVAE) and set(layout.axes) - {"data"}:
+        raise UserError(f"{where}: a StackVAE reads whole windows by whole parameters; only data may split its batches")
     size, parts = config.train.batch_size // config.train.accumulate, layout.size(layout.batch)
     if size % parts:
         raise UserError(

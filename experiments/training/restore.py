@@ -24,6 +24,7 @@ from seqboat.hyper.spec import match
 from seqboat.interop import published
 from seqboat.models import bottlenecked
 from seqboat.models.classifier import Classifier
+from seqboat.models.coarse_to_fine import CoarseToFine
 from seqboat.models.language_model import LanguageModel
 from seqboat.paths import flatten, path_keys, unflatten
 
@@ -168,15 +169,16 @@ def middle(task: Any) -> np.ndarray:
     return conditions[len(conditions) // 2]
 
 
-def load_language_model(source: str | Path, step: int | None = None) -> tuple[LanguageModel, dict[str, Any], int]:
-    """A language model, its variables and their step, as `load` finds them. Raises UserError for another model."""
+def load_generator(source: str | Path, step: int | None = None) -> Run:
+    """A run, as `load` finds it, whose model draws sequences: a `LanguageModel`, or a `CoarseToFine`. Raises UserError
+    for another model."""
     run = load(source, step)
     if run.values.get("hypernetwork") is not None:
         raise UserError(f"{source} holds a hypernetwork: expected a language model with its own parameters")
     run = bound(run)
-    if not isinstance(run.model, LanguageModel):
+    if not isinstance(run.model, LanguageModel | CoarseToFine):
         raise UserError(f"{source} holds a {type(run.model).__name__}: expected a language model (configs/lm)")
-    return run.model, run.variables, run.step
+    return run
 
 
 def refuse_no_source(source: Path) -> None:

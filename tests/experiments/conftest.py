@@ -272,3 +272,9 @@ def untrained(random_state) -> Callable[..., Path]:
         return workdir
 
     return save
+
+
+@pytest.fixture(scope="session")
+def with_feed_forward(tiny, untrained, tmp_path_factory) -> Path:
+    """An untrained run of step 4 whose layers have a feed-forward network. Not to be changed."""
+    return untrained(tiny({"model.feed_forward_size": 6}), tmp_path_factory.mktemp("feed_forward") / "run", step=4)

@@ -151,23 +151,29 @@ def test_a_layer_without_active_elements_has_no_rows():
 # The activations of a run.
 
 
-def test_rows_are_the_taps_of_the_run(source, monkeypatch):
-    run = restore.load(source)
+@pytest.fixture(scope="module")
+def tapped(with_feed_forward) -> tuple[Any, list, list]:
+    """A run with feed-forward networks in which some elements are active, batches 1 and 2, and their taps."""
+    run = restore.load(with_feed_forward)
     logits = run.variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
-    logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}  # some elements are active, and some not
+    logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}
+    batches = [run.task.train_batch(step) for step in (1, 2)]
+    look = jax.jit(lambda batch: run.model.apply(run.variables, batch["inputs"], batch["lengths"], mutable=["taps"]))
+    return run, batches, [jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"] for batch in batches]
+
+
+def test_rows_are_the_taps_of_the_run(tapped, monkeypatch):
+    run, batches, taps = tapped
     monkeypatch.setattr(activations, "load", lambda *_: run)
     read = {
-        site: Activations(Config(run=str(source), layer=2, site=site, target_site=target))
+        site: Activations(Config(run="runs/x", layer=2, site=site, target_site=target))
         for site, target in (("m", "resid"), ("gated", None))
     }
     assert [read[site].config.rows for site in read] == ["all", "active"]
     assert [(read[site].config.width, read[site].config.target_width) for site in read] == [(8, 8), (16, None)]
     assert read["m"].positions == BATCH * LENGTH
-    batches = [run.task.train_batch(step) for step in (1, 2)]
-    look = jax.jit(lambda batch: run.model.apply(run.variables, batch["inputs"], batch["lengths"], mutable=["taps"]))
     expected: dict[str, list] = {"m": [], "resid": [], "gated": []}
-    for batch in batches:
-        layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
+    for batch, layers in zip(batches, taps, strict=True):
         valid = np.arange(LENGTH) < batch["lengths"][:, None]
         active = layers["sparse"]["active"][1, ..., 0]
         assert 0 < active.sum() < valid.sum() < valid.size
@@ -184,17 +190,11 @@ def test_rows_are_the_taps_of_the_run(source, monkeypatch):
 
 
 @pytest.mark.parametrize("site", grid(["m", "gated", "feed_forward_hidden"], "m"))
-def test_a_transcoders_rows_are_those_where_both_sites_have_a_value(tiny, untrained, tmp_path, monkeypatch, site):
-    source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run")
-    run = restore.load(source)
-    logits = run.variables["params"]["encoder"]["layers"]["sparse"]["configurator"]["logits"]
-    logits |= {"kernel": 20 * logits["kernel"], "bias": 0 * logits["bias"]}
+def test_a_transcoders_rows_are_those_where_both_sites_have_a_value(tapped, monkeypatch, site):
+    run, _, (layers, _) = tapped
     monkeypatch.setattr(activations, "load", lambda *_: run)
-    read = Activations(Config(run=str(source), site=site, target_site="feed_forward_out", layer=2))
+    read = Activations(Config(run="runs/x", site=site, target_site="feed_forward_out", layer=2))
     assert (read.config.rows, read.config.target_width) == ("active", WIDTH)
-    batch = run.task.train_batch(1)
-    look = jax.jit(lambda batch: run.model.apply(run.variables, batch["inputs"], batch["lengths"], mutable=["taps"]))
-    layers = jax.device_get(look(batch))[1]["taps"]["encoder"]["layers"]
     attention, network = np.moveaxis(layers["sparse"]["active"][1], -1, 0)
     there = attention & network if site == "gated" else network
     assert 0 < (attention & network).sum() < network.sum() < network.size

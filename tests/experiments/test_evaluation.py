@@ -105,8 +105,9 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
         assert [str(number), *wanted] in cells
     each = [line.replace("│", " ").split() for line in lines]
     for number, row in enumerate(zip(*result["per_class"].values(), strict=True)):
-        *shares, support = ["-" if value is None else value for value in row]
-        assert [str(number), *(s if s == "-" else f"{s:.4f}" for s in shares), f"{support:.0f}"] in each
+        name, *shares, support = ["-" if value is None else value for value in row]
+        assert name == str(number)
+        assert [name, *(s if s == "-" else f"{s:.4f}" for s in shares), f"{support:.0f}"] in each
     (line,) = [line for line in lines if line.replace("│", " ").split()[:1] == ["accuracy"]]
     assert f"{result['standard_errors']['accuracy']:.4f}" in line
 

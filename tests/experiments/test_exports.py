@@ -22,7 +22,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from experiments.training.exports import METADATA, Exported, digest, is_export, named, write
 from experiments.training.metrics import METRICS_FILE
-from experiments.training.restore import beside, initial_variables, load, load_language_model
+from experiments.training.restore import beside, initial_variables, load, load_generator
 from seqboat.version import CHECKPOINT_FORMAT
 from tests.helpers import SMALL_MODEL
 
@@ -77,10 +77,10 @@ def test_what_was_exported_is_loaded(folder, model):
     assert (run.model, run.step, run.best) == (whole.model, 3, True)
     jax.tree.map(np.testing.assert_array_equal, run.variables, whole.variables)
     assert jax.tree.structure(run.variables) == jax.tree.structure(whole.variables)
-    language_model, variables, step = load_language_model(model)
-    assert (language_model, step) == (run.model, 3)
-    jax.tree.map(np.testing.assert_array_equal, variables, run.variables)
-    assert len({leaf.sharding for leaf in jax.tree.leaves((variables, whole.variables))}) == 1
+    generator = load_generator(model)
+    assert (generator.model, generator.step) == (run.model, 3)
+    jax.tree.map(np.testing.assert_array_equal, generator.variables, run.variables)
+    assert len({leaf.sharding for leaf in jax.tree.leaves((generator.variables, whole.variables))}) == 1
 
 
 def test_the_lines_of_the_guide(model):

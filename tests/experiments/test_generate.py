@@ -1,5 +1,6 @@
 """Generation: what is drawn, from which state, and what a terminal is shown; and the program's mistakes in one line."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -13,11 +14,12 @@ import pytest
 from test_programs import Done, assert_one_line, run_all
 
 from configs.lm import bytes as recipe
-from configs.synthetic import mqar
+from configs.synthetic import codes, mqar
 from experiments.common.errors import UserError
-from experiments.evaluation.sampling import Sampling, Terminal, generate
+from experiments.evaluation.sampling import Sampling, Terminal, draw_tokens, generate
 from experiments.training import manifest
-from experiments.training.restore import load_language_model
+from experiments.training.restore import load_generator
+from seqboat.models import coarse_to_fine
 from seqboat.quantization import quantize
 from tests.helpers import SMALL_MODEL
 
@@ -30,6 +32,7 @@ SMALL = {
     "train.steps": 0,
     "train.batch_size": 2,
 }
+CODES_WIDTHS = ("task.coarse", "task.fine", "model.features", "model.key_size", "model.value_size")
 PROMPT = bytes(range(256)) * 2 + b"the end"  # every byte, and more than a piece
 
 
@@ -56,13 +59,17 @@ def folder(tmp_path_factory, untrained, tiny) -> Path:
     config = mqar.get_config()
     config.update_from_flattened_dict({"train.steps": 0})
     untrained(config.to_dict(), tmp / "mqar")
+    config = codes.get_config("tiny")
+    config.update_from_flattened_dict({"task.length": 6, "train.steps": 0, **dict.fromkeys(CODES_WIDTHS, 8)})
+    untrained(config.to_dict(), tmp / "codes")
     untrained(tiny(), tmp / "classifier")
     return tmp
 
 
 @pytest.fixture(scope="module")
 def ours(folder) -> tuple[Any, dict, int]:
-    return load_language_model(folder / "credit_router")
+    run = load_generator(folder / "credit_router")
+    return run.model, run.variables, run.step
 
 
 def sample(ours, prompt, batch=1, count=6, **settings):
@@ -179,10 +186,20 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "parameter_dtype": ([*ASKED, "--parameter_dtype=int4"], "--parameter_dtype=int4: value should be one of"),
     "seed": ([*ASKED, "--seed=-1"], "--seed=-1: must be in 0..4294967295"),
     "bytes": ([*ASKED, "--bytes=0"], "--bytes=0"),
+    "tokens of bytes": ([*ASKED, "--tokens=3"], "--tokens: {tmp}/credit_router holds a model of bytes; take --bytes"),
+    "prompt of tokens": (
+        ["--workdir={tmp}/codes", "--prompt=a"],
+        "--prompt: {tmp}/codes holds a model of tokens in two stages, which draws whole sequences as they come; remove "
+        "--prompt",
+    ),
+    "temperature of tokens": (["--workdir={tmp}/codes", "--temperature=0.5"], "as they come; remove --temperature"),
     "batch": ([*ASKED, "--batch=0"], "--batch=0"),
     "step": ([*ASKED, "--step=7"], "there is no checkpoint of step 7 in {tmp}/credit_router/checkpoints"),
 }
-DONE = {"three": [*ASKED, "--batch=3"]}
+DONE = {
+    "three": [*ASKED, "--batch=3"],
+    "tokens": ["--workdir={tmp}/codes", "--batch=3", "--tokens=5", "--seed=5"],
+}
 
 
 def in_program(folder: Path, *words: str) -> tuple[str, list[str], None]:
@@ -210,6 +227,20 @@ def test_the_program_prints_what_is_generated(results, ours):
     texts = [Terminal().text(b"The " + row.tobytes(), final=True) for row in rows]
     assert three.out == "".join(f"{'-' * 80}\n{text}\n" for text in texts)
     assert "bytes/s" in three.err
+
+
+def test_the_program_prints_the_tokens_of_whole_sequences(results, folder):
+    """A line for each: those of `sample` from the begin symbol of the task, as many as are asked for or as it has."""
+    run = load_generator(folder / "codes")
+    rows = [line.split() for line in results["tokens"].out.splitlines()]
+    expected = coarse_to_fine.sample(run.model, run.variables, jnp.full(3, 1, jnp.int32), jax.random.key(5), 5)
+    assert [list(map(int, row)) for row in rows] == expected.tolist()
+    assert len({tuple(row) for row in rows}) == 3
+    assert draw_tokens(run, batch=3, count=None, seed=5).tolist() == expected.tolist()
+    assert results["tokens"].err == "step 0\n"
+    other = dataclasses.replace(run, values=mqar.get_config().to_dict())
+    with pytest.raises(UserError, match=r"^config\.task\.name='mqar': its sequences have no known first symbol"):
+        draw_tokens(other, batch=1, count=None, seed=0)
 
 
 @pytest.mark.breadth  # test_evaluation.py: test_fewer_bits_are_compared_with_the_same_run_in_float32

@@ -1,6 +1,7 @@
 """Gliding digits: where a digit is in every frame, why its order is needed, and metrics of answers per frame."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +12,10 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 from configs.synthetic.gliding_digits import get_config
 from experiments.common.errors import UserError
+from experiments.evaluation import evaluator
+from experiments.evaluation.examples import Scores
+from experiments.reports import pictures
+from experiments.reports.excerpts import excerpts
 from experiments.tasks import digits
 from experiments.tasks.gliding_digits import DIRECTIONS, Config, Task, _drawing, glide
 from experiments.training.experiment import build
@@ -91,6 +96,35 @@ def test_answers_of_clips_are_the_most_likely_of_the_mean():
         loss[0], -np.log(chances[np.arange(4)[:, None], np.arange(4), targets])[:3].sum(), rtol=1e-5
     )
     assert float(loss[1]) == 12
+
+
+def test_evaluations_and_reports_name_the_directions(monkeypatch, capsys, tmp_path):
+    task = Task(CONFIG, batch_size=4, seed=0)
+    counts = np.diag([3.0, 2, 0, 0]) + np.eye(4)[::-1]
+    scores = Scores({"confusion": (counts, counts.sum(1, keepdims=True))}, {}, (), {})
+    values = {"task": {"name": "gliding_digits"}}
+    run = SimpleNamespace(task=task, experiment=None, step=0, best=True, values=values, data_changes=[])
+    monkeypatch.setattr(evaluator, "load", lambda *_: run)
+    monkeypatch.setattr(evaluator, "score", lambda *_: scores)
+    result = evaluator.measure_run(tmp_path)
+    assert result["per_class"]["name"] == ["right", "left", "down", "up"]
+    evaluator.show(result)
+    rows = [re.sub("[│┃]", " ", line).split() for line in capsys.readouterr().out.splitlines()]
+    assert ["right", "0.7500", "0.7500", "4"] in rows
+    assert ["class", "right", "left", "down", "up"] in rows
+    monkeypatch.setattr(pictures, "waveform", lambda *_: "")
+    example = {name: array[0] for name, array in task.train_batch(0).items()}
+    measured = SimpleNamespace(
+        examples=[{**example, "targets": np.int32(3)}],
+        numbers=[0],
+        answers=np.array([1]),
+        valid=np.ones((1, 4)),
+        names=(),
+        active=np.zeros((0, 1, 4)),
+        confidence=np.zeros((0, 1, 4)),
+    )
+    (shown,) = excerpts(task, measured)["examples"]
+    assert (shown["target"], shown["answer"]) == ("up", "left")
 
 
 @pytest.mark.parametrize(

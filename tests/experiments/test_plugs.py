@@ -22,7 +22,7 @@ from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.metrics import METRICS_FILE
 from experiments.training.models import build_model
-from experiments.training.restore import load, load_language_model
+from experiments.training.restore import load, load_generator
 from tests.helpers import SMALL_MODEL, assert_close, plant
 from tests.test_readme import ROOT, python_blocks
 
@@ -139,7 +139,8 @@ def test_the_mega_variant_trains_is_evaluated_and_generates(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
     (evaluated,) = [record for record in records if record["kind"] == "evaluation"]
     assert 6 < evaluated["bits_per_byte"] < 10
-    model, variables, _ = load_language_model(tmp_path / "run")
+    run = load_generator(tmp_path / "run")
+    model, variables = run.model, run.variables
     prompt = bytes(range(97, 107))
     drawn = np.stack(list(generate(model, variables, prompt, Sampling(temperature=0), batch=1, count=9)), 1)[0]
     tokens = jnp.asarray(np.concatenate([np.frombuffer(prompt, np.uint8), drawn])[None] + 1, jnp.int32)

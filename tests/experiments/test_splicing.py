@@ -122,10 +122,11 @@ def test_an_evaluation_says_what_a_splice_costs(source, made, monkeypatch, capsy
     assert [type(edit) for edit in applied] == [Splice, type(None), type(None), Replace], "the other run, and this one"
 
 
-def test_a_transcoder_is_spliced_where_the_network_writes(tiny, untrained, tmp_path, monkeypatch):
-    source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run", step=4)
-    made = dictionary_in(tmp_path / "ff2", source, task__target_site="feed_forward_out", model__auxiliary=0.0)
-    run = load(source)
+def test_a_transcoder_is_spliced_where_the_network_writes(with_feed_forward, tmp_path, monkeypatch):
+    made = dictionary_in(
+        tmp_path / "ff2", with_feed_forward, task__target_site="feed_forward_out", model__auxiliary=0.0
+    )
+    run = load(with_feed_forward)
     spliced = splicing.of(run, made)
     assert (spliced.site, spliced.reads, spliced.layer) == ("feed_forward_out", "m", 2)
     assert spliced.place == "feed_forward_out of layer 2 (computed from m)"

@@ -1,6 +1,7 @@
 """Two stages: the exact likelihood by enumeration, its limits, samples against probabilities, and what is refused."""
 
 import dataclasses
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -25,10 +26,11 @@ V, CLUSTERS = 6, (0, 1, 1, 2, 2, 2)
 LAYER = LayerConfig(8, 4, 6, mixer=elman.Config(), window_size=3, causal=True, activation="never", max_positions=8)
 CONFIG = CoarseToFineConfig(EncoderConfig(LAYER, 1, remat="none"), V, CLUSTERS)
 # Every sequence of three symbols after a first one.
-ALL = jnp.array(list(itertools.product([0], range(V), range(V), range(V))))
-FULL = jnp.full(len(ALL), 4)
+ALL = np.array(list(itertools.product([0], range(V), range(V), range(V))), np.int32)
+FULL = np.full(len(ALL), 4, np.int32)
 
 
+@functools.cache
 def make(config=CONFIG):
     model = CoarseToFine(config)
     return model, random_like(jax.eval_shape(model.init, jax.random.key(0), ALL[:1], FULL[:1]))
@@ -36,26 +38,40 @@ def make(config=CONFIG):
 
 @pytest.fixture(scope="module")
 def run():
-    """The output of symbols (216, 4), and the gradient of the log-likelihood of the last row; compiled once."""
+    """The logits of symbols (216, 4), the gradient of the log-likelihood of the last row, and what both stages compute
+    from the labels alone; compiled once."""
     model, variables = make()
 
     def objective(variables, symbols, lengths):
         out = model.apply(variables, symbols, lengths)
         own = jnp.take_along_axis(out.logits[:, :-1], jnp.clip(symbols, 0, V - 1)[:, 1:, None], -1)
-        return own[-1].sum(), out
+        return own[-1].sum(), out.logits
 
-    compiled = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    @jax.jit
+    def compiled(variables, symbols, lengths):
+        labels = jnp.asarray(CLUSTERS)[symbols]
+        params = {name: variables["params"][name] for name in ("embedding", "encoder")}
+        coarse = LanguageModel(CONFIG.coarse).apply({"params": params}, labels, lengths).logits
+        fine = model.apply(variables, labels[:, 1:], method="symbols_given")
+        (_, logits), gradient = jax.value_and_grad(objective, has_aux=True)(variables, symbols, lengths)
+        return logits, gradient, jax.nn.log_softmax(coarse), fine
+
     return lambda symbols, lengths: compiled(variables, symbols, lengths)
 
 
 @pytest.fixture(scope="module")
-def logits(run):
-    return run(ALL, FULL)[0][1].logits
+def computed(run):
+    return run(ALL, FULL)
+
+
+@pytest.fixture(scope="module")
+def logits(computed):
+    return computed[0]
 
 
 def likelihoods(logits):
-    own = jnp.take_along_axis(logits[:, :-1], ALL[:, 1:, None], -1)[..., 0]
-    return np.exp(np.asarray(own, np.float64).sum(1))
+    own = np.take_along_axis(np.asarray(logits, np.float64)[:, :-1], ALL[:, 1:, None], -1)[..., 0]
+    return np.exp(own.sum(1))
 
 
 def test_probabilities_sum_to_1_at_every_position_and_over_all_sequences(logits):
@@ -65,25 +81,17 @@ def test_probabilities_sum_to_1_at_every_position_and_over_all_sequences(logits)
     assert p.max() > 3 * p.min()  # not the uniform distribution
 
 
-def test_sums_over_the_symbols_of_labels_are_the_first_stage(logits):
+def test_sums_over_the_symbols_of_labels_are_the_first_stage(computed):
     """A language model over the labels, by the same parameters; and the second stage does not see symbols."""
-    model, variables = make()
-    params = {name: variables["params"][name] for name in ("embedding", "encoder")}
-    labels = jnp.asarray(CLUSTERS)[ALL]
-
-    @jax.jit
-    def run(params, variables, labels):
-        coarse = LanguageModel(CONFIG.coarse).apply({"params": params}, labels, FULL).logits
-        return jax.nn.log_softmax(coarse), model.apply(variables, labels[:, 1:], method="symbols_given")
-
-    coarse, fine = run(params, variables, labels)
-    own = np.exp(np.take_along_axis(np.asarray(coarse[:, :-1]), np.asarray(labels)[:, 1:, None], -1)).prod((1, 2))
-    p, names = likelihoods(logits), [tuple(row) for row in np.asarray(labels).tolist()]
+    logits, _, coarse, fine = computed
+    labels = np.asarray(CLUSTERS)[ALL]
+    own = np.exp(np.take_along_axis(np.asarray(coarse[:, :-1]), labels[:, 1:, None], -1)).prod((1, 2))
+    p, names = likelihoods(logits), [tuple(row) for row in labels.tolist()]
     for name in set(names):
         rows = [index for index, other in enumerate(names) if other == name]
         assert p[rows].sum() == pytest.approx(own[rows[0]], rel=1e-4)
     # The second stage alone computes the same shares of the symbols of a cluster.
-    rank = np.asarray([0, 0, 1, 0, 1, 2])[np.asarray(ALL)[:, 1:]]
+    rank = np.asarray([0, 0, 1, 0, 1, 2])[ALL[:, 1:]]
     shares = np.exp(np.take_along_axis(np.asarray(fine), rank[..., None], -1)).prod((1, 2))
     np.testing.assert_allclose(p, own * shares, rtol=1e-4)
 
@@ -138,13 +146,13 @@ def test_with_one_cluster_all_is_in_the_second_stage():
 
 
 def test_padding_changes_nothing_symbols_that_are_not_there_give_nan_and_gradients_are_finite(run, logits):
-    symbols, lengths = ALL.at[1, 2:].set(jnp.array([99, -7])), FULL.at[1].set(2).at[2].set(0)
-    symbols = symbols.at[3].set(jnp.array([0, 2, V, 1])).at[4].set(jnp.array([0, -1, 1, 1]))
-    (_, padded), _ = run(symbols, lengths)
-    (_, other), gradient = run(ALL, lengths)
-    assert_close(padded.logits[:2], other.logits[:2])
-    assert_close(padded.logits[0], logits[0])
-    assert np.isnan(padded.logits[3:5]).any(-1).all(), "the labels on both sides see a symbol that is not there"
+    symbols, lengths = ALL.copy(), FULL.copy()
+    symbols[1, 2:], lengths[1:3] = [99, -7], [2, 0]
+    symbols[3:5] = [0, 2, V, 1], [0, -1, 1, 1]
+    padded, (other, gradient) = run(symbols, lengths)[0], run(ALL, lengths)[:2]
+    assert_close(padded[:2], other[:2])
+    assert_close(padded[0], logits[0])
+    assert np.isnan(padded[3:5]).any(-1).all(), "the labels on both sides see a symbol that is not there"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     silent = [
         jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not leaf.any()
@@ -153,9 +161,8 @@ def test_padding_changes_nothing_symbols_that_are_not_there_give_nan_and_gradien
 
 
 def test_stats_are_those_of_both_stages():
-    learned = dataclasses.replace(LAYER, activation="learned", form="dense")
-    model = CoarseToFine(CoarseToFineConfig(EncoderConfig(learned, 1), V, CLUSTERS, fine_layers=2))
-    out, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), ALL[:2], FULL[:2]))
+    model = CoarseToFine(dataclasses.replace(CONFIG, fine_layers=2))
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), ALL[:2], FULL[:2])
     assert out.layers.probability.shape[0] == 3
     assert out.logits.shape == (2, 4, V)
 

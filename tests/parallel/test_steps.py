@@ -5,18 +5,20 @@ import re
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, grid, vanishing
 
 from configs import base, quickstart
 from configs.lra import retrieval as lra_retrieval
-from configs.synthetic import selective_copy
+from configs.synthetic import codes, coupled_series, gliding_digits, selective_copy
 from experiments.common.errors import UserError
 from experiments.data.sources import Generated
 from experiments.tasks import retrieval
 from experiments.training.experiment import build
 from experiments.training.step import means
+from seqboat.models import stackvae
 
 STEPS = 5
 SMALL = {
@@ -54,7 +56,24 @@ NOT_OF_BLOCKS = ("model.key_size", "model.value_size", "model.mixer.state_size",
 BLOCKS = {name: value for name, value in LANGUAGE.items() if name not in NOT_OF_BLOCKS}
 BLOCKS |= {"model.heads": 2, "model.router.capacity": 0.3, "model.router.capacity_loss": 0.5}
 TRANSFORMER = SimpleNamespace(get_config=lambda: selective_copy.get_config("transformer,mod"))
+# Models without attention, which compile sooner: every model with its own parts of a step.
+SIZES = {name: value for name, value in SMALL.items() if name not in ("model.block_size", "train.activation_penalty")}
+NO_ATTENTION = SIZES | {
+    "model.layers": 1,
+    "model.activation": "never",
+    "task.train_examples": 64,
+    "task.test_examples": 16,
+}
+FRAMES = NO_ATTENTION | {"model.filters": (4, 8), "model.mixer.truncation": None}
+CODES = NO_ATTENTION | {"task.length": 8, "task.coarse": 4, "task.fine": 4}
+SERIES = {"task.channels": 6, "task.groups": 2, "task.length": 8, "task.anomalies": 10, "task.span": 12}
+SERIES |= {f"task.{split}_elements": 400 for split in ("train", "validation", "test")}
+SERIES |= {"model.hidden": (8,), "model.latents": 2, "model.neighbours": 3, "optimizer.warmup_steps": 1}
+SERIES |= {name: value for name, value in SMALL.items() if name in ("train.batch_size", "train.steps")}
 CONFIGS = {
+    "frames": (gliding_digits, FRAMES),
+    "codes": (codes, CODES),
+    "series": (coupled_series, SERIES),
     "classifier": (quickstart, CLASSIFIER),
     "language model": (selective_copy, {**LANGUAGE, **RATE}),
     "pairs": (lra_retrieval, PAIRS),
@@ -127,6 +146,26 @@ def test_a_model_without_attention_trains_as_on_one_device(mesh):
     """It compiles in seconds; averages look over the length, and batch norm over the batch. test_rules.py compiles a
     step with attention, test_sequence.py exchanges its rows."""
     got, expected = without_attention(mesh), without_attention(None)
+    assert_close(got[0], expected[0], floor=vanishing(expected[0]))
+    assert_close(got[1:], expected[1:])
+
+
+# test_a_model_without_attention_trains_as_on_one_device; tests/experiments/test_series.py: refused meshes.
+@pytest.mark.breadth
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("frames", "fsdp=2,fsdp_hidden=2,sequence=2"),
+        ("codes", "data=2,fsdp=2,fsdp_hidden=2"),
+        ("series", "data"),
+    ],
+)
+def test_models_with_parts_of_their_own_train_as_on_one_device(name, mesh, monkeypatch):
+    """The convolutions of frames, both stages of tokens, and the terms of a series, whose draws depend on the mesh."""
+    if name == "frames":
+        pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    monkeypatch.setattr(stackvae.jax.random, "normal", lambda key, shape: 0.5 + jnp.zeros(shape))
+    got, expected = run(name, mesh), run(name, None)
     assert_close(got[0], expected[0], floor=vanishing(expected[0]))
     assert_close(got[1:], expected[1:])
 
