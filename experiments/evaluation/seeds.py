@@ -93,5 +93,8 @@ def _refuse_another_config(workdir: Path, values: dict[str, Any]) -> None:
             return
         before = checkpoints.read_meta().get("config")
     same = {name: (before or {}).get(name) for name in ("data_dir", "mesh")}
-    if changed := differences(before, {**values, **same}):
+    changed = differences(before, {**values, **same})
+    if changed:  # unless the data decide the field, which then only the task knows
+        changed = differences(before, {**build(values).values, **same})
+    if changed:
         raise UserError(f"{workdir} was trained with another config ({changed[0]}): choose another work directory")

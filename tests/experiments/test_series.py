@@ -14,6 +14,7 @@ import pytest
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.data import packed
+from experiments.evaluation import seeds
 from experiments.evaluation.evaluator import evaluate_run
 from experiments.tasks import series
 from experiments.tasks.coupled_series import PERIODS, Config, Task, make, oscillations, pairs_in_order
@@ -285,6 +286,20 @@ def test_a_model_has_the_channels_of_the_file(tmp_path):
     task = own(tmp_path / "a.npz", x=X)
     model = build_model({"name": "stackvae", "neighbours": 2}, task.config)
     assert (model.config.channels, model.config.length) == (3, 8)
+
+
+def test_a_seed_of_a_file_is_resumed_and_another_config_is_refused(values, untrained, tmp_path, monkeypatch):
+    """The file gives the channels, which the config of the command leaves open."""
+    np.savez(tmp_path / "a.npz", x=X)
+    task = {"name": "series", "files": (str(tmp_path / "a.npz"),), "fractions": (0.6, 0.1, 0.3), "length": 8}
+    values = {**values, "task": {**task, "channels": None}, "model": {**values["model"], "neighbours": 3}}
+    workdir = untrained(build(values).values, tmp_path / "seed_0")
+    monkeypatch.setattr(seeds, "train_whole", lambda experiment, directory, what: None)
+    monkeypatch.setattr(seeds, "evaluate_run", lambda directory, split: {"of": directory})
+    assert seeds.run_seed(values, workdir) == {"of": workdir}
+    other = {**values, "model": {**values["model"], "neighbours": 2}}
+    with pytest.raises(UserError, match=r"was trained with another config \(config\.model\.neighbours: 3 -> 2\)"):
+        seeds.run_seed(other, workdir)
 
 
 @pytest.mark.parametrize(
