@@ -6,7 +6,7 @@ name: of `experiments.evaluation.table`, in `docs/_data/results/`, or of example
      "table": "mixers", "arm": "ssd", "control": "ema"}
 
 Score, seeds, command, hardware and versions come from the table; the score is its selection metric, or the claim's
-"metric". A claim without a control is refused.
+"metric". The control "baseline" is what the arm's evaluation has beside its score. A claim without a control is refused.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 from experiments.common.errors import UserError, require
 from experiments.pages.tables import made_on
 
+BASELINE = "baseline"
 FIELDS = ("claim", "measure", "bar", "verdict", "table", "arm", "control")
 HEAD = """# Claims
 
@@ -54,7 +55,7 @@ def _table(directory: Path, name: str, claim: dict[str, str]) -> dict[str, Any]:
     require(path.exists(), f"{name}: there is no table {path}")
     runs = json.loads(path.read_text())
     for arm in (claim["arm"], claim["control"]):
-        require(arm in runs, f"{name}: {path} has no arm {arm!r}")
+        require(arm in (*runs, BASELINE), f"{name}: {path} has no arm {arm!r}")
     return runs
 
 
@@ -65,9 +66,14 @@ def _place(directory: Path, table: str) -> Path:
 
 
 def _row(name: str, claim: dict[str, str], runs: dict[str, Any]) -> str:
-    cells = (claim["claim"], claim["measure"], claim["control"].replace("_", " "))
-    scores = (_score(runs[claim[side]], claim.get("metric")) for side in ("arm", "control"))
-    return "| " + " | ".join((*cells, *scores, claim["bar"], claim["verdict"])) + " |"
+    run, metric, control = runs[claim["arm"]], claim.get("metric"), claim["control"]
+    if control == BASELINE:
+        test = run["test"][-1]
+        control, value = test["baseline_name"], f"{test['baseline'][metric or test['selection_metric']]:.3f}"
+    else:
+        value = _score(runs[control], metric)
+    cells = (claim["claim"], claim["measure"], control.replace("_", " "), _score(run, metric), value)
+    return "| " + " | ".join((*cells, claim["bar"], claim["verdict"])) + " |"
 
 
 def _score(run: dict[str, Any], metric: str | None) -> str:
