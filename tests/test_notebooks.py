@@ -18,7 +18,7 @@ SIZES = {
     "the_layer": {"LONG": 256, "REPEATS": 1},
     "your_own_module": {"STEPS": 20},
 }
-SLOW = {"a_hypernetwork_in_ten_lines", "look_inside_a_run"}
+SLOW = {"a_hypernetwork_in_ten_lines", "look_inside_a_run", "the_layer"}
 MAX_BYTES = 300_000
 
 

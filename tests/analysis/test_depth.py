@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from helpers import assert_close, grid, normal
 
 from seqboat.analysis.criticality import critical, kernel_step, susceptibilities
 from seqboat.analysis.depth import growth
@@ -28,7 +28,14 @@ def test_a_gain_multiplies_signals_and_differences_of_valid_elements():
 
 @pytest.mark.parametrize(
     ("activation", "kernel", "weight_variance", "bias_variance"),
-    [(gelu, 3.562, 1.98306, 0.17292), (jax.nn.selu, 1.0, 1.0, 0.0), (jax.nn.relu, 0.5, 2.0, 0.0)],
+    grid(
+        {
+            "gelu": (gelu, 3.562, 1.98306, 0.17292),
+            "selu": (jax.nn.selu, 1.0, 1.0, 0.0),
+            "relu": (jax.nn.relu, 0.5, 2.0, 0.0),
+        },
+        "relu",
+    ),
     ids=["gelu", "selu", "relu"],
 )
 def test_a_wide_network_grows_as_the_theory_says(activation, kernel, weight_variance, bias_variance):
@@ -69,7 +76,7 @@ def test_selu_pulls_norms_to_one_and_spreads_angles():
     assert susceptibilities(jax.nn.selu, 1.0, 1.0) == pytest.approx((0.78265, 1.07157), abs=1e-5)
 
 
-@pytest.mark.parametrize("activation", [jax.nn.sigmoid, jax.nn.softplus], ids=["sigmoid", "softplus"])
+@pytest.mark.parametrize("activation", grid({"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}, "softplus"))
 def test_an_activation_without_a_critical_point_is_refused(activation):
     with pytest.raises(ValueError, match="no critical point"):
         critical(activation)

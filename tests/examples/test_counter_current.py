@@ -51,6 +51,7 @@ def test_without_local_losses_the_top_learns_on_frozen_features(gradients):
     assert_close(arms["counter_current"]["forward"][-1], arms["backprop"]["forward"][-1])
 
 
+@pytest.mark.breadth  # its parts have tests of their own here
 def test_three_steps():
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     found = ccl.run(range(2), 3)

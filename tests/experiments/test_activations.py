@@ -183,7 +183,8 @@ def test_rows_are_the_taps_of_the_run(source, monkeypatch):
     assert len(read["m"].rows("validation", 4, 9)[0]) < len(read["m"].rows("validation", 0, 9)[0]) / 3
 
 
-@pytest.mark.parametrize("site", grid(["m", "gated", "feed_forward_hidden"], "m"))
+# test_rows_are_the_taps_of_the_run
+@pytest.mark.parametrize("site", grid(["m", "gated", "feed_forward_hidden"]))
 def test_a_transcoders_rows_are_those_where_both_sites_have_a_value(tiny, untrained, tmp_path, monkeypatch, site):
     source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run")
     run = restore.load(source)

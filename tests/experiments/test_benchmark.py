@@ -120,6 +120,7 @@ def test_the_model_timed_is_that_of_the_recipe():
     assert (language_model.RECIPE.batch, language_model.RECIPE.length) == (recipe.train.batch_size, recipe.task.length)
 
 
+@pytest.mark.breadth  # test_a_kernel_that_is_wrong_in_one_gradient_is_refused: an error of one line
 def test_a_memory_process_that_fails_is_one_line():
     with pytest.raises(UserError, match=r"memory of sparse on words at 0.5: KeyError: 'words'"):
         memory.measure("words", "sparse", 0.5, None, Changes())
@@ -396,6 +397,7 @@ def test_flags_that_are_wrong_are_named_without_the_packages_of_training():
         assert line.startswith(message)
 
 
+@pytest.mark.breadth  # test_flags_that_are_wrong_are_named_without_the_packages_of_training
 def test_a_flag_that_is_wrong_is_one_line():
     command = [sys.executable, "-m", "experiments.benchmark", "--suite=all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -94,6 +94,8 @@ def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
 
 
+# test_resume.py: resuming; tests/hyper: what is trained; test_an_evaluation_goes_through_its_hyper_inputs
+@pytest.mark.breadth
 def test_a_run_resumes_bit_for_bit_and_is_evaluated(remembering, tmp_path):
     experiment = remembering(build(small()))
     train(experiment, tmp_path)

@@ -62,6 +62,7 @@ def test_confusion_is_the_share_of_each_class_given_each_answer():
     assert np.isnan(found[2:]).all(), "classes that do not occur"
 
 
+@pytest.mark.breadth  # test_confusion_is_the_share_of_each_class_given_each_answer
 def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_path, capsys):
     built = experiment(tiny())
     loop.train(built, tmp_path)

@@ -19,7 +19,7 @@ from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training import manifest
 from experiments.training.restore import load_language_model
 from seqboat.quantization import quantize
-from tests.helpers import SMALL_MODEL
+from tests.helpers import SMALL_MODEL, grid
 
 SMALL = {
     "task.files": ("text.txt",),
@@ -190,13 +190,22 @@ def in_program(folder: Path, *words: str) -> tuple[str, list[str], None]:
 
 
 @pytest.fixture(scope="module")
-def results(folder) -> dict[str, Done]:
-    cases = {**{name: arguments for name, (arguments, _) in REFUSED.items()}, **DONE}
+def results(folder, request) -> dict[str, Done]:
+    """Of the tests of this session."""
+    chosen = {item.name for item in request.session.items}
+    cases = {
+        name: arguments for name, (arguments, _) in REFUSED.items() if f"test_a_mistake_is_one_line[{name}]" in chosen
+    }
+    cases |= DONE
     commands = [in_program(folder, *arguments) for arguments in cases.values()]
     return dict(zip(cases, run_all(commands), strict=True))
 
 
-@pytest.mark.parametrize("name", REFUSED)
+# A program's options are checked alike: test_programs.py, and for values of a sample the first of each kind here.
+@pytest.mark.parametrize(
+    "name",
+    grid(tuple(REFUSED), "no workdir", "empty prompt", "classifier", "no window", "temperature", "top_p 2", "step"),
+)
 def test_a_mistake_is_one_line(results, folder, name):
     done = results[name]
     assert REFUSED[name][1].format(tmp=folder) in assert_one_line(done)

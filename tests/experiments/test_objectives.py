@@ -23,9 +23,15 @@ from tests.helpers import assert_close, rms
 QUICK = {"model.activation": "never", "model.remat": "none", "train.evaluate_every": 6}
 
 
+@pytest.fixture(scope="module")
+def kept(tiny, untrained, tmp_path_factory) -> Path:
+    return untrained(tiny({**QUICK, "model.layers": 3, "model.features": 4}), tmp_path_factory.mktemp("kept") / "guide")
+
+
 @pytest.fixture
-def guide(tiny, untrained, tmp_path) -> Path:
-    return untrained(tiny({**QUICK, "model.layers": 3, "model.features": 4}), tmp_path / "guide")
+def guide(kept, tmp_path) -> Path:
+    """A copy: some tests remove it."""
+    return Path(shutil.copytree(kept, tmp_path / "guide"))
 
 
 @pytest.fixture
@@ -116,6 +122,7 @@ def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
     assert ended == (0, 0)
 
 
+@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step, after which it is the plain one
 def test_without_objectives_the_step_is_what_it_was(tiny):
     """Its text has no argument more than the fields of the state had."""
 

@@ -361,7 +361,8 @@ def results(folder, request) -> dict[tuple[str, str], Done]:
         for name, case in of.items()
         if f"test_{module}_refuses[{name}]" in chosen
     ]
-    asked.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
+    if test_what_cannot_be_kept_is_shown.__name__ in chosen:  # the one that computes something
+        asked.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
     commands: list[Any] = [
         (f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in asked
     ]
@@ -391,6 +392,7 @@ def test_evaluate_refuses(results, folder, name):
     assert not list((folder / "run").glob("evaluation_*"))
 
 
+@pytest.mark.breadth  # test_evaluation.py: test_a_summary_is_shown_though_it_cannot_be_written
 def test_what_cannot_be_kept_is_shown(results, folder):
     done = results["evaluate", "a result that cannot be kept"]
     assert f"could not write {folder}/kept/evaluation_test_" in assert_one_line(done)
@@ -423,6 +425,7 @@ def test_an_example_refuses(results, folder, name):
     assert done.seconds < 30  # before anything is computed
 
 
+@pytest.mark.breadth  # test_terminal.py: test_a_program_ends_as_its_work_did
 def test_a_real_process_fails_like_its_forks(results, folder):
     done = subprocess.run(
         program("train", "--config=configs/quickstart.py", "--config.train.stesp=5"),

@@ -78,6 +78,7 @@ def test_paths_are_read_as_everywhere(trained, monkeypatch):
             load(name)
 
 
+@pytest.mark.breadth  # test_a_loaded_model_evaluates_as_in_training
 def test_the_five_lines_of_the_guide(trained):
     """As written there, except for the work directory."""
     text = (Path(__file__).parents[2] / "docs/getting_started.md").read_text()

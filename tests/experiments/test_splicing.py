@@ -122,6 +122,7 @@ def test_an_evaluation_says_what_a_splice_costs(source, made, monkeypatch, capsy
     assert [type(edit) for edit in applied] == [Splice, type(None), type(None), Replace], "the other run, and this one"
 
 
+@pytest.mark.breadth  # test_edits.py: transcoders; test_an_evaluation_says_what_a_splice_costs
 def test_a_transcoder_is_spliced_where_the_network_writes(tiny, untrained, tmp_path, monkeypatch):
     source = untrained(tiny({"model.feed_forward_size": 6}), tmp_path / "run", step=4)
     made = dictionary_in(tmp_path / "ff2", source, task__target_site="feed_forward_out", model__auxiliary=0.0)

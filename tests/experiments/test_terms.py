@@ -15,6 +15,7 @@ from tests.helpers import assert_close
 CAPACITY = {"model.layers": 1, "model.router.rule": "capacity", "model.router.capacity": 0.3}
 
 
+@pytest.mark.breadth  # test_names_add_up_over_layers_calls_and_modules
 def test_without_terms_the_objective_is_what_it_was(tiny):
     """Character by character, whether or not anybody asks for terms."""
     functions = build(tiny()).functions

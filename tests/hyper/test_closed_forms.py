@@ -80,6 +80,7 @@ def test_the_gradient_of_the_head_is_linear_in_a_scalar_input():
     np.testing.assert_allclose(np.array(norms) / norms[0], [1, 2, 4], rtol=1e-5)
 
 
+@pytest.mark.breadth  # test_mip_starts_as_a_perturbation_of_inputs_over_fan_out
 @pytest.mark.parametrize("width", grid((1, 2, 8), 2))
 def test_the_trunk_keeps_the_expected_squared_norm(width):
     encoding = hyper.Encoding(inputs=width)

@@ -76,6 +76,7 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
 MARKS = {"seqboat": pytest.mark.slow, **dict.fromkeys(("conv", "lstm", "s4d"), pytest.mark.breadth)}
 
 
+@pytest.mark.breadth  # test_zero_heads_start_as_the_target_and_learn
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in TARGETS])
 def test_any_target_starts_as_itself_with_zero_heads_bit_for_bit(name):
     module, args, _ = TARGETS[name]
@@ -115,7 +116,8 @@ def test_zero_heads_start_as_the_target_and_learn(head):
     assert np.abs(apply(moved, jnp.array([0.1])) - apply(moved, HALF)).max() > 0
 
 
-@pytest.mark.parametrize("head", grid(("chunked", "recurrent"), "chunked"))
+# test_every_head_generates_what_the_target_computes_with
+@pytest.mark.parametrize("head", grid(("chunked", "recurrent")))
 def test_leaves_that_start_as_constants_are_conditioned_by_chunks_too(head):
     net = MLP(norm=True)
     model = make(net, hyper.spec(net, X, select="norm_0/scale", draws=4), head=head, init="matched", residual=False)
@@ -233,6 +235,7 @@ def test_partitioned_parameters_keep_their_names():
         assert nn.get_partition_spec(started_from)["params"]["target"]["kernel"] == names
 
 
+@pytest.mark.breadth  # test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece
 def test_a_recurrent_head_starts_the_same_whatever_it_is_first_called_with():
     model = make(head="recurrent", spec=hyper.spec(NET, X, select="out/kernel"))
     init = jax.jit(model.init)
@@ -270,6 +273,7 @@ def test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding()
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.breadth  # test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding
 def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone():
     spec = hyper.spec(NET, X, select="dense_0/kernel")
     for head in ("chunked", "recurrent"):
@@ -344,6 +348,7 @@ def test_generated_leaves_have_the_asked_dtype_and_theta0_keeps_its_own():
     assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.breadth  # test_every_head_generates_what_the_target_computes_with
 def test_a_hypernetwork_of_a_hypernetwork():
     inner = make(spec=hyper.spec(NET, X, select="out/*"))
     spec = hyper.spec(inner, HALF, X, select="network/trunk/*/kernel")

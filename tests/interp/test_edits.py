@@ -273,7 +273,7 @@ def test_a_margin_of_zero_is_forced_too():
         np.testing.assert_array_equal(forced[..., 1] > forced[..., 0], np.full((1, 4, 1), active))
 
 
-@pytest.mark.parametrize("located", [False, True])
+@pytest.mark.parametrize("located", grid((False, True), True))
 def test_edits_of_values_and_of_their_rows(located):
     """What every edit computes, of (B, L, W) and of the same values as rows (B L, W)."""
     x, which = np.asarray(X), np.array([1, 4])

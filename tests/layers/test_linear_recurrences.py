@@ -32,6 +32,7 @@ def test_lru_starts_in_its_ring():
     np.testing.assert_allclose(np.exp(2 * params["gamma_log"]) + np.square(radius), 1, atol=1e-5)
 
 
+@pytest.mark.breadth  # tests/parity/test_linear_mixers.py
 def test_lru_without_memory_is_a_map_of_single_elements():
     config = lru.Config(state_size=4, r_min=0.0, r_max=1e-9)
     params, x = start(config), normal(0, 2, 5, WIDTH)

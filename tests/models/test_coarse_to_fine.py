@@ -65,6 +65,7 @@ def test_probabilities_sum_to_1_at_every_position_and_over_all_sequences(logits)
     assert p.max() > 3 * p.min()  # not the uniform distribution
 
 
+@pytest.mark.breadth  # test_probabilities_sum_to_1_at_every_position_and_over_all_sequences
 def test_sums_over_the_symbols_of_labels_are_the_first_stage(logits):
     """A language model over the labels, by the same parameters; and the second stage does not see symbols."""
     model, variables = make()
@@ -88,6 +89,7 @@ def test_sums_over_the_symbols_of_labels_are_the_first_stage(logits):
     np.testing.assert_allclose(p, own * shares, rtol=1e-4)
 
 
+@pytest.mark.breadth  # test_probabilities_sum_to_1_at_every_position_and_over_all_sequences
 def test_samples_have_these_probabilities(logits):
     model, variables = make()
     count = 5000

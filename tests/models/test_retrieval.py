@@ -77,6 +77,7 @@ def test_features_are_those_of_two_documents_encoded_alone():
     assert rms(logits - swapped) > 0.1 * rms(logits)
 
 
+@pytest.mark.breadth  # test_models.py: test_classification_depends_on_the_real_symbols_of_its_sequence_alone
 def test_padding_is_not_seen():
     """Neither what is in it, nor how long it is, in either document."""
     inputs, logits = pairs(), apply(VARIABLES, pairs(), LENGTHS).logits

@@ -160,6 +160,8 @@ def test_one_element_and_the_whole_are_pieces(name, size):
 PIECES = st.lists(st.lists(st.integers(0, 23), min_size=BATCH, max_size=BATCH), min_size=1, max_size=6)
 
 
+# test_streams_at_different_positions_equal_the_whole, test_any_cuts_of_short_pieces_equal_the_whole
+@pytest.mark.breadth
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(PIECES)
 def test_any_cuts_equal_the_whole(pieces):
@@ -321,6 +323,7 @@ def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     assert_close(gradient(mine.variables["params"], True), expected, floor=vanishing(expected))
 
 
+@pytest.mark.breadth  # test_carry.py: gradients of pieces; test_battery.py: gradients of both forms
 def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
     """Where rows of the memory are read, and blocks without rows of the piece's own are left out."""
     mine = case("relative")

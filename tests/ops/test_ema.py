@@ -105,6 +105,7 @@ def test_chunks_compute_a_kernel_of_any_truncation(directions, truncations, monk
         assert_close(got(cotangents, own, x), expected(cotangents, own, x))
 
 
+@pytest.mark.breadth  # test_chunks_compute_a_kernel_of_any_truncation; launch/accelerator.sh
 def test_chunks_on_an_accelerator(monkeypatch):
     """In both precisions: a bfloat16 signal is multiplied by rounded kernels. Nothing is added by atomics."""
     params, x, cotangent = make_params(2), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
@@ -193,6 +194,7 @@ STEPS = jax.jit(steps)
 WHOLE = jax.jit(average("fft"))
 
 
+@pytest.mark.breadth  # test_stream_equals_recurrent_steps_from_any_state, and test_streaming.py
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=8))
 def test_streamed_in_any_pieces_equals_the_whole(pieces):
@@ -225,6 +227,7 @@ def test_a_truncated_kernel_is_streamed_in_pieces_of_any_lengths():
         done += count
 
 
+@pytest.mark.breadth  # test_a_truncated_kernel_is_streamed_in_pieces_of_any_lengths: the values
 def test_gradients_flow_through_pieces_of_a_truncated_kernel():
     def pieces(params, x):
         state, first = ema.stream(params, ema.initial_state(BATCH, WIDTH, STATES, 5, x.dtype), x[:, :9])

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal
+from helpers import BF16, assert_close, grid, normal
 
 from seqboat.ops import positions
 
@@ -47,7 +47,7 @@ def paper_bucket(distance, causal, buckets, furthest=128):
     return offset + exact + sum(distance >= boundary * (1 - 1e-9) for boundary in boundaries) - 1
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", grid((True, False), True))
 @pytest.mark.parametrize("buckets", [32, 16])
 def test_t5_buckets_are_those_of_the_paper(causal, buckets):
     distances = list(range(-300, 301))
