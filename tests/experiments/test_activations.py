@@ -233,6 +233,7 @@ def test_a_dictionary_is_evaluated_as_any_run_and_its_arrays_have_that_error(fin
     assert result["standard_errors"]["nmse"] > 0
 
 
+@pytest.mark.breadth  # test_carry.py: test_resuming_on_other_data_says_so; test_a_config_is_completed_by_the_run
 def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
     tiny, untrained, experiment, source, finished, tmp_path
 ):

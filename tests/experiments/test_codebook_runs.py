@@ -77,6 +77,8 @@ def rms_apart(a, b) -> float:
     return float(jnp.sqrt(jnp.square(a - b).mean()))
 
 
+# test_a_run_starts_from_another; test_loop.py: test_init_from_another_model_makes_no_work_directory
+@pytest.mark.breadth
 def test_sources_that_do_not_fit(tiny, quantized, untrained, tmp_path):
     other = untrained(tiny({**QUICK, "model.features": 4}), tmp_path / "other")
     experiment = build(quantized())

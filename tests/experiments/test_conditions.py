@@ -155,6 +155,7 @@ def test_a_hypernetwork_starts_from_a_run_of_its_target(untrained, tmp_path):
         restore.initial_variables(other, tmp_path / "plain")
 
 
+@pytest.mark.breadth  # test_optimizers.py: test_an_optimizer_of_optax_by_its_name
 def test_sgd_is_optax_sgd_with_momentum():
     config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup_steps=0, b1=0.9, weight_decay=0.0, clip_norm=1e9)
     params = {"w": jnp.array([1.0, -2.0])}

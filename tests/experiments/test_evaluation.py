@@ -172,6 +172,7 @@ def check_spread(summary: dict, name: str, values: list[float]) -> None:
     assert spread["standard_error"] == pytest.approx(math.sqrt(variance / n), rel=1e-9)
 
 
+@pytest.mark.breadth  # test_a_single_seed_has_no_spread, test_a_summary_is_shown_though_it_cannot_be_written
 def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_path):
     values = tiny({"seed": 3})
     run_seeds(values, tmp_path, 1)
@@ -213,7 +214,7 @@ def test_fewer_bits_are_compared_with_the_same_run_in_float32(experiment, tiny, 
     assert (tmp_path / f"evaluation_test_{result['step']}_int8.json").is_file()
 
 
-@pytest.mark.breadth  # test_seeds_are_trained_once_and_summed_up
+@pytest.mark.breadth  # test_a_study_that_is_asked_to_stop_trains_no_further
 @pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""

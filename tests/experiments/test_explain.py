@@ -515,6 +515,12 @@ def test_sequences_are_compared_up_to_their_ends(loaded, twin, monkeypatch):
 # Refusals
 
 
+@pytest.fixture
+def once(run, loaded, monkeypatch):
+    """The run is not read again for every refusal."""
+    monkeypatch.setattr(writer, "load", lambda path, *rest: loaded if path == run else load(path, *rest))
+
+
 def refused(message: str, run: Path, *paths: Path, **options) -> None:
     with pytest.raises(UserError, match=message) as found:
         writer.write_explanation(run, paths, **options)
@@ -522,7 +528,7 @@ def refused(message: str, run: Path, *paths: Path, **options) -> None:
     assert not (run / "why.html").exists()
 
 
-def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_path):
+def test_what_does_not_belong_together_is_refused(run, once, given, dictionary, tmp_path):
     refused("--dictionaries=DIR,DIR is missing", run)
     refused("--against=DIR is missing", run, given, against_paths=[given])
     again = Path(shutil.copytree(given, tmp_path / "again"))

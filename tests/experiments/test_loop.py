@@ -416,6 +416,7 @@ def spoilt(seqboat, random_state) -> Callable[..., Any]:
     return spoil
 
 
+@pytest.mark.breadth  # test_a_loss_that_is_not_a_number_is_said_to_be_the_loss
 def test_the_first_value_that_is_not_finite_is_named(seqboat, spoilt, monkeypatch):
     """By one program for all: the parameters are its argument."""
     programs: list[Any] = []

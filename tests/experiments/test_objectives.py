@@ -79,6 +79,7 @@ class Weights:
         return {"half": (frozen["scale"], (params["table"] ** 2).sum(), 2.0), "nothing": (1.0, 0.0, 0.0)}
 
 
+@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step
 def test_an_objective_moves_the_gradient_by_its_coefficient(light):
     functions = light().functions
     state, batch, key = jax.jit(lambda: functions.init(0))(), light().task.train_batch(0), jax.random.key(0)

@@ -241,6 +241,7 @@ def test_opencv_is_asked_for(monkeypatch):
         pathfinder_board.opencv()
 
 
+@pytest.mark.breadth  # test_sources.py: test_what_was_prepared_is_what_is_generated
 def test_what_was_prepared_is_what_is_generated(tmp_path):
     sizes = {"train": 30, "validation": 4, "test": 3}
     written = preparation.prepare(Builder(config="32_easy", data_dir=tmp_path, sizes=sizes))

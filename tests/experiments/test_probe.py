@@ -76,6 +76,7 @@ def test_a_model_without_sequences_has_depth_alone(typed):
         probe.measure(subject, ("reach",), DRAWS, seed=0)
 
 
+@pytest.mark.breadth  # test_the_program_writes_what_it_measured_of_a_run
 def test_a_picture_and_a_table_of_what_was_found(tmp_path, capsys):
     found = {
         "reach": {"network": {"slope": float("nan"), "horizon": 1, "r": [1.0, 0.5, 0.0]}},

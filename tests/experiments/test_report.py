@@ -335,6 +335,7 @@ def test_the_evaluation_is_shown_where_there_is_one(run, loaded, tmp_path, as_lo
             write_report(workdir)
 
 
+@pytest.mark.breadth  # test_evaluation.py: test_a_result_is_of_one_checkpoint
 def test_another_checkpoints_evaluation_is_not_shown(run, loaded, tmp_path, as_looked, caplog):
     """Of another step, of other parameters, and one that does not say."""
     workdir = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html")))
@@ -390,6 +391,7 @@ def other(tiny, task, model=None, **changes):
 CLASSIFIER_ONLY = ("head", "sinusoid", "embedding_init")
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run
 def test_a_model_without_attention(tiny, untrained, tmp_path):
     never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
     text = "".join(assert_page(write_report(never, examples=4)).text)

@@ -37,7 +37,7 @@ def attach(values):
     return objectives.attach(build(values), Path("nowhere"))
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", grid((True, False), False))
 def test_it_is_the_mean_distance_over_pairs_of_layers(values, causal):
     experiment = attach(values({"model.layers": 3, "model.causal": causal}, weight=2.0))
     objective = experiment.functions.objectives["slow"]

@@ -37,7 +37,7 @@ def started(model: nn.Module, condition, *args, **kwargs):
 # test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell.
 @pytest.mark.parametrize(
     ("head", "residual"),
-    grid(itertools.product(HEADS, (True, False)), ("full", True), ("scale", False), ("chunked", False)),
+    grid(itertools.product(HEADS, (True, False)), ("scale", False), ("chunked", False)),
 )
 def test_every_head_generates_what_the_target_computes_with(head, residual):
     if head == "scale" and not residual:
@@ -323,6 +323,7 @@ def test_a_factor_of_one_changes_nothing_and_others_scale_columns():
     assert ratio.std() > 0.01
 
 
+@pytest.mark.breadth  # test_every_head_generates_what_the_target_computes_with
 def test_complex_parameters_are_generated():
     class Complex(nn.Module):
         @nn.compact

@@ -78,7 +78,7 @@ def test_pieces_of_streams_equal_the_whole(size):
             assert_close(np.concatenate(parts), np.asarray(whole[i, :length]))
 
 
-@pytest.mark.parametrize("config", [CAUSAL, BOTH], ids=["causal", "both"])
+@pytest.mark.parametrize("config", grid({"causal": CAUSAL, "both": BOTH}, "causal"))
 def test_an_element_depends_on_what_it_may_see_alone(config):
     """Not on padding, not on other sequences and, causal, not on what comes later; within a chunk it sees the rest."""
     variables = random_like(shapes(config))

@@ -17,7 +17,7 @@ from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
 
 D, BATCH, LENGTH, LENGTHS = 8, 3, 13, (11, 0, 7)
-VALID = jnp.arange(LENGTH)[None] < jnp.array(LENGTHS)[:, None]
+VALID = jnp.asarray(np.arange(LENGTH)[None] < np.array(LENGTHS)[:, None])
 REAL = np.asarray(VALID)
 FULL = LayerConfig(D, 2, block_size=4)
 SLIDING = dataclasses.replace(FULL, window_size=3, causal=True)

@@ -158,8 +158,9 @@ def test_codes_that_cannot_be_forced(arguments, message):
     ("fields", "message"),
     [
         ({"sites": ("m", "x")}, r"sites=\('m', 'x'\): no 'x' in this model; there are attended, gate, gated"),
-        ({"sites": ("active",)}, "no 'active' in this model"),
-        ({"groups": 3}, "groups=3: must divide 8, the width of m"),
+        pytest.param({"sites": ("active",)}, "no 'active' in this model", marks=pytest.mark.breadth),
+        # test_codebook_runs.py: test_what_cannot_be_is_refused_in_one_line
+        pytest.param({"groups": 3}, "groups=3: must divide 8, the width of m", marks=pytest.mark.breadth),
     ],
 )
 def test_sites_and_groups_that_do_not_fit(fields, message):

@@ -139,6 +139,7 @@ def test_the_target_of_the_term_is_the_encoder_of_the_masked_elements():
     assert_close(term.total, np.float32(total))
 
 
+@pytest.mark.breadth  # test_reconstructions_see_what_is_visible_alone
 def test_symbols_and_slots():
     config = dataclasses.replace(CONFIG, vocabulary_size=5, channels=None)
     ids = jnp.concatenate([jnp.ones((2, LENGTH, 1), jnp.int32), jnp.asarray(MASK[..., None], jnp.int32)], -1)

@@ -63,6 +63,7 @@ def test_alpha_dropout_keeps_mean_and_variance(rate):
     np.testing.assert_allclose(np.asarray(y)[kept], scale * (np.asarray(x)[kept] - rate * LOWEST), atol=1e-5)
 
 
+@pytest.mark.breadth  # test_alpha_dropout_keeps_mean_and_variance
 def test_alpha_dropout_is_nothing_in_evaluation_and_at_rate_0():
     x = normal(0, 3, 4)
     keys = {"dropout": jax.random.key(0)}
@@ -106,10 +107,10 @@ def test_mistakes_are_named_by_field(fields, message):
 
 def test_a_feed_forward_network_of_selu():
     module, x = FeedForward(256, 0.5, activation="selu"), normal(0, 64, 64)
-    y, variables = module.init_with_output(jax.random.key(0), x)
+    y, variables = jax.jit(module.init_with_output)(jax.random.key(0), x)
     up, down = variables["params"]["up"]["kernel"], variables["params"]["down"]["kernel"]
     assert float(up.var()) * 64 == pytest.approx(1, rel=0.1)
     np.testing.assert_allclose(y, nn.selu(x @ up) @ down, atol=1e-5)
-    dropped = module.apply(variables, x, rngs={"dropout": jax.random.key(1)})
+    dropped = jax.jit(module.apply)(variables, x, rngs={"dropout": jax.random.key(1)})
     assert float(dropped.var()) == pytest.approx(float(y.var()), rel=0.2)
     assert float(jnp.abs(dropped - y).mean()) > 0.1

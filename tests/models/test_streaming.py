@@ -160,7 +160,7 @@ def test_one_element_and_the_whole_are_pieces(name, size):
 PIECES = st.lists(st.lists(st.integers(0, 23), min_size=BATCH, max_size=BATCH), min_size=1, max_size=6)
 
 
-# test_streams_at_different_positions_equal_the_whole, test_any_cuts_of_short_pieces_equal_the_whole
+# test_streams_at_different_positions_equal_the_whole
 @pytest.mark.breadth
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(PIECES)
@@ -168,6 +168,7 @@ def test_any_cuts_equal_the_whole(pieces):
     case("relative").check([np.array(piece) for piece in pieces], 23)
 
 
+@pytest.mark.breadth  # test_streams_at_different_positions_equal_the_whole
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(PIECES)
 def test_any_cuts_of_short_pieces_equal_the_whole(pieces):

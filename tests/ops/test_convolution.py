@@ -38,6 +38,7 @@ def test_fft_form_equals_the_sum_in_values_and_gradients(length, taps, direction
     assert_close(value_and_vjp(fft_convolve)(cotangent, *args), expected)
 
 
+@pytest.mark.breadth  # test_fft_form_equals_the_sum_in_values_and_gradients
 def test_an_impulse_gives_the_kernel():
     x = jnp.zeros((1, 7, 1)).at[0, 2].set(1)
     forward, backward = jnp.array([[1.0, 2, 3]]), jnp.array([[10.0, 20, 30]])

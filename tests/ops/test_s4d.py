@@ -59,6 +59,7 @@ def test_convolution_equals_the_reference(length, directions, truncation):
     assert_close(got, expected)
 
 
+@pytest.mark.breadth  # test_stream_in_padded_pieces_equals_the_whole
 def test_recurrent_steps_equal_the_convolution():
     params, x, cotangent = make_params(), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
 

@@ -185,6 +185,7 @@ def test_filled_rows_that_may_not_be_read_and_keys_out_of_reach(size, left, righ
     assert_close(got(*given), value_and_vjp(narrow)(*given))
 
 
+@pytest.mark.breadth  # test_pairs_of_tiles_that_do_not_meet_are_not_written
 def test_tiles_met_follow_the_filled_rows_and_the_sequences():
     """Of 64 tiles of 16 rows, in sequences of 256 and of 16 rows."""
 

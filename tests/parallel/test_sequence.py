@@ -119,6 +119,7 @@ def test_the_layer_averages_its_piece_by_its_method(method):
     assert ("fft[" in jaxpr) == (method == "fft")
 
 
+@pytest.mark.breadth  # test_an_average_in_pieces_equals_the_whole
 def test_half_precision_is_exchanged_in_float32():
     params, x = make_params(2, True), jnp.asarray(normal(5, BATCH, LENGTH, WIDTH), jnp.bfloat16)
     piece = lambda params, x: sequence.convolve(params, x, None, "sequence")

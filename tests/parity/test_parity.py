@@ -122,8 +122,8 @@ def ema_case(meta, arrays):
 CASES = {"layer": layer_case, "model": model_case, "ema": ema_case}
 
 
-# In the fast suite, the gradients of a layer of two norms and both attention functions and of an average, and
-# the values of a layer of every position, of a model and of a layer without an active element.
+# In the fast suite, the gradients of a layer and of an average, and the values of layers of both attention functions
+# and of two positions, of a model and of a layer without an active element.
 BREADTH = (
     "ema_bidir",
     "ema_causal_long",
@@ -131,6 +131,7 @@ BREADTH = (
     "layer_bidir_relu2_batchnorm_eval",
     "layer_bidir_relu2_simple",
     "layer_bidir_softmax_localpos_trunc_pad",
+    "layer_causal_relu2_simple_pad_shortbias",
     "layer_causal_softmax_rotary",
     "layer_full_density",
     "layer_one_row_empty",
@@ -143,7 +144,7 @@ BREADTH = (
 FAST_VALUES = (
     "ema_causal_steps",
     "layer_bidir_softmax_localpos_trunc_pad",
-    "layer_causal_softmax_rotary",
+    "layer_causal_relu2_simple_pad_shortbias",
     "layer_zero_density",
     "model_causal_layernorm_train",
 )
