@@ -52,13 +52,17 @@ def test_a_wide_network_grows_as_the_theory_says(activation, kernel, weight_vari
 
 @pytest.mark.parametrize(
     ("activation", "kind", "kernel", "weight_variance", "bias_variance"),
-    [
-        (gelu, "half-stable", 3.56155, 1.983058, 0.172922),
-        (jax.nn.silu, "half-stable", 14.32017, 1.988005, 0.555143),
-        (jax.nn.relu, "scale-invariant", np.nan, 2.0, 0.0),
-        (jnp.tanh, "zero", 0.0, 1.0, 0.0),
-    ],
-    ids=["gelu", "silu", "relu", "tanh"],
+    grid(
+        {
+            "gelu": (gelu, "half-stable", 3.56155, 1.983058, 0.172922),
+            "silu": (jax.nn.silu, "half-stable", 14.32017, 1.988005, 0.555143),
+            "relu": (jax.nn.relu, "scale-invariant", np.nan, 2.0, 0.0),
+            "tanh": (jnp.tanh, "zero", 0.0, 1.0, 0.0),
+        },
+        "gelu",
+        "relu",
+        "tanh",
+    ),
 )
 def test_critical_initialisations(activation, kind, kernel, weight_variance, bias_variance):
     found = critical(activation)

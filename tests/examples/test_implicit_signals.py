@@ -45,6 +45,7 @@ def test_the_kl_divergence_is_its_expectation():
     assert float(ddmi.kl(jnp.zeros(1), jnp.zeros(1))[0]) == 0
 
 
+@pytest.mark.breadth  # test_decoders_have_equal_sizes
 def test_a_constant_field_knows_neither_the_signal_nor_the_place():
     """Equal rows of a latent decode to a constant: only the fields tell coordinates apart."""
     params = drawn(ddmi.initialize, "adaptive", jax.random.key(0))

@@ -192,6 +192,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.breadth  # test_without_a_home_nothing_is_kept: the cache
 def test_a_torn_entry_of_the_cache_is_replaced_and_said_once(tmp_path):
     (tmp_path / "program.py").write_text(TORN)
     cache = tmp_path / "cache"

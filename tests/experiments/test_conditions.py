@@ -83,6 +83,7 @@ def test_an_evaluation_goes_through_its_hyper_inputs():
     assert {float(batch["condition"][0, 0]) for batch in only.evaluation_batches("test")} == {0.25}
 
 
+@pytest.mark.breadth  # test_hyper_inputs_are_a_function_of_seed_and_step_alone; test_build.py: the penalty
 def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     experiment = light({"train.activation_penalty": 2.0})
     state = initial(experiment)

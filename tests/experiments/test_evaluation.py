@@ -112,6 +112,7 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
     assert f"{result['standard_errors']['accuracy']:.4f}" in line
 
 
+@pytest.mark.breadth  # test_fewer_bits_are_compared_with_the_same_run_in_float32
 def test_a_run_against_another_and_itself(experiment, tiny, tmp_path, capsys):
     for seed in (0, 1):
         loop.train(experiment(tiny({"seed": seed})), tmp_path / str(seed))
@@ -172,7 +173,7 @@ def check_spread(summary: dict, name: str, values: list[float]) -> None:
     assert spread["standard_error"] == pytest.approx(math.sqrt(variance / n), rel=1e-9)
 
 
-@pytest.mark.breadth  # test_a_single_seed_has_no_spread, test_a_summary_is_shown_though_it_cannot_be_written
+@pytest.mark.breadth  # test_a_summary_is_shown_though_it_cannot_be_written
 def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_path):
     values = tiny({"seed": 3})
     run_seeds(values, tmp_path, 1)
@@ -262,6 +263,7 @@ def test_a_summary_is_shown_though_it_cannot_be_written(experiment, tiny, tmp_pa
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.breadth  # test_a_summary_is_shown_though_it_cannot_be_written
 def test_a_single_seed_has_no_spread(experiment, tiny, tmp_path):
     summary = run_seeds(tiny(), tmp_path, 1, "validation")
     assert summary["split"] == "validation"

@@ -119,6 +119,7 @@ def explained(measured):
     return measured[:3]
 
 
+@pytest.mark.breadth  # tests/interp/test_attribution.py, test_paths.py
 def test_both_sums_are_the_models_margins(explained):
     _, why, _ = explained
     (layer,) = why["layers"]
@@ -135,6 +136,7 @@ def test_both_sums_are_the_models_margins(explained):
     assert np.ptp(decision["by_source"]["sources"]) > 0
 
 
+@pytest.mark.breadth  # tests/models/test_bottlenecked.py
 def test_behind_codebooks_the_codes_tell_the_decisions(explained, codes):
     path, why, _ = explained
     assert why["codes"]["workdir"] == str(codes)
@@ -165,6 +167,7 @@ def test_codebooks_of_another_model_are_refused(run, loaded, codes):
         read(bound(load(codes)), [run])
 
 
+@pytest.mark.breadth  # test_attribution.py: test_predicted_flips_are_those_of_taking_the_feature_away
 def test_flips_are_those_that_interventions_measure(explained):
     (layer,) = explained[1]["layers"]
     assert layer["shown"]
@@ -178,6 +181,7 @@ def test_flips_are_those_that_interventions_measure(explained):
     assert any(feature["loss_without"] != feature["loss"] for feature in layer["shown"])
 
 
+@pytest.mark.breadth  # test_edits.py: test_a_decision_is_forced_at_one_element_and_nowhere_else
 def test_margins_alone_can_be_changed(measured):
     """By less than they are, which changes no decision, and by more, which takes attention from one layer."""
     _, _, found, looks = measured
@@ -196,6 +200,7 @@ def test_margins_alone_can_be_changed(measured):
     assert len({float(look.loss[0]) for look in (plain, less, more)}) == 3
 
 
+@pytest.mark.breadth  # test_halves_are_of_examples_and_do_not_depend_on_features; test_chat.py
 def test_every_feature_shown_has_words_and_scores(explained):
     path, why, _ = explained
     lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
@@ -224,6 +229,7 @@ def test_every_feature_shown_has_words_and_scores(explained):
     assert f"{change[0]:+.4f}" in text
 
 
+@pytest.mark.breadth  # test_parts_of_a_sum_by_distance_and_symbol; test_attribution.py
 def test_what_attention_reads_sums_to_its_output(explained):
     path, why, _ = explained
     (layer,) = why["reading"]
@@ -270,6 +276,7 @@ def test_few_examples_are_held_of_long_ones(loaded, read_by, monkeypatch):
     assert found["attention"]["distances"]
 
 
+@pytest.mark.breadth  # test_halves_are_of_examples_and_do_not_depend_on_features
 def test_without_words_the_page_says_why(explained, written):
     _, why, found = explained
     none = {"text": None, "scores": dict.fromkeys(COLUMNS), "asked": 0, "failed": 0}
@@ -339,6 +346,7 @@ def shown_text(source: str) -> str:
     return " ".join("".join(checked(source).text).split())
 
 
+@pytest.mark.breadth  # test_the_page_takes_another_run_without_dictionaries
 def test_the_page(explained):
     path, why, _ = explained
     source = path.read_text()
@@ -389,6 +397,7 @@ def written(explained, loaded, monkeypatch):
     return text
 
 
+@pytest.mark.breadth  # test_report.py: test_everything_is_escaped
 def test_tokens_and_names_are_escaped(explained, written):
     _, why, found = explained
     context = {"sequence": 0, "position": 1, "activation": 1.0, "symbol": HOSTILE, "runs": [(None, HOSTILE + CONTROL)]}
@@ -402,6 +411,7 @@ def test_tokens_and_names_are_escaped(explained, written):
     assert "<script" not in source
 
 
+@pytest.mark.breadth  # test_the_page_takes_another_run_without_dictionaries
 def test_what_is_empty_says_why(explained, written):
     found = explained[2]
     numbers = [{**feature, "contexts": []} for feature in found.values["shown"]]

@@ -255,6 +255,7 @@ def test_what_was_prepared_is_what_is_generated(tmp_path):
         assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.breadth  # test_sources.py: test_one_of_several_data_sets_is_named
 def test_a_part_has_a_name_of_its_own(tmp_path, monkeypatch, capsys):
     program = load_program("prepare")
     asked = {"dataset": "pathfinder/32_easy", "scale": 0.0005, "data_dir": str(tmp_path), "processes": 1}

@@ -66,6 +66,7 @@ def _second_singular(rows):
     return singular[1] / singular[0]
 
 
+@pytest.mark.breadth  # test_mip_starts_as_a_perturbation_of_inputs_over_fan_out; test_diagnose.py
 def test_the_gradient_of_the_head_is_linear_in_a_scalar_input():
     net, target = network(encoding=RAW), jax.random.normal(jax.random.key(3), (SPEC.size,))
     variables = jax.jit(net.init)(jax.random.key(0), jnp.ones(1))

@@ -55,6 +55,7 @@ def test_every_head_generates_what_the_target_computes_with(head, residual):
     np.testing.assert_array_equal(model.apply(variables, jnp.array([0.2]), X), NET.apply(low, X))
 
 
+@pytest.mark.breadth  # test_keywords_are_split_among_examples_too
 @pytest.mark.parametrize("head", ["full", *(pytest.param(h, marks=pytest.mark.slow) for h in HEADS[1:])])
 def test_an_examples_own_parameters_are_those_of_a_loop(head):
     model, own = make(head=head), make(head=head, per_example=True)

@@ -227,6 +227,7 @@ class Network(flax.struct.PyTreeNode):
         return f @ self.decoder + self.params["down"]["bias"][(None,) * (f.ndim - 1)]
 
 
+@pytest.mark.breadth  # test_splicing.py: test_a_transcoder_is_spliced_where_the_network_writes
 def test_a_transcoder_takes_the_place_of_the_network_and_changes_nothing_before_it():
     y, before = rows()({})
     own = random_like(jax.eval_shape(SeqBoatLayer(ROWS).init, jax.random.key(0), X, jnp.asarray(REAL)))

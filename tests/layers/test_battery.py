@@ -128,11 +128,11 @@ case_of = functools.cache(Case)
 
 
 # Options of the others are in one of these, in test_naive.py, test_sparse_activation.py or test_streaming.py.
+# Of attention by the kernel, tests/ops/test_window_attention_kernel.py.
 FAST = (
     "causal",
     "full, laplace, t5",
     "never",
-    "kernel",
 )
 
 

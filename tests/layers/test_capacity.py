@@ -103,6 +103,7 @@ def test_training_activates_the_share_and_states_the_cross_entropy(name):
     assert terms["capacity"].weight == 20
 
 
+@pytest.mark.breadth  # test_ceil_of_the_share_of_valid_elements_is_active_and_they_have_the_largest_margins
 def test_a_capacity_of_one_is_always_with_confidence():
     run, params = compiled("transformer", True, 1.0)
     y, taps, _ = run(params, X)

@@ -19,6 +19,7 @@ def start(config, causal=True):
     return jax.jit(mixer.init)(jax.random.key(0), x, jnp.ones((1, 3), bool))["params"]
 
 
+@pytest.mark.breadth  # test_linear_mixers.py: what it computes
 def test_lru_starts_in_its_ring():
     params = start(lru.Config(state_size=2000, r_min=0.5, r_max=0.9, max_phase=1.0), causal=False)
     radius, phase = np.exp(-np.exp(params["nu_log"])), np.exp(params["theta_log"])

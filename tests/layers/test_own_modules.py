@@ -228,6 +228,7 @@ def test_every_stream_arrives_with_keys_of_their_own_for_blocks(module, train):
     assert len(set(first.ravel().tolist())) == first.size
 
 
+@pytest.mark.breadth  # test_every_stream_arrives_with_keys_of_their_own_for_blocks
 def test_streams_arrive_where_short_pieces_are_computed_in_their_places():
     layer, m, valid = make(Noise(name="own")), jnp.ones((2, 3, D)), jnp.ones((2, 3), bool)
     y, *_ = layer.apply({}, m, valid, False, (None,), method="advance", rngs={"noise": jax.random.key(0, impl="rbg")})

@@ -54,6 +54,7 @@ def test_a_ceiling_binds_only_above_it():
     assert abs(rate[-200:].mean() - 0.25) < 0.01
 
 
+@pytest.mark.breadth  # test_an_exact_rate_is_kept_while_the_router_grows_its_margins
 def test_a_rate_that_is_too_low_comes_back_within_a_few_batches():
     # The router closes at once, as one does whose layers lose what they had learned.
     offset = jnp.where(jnp.arange(500) < 300, 0.0, -3.0)

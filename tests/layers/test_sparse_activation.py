@@ -276,6 +276,7 @@ def test_the_published_router_hears_nothing_from_inactive_elements():
     assert (np.asarray(gradient)[~active] == 0).all()
 
 
+@pytest.mark.breadth  # test_a_share_pays_some_inactive_elements_and_changes_no_value
 def test_straight_through_hears_inactive_elements_and_changes_no_value():
     gradient, (y, active) = logit_gradients(STRAIGHT)
     published, (expected, _) = logit_gradients(PUBLISHED)

@@ -139,6 +139,7 @@ def test_with_one_cluster_all_is_in_the_second_stage():
     assert_close(got, jnp.broadcast_to(plain, got.shape))
 
 
+@pytest.mark.breadth  # test_probabilities_sum_to_1_at_every_position_and_over_all_sequences; tests/ops/test_tables.py
 def test_padding_changes_nothing_symbols_that_are_not_there_give_nan_and_gradients_are_finite(run, logits):
     symbols, lengths = ALL.at[1, 2:].set(jnp.array([99, -7])), FULL.at[1].set(2).at[2].set(0)
     symbols = symbols.at[3].set(jnp.array([0, 2, V, 1])).at[4].set(jnp.array([0, -1, 1, 1]))

@@ -233,6 +233,7 @@ def test_streams_that_are_not_there_are_refused(call, message):
         call(case("relative").model.initial_state(BATCH))
 
 
+@pytest.mark.breadth  # test_lists_say_which_streams; test_streams_that_are_not_there_are_refused
 @pytest.mark.parametrize("number", [-1, 3])
 def test_a_copy_of_no_stream_is_nan_in_a_compiled_program(number):
     """And not one of the last stream, which is the nearest, or the first from the end."""

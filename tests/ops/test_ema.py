@@ -276,6 +276,7 @@ def test_padding_after_the_valid_elements_has_no_effect():
                 assert_close(y[i : i + 1, :count], real)
 
 
+@pytest.mark.breadth  # test_battery.py: layers of half precision; test_fast_forms_equal_the_reference
 def test_half_precision_is_computed_in_float32():
     params, x = make_params(), normal(5, BATCH, 63, WIDTH)
     half = jnp.asarray(x, jnp.bfloat16)

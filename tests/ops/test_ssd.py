@@ -43,6 +43,7 @@ def test_chunks_equal_the_scan(length):
             assert_close(one, expected, floor=1e-3)
 
 
+@pytest.mark.breadth  # test_the_block_equals_its_equations; test_mixers.py
 def test_elements_that_change_nothing():
     x, log_decay, b, c, state = make_inputs(9)
     kept = np.arange(9)[None, :, None] < np.asarray([[[9]], [[4]]])
