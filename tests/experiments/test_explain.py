@@ -155,6 +155,7 @@ def test_behind_codebooks_the_codes_tell_the_decisions(explained, codes):
     assert code_table.information(mixed, np.ones(4, bool)) is None
 
 
+@pytest.mark.breadth  # test_another_runs_dictionary_is_refused
 def test_codebooks_of_another_model_are_refused(run, loaded, codes):
     with pytest.raises(UserError, match=r"^--codebook: .*run has no codebooks at m"):
         code_table.read(loaded, run)

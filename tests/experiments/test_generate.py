@@ -19,7 +19,7 @@ from experiments.evaluation.sampling import Sampling, Terminal, generate
 from experiments.training import manifest
 from experiments.training.restore import load_language_model
 from seqboat.quantization import quantize
-from tests.helpers import SMALL_MODEL, grid
+from tests.helpers import SMALL_MODEL
 
 SMALL = {
     "task.files": ("text.txt",),
@@ -202,11 +202,10 @@ def results(folder, request) -> dict[str, Done]:
     return dict(zip(cases, run_all(commands), strict=True))
 
 
-# A program's options are checked alike: test_programs.py, and for values of a sample the first of each kind here.
-@pytest.mark.parametrize(
-    "name",
-    grid(tuple(REFUSED), "no workdir", "empty prompt", "classifier", "no window", "temperature", "top_p 2", "step"),
-)
+# test_programs.py: mistakes of programs; test_refusals_come_before_the_first_byte_is_asked_for; test_streaming.py: what
+# cannot be streamed.
+@pytest.mark.breadth
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_mistake_is_one_line(results, folder, name):
     done = results[name]
     assert REFUSED[name][1].format(tmp=folder) in assert_one_line(done)

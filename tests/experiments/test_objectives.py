@@ -52,7 +52,7 @@ def attach(values, checkpoints="nowhere"):
     return objectives.attach(build(values), Path(checkpoints))
 
 
-@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step; test_resume.py: resuming
+@pytest.mark.breadth  # test_an_objective_moves_the_gradient_by_its_coefficient; test_resume.py: resuming
 def test_a_guided_run_resumes_bit_for_bit_without_its_guide(guided, guide, tmp_path):
     values = guided(until=1.0)
     train(build(values), tmp_path / "unbroken")
@@ -79,7 +79,6 @@ class Weights:
         return {"half": (frozen["scale"], (params["table"] ** 2).sum(), 2.0), "nothing": (1.0, 0.0, 0.0)}
 
 
-@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step
 def test_an_objective_moves_the_gradient_by_its_coefficient(light):
     functions = light().functions
     state, batch, key = jax.jit(lambda: functions.init(0))(), light().task.train_batch(0), jax.random.key(0)
@@ -100,6 +99,7 @@ def test_an_objective_moves_the_gradient_by_its_coefficient(light):
     assert_close(metrics["stub/half"], ((table**2).sum(), np.float32(2)))
 
 
+@pytest.mark.breadth  # test_an_objective_moves_the_gradient_by_its_coefficient; tests/ops/test_similarity.py
 def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
     plain, other = build(tiny(QUICK)), attach(guided(until=0.5))
     start = jax.jit(lambda: plain.functions.init(0))()
@@ -123,7 +123,7 @@ def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
     assert ended == (0, 0)
 
 
-@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step, after which it is the plain one
+@pytest.mark.breadth  # test_an_objective_moves_the_gradient_by_its_coefficient
 def test_without_objectives_the_step_is_what_it_was(tiny):
     """Its text has no argument more than the fields of the state had."""
 

@@ -17,14 +17,18 @@ from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 
 NET, KEY = MLP(), jax.random.key(0)
 PLAIN = jax.jit(NET.apply)
-SPEC = hyper.spec(NET, X, draws=4)
 HALF = jnp.array([0.5])
 HEADS = ("full", "low_rank", "scale", "chunked", "recurrent")
 
 
-def make(net=NET, spec=SPEC, per_example=False, **fields) -> hyper.Hyper:
+@functools.cache
+def plain_spec():
+    return hyper.spec(NET, X, draws=4)
+
+
+def make(net=NET, spec=None, per_example=False, **fields) -> hyper.Hyper:
     config = hyper.HyperConfig(**{"hidden": (8,), "chunk_size": 40, **fields})
-    return hyper.Hyper(net, hyper.HyperNetwork(spec, config), per_example)
+    return hyper.Hyper(net, hyper.HyperNetwork(plain_spec() if spec is None else spec, config), per_example)
 
 
 def started(model: nn.Module, condition, *args, **kwargs):
@@ -47,9 +51,11 @@ def test_every_head_generates_what_the_target_computes_with(head, residual):
     model = make(head=head, residual=residual, init="fan_out")
     variables = started(model, HALF, X)
     stored = set(flatten(variables["params"].get("target", {})))
-    assert stored == ({leaf.path for leaf in SPEC} if residual else set())
+    assert stored == ({leaf.path for leaf in plain_spec()} if residual else set())
     low, high = (hyper.bind(model, variables, jnp.array([z])) for z in (0.2, 0.9))
-    assert {path: a.shape for path, a in flatten(low["params"]).items()} == {leaf.path: leaf.shape for leaf in SPEC}
+    assert {path: a.shape for path, a in flatten(low["params"]).items()} == {
+        leaf.path: leaf.shape for leaf in plain_spec()
+    }
     for path, leaf in flatten(low["params"]).items():
         assert np.abs(leaf - flatten(high["params"])[path]).max() > 0, f"{path} does not depend on the condition"
     np.testing.assert_array_equal(model.apply(variables, jnp.array([0.2]), X), NET.apply(low, X))
@@ -293,9 +299,9 @@ def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone()
 
 def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
     config = hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=32, chunk_embedding=3)
-    params = jax.eval_shape(hyper.HyperNetwork(SPEC, config).init, KEY, HALF)["params"]
-    pieces = sum(-(-leaf.size // 32) for leaf in SPEC)
-    scales = len(SPEC.leaves)
+    params = jax.eval_shape(hyper.HyperNetwork(plain_spec(), config).init, KEY, HALF)["params"]
+    pieces = sum(-(-leaf.size // 32) for leaf in plain_spec())
+    scales = len(plain_spec().leaves)
     lstm = 4 * 6 * ((2 + 3) + 6 + 1)  # [code; c_i], the state, a bias
     assert sum(a.size for a in jax.tree.leaves(params)) == lstm + (6 + 1) * 32 + pieces * 3 + scales
 

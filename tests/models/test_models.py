@@ -226,6 +226,7 @@ def test_language_model_ignores_padding_and_batch_mates():
     assert_close(generate(variables, mates, jnp.array([3, 4, 9])).logits[1, :4], out)
 
 
+@pytest.mark.breadth  # test_sparse_activation.py, test_step.py: dropout
 def test_dropout_needs_training_and_a_key():
     dropping = dataclasses.replace(DENSE, dropout=0.5, hidden_dropout=0.5, attention_dropout=0.5)
     model = LanguageModel(dataclasses.replace(LANGUAGE, encoder=dataclasses.replace(ENCODER, layer=dropping)))

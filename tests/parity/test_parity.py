@@ -142,7 +142,6 @@ BREADTH = (
 
 
 FAST_VALUES = (
-    "ema_causal_steps",
     "layer_bidir_softmax_localpos_trunc_pad",
     "layer_causal_relu2_simple_pad_shortbias",
     "layer_zero_density",
