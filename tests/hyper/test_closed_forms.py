@@ -118,7 +118,7 @@ def test_mip_starts_as_a_perturbation_of_inputs_over_fan_out():
     assert abs(ratio - 1 / 16) < 4 * error
 
 
-@pytest.mark.breadth  # test_the_gradient_of_the_head_is_linear_in_a_scalar_input
+@pytest.mark.breadth  # test_diagnose.py: test_the_default_is_proportional_and_mip_is_not
 def test_gradients_vary_over_the_input_as_one_over_root_three():
     """A norm linear in z ~ U(0, 1) has the coefficient of variation 1 / sqrt(3) = 0.577."""
     net, direction = network(encoding=RAW), jax.random.normal(jax.random.key(3), (plain_spec().size,))
