@@ -55,7 +55,17 @@ def before(page: str) -> dict:
 
 
 PAGES = [name for name in NAMES if "```python" in TEXTS[name] and name not in ELSEWHERE]
-SLOW = ("docs/insight.md", "docs/dictionaries.md", "docs/disentangle.md")  # tests/interp runs what they show
+# tests/interp, test_own_modules.py, test_exports.py, tests/hyper and test_coarse_to_fine.py run what they show.
+SLOW = (
+    "docs/coarse_to_fine.md",
+    "docs/dictionaries.md",
+    "docs/disentangle.md",
+    "docs/export.md",
+    "docs/how_to/add_a_hypernetwork.md",
+    "docs/how_to/own_module.md",
+    "docs/insight.md",
+    "docs/transcoders.md",
+)
 
 
 @pytest.mark.parametrize("page", grid(PAGES, *(page for page in PAGES if page not in SLOW)))

@@ -11,14 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-# What replaces the cell of parameters. Those that take longer to compile run in CI, not in `make test`.
+# What replaces the cell of parameters.
 SIZES = {
     "a_hypernetwork_in_ten_lines": {"STEPS": 100},
     "look_inside_a_run": {"STEPS": 2},
     "the_layer": {"LONG": 256, "REPEATS": 1},
     "your_own_module": {"STEPS": 20},
 }
-SLOW = {"a_hypernetwork_in_ten_lines", "look_inside_a_run"}
 MAX_BYTES = 300_000
 
 
@@ -30,10 +29,8 @@ def cells(notebook: Path) -> list[tuple[str, str]]:
     return [(heading.strip(), text(heading, body).strip("\n")) for heading, body in found]
 
 
-@pytest.mark.parametrize(
-    "notebook",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.breadth] * (path.stem in SLOW)) for path in NOTEBOOKS],
-)
+@pytest.mark.breadth  # tests/layers, tests/hyper, tests/test_readme.py: what they call
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_its_code_runs(notebook, tmp_path, monkeypatch):
     """The assertions of a notebook are its claims: each has some."""
     monkeypatch.chdir(tmp_path)

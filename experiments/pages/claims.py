@@ -6,7 +6,7 @@ name: of `experiments.evaluation.table`, in `docs/_data/results/`, or of example
      "table": "mixers", "arm": "ssd", "control": "ema"}
 
 Score, seeds, command, hardware and versions come from the table; the score is its selection metric, or the claim's
-"metric". The control "baseline" is what the arm's evaluation has beside its score. A claim without a control is refused.
+"metric". The control "baseline" is what an evaluation has beside its score. A claim without a control is refused.
 """
 
 import json

@@ -1,5 +1,6 @@
 """Counter-current learning: the public loss, what each layer learns from, what is left without local losses."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -13,7 +14,11 @@ from tests.helpers import assert_close, normal
 FIXTURE = Path(__file__).parents[1] / "parity/fixtures/wide/ccl.npz"
 WIDTHS = (6, 5, 4, 3)
 X, TARGET = normal(0, 8, 6), jnp.array([0, 1, 2, 0, 1, 2, 0, 1])
-PARAMS = ccl.initialize(jax.random.key(0), WIDTHS)
+
+
+@functools.cache
+def initial():
+    return ccl.initialize(jax.random.key(0), WIDTHS)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def gradients():
     objectives = {arm: jax.grad(lambda params, arm=arm: ccl.objective(arm, params, (X, TARGET))) for arm in ccl.ARMS}
     # Of each layer's loss alone, by layer.
     own = jax.jacrev(lambda params: jnp.stack(ccl.losses(ccl.forward(params, X), ccl.backward(params), TARGET)))
-    return jax.jit(lambda params: ({arm: grad(params) for arm, grad in objectives.items()}, own(params)))(PARAMS)
+    return jax.jit(lambda params: ({arm: grad(params) for arm, grad in objectives.items()}, own(params)))(initial())
 
 
 def test_the_local_loss_is_that_of_the_public_code():
@@ -51,6 +56,7 @@ def test_without_local_losses_the_top_learns_on_frozen_features(gradients):
     assert_close(arms["counter_current"]["forward"][-1], arms["backprop"]["forward"][-1])
 
 
+@pytest.mark.breadth  # its parts have tests of their own here
 def test_three_steps():
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     found = ccl.run(range(2), 3)

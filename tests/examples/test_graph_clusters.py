@@ -62,6 +62,7 @@ def test_rows_of_the_normalised_graph_have_the_sum_1_and_a_lonely_node_has_no_te
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.breadth  # test_the_numbers_are_those_of_the_public_code
 def test_clusters_follow_the_graph_unless_the_contrast_is_0():
     """Two cliques, and attributes that say nothing of them."""
     pytest.importorskip("sklearn", reason="k-means is scikit-learn's")

@@ -39,6 +39,7 @@ def test_with_scales_of_one_it_is_the_layer_norm_lstm_step_by_step():
     )
 
 
+@pytest.mark.breadth  # test_with_scales_of_one_it_is_the_layer_norm_lstm_step_by_step
 def test_the_small_lstm_changes_the_large_one_as_soon_as_its_scales_move():
     params = jax.jit(nn.RNN(CELL).init)(KEY, X)["params"]
     loss = lambda params: jnp.sum(jnp.sin(nn.RNN(CELL).apply({"params": params}, X)))

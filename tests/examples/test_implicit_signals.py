@@ -23,6 +23,7 @@ def test_a_field_is_read_linearly_between_the_middles_of_its_parts():
     assert_close(ddmi.interpolate(field, jnp.asarray(u, jnp.float32)), expected)
 
 
+@pytest.mark.breadth  # test_a_field_is_read_linearly_between_the_middles_of_its_parts
 def test_a_chirp_is_the_same_function_at_every_resolution():
     coarse, fine = (ddmi.chirps(jax.random.key(0), 3, samples) for samples in (16, 48))
     np.testing.assert_allclose(fine[:, 1::3], coarse, atol=1e-4)
@@ -44,6 +45,7 @@ def test_the_kl_divergence_is_its_expectation():
     assert float(ddmi.kl(jnp.zeros(1), jnp.zeros(1))[0]) == 0
 
 
+@pytest.mark.breadth  # test_decoders_have_equal_sizes
 def test_a_constant_field_knows_neither_the_signal_nor_the_place():
     """Equal rows of a latent decode to a constant: only the fields tell coordinates apart."""
     params = drawn(ddmi.initialize, "adaptive", jax.random.key(0))

@@ -64,6 +64,7 @@ def test_the_kl_divergence_is_its_expectation():
     assert float(pv.kl(q, q)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.breadth  # test_a_rollout_is_its_equations
 def test_the_automaton_has_the_3_grams_that_are_computed():
     drawn = pv.symbols(np.random.default_rng(0), 400, 60)
     assert (np.diff(drawn) != 0).all()

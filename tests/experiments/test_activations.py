@@ -232,6 +232,7 @@ def test_a_dictionary_is_evaluated_as_any_run_and_its_arrays_have_that_error(fin
     assert result["standard_errors"]["nmse"] > 0
 
 
+@pytest.mark.breadth  # test_carry.py: test_resuming_on_other_data_says_so; test_a_config_is_completed_by_the_run
 def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
     tiny, untrained, experiment, source, finished, tmp_path
 ):
@@ -265,13 +266,17 @@ def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
     ("changes", "message"),
     [
         ({"task.step": 7}, "config.task.run='{source}': there is no checkpoint of step 7 in "),
-        ({"task.layer": 3}, "config.task.layer=3: {source} has the layers 1..2"),
+        pytest.param({"task.layer": 3}, "config.task.layer=3: {source} has the layers 1..2", marks=pytest.mark.breadth),
         ({"task.layer": 0}, "config.task.layer=0: must be at least 1"),
         (
             {"task.site": "n"},
             "config.task.site='n': {source} has the sites attended, gate, gated, gau_out, k, m, pre_norm",
         ),
-        ({"task.target_site": "n"}, "config.task.target_site='n': {source} has the sites attended"),
+        pytest.param(
+            {"task.target_site": "n"},
+            "config.task.target_site='n': {source} has the sites attended",
+            marks=pytest.mark.breadth,
+        ),
         (
             {"task.target_site": "feed_forward_out"},
             "config.task.target_site='feed_forward_out': {source} has the sites",
@@ -283,7 +288,7 @@ def test_another_source_is_refused_and_a_dictionary_needs_none_to_be_read(
         ({"task.target_site": "resid"}, "config.model.auxiliary=0.03125: must be 0 with a target_site"),
         ({"task.rows": "some"}, "config.task.rows='some': must be one of all, active"),
         ({"model.k": 0}, "config.model.k=0: must be in 1..24, the size"),
-        ({"model.k": 25}, "config.model.k=25: must be in 1..24, the size"),
+        pytest.param({"model.k": 25}, "config.model.k=25: must be in 1..24, the size", marks=pytest.mark.breadth),
         ({"mesh": "data"}, "config.mesh='data': a Dictionary takes one device"),
     ],
 )

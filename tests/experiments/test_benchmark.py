@@ -131,11 +131,13 @@ def test_the_model_timed_is_that_of_the_recipe():
     assert (language_model.RECIPE.batch, language_model.RECIPE.length) == (recipe.train.batch_size, recipe.task.length)
 
 
+@pytest.mark.breadth  # test_a_kernel_that_is_wrong_in_one_gradient_is_refused: an error of one line
 def test_a_memory_process_that_fails_is_one_line():
     with pytest.raises(UserError, match=r"memory of sparse on words at 0.5: KeyError: 'words'"):
         memory.measure("words", "sparse", 0.5, None, Changes())
 
 
+@pytest.mark.breadth  # test_the_other_suites_run
 def test_layers_at_the_rates_and_the_forms_beside_them(small, tmp_path):
     rows = list(suites.layers(SETTINGS))
     found = [(row["contender"], row["rate"]) for row in rows]
@@ -209,7 +211,7 @@ def test_a_file_of_something_else_is_named(tmp_path):
         performance.page(tmp_path)
 
 
-# test_a_kernel_that_is_wrong_in_one_gradient_is_refused, test_layers_at_the_rates_and_the_forms_beside_them
+# test_a_kernel_that_is_wrong_in_one_gradient_is_refused, test_the_other_suites_run
 @pytest.mark.breadth
 def test_attention_kernels_are_checked_leaf_by_leaf_and_counted():
     """The suite's check refuses what is wrong in one gradient, and useful FLOPs count the pairs that are seen."""
@@ -238,13 +240,14 @@ def test_a_kernel_that_is_wrong_in_one_gradient_is_refused(monkeypatch):
         problem.check("lm", None, packed)
 
 
-@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them
+@pytest.mark.breadth  # test_the_other_suites_run
 def test_a_layer_agrees_with_its_dense_form(small):
     rows = list(suites.agreement(replace(SETTINGS, rates=(0.25,))))
     assert [(row["case"], row["rate"]) for row in rows] == [("text", 0.25)]
     assert rows[0]["difference"] < 1e-5
 
 
+@pytest.mark.breadth  # test_the_other_suites_run: ema_alone
 def test_methods_of_the_ema_beside_a_copy(monkeypatch):
     """A method without a form is a row that says so."""
     case = replace(SMALL["lm"], layer=replace(SMALL["lm"].layer, mixer=ema.Config(truncation=32)))
@@ -277,7 +280,7 @@ def test_a_training_step_at_forced_rates_and_its_profile(monkeypatch, tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
-@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them, of which it is eleven
+@pytest.mark.breadth  # test_the_other_suites_run
 def test_the_line_through_eleven_rates(small):
     *points, line = suites.sparsity(SETTINGS)
     assert [point["rate"] for point in points] == [i / 10 for i in range(11)]
@@ -286,7 +289,7 @@ def test_the_line_through_eleven_rates(small):
     assert fitted[0] == pytest.approx(line["start_ms"])
 
 
-@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them
+@pytest.mark.breadth  # test_the_other_suites_run
 def test_the_mixers_suite_times_every_mixer_beside_what_others_offer(monkeypatch):
     assert set(mixers.NAMES) == {path.stem for path in (ROOT / "seqboat/layers/mixers").glob("[!_]*.py")}
     monkeypatch.setattr(mixers, "NAMES", ("ema", "gru"))
@@ -313,7 +316,7 @@ def test_the_other_suites_run(small, suite):
         assert [row[column] for row in rows] == values
 
 
-@pytest.mark.breadth  # test_layers_at_the_rates_and_the_forms_beside_them, and the parts below
+@pytest.mark.breadth  # test_the_other_suites_run, and the parts below
 def test_decoding_early_late_and_beside_a_cache(monkeypatch):
     layer = replace(SMALL["lm"].layer, window_size=4)
     model = LanguageModel(LanguageModelConfig(EncoderConfig(layer, 1), 257))
@@ -415,6 +418,7 @@ for word in sys.argv[1:]:
 """
 
 
+@pytest.mark.breadth  # test_fields_that_are_wrong_are_named; tests/test_imports.py
 def test_flags_that_are_wrong_are_named_without_the_packages_of_training():
     command = [sys.executable, "-c", MAIN, *WRONG]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -423,6 +427,7 @@ def test_flags_that_are_wrong_are_named_without_the_packages_of_training():
         assert line.startswith(message)
 
 
+@pytest.mark.breadth  # test_cli.py: test_flags_that_mean_nothing
 def test_a_flag_that_is_wrong_is_one_line():
     command = [sys.executable, "-m", "experiments.benchmark", "--suite=all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -24,6 +24,7 @@ time.sleep(100)
 """
 
 
+@pytest.mark.breadth  # test_checkpoints.py: test_killed_while_saving; test_loop.py: test_a_second_run_disturbs_nothing
 def test_a_killed_process_frees_its_directory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:

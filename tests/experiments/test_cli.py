@@ -192,6 +192,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.breadth  # test_without_a_home_nothing_is_kept: the cache
 def test_a_torn_entry_of_the_cache_is_replaced_and_said_once(tmp_path):
     (tmp_path / "program.py").write_text(TORN)
     cache = tmp_path / "cache"
@@ -214,6 +215,7 @@ def test_a_torn_entry_of_the_cache_is_replaced_and_said_once(tmp_path):
     assert f"a compiled program in {cache} could not be read: compiling it again" in line
 
 
+@pytest.mark.breadth  # test_terminal.py, test_programs.py: programs
 @pytest.mark.parametrize("word", grid(("--help", "--helpshort", "-helpfull", "-?"), "--help"))
 def test_help_is_not_a_failure(tmp_path, word):
     (tmp_path / "program.py").write_text(

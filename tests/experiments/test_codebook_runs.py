@@ -43,15 +43,21 @@ def quantized(tiny):
     return values
 
 
-def test_a_run_starts_from_another_trains_and_is_bound(tiny, quantized, untrained, tmp_path):
-    source = untrained(tiny(QUICK), tmp_path / "plain")
-    experiment, plain = build(quantized()), load(source)
+def test_a_run_starts_from_another(tiny, quantized, untrained, tmp_path):
+    experiment, plain = build(quantized()), load(untrained(tiny(QUICK), tmp_path / "plain"))
     variables = codebooks.start(experiment, plain)
     assert_close(variables["params"]["target"], plain.variables["params"], 0)
     x, tables = np.asarray(variables["params"]["codebooks"]["m"]), experiment.network.config.encoder
     assert x.shape == (tables.layers, 1, 16, tables.layer.features)
     assert len(np.unique(x.reshape(-1, x.shape[-1]), axis=0)) > 16
 
+
+# test_a_run_starts_from_another; tests/models/test_bottlenecked.py: what is trained and bound; test_loop.py: a run
+@pytest.mark.breadth
+def test_a_run_trains_and_is_bound(tiny, quantized, untrained, tmp_path):
+    source = untrained(tiny(QUICK), tmp_path / "plain")
+    experiment, plain = build(quantized()), load(source)
+    x = np.asarray(codebooks.start(experiment, plain)["params"]["codebooks"]["m"])
     train(experiment, tmp_path / "codes", source)
     run = load(tmp_path / "codes")
     assert isinstance(run.model, Bottlenecked)
@@ -71,6 +77,8 @@ def rms_apart(a, b) -> float:
     return float(jnp.sqrt(jnp.square(a - b).mean()))
 
 
+# test_a_run_starts_from_another; test_loop.py: test_init_from_another_model_makes_no_work_directory
+@pytest.mark.breadth
 def test_sources_that_do_not_fit(tiny, quantized, untrained, tmp_path):
     other = untrained(tiny({**QUICK, "model.features": 4}), tmp_path / "other")
     experiment = build(quantized())

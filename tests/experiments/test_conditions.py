@@ -83,6 +83,7 @@ def test_an_evaluation_goes_through_its_hyper_inputs():
     assert {float(batch["condition"][0, 0]) for batch in only.evaluation_batches("test")} == {0.25}
 
 
+@pytest.mark.breadth  # test_hyper_inputs_are_a_function_of_seed_and_step_alone; test_build.py: the penalty
 def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     experiment = light({"train.activation_penalty": 2.0})
     state = initial(experiment)
@@ -94,6 +95,8 @@ def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
 
 
+# test_resume.py: resuming; tests/hyper: what is trained; test_an_evaluation_goes_through_its_hyper_inputs
+@pytest.mark.breadth
 def test_a_run_resumes_bit_for_bit_and_is_evaluated(remembering, tmp_path):
     experiment = remembering(build(small()))
     train(experiment, tmp_path)
@@ -153,6 +156,7 @@ def test_a_hypernetwork_starts_from_a_run_of_its_target(untrained, tmp_path):
         restore.initial_variables(other, tmp_path / "plain")
 
 
+@pytest.mark.breadth  # test_optimizers.py: test_an_optimizer_of_optax_by_its_name
 def test_sgd_is_optax_sgd_with_momentum():
     config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup_steps=0, b1=0.9, weight_decay=0.0, clip_norm=1e9)
     params = {"w": jnp.array([1.0, -2.0])}

@@ -62,6 +62,7 @@ def test_confusion_is_the_share_of_each_class_given_each_answer():
     assert np.isnan(found[2:]).all(), "classes that do not occur"
 
 
+@pytest.mark.breadth  # test_confusion_is_the_share_of_each_class_given_each_answer
 def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_path, capsys):
     built = experiment(tiny())
     loop.train(built, tmp_path)
@@ -112,6 +113,7 @@ def test_the_confusion_of_a_run_is_that_of_its_answers(experiment, tiny, tmp_pat
     assert f"{result['standard_errors']['accuracy']:.4f}" in line
 
 
+@pytest.mark.breadth  # test_fewer_bits_are_compared_with_the_same_run_in_float32
 def test_a_run_against_another_and_itself(experiment, tiny, tmp_path, capsys):
     for seed in (0, 1):
         loop.train(experiment(tiny({"seed": seed})), tmp_path / str(seed))
@@ -172,6 +174,7 @@ def check_spread(summary: dict, name: str, values: list[float]) -> None:
     assert spread["standard_error"] == pytest.approx(math.sqrt(variance / n), rel=1e-9)
 
 
+@pytest.mark.breadth  # test_a_summary_is_shown_though_it_cannot_be_written
 def test_seeds_are_trained_once_and_summed_up(experiment, compiled, tiny, tmp_path):
     values = tiny({"seed": 3})
     run_seeds(values, tmp_path, 1)
@@ -213,7 +216,7 @@ def test_fewer_bits_are_compared_with_the_same_run_in_float32(experiment, tiny, 
     assert (tmp_path / f"evaluation_test_{result['step']}_int8.json").is_file()
 
 
-@pytest.mark.breadth  # test_seeds_are_trained_once_and_summed_up
+@pytest.mark.breadth  # test_a_study_that_is_asked_to_stop_trains_no_further
 @pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_that_are_asked_to_stop_have_no_summary(experiment, tiny, tmp_path, monkeypatch, seed):
     """Neither is the next seed trained, nor is what was stopped evaluated; the same call resumes."""
@@ -261,6 +264,7 @@ def test_a_summary_is_shown_though_it_cannot_be_written(experiment, tiny, tmp_pa
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.breadth  # test_a_summary_is_shown_though_it_cannot_be_written
 def test_a_single_seed_has_no_spread(experiment, tiny, tmp_path):
     summary = run_seeds(tiny(), tmp_path, 1, "validation")
     assert summary["split"] == "validation"

@@ -43,6 +43,12 @@ def run(tiny, tmp_path_factory) -> Path:
     return random_run(tmp_path_factory.mktemp("explain") / "run", build(tiny(VALUES)))
 
 
+@pytest.fixture(scope="module")
+def loaded(run):
+    """Read once; no test changes it."""
+    return load(run)
+
+
 def random_run(workdir: Path, experiment) -> Path:
     """Its parameters do not depend on its seed."""
     variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
@@ -84,11 +90,11 @@ def read_by(run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codes(run, tiny, tmp_path_factory) -> Path:
+def codes(run, loaded, tiny, tmp_path_factory) -> Path:
     """The run's parameters, with random codes at m."""
     experiment = build({**tiny(VALUES), "codebook": {**base.codebook().to_dict(), "codes": 30}})
     variables = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))
-    plain = load(run).variables
+    plain = loaded.variables
     variables["params"]["target"] = plain["params"]
     variables["batch_stats"] = {"target": plain["batch_stats"]}
     return write(tmp_path_factory.mktemp("codes") / "codes", experiment, variables, 5)
@@ -113,6 +119,7 @@ def explained(measured):
     return measured[:3]
 
 
+@pytest.mark.breadth  # tests/interp/test_attribution.py, test_paths.py
 def test_both_sums_are_the_models_margins(explained):
     _, why, _ = explained
     (layer,) = why["layers"]
@@ -129,6 +136,7 @@ def test_both_sums_are_the_models_margins(explained):
     assert np.ptp(decision["by_source"]["sources"]) > 0
 
 
+@pytest.mark.breadth  # tests/models/test_bottlenecked.py
 def test_behind_codebooks_the_codes_tell_the_decisions(explained, codes):
     path, why, _ = explained
     assert why["codes"]["workdir"] == str(codes)
@@ -147,10 +155,11 @@ def test_behind_codebooks_the_codes_tell_the_decisions(explained, codes):
     assert code_table.information(mixed, np.ones(4, bool)) is None
 
 
-def test_codebooks_of_another_model_are_refused(run, codes):
+@pytest.mark.breadth  # test_another_runs_dictionary_is_refused
+def test_codebooks_of_another_model_are_refused(run, loaded, codes):
     with pytest.raises(UserError, match=r"^--codebook: .*run has no codebooks at m"):
-        code_table.read(load(run), run)
-    other = dataclasses.replace(load(run), values={**load(run).values, "task": {"name": "mqar"}})
+        code_table.read(loaded, run)
+    other = dataclasses.replace(loaded, values={**loaded.values, "task": {"name": "mqar"}})
     with pytest.raises(UserError, match=r"^--codebook: .* is not of a model as in .*: config\.task"):
         code_table.read(other, codes)
     with pytest.raises(
@@ -159,6 +168,7 @@ def test_codebooks_of_another_model_are_refused(run, codes):
         read(bound(load(codes)), [run])
 
 
+@pytest.mark.breadth  # test_attribution.py: test_predicted_flips_are_those_of_taking_the_feature_away
 def test_flips_are_those_that_interventions_measure(explained):
     (layer,) = explained[1]["layers"]
     assert layer["shown"]
@@ -172,6 +182,7 @@ def test_flips_are_those_that_interventions_measure(explained):
     assert any(feature["loss_without"] != feature["loss"] for feature in layer["shown"])
 
 
+@pytest.mark.breadth  # test_edits.py: test_a_decision_is_forced_at_one_element_and_nowhere_else
 def test_margins_alone_can_be_changed(measured):
     """By less than they are, which changes no decision, and by more, which takes attention from one layer."""
     _, _, found, looks = measured
@@ -190,6 +201,7 @@ def test_margins_alone_can_be_changed(measured):
     assert len({float(look.loss[0]) for look in (plain, less, more)}) == 3
 
 
+@pytest.mark.breadth  # test_halves_are_of_examples_and_do_not_depend_on_features; test_chat.py
 def test_every_feature_shown_has_words_and_scores(explained):
     path, why, _ = explained
     lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
@@ -218,6 +230,7 @@ def test_every_feature_shown_has_words_and_scores(explained):
     assert f"{change[0]:+.4f}" in text
 
 
+@pytest.mark.breadth  # test_parts_of_a_sum_by_distance_and_symbol; test_attribution.py
 def test_what_attention_reads_sums_to_its_output(explained):
     path, why, _ = explained
     (layer,) = why["reading"]
@@ -252,9 +265,9 @@ def test_parts_of_a_sum_by_distance_and_symbol():
 
 
 @pytest.mark.breadth
-def test_few_examples_are_held_of_long_ones(run, read_by, monkeypatch):
+def test_few_examples_are_held_of_long_ones(loaded, read_by, monkeypatch):
     """At least two, for words are made from some and scored on others."""
-    loaded = bound(load(run))
+    loaded = bound(loaded)
     (dictionary,) = read(loaded, [read_by], sites=("gated",))
     examples = list(spread(loaded.task.evaluation_batches("test"), 5)[0].values())
     monkeypatch.setattr(reading, "ELEMENTS", 1)
@@ -264,6 +277,7 @@ def test_few_examples_are_held_of_long_ones(run, read_by, monkeypatch):
     assert found["attention"]["distances"]
 
 
+@pytest.mark.breadth  # test_halves_are_of_examples_and_do_not_depend_on_features
 def test_without_words_the_page_says_why(explained, written):
     _, why, found = explained
     none = {"text": None, "scores": dict.fromkeys(COLUMNS), "asked": 0, "failed": 0}
@@ -333,6 +347,7 @@ def shown_text(source: str) -> str:
     return " ".join("".join(checked(source).text).split())
 
 
+@pytest.mark.breadth  # test_the_page_takes_another_run_without_dictionaries
 def test_the_page(explained):
     path, why, _ = explained
     source = path.read_text()
@@ -365,7 +380,7 @@ def test_a_browser_shows_the_page(explained, tmp_path):
 
 
 @pytest.fixture
-def written(explained, run, monkeypatch):
+def written(explained, loaded, monkeypatch):
     """written(explained) is the text of a page of what was measured, changed."""
     monkeypatch.setattr(pictures, "_uri", lambda figure: pictures.plt.close(figure) or BLANK)
     task = lambda vocabulary: type(
@@ -376,7 +391,6 @@ def written(explained, run, monkeypatch):
     _, why, found = explained
 
     def text(layer=found, vocabulary=9, other=None, **changes) -> str:
-        loaded = writer.load(run)
         shown = dataclasses.replace(loaded)
         vars(shown)["experiment"] = type("E", (), {"task": task(vocabulary)})
         return pages.page({**why, **changes}, [layer], shown, [(np.ones(40, int), len(found.decision.sources))], other)
@@ -384,6 +398,7 @@ def written(explained, run, monkeypatch):
     return text
 
 
+@pytest.mark.breadth  # test_report.py: test_everything_is_escaped
 def test_tokens_and_names_are_escaped(explained, written):
     _, why, found = explained
     context = {"sequence": 0, "position": 1, "activation": 1.0, "symbol": HOSTILE, "runs": [(None, HOSTILE + CONTROL)]}
@@ -397,6 +412,7 @@ def test_tokens_and_names_are_escaped(explained, written):
     assert "<script" not in source
 
 
+@pytest.mark.breadth  # test_the_page_takes_another_run_without_dictionaries
 def test_what_is_empty_says_why(explained, written):
     found = explained[2]
     numbers = [{**feature, "contexts": []} for feature in found.values["shown"]]
@@ -411,11 +427,10 @@ def test_what_is_empty_says_why(explained, written):
     assert "No feature of this dictionary adds" in written(empty)
 
 
-def test_a_mixer_without_a_kernel_has_no_sum_over_sources(run, given, monkeypatch):
+def test_a_mixer_without_a_kernel_has_no_sum_over_sources(loaded, given, monkeypatch):
     from experiments.explaining.decisions import take_apart
     from seqboat.layers.mixer import MixerConfig
 
-    loaded = writer.load(run)
     (dictionary,) = read(loaded, [given])
     config = loaded.model.config.encoder.layer
     monkeypatch.setattr(type(config.mixer), "kernel", MixerConfig.kernel)
@@ -438,11 +453,11 @@ def twin(tiny, tmp_path_factory) -> Path:
     return random_run(tmp_path_factory.mktemp("twin") / "twin", build(tiny({**VALUES, "seed": 3})))
 
 
-def test_units_and_routes_of_a_run_are_those_of_its_twin(run, twin, given, dictionary, tmp_path, written):
+@pytest.mark.breadth  # test_the_page_takes_another_run_without_dictionaries
+def test_units_and_routes_of_a_run_are_those_of_its_twin(loaded, twin, given, dictionary, tmp_path, written):
     experiment, variables = dictionary
     values = {**experiment.values, "task": {**experiment.values["task"], "run": str(twin)}}
     own = write(tmp_path / "m2", build(values), variables, 6)
-    loaded = writer.load(run)
     other = against.read_other(loaded, twin, [own])
     examples = list(spread(loaded.task.evaluation_batches("test"), 10)[0].values())
     layers = against.compare(loaded, read(loaded, [given]), other, examples)
@@ -488,10 +503,9 @@ def test_the_page_takes_another_run_without_dictionaries(run, twin, tmp_path):
     assert "No dictionary of m was given" in text
 
 
-def test_sequences_are_compared_up_to_their_ends(run, twin, monkeypatch):
+def test_sequences_are_compared_up_to_their_ends(loaded, twin, monkeypatch):
     """Few enough examples, and nothing of the padding."""
     monkeypatch.setattr(against, "ELEMENTS", 100)
-    loaded = writer.load(run)
     examples = list(spread(loaded.task.evaluation_batches("test"), 10)[0].values())
     asked = []
 
@@ -512,6 +526,12 @@ def test_sequences_are_compared_up_to_their_ends(run, twin, monkeypatch):
 # Refusals
 
 
+@pytest.fixture
+def once(run, loaded, monkeypatch):
+    """The run is not read again for every refusal."""
+    monkeypatch.setattr(writer, "load", lambda path, *rest: loaded if path == run else load(path, *rest))
+
+
 def refused(message: str, run: Path, *paths: Path, **options) -> None:
     with pytest.raises(UserError, match=message) as found:
         writer.write_explanation(run, paths, **options)
@@ -519,7 +539,7 @@ def refused(message: str, run: Path, *paths: Path, **options) -> None:
     assert not (run / "why.html").exists()
 
 
-def test_what_does_not_belong_together_is_refused(run, given, dictionary, tmp_path):
+def test_what_does_not_belong_together_is_refused(run, once, given, dictionary, tmp_path):
     refused("--dictionaries=DIR,DIR is missing", run)
     refused("--against=DIR is missing", run, given, against_paths=[given])
     again = Path(shutil.copytree(given, tmp_path / "again"))
@@ -543,28 +563,38 @@ def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_pat
     refused(f"the run in {never}: the layers of this model have no router", run, against=never)
 
 
-def test_what_cannot_be_compared_is_refused(run, twin, given, read_by, tiny, untrained, tmp_path):
-    loaded = writer.load(run)
+@pytest.fixture
+def not_read(loaded):
+    """not_read(message, other run, its dictionaries) compares the run with them and is refused."""
 
     def refused(message: str, path: Path, *dictionaries: Path) -> None:
         with pytest.raises(UserError, match=message) as found:
             against.read_other(loaded, path, dictionaries)
         assert "\n" not in str(found.value)
 
+    return refused
+
+
+def test_what_cannot_be_compared_is_refused(run, not_read, twin, given, read_by, tmp_path):
     again = Path(shutil.copytree(run, tmp_path / "again"))
-    refused(f"--against={run} is the run itself", run)
-    refused(f"--against={again} is the run itself", again)
-    refused(f"there is no work directory {tmp_path / 'none'}", tmp_path / "none")
-    refused(f"--against_dictionaries: {given} is of step 4 of {run}", twin, given)
-    refused("is of gated: a router's margin is a sum over features of m", twin, read_by)
-    refused(f"--against={given} is of the task activations, and {run} of short_listops", given)
+    not_read(f"--against={run} is the run itself", run)
+    not_read(f"--against={again} is the run itself", again)
+    not_read(f"there is no work directory {tmp_path / 'none'}", tmp_path / "none")
+    not_read(f"--against_dictionaries: {given} is of step 4 of {run}", twin, given)
+    not_read("is of gated: a router's margin is a sum over features of m", twin, read_by)
+    not_read(f"--against={given} is of the task activations, and {run} of short_listops", given)
+
+
+@pytest.mark.breadth  # test_what_cannot_be_compared_is_refused
+def test_runs_of_other_sizes_and_damaged_ones_cannot_be_compared(run, not_read, tiny, untrained, tmp_path):
+    again = Path(shutil.copytree(run, tmp_path / "again"))
     small = untrained(tiny({**VALUES, "model.layers": 1}), tmp_path / "small")
-    refused(f"--against={small} has 1 layers, and {run} has 2", small)
+    not_read(f"--against={small} has 1 layers, and {run} has 2", small)
     longer = untrained(tiny({**VALUES, "task.tokens": "40-128"}), tmp_path / "longer")
-    refused(f"--against={longer} is of another task than {run}: config.task.tokens: '8-40' -> '40-128'", longer)
+    not_read(f"--against={longer} is of another task than {run}: config.task.tokens: '8-40' -> '40-128'", longer)
     for path in again.rglob("state/d/*"):
         path.write_bytes(b"")
-    refused("damaged|differs|truncated", again)
+    not_read("damaged|differs|truncated", again)
 
 
 def test_the_program_hands_its_flags_on(run, monkeypatch, capsys):

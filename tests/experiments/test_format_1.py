@@ -42,6 +42,7 @@ def test_evaluates_to_the_same_numbers(old):
     assert result["config"]["task"]["carry_state"] is True
 
 
+@pytest.mark.breadth  # test_evaluates_to_the_same_numbers: its parameters
 def test_its_whole_state_is_read(old, monkeypatch):
     monkeypatch.chdir(old)
     experiment = build(migrate(old_meta(old))["config"])

@@ -207,12 +207,21 @@ def in_program(folder: Path, *words: str) -> tuple[str, list[str], None]:
 
 
 @pytest.fixture(scope="module")
-def results(folder) -> dict[str, Done]:
-    cases = {**{name: arguments for name, (arguments, _) in REFUSED.items()}, **DONE}
+def results(folder, request) -> dict[str, Done]:
+    """Of the tests of this session."""
+    chosen = {item.name for item in request.session.items}
+    cases = {
+        name: arguments for name, (arguments, _) in REFUSED.items() if f"test_a_mistake_is_one_line[{name}]" in chosen
+    }
+    if test_the_program_prints_what_is_generated.__name__ in chosen:
+        cases |= DONE
     commands = [in_program(folder, *arguments) for arguments in cases.values()]
     return dict(zip(cases, run_all(commands), strict=True))
 
 
+# test_programs.py: mistakes of programs; test_refusals_come_before_the_first_byte_is_asked_for; test_streaming.py: what
+# cannot be streamed.
+@pytest.mark.breadth
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_mistake_is_one_line(results, folder, name):
     done = results[name]
@@ -220,6 +229,8 @@ def test_a_mistake_is_one_line(results, folder, name):
     assert done.out == ""
 
 
+# test_samples_are_a_function_of_seed_prompt_and_settings; test_a_terminal_is_shown_nothing_that_it_would_obey
+@pytest.mark.breadth
 def test_the_program_prints_what_is_generated(results, ours):
     three = results["three"]
     assert three.code == 0

@@ -150,6 +150,7 @@ def test_the_exact_distribution_by_hand(max_length: int, expected: list[float]):
     np.testing.assert_allclose(length_distribution(parameters), expected, atol=1e-12)
 
 
+@pytest.mark.breadth  # test_lengths_of_short_expressions, test_a_node_is_an_operator_as_often_as_asked
 def test_statistics_of_the_long_range_arena():
     check_statistics(list(generate_split(ListOpsParameters(), 0, 0, 1500, set())))
 
@@ -170,6 +171,7 @@ def test_a_node_is_an_operator_as_often_as_asked():
     assert abs(operators.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 2000)
 
 
+@pytest.mark.breadth  # test_sources.py: test_the_number_of_processes_changes_neither_examples_nor_order
 def test_the_number_of_processes_changes_nothing():
     size = 2 * listops.CHUNK + 100
     alone = list(generate_split(SMALL, 3, 1, size, set()))

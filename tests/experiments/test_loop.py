@@ -188,25 +188,47 @@ def test_init_from_is_only_for_the_start(light, tmp_path):
     np.testing.assert_array_equal(state_of(again, tmp_path / "run", 6).params["table"], before)
 
 
-def test_init_select_takes_the_named_parameters_alone(light, initial, built_light, tmp_path):
-    """The others are the seed's, and a run that was stopped resumes bit for bit."""
+EVERY_TWO = {"train.evaluate_every": 2, "train.checkpoint_every": 2}
+
+
+@pytest.fixture
+def first(light, built_light, tmp_path) -> Path:
+    """A run whose parameters have all moved."""
     built_light()
-    settings = {"train.evaluate_every": 2, "train.checkpoint_every": 2}
-    train(light({**settings, "train.steps": 2, "train.activation_penalty": 1.0}), tmp_path / "first")
-    first = state_of(light(), tmp_path / "first", 2).params
-    frozen = light({**settings, "seed": 1, "train.steps": 2, "optimizer.learning_rate_scales": ((".", 0.0),)})
-    train(frozen, tmp_path / "frozen", tmp_path / "first", ["ga*"])
+    train(light({**EVERY_TWO, "train.steps": 2, "train.activation_penalty": 1.0}), tmp_path / "first")
+    return tmp_path / "first"
+
+
+def test_init_select_takes_the_named_parameters_alone(light, initial, first, tmp_path):
+    """The others are the seed's."""
+    frozen = light({**EVERY_TWO, "seed": 1, "train.steps": 2, "optimizer.learning_rate_scales": ((".", 0.0),)})
+    train(frozen, tmp_path / "frozen", first, ["ga*"])
+    first = state_of(light(), first, 2).params
     found, own = state_of(frozen, tmp_path / "frozen", 2).params, initial(frozen).params
     np.testing.assert_array_equal(found["gate"], first["gate"])
     np.testing.assert_array_equal(found["table"], own["table"])
     assert not np.array_equal(first["gate"], own["gate"])
+
+
+@pytest.mark.breadth  # test_init_from_is_only_for_the_start: resuming; test_resume.py
+def test_a_run_with_init_select_that_was_stopped_resumes_bit_for_bit(light, first, tmp_path):
     for directory, stops in (("whole", (4,)), ("stopped", (2, 4))):
         for steps in stops:
-            train(
-                light({**settings, "seed": 1, "train.steps": steps}), tmp_path / directory, tmp_path / "first", ["ga*"]
-            )
-    whole, resumed = (state_of(frozen, tmp_path / name, 4) for name in ("whole", "stopped"))
+            train(light({**EVERY_TWO, "seed": 1, "train.steps": steps}), tmp_path / directory, first, ["ga*"])
+    whole, resumed = (state_of(light(), tmp_path / name, 4) for name in ("whole", "stopped"))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+@pytest.fixture(scope="module")
+def sources(tiny, untrained, tmp_path_factory) -> Path:
+    """A folder of what a run might start from: another model's run, that run broken, and a state dict."""
+    folder = tmp_path_factory.mktemp("sources")
+    untrained(tiny(), folder / "run")
+    np.savez(folder / "state.npz", x=np.ones(3))
+    shutil.copytree(folder / "run", folder / "broken")
+    largest = max((folder / "broken").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    largest.write_bytes(b"")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -223,14 +245,9 @@ def test_init_select_takes_the_named_parameters_alone(light, initial, built_ligh
         ("broken", "table", r"^damaged checkpoints in .*broken.*; no usable checkpoint is left: "),
     ],
 )
-def test_init_select_of_what_does_not_fit(light, tiny, untrained, tmp_path, source, select, message):
-    untrained(tiny(), tmp_path / "run")
-    np.savez(tmp_path / "state.npz", x=np.ones(3))
-    shutil.copytree(tmp_path / "run", tmp_path / "broken")
-    largest = max((tmp_path / "broken").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
-    largest.write_bytes(b"")
+def test_init_select_of_what_does_not_fit(light, sources, tmp_path, source, select, message):
     with pytest.raises(UserError, match=message) as caught:
-        train(light(), tmp_path / "new", tmp_path / source, [select])
+        train(light(), tmp_path / "new", sources / source, [select])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
 
@@ -262,10 +279,9 @@ def test_init_from_what_is_not_a_run(light, tmp_path, name, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_init_from_another_model_makes_no_work_directory(light, tiny, untrained, tmp_path):
-    other = untrained(tiny(), tmp_path / "other")
+def test_init_from_another_model_makes_no_work_directory(light, sources, tmp_path):
     with pytest.raises(UserError, match="does not fit this model"):
-        train(light(), tmp_path / "run", init_from=other)
+        train(light(), tmp_path / "run", init_from=sources / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -297,6 +313,7 @@ def test_a_metrics_file_that_is_a_directory(light, tmp_path):
         train(light(), tmp_path)
 
 
+@pytest.mark.breadth  # test_a_run: a work directory; test_restore.py: test_paths_are_read_as_everywhere
 def test_a_work_directory_with_brackets(light, tmp_path):
     train(light({"train.steps": 1}), tmp_path / "[a]/x[1]")
     train(light({"train.steps": 2}), tmp_path / "[a]/x[1]")
@@ -399,6 +416,7 @@ def spoilt(seqboat, random_state) -> Callable[..., Any]:
     return spoil
 
 
+@pytest.mark.breadth  # test_a_loss_that_is_not_a_number_is_said_to_be_the_loss
 def test_the_first_value_that_is_not_finite_is_named(seqboat, spoilt, monkeypatch):
     """By one program for all: the parameters are its argument."""
     programs: list[Any] = []

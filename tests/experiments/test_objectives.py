@@ -23,9 +23,15 @@ from tests.helpers import assert_close, rms
 QUICK = {"model.activation": "never", "model.remat": "none", "train.evaluate_every": 6}
 
 
+@pytest.fixture(scope="module")
+def kept(tiny, untrained, tmp_path_factory) -> Path:
+    return untrained(tiny({**QUICK, "model.layers": 3, "model.features": 4}), tmp_path_factory.mktemp("kept") / "guide")
+
+
 @pytest.fixture
-def guide(tiny, untrained, tmp_path) -> Path:
-    return untrained(tiny({**QUICK, "model.layers": 3, "model.features": 4}), tmp_path / "guide")
+def guide(kept, tmp_path) -> Path:
+    """A copy: some tests remove it."""
+    return Path(shutil.copytree(kept, tmp_path / "guide"))
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def attach(values, checkpoints="nowhere"):
     return objectives.attach(build(values), Path(checkpoints))
 
 
-@pytest.mark.breadth  # test_guidance_moves_the_gradient_until_its_last_step; test_resume.py: resuming
+@pytest.mark.breadth  # test_an_objective_moves_the_gradient_by_its_coefficient; test_resume.py: resuming
 def test_a_guided_run_resumes_bit_for_bit_without_its_guide(guided, guide, tmp_path):
     values = guided(until=1.0)
     train(build(values), tmp_path / "unbroken")
@@ -93,6 +99,7 @@ def test_an_objective_moves_the_gradient_by_its_coefficient(light):
     assert_close(metrics["stub/half"], ((table**2).sum(), np.float32(2)))
 
 
+@pytest.mark.breadth  # test_an_objective_moves_the_gradient_by_its_coefficient; tests/ops/test_similarity.py
 def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
     plain, other = build(tiny(QUICK)), attach(guided(until=0.5))
     start = jax.jit(lambda: plain.functions.init(0))()
@@ -116,6 +123,7 @@ def test_guidance_moves_the_gradient_until_its_last_step(guided, tiny):
     assert ended == (0, 0)
 
 
+@pytest.mark.breadth  # test_an_objective_moves_the_gradient_by_its_coefficient
 def test_without_objectives_the_step_is_what_it_was(tiny):
     """Its text has no argument more than the fields of the state had."""
 

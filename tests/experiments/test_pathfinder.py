@@ -152,6 +152,7 @@ def test_dashes_are_a_length_and_a_gap_apart(margin: int):
             assert np.all(np.abs(steps - length) < margin + 2.5)
 
 
+@pytest.mark.breadth  # test_a_seed_means_the_same_data_for_ever
 def test_snakes_are_straighter_with_more_continuity():
     def turn(example: Example) -> float:
         steps = np.concatenate([np.diff(path[1:], axis=0) for path in example.targets])
@@ -172,6 +173,7 @@ def test_the_published_first_directions():
         assert sum(geometry.looks_outside) <= 0.02 * 360
 
 
+@pytest.mark.breadth  # test_a_seed_means_the_same_data_for_ever
 def test_the_published_statistics_of_easy_pictures():
     check_statistics("32_easy", draw("32_easy", 300))
 
@@ -187,6 +189,7 @@ def test_the_published_statistics_of_path_x():
     check_statistics("128_hard", draw("128_hard", 100))
 
 
+@pytest.mark.breadth  # test_the_published_first_directions
 def test_without_the_quirk_targets_start_in_any_direction():
     with_quirk, without = (measure(draw("32_hard", 40, border_quirk=quirk)) for quirk in (True, False))
     attempts, distractors, mean = without.mean(axis=0)[:3]
@@ -200,6 +203,7 @@ def same(first: Example, second: Example) -> bool:
     return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in fields)
 
 
+@pytest.mark.breadth  # test_sources.py: test_the_number_of_processes_changes_neither_examples_nor_order
 def test_the_number_of_processes_changes_nothing():
     size = CHUNK + 7
     runs = [list(generate_split(PRESETS["32_easy"], 3, 1, size, processes)) for processes in (1, 2)]
@@ -237,6 +241,7 @@ def test_opencv_is_asked_for(monkeypatch):
         pathfinder_board.opencv()
 
 
+@pytest.mark.breadth  # test_sources.py: test_what_was_prepared_is_what_is_generated
 def test_what_was_prepared_is_what_is_generated(tmp_path):
     sizes = {"train": 30, "validation": 4, "test": 3}
     written = preparation.prepare(Builder(config="32_easy", data_dir=tmp_path, sizes=sizes))
@@ -250,6 +255,7 @@ def test_what_was_prepared_is_what_is_generated(tmp_path):
         assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.breadth  # test_sources.py: test_one_of_several_data_sets_is_named
 def test_a_part_has_a_name_of_its_own(tmp_path, monkeypatch, capsys):
     program = load_program("prepare")
     asked = {"dataset": "pathfinder/32_easy", "scale": 0.0005, "data_dir": str(tmp_path), "processes": 1}

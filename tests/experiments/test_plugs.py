@@ -29,6 +29,7 @@ from tests.test_readme import ROOT, python_blocks
 SMALL = {name: value for name, value in SMALL_MODEL.items() if "mixer" not in name}
 
 
+@pytest.mark.breadth  # tests/test_readme.py: it streams; tests/layers/test_mixers.py: any mixer; test_loop.py: a run
 def test_a_mixer_of_thirty_lines_trains_streams_is_evaluated_and_reloaded(monkeypatch, tmp_path):
     source = python_blocks((ROOT / "docs/extending.md").read_text())[1]
     plant(monkeypatch, tmp_path, seqboat.layers.mixers, "leaky_average", source)
@@ -53,6 +54,7 @@ def test_a_mixer_of_thirty_lines_trains_streams_is_evaluated_and_reloaded(monkey
     assert_close(np.concatenate(pieces, 1), whole)
 
 
+@pytest.mark.breadth  # test_a_head_says_what_it_needs_of_a_task; tests/models/test_heads.py; test_loop.py: a run
 def test_a_head_of_thirty_lines_trains_is_evaluated_and_reloaded(monkeypatch, tmp_path):
     source = python_blocks((ROOT / "docs/extending.md").read_text())[3]
     plant(monkeypatch, tmp_path, seqboat.models.heads, "nearest", source)

@@ -50,6 +50,7 @@ def test_the_reach_of_the_network_is_that_of_its_gradient(subject):
     assert np.isfinite(depth["growth"]).all()
 
 
+@pytest.mark.breadth  # tests/analysis/test_depth.py: test_a_gain_multiplies_signals_and_differences_of_valid_elements
 def test_what_stands_in_padding_changes_nothing(subject):
     inputs, lengths = np.array(subject.batch["inputs"]), np.asarray(subject.batch["lengths"])
     padding = np.arange(inputs.shape[1]) >= lengths[:, None]
@@ -62,6 +63,7 @@ def test_what_stands_in_padding_changes_nothing(subject):
             np.testing.assert_allclose(first, second, rtol=1e-4)
 
 
+@pytest.mark.breadth  # test_the_program_writes_what_it_measured_of_a_run
 def test_a_model_without_sequences_has_depth_alone(typed):
     values = typed("--config=configs/hyper/rotation.py")
     subject = probe.at_start(values, EXAMPLES)
@@ -74,6 +76,7 @@ def test_a_model_without_sequences_has_depth_alone(typed):
         probe.measure(subject, ("reach",), DRAWS, seed=0)
 
 
+@pytest.mark.breadth  # test_the_program_writes_what_it_measured_of_a_run
 def test_a_picture_and_a_table_of_what_was_found(tmp_path, capsys):
     found = {
         "reach": {"network": {"slope": float("nan"), "horizon": 1, "r": [1.0, 0.5, 0.0]}},
@@ -88,10 +91,14 @@ def test_a_picture_and_a_table_of_what_was_found(tmp_path, capsys):
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
 
 
+@pytest.fixture(scope="module")
+def workdir(tiny, untrained, tmp_path_factory):
+    return untrained(tiny(), tmp_path_factory.mktemp("probe") / "run", step=6)
+
+
 @pytest.fixture
-def run(monkeypatch, tmp_path, tiny, untrained):
+def run(monkeypatch, tmp_path, workdir):
     """run(name=value) is the program with these flags, on the checkpoint of a run."""
-    workdir = untrained(tiny(), tmp_path / "run", step=6)
 
     def start(**changes):
         defaults = {"workdir": str(workdir), "what": ["depth"], "out": str(tmp_path / "new/found")}

@@ -274,6 +274,14 @@ EXAMPLE: dict[str, tuple[list[str], str]] = {
 # A message of what a program calls, whose own test has it: of each program, the test and the cases, which are breadth.
 COVERED: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
+        "test_cli.py: test_a_config_file_is_a_program_that_may_do_anything": (
+            "config is a directory",
+            "config raises",
+            "config divides by zero",
+            "config imports",
+            "no get_config",
+        ),
+        "the cases `wrong type` and `unknown field`": ("float for an int", "unknown group"),
         "test_config.py: test_mistakes": ("none for a number", "none for an unknown field"),
         "test_config.py: test_mistakes_in_a_model": ("refused value", "none for a field that may be none"),
         "test_config.py: test_mistakes_in_training": ("infinite limit", "endless training", "refused seed"),
@@ -284,6 +292,7 @@ COVERED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "evaluate": {
         "the case `damaged`": ("damaged step",),
+        "the cases `negative step` and `missing workdir`": ("step is no number", "against nothing"),
         "test_restore.py: test_there_is_no_run": ("workdir is a file", "no checkpoints"),
         "test_checkpoints.py: test_checkpoint_of_another_program": ("foreign",),
         "test_tasks.py: test_an_unknown_split_is_an_error": ("unknown split",),
@@ -361,12 +370,14 @@ def results(folder, request) -> dict[tuple[str, str], Done]:
         for name, case in of.items()
         if f"test_{module}_refuses[{name}]" in chosen
     ]
-    asked.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
+    if test_what_cannot_be_kept_is_shown.__name__ in chosen:  # the one that computes something
+        asked.append(("evaluate", "a result that cannot be kept", ["--workdir={tmp}/kept"]))
     commands: list[Any] = [
         (f"experiments.{module}", [fill(a) for a in arguments], None) for module, _, arguments in asked
     ]
-    asked += [("example", name, case[0]) for name, case in EXAMPLE.items()]
-    commands += [("examples.counter_current", [fill(a) for a in arguments], None) for arguments, _ in EXAMPLE.values()]
+    examples = [(name, case[0]) for name, case in EXAMPLE.items() if f"test_an_example_refuses[{name}]" in chosen]
+    asked += [("example", *each) for each in examples]
+    commands += [("examples.counter_current", [fill(a) for a in arguments], None) for _, arguments in examples]
     return {(module, name): done for (module, name, _), done in zip(asked, run_all(commands), strict=True)}
 
 
@@ -391,6 +402,7 @@ def test_evaluate_refuses(results, folder, name):
     assert not list((folder / "run").glob("evaluation_*"))
 
 
+@pytest.mark.breadth  # test_evaluation.py: test_a_summary_is_shown_though_it_cannot_be_written
 def test_what_cannot_be_kept_is_shown(results, folder):
     done = results["evaluate", "a result that cannot be kept"]
     assert f"could not write {folder}/kept/evaluation_test_" in assert_one_line(done)
@@ -415,7 +427,8 @@ def test_report_refuses(results, folder, name):
     assert not list(folder.glob("*/report.*"))
 
 
-@pytest.mark.parametrize("name", EXAMPLE)
+# test_files.py: test_what_is_refused
+@pytest.mark.parametrize("name", grid(tuple(EXAMPLE), "no seeds", "unknown flag"))
 def test_an_example_refuses(results, folder, name):
     done = results["example", name]
     assert EXAMPLE[name][1].format(tmp=folder) in assert_one_line(done)
@@ -423,6 +436,7 @@ def test_an_example_refuses(results, folder, name):
     assert done.seconds < 30  # before anything is computed
 
 
+@pytest.mark.breadth  # test_terminal.py: test_a_program_ends_as_its_work_did
 def test_a_real_process_fails_like_its_forks(results, folder):
     done = subprocess.run(
         program("train", "--config=configs/quickstart.py", "--config.train.stesp=5"),

@@ -32,6 +32,7 @@ from experiments.training.restore import Run, load
 from seqboat.ops.packing import row_info
 from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
+from tests.helpers import grid
 
 # What it measures
 
@@ -73,7 +74,12 @@ def test_reach_is_the_farthest_element_that_attention_sees(window):
 
 
 @pytest.mark.parametrize(
-    ("function", "position"), [("softmax", "relative"), ("softmax", "rotary"), ("relu2", "none"), ("laplace", "slot")]
+    ("function", "position"),
+    grid(
+        [("softmax", "relative"), ("softmax", "rotary"), ("relu2", "none"), ("laplace", "slot")],
+        ("softmax", "relative"),
+        ("relu2", "none"),
+    ),
 )
 def test_mean_distance_is_weighted_by_attention(function, position, monkeypatch):
     """The weights are read from `attend` with the unit vectors as values."""
@@ -252,7 +258,7 @@ def assert_page(path: Path, found: measure.Measured | None = None) -> Reader:
     return reader
 
 
-def test_the_page_of_a_trained_run(run, loaded, looked, monkeypatch):
+def test_the_page_of_a_trained_run(run, loaded, looked):
     reader = assert_page(write_report(run, examples=12), looked)
     text = " ".join("".join(reader.text).split())
     accuracy, error = looked.metrics["accuracy"]
@@ -273,10 +279,14 @@ def test_the_page_of_a_trained_run(run, loaded, looked, monkeypatch):
     for margin in looked.margins:
         assert f"{margin.logits:+.4f}" in text
     assert len([name for name, _ in reader.tags if name == "img"]) == 9
-    first = (run / "report.html").read_bytes()
+
+
+@pytest.mark.breadth  # test_the_page_of_a_trained_run
+def test_the_page_is_the_same_again(run, looked, monkeypatch):
+    first = write_report(run, examples=12).read_bytes()
     monkeypatch.setattr(measure, "measure", lambda *_: looked)
     write_report(run, examples=12)
-    assert (run / "report.html").read_bytes() == first, "the same again"
+    assert (run / "report.html").read_bytes() == first
 
 
 BLANK = "data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode()
@@ -325,6 +335,7 @@ def test_the_evaluation_is_shown_where_there_is_one(run, loaded, tmp_path, as_lo
             write_report(workdir)
 
 
+@pytest.mark.breadth  # test_evaluation.py: test_a_result_is_of_one_checkpoint
 def test_another_checkpoints_evaluation_is_not_shown(run, loaded, tmp_path, as_looked, caplog):
     """Of another step, of other parameters, and one that does not say."""
     workdir = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html")))
@@ -380,6 +391,7 @@ def other(tiny, task, model=None, **changes):
 CLASSIFIER_ONLY = ("head", "sinusoid", "embedding_init")
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run
 def test_a_model_without_attention(tiny, untrained, tmp_path):
     never = untrained(tiny({"model.activation": "never"}), tmp_path / "never")
     text = "".join(assert_page(write_report(never, examples=4)).text)
@@ -389,6 +401,7 @@ def test_a_model_without_attention(tiny, untrained, tmp_path):
         assert said in text
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run; test_everything_is_escaped
 def test_a_language_model(tiny, untrained, tmp_path, measured, undrawn):
     (tmp_path / "text").write_bytes(b"<b>one & two</b>\n\xff " * 60)
     task = {"name": "corpus", "files": (str(tmp_path / "text"),), "length": 32, "context": 16}

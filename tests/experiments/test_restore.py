@@ -51,6 +51,7 @@ def resumed(untrained, tiny, tmp_path_factory):
     return untrained(tiny({"train.steps": 4, "model.window_size": 2}), workdir, 4, accuracy=0.5)
 
 
+@pytest.mark.breadth  # test_a_step_is_verified_once
 def test_a_step_comes_with_its_own_config(resumed):
     for step, window, best in ((None, 4, True), (2, 4, True), (4, 2, False)):
         run = load(resumed, step)
@@ -78,6 +79,7 @@ def test_paths_are_read_as_everywhere(trained, monkeypatch):
             load(name)
 
 
+@pytest.mark.breadth  # test_a_loaded_model_evaluates_as_in_training
 def test_the_five_lines_of_the_guide(trained):
     """As written there, except for the work directory."""
     text = (Path(__file__).parents[2] / "docs/getting_started.md").read_text()

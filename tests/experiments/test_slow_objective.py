@@ -15,7 +15,7 @@ from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.metrics import METRICS_FILE
 from seqboat.layers.mixers import hyperzzw
-from tests.helpers import random_like
+from tests.helpers import grid, random_like
 
 MIXER = {"name": "hyperzzw", "kernel_size": 32, "slow_width": 4, "slow_layers": 1, "frequency": 1.0}
 QUICK = {"model.activation": "never", "model.remat": "none", "train.steps": 2, "train.evaluate_every": 2}
@@ -37,7 +37,7 @@ def attach(values):
     return objectives.attach(build(values), Path("nowhere"))
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", grid((True, False), False))
 def test_it_is_the_mean_distance_over_pairs_of_layers(values, causal):
     experiment = attach(values({"model.layers": 3, "model.causal": causal}, weight=2.0))
     objective = experiment.functions.objectives["slow"]

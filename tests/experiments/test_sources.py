@@ -255,6 +255,7 @@ def test_every_builder_has_its_files_name(name):
     assert issubclass(preparation.builder_class(name), preparation.ArrayRecordBuilder)
 
 
+@pytest.mark.breadth  # test_a_name_that_is_none_comes_with_the_names_there_are
 def test_the_program_names_what_it_can_make(tmp_path):
     command = [sys.executable, "-m", "experiments.prepare", f"--data_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -83,6 +83,7 @@ def made(source) -> Path:
     return dictionary_in(source.parent / "m2", source)
 
 
+@pytest.mark.breadth  # test_a_transcoder_is_spliced_where_the_network_writes: into what; test_evaluation.py: a report
 def test_an_evaluation_says_what_a_splice_costs(source, made, monkeypatch, capsys):
     """Scores are made up: 0 as it is, 1 with a splice, 2 with the mean."""
     applied = []
@@ -137,6 +138,7 @@ def test_a_transcoder_is_spliced_where_the_network_writes(with_feed_forward, tmp
     assert (record["reads"], record["site"], record["metrics"]) == ("m", "feed_forward_out", {"plain": {"loss": 0.5}})
 
 
+@pytest.mark.breadth  # test_a_dictionary_of_another_site_is_refused; test_explain.py: refusals of the same readers
 def test_what_is_not_a_dictionary_of_the_run_is_one_line(source, made, tiny, untrained, tmp_path):
     other = untrained(tiny({"train.log_every": 2}), tmp_path / "other", step=4)
     transcoder = dictionary_in(tmp_path / "transcoder", source, task__target_site="resid", model__auxiliary=0.0)

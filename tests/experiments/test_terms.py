@@ -15,6 +15,7 @@ from tests.helpers import assert_close
 CAPACITY = {"model.layers": 1, "model.router.rule": "capacity", "model.router.capacity": 0.3}
 
 
+@pytest.mark.breadth  # test_names_add_up_over_layers_calls_and_modules
 def test_without_terms_the_objective_is_what_it_was(tiny):
     """Character by character, whether or not anybody asks for terms."""
     functions = build(tiny()).functions
@@ -30,6 +31,7 @@ def test_without_terms_the_objective_is_what_it_was(tiny):
     assert without == asked
 
 
+@pytest.mark.breadth  # test_capacity.py: test_training_activates_the_share_and_states_the_cross_entropy
 def test_the_gradient_of_the_capacity_term_is_that_of_finite_differences(tiny, random_state):
     """By the bias of the router, which moves all margins alike: the term's part of the gradient, in float64."""
     experiment = build(tiny({**CAPACITY, "model.router.capacity_loss": 0.5}))
@@ -87,4 +89,4 @@ def test_a_module_that_is_activated_cannot_state_a_term():
 
     layer = SparseModularActivation((Stating(name="own"),), activation="always")
     with pytest.raises(ValueError, match=r"own \(Stating\) states a term of the loss; a module that is activated can"):
-        layer.apply({}, jnp.ones((1, 4, 2)), jnp.ones((1, 4), bool))
+        jax.eval_shape(lambda x, valid: layer.apply({}, x, valid), jnp.ones((1, 4, 2)), jnp.ones((1, 4), bool))

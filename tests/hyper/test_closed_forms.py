@@ -4,6 +4,7 @@ Variances are over draws of the hypernetwork: means over many networks, within f
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,17 @@ from tests.helpers import grid
 from tests.hyper.targets import MLP, TARGETS, X
 
 NET = MLP()
-SPEC = hyper.spec(NET, X)
 RAW = hyper.Encoding("none")
 
 
-def network(spec=SPEC, **fields) -> hyper.HyperNetwork:
-    return hyper.HyperNetwork(spec, hyper.HyperConfig(**{"hidden": (16, 64, 128), "residual": False, **fields}))
+@functools.cache
+def plain_spec():
+    return hyper.spec(NET, X)
+
+
+def network(spec=None, **fields) -> hyper.HyperNetwork:
+    config = hyper.HyperConfig(**{"hidden": (16, 64, 128), "residual": False, **fields})
+    return hyper.HyperNetwork(plain_spec() if spec is None else spec, config)
 
 
 def generated(net: hyper.HyperNetwork, conditions, seed=0) -> np.ndarray:
@@ -66,8 +72,9 @@ def _second_singular(rows):
     return singular[1] / singular[0]
 
 
+@pytest.mark.breadth  # test_mip_starts_as_a_perturbation_of_inputs_over_fan_out; test_diagnose.py
 def test_the_gradient_of_the_head_is_linear_in_a_scalar_input():
-    net, target = network(encoding=RAW), jax.random.normal(jax.random.key(3), (SPEC.size,))
+    net, target = network(encoding=RAW), jax.random.normal(jax.random.key(3), (plain_spec().size,))
     variables = jax.jit(net.init)(jax.random.key(0), jnp.ones(1))
 
     def loss(params, z):  # linear in theta
@@ -80,6 +87,7 @@ def test_the_gradient_of_the_head_is_linear_in_a_scalar_input():
     np.testing.assert_allclose(np.array(norms) / norms[0], [1, 2, 4], rtol=1e-5)
 
 
+@pytest.mark.breadth  # test_mip_starts_as_a_perturbation_of_inputs_over_fan_out
 @pytest.mark.parametrize("width", grid((1, 2, 8), 2))
 def test_the_trunk_keeps_the_expected_squared_norm(width):
     encoding = hyper.Encoding(inputs=width)
@@ -110,10 +118,10 @@ def test_mip_starts_as_a_perturbation_of_inputs_over_fan_out():
     assert abs(ratio - 1 / 16) < 4 * error
 
 
-@pytest.mark.breadth  # test_the_gradient_of_the_head_is_linear_in_a_scalar_input
+@pytest.mark.breadth  # test_diagnose.py: test_the_default_is_proportional_and_mip_is_not
 def test_gradients_vary_over_the_input_as_one_over_root_three():
     """A norm linear in z ~ U(0, 1) has the coefficient of variation 1 / sqrt(3) = 0.577."""
-    net, direction = network(encoding=RAW), jax.random.normal(jax.random.key(3), (SPEC.size,))
+    net, direction = network(encoding=RAW), jax.random.normal(jax.random.key(3), (plain_spec().size,))
     model = hyper.Hyper(NET, net)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.ones(1), X)
 
@@ -141,7 +149,7 @@ def test_gradients_vary_over_the_input_as_one_over_root_three():
 @pytest.mark.breadth  # test_diagnose.py: test_the_default_is_proportional_and_mip_is_not
 def test_mip_keeps_the_size_of_weights_over_the_whole_range():
     conditions = jnp.linspace(0, 1, 33)[:, None]
-    spreads, model = [], hyper.Hyper(NET, hyper.mip(SPEC))
+    spreads, model = [], hyper.Hyper(NET, hyper.mip(plain_spec()))
     init = jax.jit(model.init)
     for seed in range(5):
         variables = init(jax.random.key(seed), conditions[0], X)

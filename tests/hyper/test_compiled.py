@@ -52,6 +52,7 @@ def test_generation_is_outside_the_loop_over_time(steps):
     assert set(flatten(bound["params"])) == {leaf.path for leaf in spec}
 
 
+@pytest.mark.breadth  # tests/parallel/test_rules.py: how parameters are split
 def test_a_split_head_is_not_gathered():
     """Kernels split by columns, heads likewise: theta is generated in its place, and nothing makes a head whole."""
     mesh = Mesh(np.array(jax.devices()).reshape(8), ("fsdp_hidden",))

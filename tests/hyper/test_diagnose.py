@@ -1,5 +1,7 @@
 """The diagnosis says what is known of the default and of MIP; drift and importance in closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,17 @@ from tests.helpers import random_like
 from tests.hyper.targets import MLP, X
 
 NET, KEY = MLP(), jax.random.key(0)
-SPEC = hyper.spec(NET, X, draws=64)
 GRID = jnp.linspace(0.01, 1, 25)[:, None]
+
+
+@functools.cache
+def spec():
+    return hyper.spec(NET, X, draws=64)
 
 
 def diagnose(residual, kind):
     config = hyper.HyperConfig(encoding=hyper.Encoding(kind), residual=residual)
-    model = hyper.Hyper(NET, hyper.HyperNetwork(SPEC, config))
+    model = hyper.Hyper(NET, hyper.HyperNetwork(spec(), config))
     variables = jax.jit(model.init)(KEY, GRID[0], X)
     return hyper.diagnose(model, variables, GRID, lambda v, z: jnp.sum(jnp.square(model.apply(v, z, X))))
 
@@ -40,7 +46,7 @@ def test_the_default_is_proportional_and_mip_is_not():
 
 def test_drift_is_zero_with_zero_gradient_at_a_tasks_start_and_exact_for_linear_heads():
     encoding = hyper.Encoding("embedding", tasks=3, size=4)
-    model = hyper.Hyper(NET, hyper.mip(SPEC, encoding=encoding, hidden=(8,)))
+    model = hyper.Hyper(NET, hyper.mip(spec(), encoding=encoding, hidden=(8,)))
     variables = random_like(jax.eval_shape(model.init, KEY, jnp.array([0]), X))
     tasks = jnp.arange(2)[:, None]
     before = jax.jit(lambda v: continual.generate_tasks(model, v, tasks))(variables)
@@ -108,6 +114,6 @@ def test_a_grown_generator_generates_the_same_and_learns_with_its_new_units():
     assert np.any(gradient["kernel"][6:])
     assert np.any(gradient["lstm"]["hi"]["kernel"][6:, :6])
     with pytest.raises(ValueError, match="only a network with recurrent heads only can grow; this one has full"):
-        continual.grow(hyper.mip(SPEC), params, 3, KEY)
+        continual.grow(hyper.mip(spec()), params, 3, KEY)
     with pytest.raises(ValueError, match="units=0"):
         continual.grow(network, params, 0, KEY)

@@ -33,6 +33,7 @@ def test_inner_products_depend_on_differences_alone():
     np.testing.assert_allclose(found @ found.T, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.breadth  # test_inner_products_depend_on_differences_alone
 def test_the_ends_are_orthogonal():
     with jax.enable_x64(True):
         low, high = codes(Encoding(), np.array([[0.0], [1.0]]))

@@ -17,14 +17,18 @@ from tests.hyper.targets import LENGTHS, MLP, TARGETS, TOKENS, X, classifier
 
 NET, KEY = MLP(), jax.random.key(0)
 PLAIN = jax.jit(NET.apply)
-SPEC = hyper.spec(NET, X, draws=4)
 HALF = jnp.array([0.5])
 HEADS = ("full", "low_rank", "scale", "chunked", "recurrent")
 
 
-def make(net=NET, spec=SPEC, per_example=False, **fields) -> hyper.Hyper:
+@functools.cache
+def plain_spec():
+    return hyper.spec(NET, X, draws=4)
+
+
+def make(net=NET, spec=None, per_example=False, **fields) -> hyper.Hyper:
     config = hyper.HyperConfig(**{"hidden": (8,), "chunk_size": 40, **fields})
-    return hyper.Hyper(net, hyper.HyperNetwork(spec, config), per_example)
+    return hyper.Hyper(net, hyper.HyperNetwork(plain_spec() if spec is None else spec, config), per_example)
 
 
 def started(model: nn.Module, condition, *args, **kwargs):
@@ -37,7 +41,7 @@ def started(model: nn.Module, condition, *args, **kwargs):
 # test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell.
 @pytest.mark.parametrize(
     ("head", "residual"),
-    grid(itertools.product(HEADS, (True, False)), ("full", True), ("scale", False), ("chunked", False)),
+    grid(itertools.product(HEADS, (True, False)), ("scale", False), ("chunked", False)),
 )
 def test_every_head_generates_what_the_target_computes_with(head, residual):
     if head == "scale" and not residual:
@@ -47,14 +51,17 @@ def test_every_head_generates_what_the_target_computes_with(head, residual):
     model = make(head=head, residual=residual, init="fan_out")
     variables = started(model, HALF, X)
     stored = set(flatten(variables["params"].get("target", {})))
-    assert stored == ({leaf.path for leaf in SPEC} if residual else set())
+    assert stored == ({leaf.path for leaf in plain_spec()} if residual else set())
     low, high = (hyper.bind(model, variables, jnp.array([z])) for z in (0.2, 0.9))
-    assert {path: a.shape for path, a in flatten(low["params"]).items()} == {leaf.path: leaf.shape for leaf in SPEC}
+    assert {path: a.shape for path, a in flatten(low["params"]).items()} == {
+        leaf.path: leaf.shape for leaf in plain_spec()
+    }
     for path, leaf in flatten(low["params"]).items():
         assert np.abs(leaf - flatten(high["params"])[path]).max() > 0, f"{path} does not depend on the condition"
     np.testing.assert_array_equal(model.apply(variables, jnp.array([0.2]), X), NET.apply(low, X))
 
 
+@pytest.mark.breadth  # test_keywords_are_split_among_examples_too
 @pytest.mark.parametrize("head", ["full", *(pytest.param(h, marks=pytest.mark.slow) for h in HEADS[1:])])
 def test_an_examples_own_parameters_are_those_of_a_loop(head):
     model, own = make(head=head), make(head=head, per_example=True)
@@ -76,6 +83,7 @@ def test_an_examples_own_parameters_are_those_of_a_loop(head):
 MARKS = {"seqboat": pytest.mark.slow, **dict.fromkeys(("conv", "lstm", "s4d"), pytest.mark.breadth)}
 
 
+@pytest.mark.breadth  # test_zero_heads_start_as_the_target_and_learn
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in TARGETS])
 def test_any_target_starts_as_itself_with_zero_heads_bit_for_bit(name):
     module, args, _ = TARGETS[name]
@@ -115,7 +123,8 @@ def test_zero_heads_start_as_the_target_and_learn(head):
     assert np.abs(apply(moved, jnp.array([0.1])) - apply(moved, HALF)).max() > 0
 
 
-@pytest.mark.parametrize("head", grid(("chunked", "recurrent"), "chunked"))
+# test_every_head_generates_what_the_target_computes_with
+@pytest.mark.parametrize("head", grid(("chunked", "recurrent")))
 def test_leaves_that_start_as_constants_are_conditioned_by_chunks_too(head):
     net = MLP(norm=True)
     model = make(net, hyper.spec(net, X, select="norm_0/scale", draws=4), head=head, init="matched", residual=False)
@@ -233,6 +242,7 @@ def test_partitioned_parameters_keep_their_names():
         assert nn.get_partition_spec(started_from)["params"]["target"]["kernel"] == names
 
 
+@pytest.mark.breadth  # test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece
 def test_a_recurrent_head_starts_the_same_whatever_it_is_first_called_with():
     model = make(head="recurrent", spec=hyper.spec(NET, X, select="out/kernel"))
     init = jax.jit(model.init)
@@ -270,6 +280,7 @@ def test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding()
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.breadth  # test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding
 def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone():
     spec = hyper.spec(NET, X, select="dense_0/kernel")
     for head in ("chunked", "recurrent"):
@@ -288,9 +299,9 @@ def test_pieces_depend_on_the_embeddings_before_them_in_a_recurrent_head_alone()
 
 def test_a_recurrent_head_has_the_parameters_of_one_lstm_and_one_piece():
     config = hyper.HyperConfig(hidden=(6,), head="recurrent", chunk_size=32, chunk_embedding=3)
-    params = jax.eval_shape(hyper.HyperNetwork(SPEC, config).init, KEY, HALF)["params"]
-    pieces = sum(-(-leaf.size // 32) for leaf in SPEC)
-    scales = len(SPEC.leaves)
+    params = jax.eval_shape(hyper.HyperNetwork(plain_spec(), config).init, KEY, HALF)["params"]
+    pieces = sum(-(-leaf.size // 32) for leaf in plain_spec())
+    scales = len(plain_spec().leaves)
     lstm = 4 * 6 * ((2 + 3) + 6 + 1)  # [code; c_i], the state, a bias
     assert sum(a.size for a in jax.tree.leaves(params)) == lstm + (6 + 1) * 32 + pieces * 3 + scales
 
@@ -319,6 +330,7 @@ def test_a_factor_of_one_changes_nothing_and_others_scale_columns():
     assert ratio.std() > 0.01
 
 
+@pytest.mark.breadth  # test_every_head_generates_what_the_target_computes_with
 def test_complex_parameters_are_generated():
     class Complex(nn.Module):
         @nn.compact
@@ -344,6 +356,7 @@ def test_generated_leaves_have_the_asked_dtype_and_theta0_keeps_its_own():
     assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.breadth  # test_every_head_generates_what_the_target_computes_with
 def test_a_hypernetwork_of_a_hypernetwork():
     inner = make(spec=hyper.spec(NET, X, select="out/*"))
     spec = hyper.spec(inner, HALF, X, select="network/trunk/*/kernel")

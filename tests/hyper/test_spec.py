@@ -50,6 +50,7 @@ def test_roles_and_fans():
     assert hyper.spec(NET, X)["norm_0/bias"].role == "other"
 
 
+@pytest.mark.breadth  # test_roles_and_fans
 def test_measured_moments():
     spec = hyper.spec(NET, X, draws=64)
     assert spec["norm_0/scale"].mean == 1

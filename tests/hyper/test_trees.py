@@ -56,12 +56,11 @@ TARGETS = {
 
 
 FIELDS = {"": {}, "low_rank": {"head": "low_rank"}, "chunked": {"head": "chunked", "residual": False}}
-FAST = ("inside, low_rank", "a leaf below the name of another, ", "containers, chunked")
 
 
 @pytest.mark.parametrize(
     ("target", "options", "path", "fields"),
-    grid({f"{one}, {two}": (*TARGETS[one], FIELDS[two]) for one in TARGETS for two in FIELDS}, *FAST),
+    grid({f"{one}, {two}": (*TARGETS[one], FIELDS[two]) for one in TARGETS for two in FIELDS}, "inside, low_rank"),
 )
 def test_a_target_computes_with_what_is_generated_for_its_own_tree(target, options, path, fields):
     spec = hyper.spec(target, X, **options)
@@ -90,6 +89,7 @@ def test_leaves_without_numbers_stay_as_they_are():
         hyper.spec(Odd(), X)
 
 
+@pytest.mark.breadth  # test_a_target_computes_with_what_is_generated_for_its_own_tree, test_names_keep_their_keys
 def test_a_trained_target_with_odd_keys_starts_a_hypernetwork():
     own = jax.jit(Normed().init)(jax.random.key(1), X)
     model = hyper.Hyper(Normed(), hyper.mip(hyper.spec(Normed(), X), init="zero"))

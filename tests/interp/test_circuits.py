@@ -87,6 +87,7 @@ def test_the_order_of_nodes_does_not_matter():
     np.testing.assert_allclose(circuits.mean_difference(x, positive)[order], moved, rtol=1e-12)
 
 
+@pytest.mark.breadth  # test_contributions_sum_to_the_mean_output
 def test_a_node_that_adds_nothing_has_the_extra_code():
     # A bias that makes feature 0 fire at zero, and a feature that nothing reaches.
     eye, bias = jnp.eye(3), jnp.array([0.5, 0.0, -9.0])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from helpers import assert_close, grid, normal
 
 from seqboat.interp.codebooks import Codebook, decode, kmeans, nearest, quantize
 from seqboat.interp.edits import Force
@@ -22,7 +22,7 @@ def brute_force(x, table, k):
     return np.argsort(distances if k == 1 else -cosines, axis=-1)[..., :k]
 
 
-@pytest.mark.parametrize(("groups", "k"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("groups", "k"), grid([(1, 1), (2, 3)], (2, 3)))
 def test_nearest_codes_are_those_of_brute_force_and_gradients_those_of_the_surrogate(groups, k):
     table, weights = TABLES[groups], normal(9, *X.shape)
 
@@ -50,6 +50,7 @@ def test_nearest_codes_are_those_of_brute_force_and_gradients_those_of_the_surro
     assert not np.asarray(dtable)[~taken].any()
 
 
+@pytest.mark.breadth  # tests/models/test_bottlenecked.py: edits; test_edits.py: what is forced
 def test_a_codebook_as_an_edit_and_codes_that_are_forced():
     book, here = Codebook(True, TABLES[2], 3), np.zeros(X.shape[:2], bool)
     here[1, 2] = True

@@ -124,6 +124,7 @@ def test_health_of_a_dictionary_that_is_a_basis_and_of_one_that_is_not():
     assert float(skewed.deviation) == pytest.approx(bounds.sum() / 4, rel=1e-5)
 
 
+@pytest.mark.breadth  # test_health_of_a_dictionary_that_is_a_basis_and_of_one_that_is_not
 def test_a_transcoder_is_healthy_about_its_targets():
     atoms, x = random_atoms("top_k"), normal(5, 9, WIDTH)
     target = jnp.tile(atoms.decode(atoms.encode(x)), 2)

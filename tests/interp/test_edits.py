@@ -227,6 +227,7 @@ class Network(flax.struct.PyTreeNode):
         return f @ self.decoder + self.params["down"]["bias"][(None,) * (f.ndim - 1)]
 
 
+@pytest.mark.breadth  # test_splicing.py: test_a_transcoder_is_spliced_where_the_network_writes
 def test_a_transcoder_takes_the_place_of_the_network_and_changes_nothing_before_it():
     y, before = rows()({})
     own = random_like(jax.eval_shape(SeqBoatLayer(ROWS).init, jax.random.key(0), X, jnp.asarray(REAL)))
@@ -273,7 +274,7 @@ def test_a_margin_of_zero_is_forced_too():
         np.testing.assert_array_equal(forced[..., 1] > forced[..., 0], np.full((1, 4, 1), active))
 
 
-@pytest.mark.parametrize("located", [False, True])
+@pytest.mark.parametrize("located", grid((False, True), True))
 def test_edits_of_values_and_of_their_rows(located):
     """What every edit computes, of (B, L, W) and of the same values as rows (B L, W)."""
     x, which = np.asarray(X), np.array([1, 4])

@@ -134,6 +134,7 @@ def test_the_search_finds_what_inputs_determine(table):
     assert found.text.startswith(function.template)
 
 
+@pytest.mark.breadth  # test_the_study_scores_every_interpreter
 def test_the_budget_is_never_exceeded():
     asked = []
     query = Query(lambda x: asked.append(len(x)) or x, 5)

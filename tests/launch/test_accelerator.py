@@ -79,6 +79,7 @@ def test_checks_come_first_then_times_then_training(machine, accelerator):
     assert [call[1] for call in buffered] == ["experiments.benchmark", "experiments.benchmarks.collect"]
 
 
+@pytest.mark.breadth  # test_checks_come_first_then_times_then_training
 def test_what_is_wrong_is_not_timed_and_what_is_finished_not_run_again(machine, accelerator):
     status, output, parts = accelerator(WRONG="agreement")
     assert status == 1
@@ -92,6 +93,7 @@ def test_what_is_wrong_is_not_timed_and_what_is_finished_not_run_again(machine, 
     assert parts["agreement"]["status"] == "done"
 
 
+@pytest.mark.breadth  # test_checks_come_first_then_times_then_training
 def test_a_part_without_time_left_does_not_hold_up_the_others(machine, accelerator):
     """A limit of a part, cut by the time kept for training: the slow part ends, and is not a wrong result."""
     short = machine.clone / "launch" / "short.sh"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like
+from helpers import assert_close, grid, normal, random_like
 
 from seqboat.layers import capacity, config, transformer
 from seqboat.layers.mixers import ema
@@ -68,7 +68,7 @@ def changed_later(name, train):
     return [(np.asarray(taps["sparse"]["active"])[:, :6, 0], y[:, :6]) for y, taps, _ in results]
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", grid(tuple(LAYERS), "transformer"))
 def test_evaluation_does_not_look_ahead_and_training_does(name):
     (before, y), (after, other) = changed_later(name, False)
     np.testing.assert_array_equal(before, after)
@@ -103,6 +103,7 @@ def test_training_activates_the_share_and_states_the_cross_entropy(name):
     assert terms["capacity"].weight == 20
 
 
+@pytest.mark.breadth  # test_ceil_of_the_share_of_valid_elements_is_active_and_they_have_the_largest_margins
 def test_a_capacity_of_one_is_always_with_confidence():
     run, params = compiled("transformer", True, 1.0)
     y, taps, _ = run(params, X)

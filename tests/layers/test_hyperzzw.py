@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like
+from helpers import assert_close, grid, normal, random_like
 
 from seqboat.layers.mixers import hyperzzw
 from seqboat.parallel.rules import SINGLE_DEVICE
@@ -34,7 +34,7 @@ def reference(params, x, size):
     return np.array(y).reshape(x.shape)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", grid((True, False), False))
 def test_it_is_the_sum_of_its_equations(causal):
     module = CONFIG.make(causal, SINGLE_DEVICE)
     x = jnp.where(VALID[..., None], normal(0, 3, LENGTH, WIDTH), 1e3)

@@ -19,6 +19,7 @@ def start(config, causal=True):
     return jax.jit(mixer.init)(jax.random.key(0), x, jnp.ones((1, 3), bool))["params"]
 
 
+@pytest.mark.breadth  # test_linear_mixers.py: what it computes
 def test_lru_starts_in_its_ring():
     params = start(lru.Config(state_size=2000, r_min=0.5, r_max=0.9, max_phase=1.0), causal=False)
     radius, phase = np.exp(-np.exp(params["nu_log"])), np.exp(params["theta_log"])
@@ -32,6 +33,7 @@ def test_lru_starts_in_its_ring():
     np.testing.assert_allclose(np.exp(2 * params["gamma_log"]) + np.square(radius), 1, atol=1e-5)
 
 
+@pytest.mark.breadth  # tests/parity/test_linear_mixers.py
 def test_lru_without_memory_is_a_map_of_single_elements():
     config = lru.Config(state_size=4, r_min=0.0, r_max=1e-9)
     params, x = start(config), normal(0, 2, 5, WIDTH)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like
+from helpers import assert_close, grid, normal, random_like
 
 from seqboat.layers.mega import LayerConfig, MegaLayer
 from seqboat.layers.mixers import ema
@@ -55,9 +55,10 @@ def cut(counts, size):
     return pieces
 
 
-def test_pieces_of_streams_equal_the_whole():
+@pytest.mark.parametrize("size", grid((1, 7, LENGTH), 7))
+def test_pieces_of_streams_equal_the_whole(size):
     config = dataclasses.replace(CAUSAL, attention_function="relu2")  # whose scores depend on the place in the chunk
-    variables, counts = random_like(shapes(config)), {size: schedule(size) for size in (1, 7, LENGTH)}
+    variables, counts = random_like(shapes(config)), {size: schedule(size)}
 
     @jax.jit
     def run(pieces):
@@ -77,7 +78,7 @@ def test_pieces_of_streams_equal_the_whole():
             assert_close(np.concatenate(parts), np.asarray(whole[i, :length]))
 
 
-@pytest.mark.parametrize("config", [CAUSAL, BOTH], ids=["causal", "both"])
+@pytest.mark.parametrize("config", grid({"causal": CAUSAL, "both": BOTH}, "causal"))
 def test_an_element_depends_on_what_it_may_see_alone(config):
     """Not on padding, not on other sequences and, causal, not on what comes later; within a chunk it sees the rest."""
     variables = random_like(shapes(config))
@@ -98,6 +99,7 @@ def test_an_element_depends_on_what_it_may_see_alone(config):
     assert_close(stats.elements, np.full(3, float(LENGTHS.sum())))
 
 
+@pytest.mark.breadth  # tests/parity/test_published_mega.py: its full and chunked attention
 def test_a_chunk_of_the_length_equals_none():
     """Values and gradients."""
     none = dataclasses.replace(BOTH, chunk=None, max_positions=LENGTH)

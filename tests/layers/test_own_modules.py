@@ -131,7 +131,13 @@ class TrainWindowed(WindowedModule):
 
 
 @pytest.mark.parametrize("form", grid(("packed", "dense"), "packed"))
-@pytest.mark.parametrize("module", [Train(name="own"), Deterministic(name="own"), TrainWindowed(name="own")], ids=repr)
+@pytest.mark.parametrize(
+    "module",
+    grid(
+        {"train": Train(name="own"), "deterministic": Deterministic(name="own"), "windowed": TrainWindowed(name="own")},
+        "windowed",
+    ),
+)
 def test_whether_this_is_training_is_handed_on(module, form):
     layer = make(module, form=form)
     variables = jax.jit(layer.init)(jax.random.key(0), M, VALID)
@@ -207,7 +213,13 @@ class NoiseWindowed(Noise, WindowedModule):
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("module", [Noise(name="own"), Noise("other", name="own"), NoiseWindowed(name="own")], ids=repr)
+@pytest.mark.parametrize(
+    "module",
+    grid(
+        {"noise": Noise(name="own"), "other": Noise("other", name="own"), "windowed": NoiseWindowed(name="own")},
+        "windowed",
+    ),
+)
 def test_every_stream_arrives_with_keys_of_their_own_for_blocks(module, train):
     layer, stream = make(module), module.stream
     first, again, other = (run(layer, train, {}, **{stream: seed, "unused": 0}) for seed in (0, 0, 1))
@@ -216,6 +228,7 @@ def test_every_stream_arrives_with_keys_of_their_own_for_blocks(module, train):
     assert len(set(first.ravel().tolist())) == first.size
 
 
+@pytest.mark.breadth  # test_every_stream_arrives_with_keys_of_their_own_for_blocks
 def test_streams_arrive_where_short_pieces_are_computed_in_their_places():
     layer, m, valid = make(Noise(name="own")), jnp.ones((2, 3, D)), jnp.ones((2, 3), bool)
     y, *_ = layer.apply({}, m, valid, False, (None,), method="advance", rngs={"noise": jax.random.key(0, impl="rbg")})

@@ -54,6 +54,7 @@ def test_a_ceiling_binds_only_above_it():
     assert abs(rate[-200:].mean() - 0.25) < 0.01
 
 
+@pytest.mark.breadth  # test_an_exact_rate_is_kept_while_the_router_grows_its_margins
 def test_a_rate_that_is_too_low_comes_back_within_a_few_batches():
     # The router closes at once, as one does whose layers lose what they had learned.
     offset = jnp.where(jnp.arange(500) < 300, 0.0, -3.0)
@@ -65,7 +66,7 @@ def test_a_rate_that_is_too_low_comes_back_within_a_few_batches():
 
 def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
     router = RouterConfig(target_rate=0.1, rate_control="exact")
-    encoder = Encoder(EncoderConfig(dataclasses.replace(LAYER, router=router), 2))
+    encoder = Encoder(EncoderConfig(dataclasses.replace(LAYER, router=router, form="dense"), 2))
     valid = jnp.arange(9)[None] < jnp.array([9, 5])[:, None]
     x = jax.random.normal(jax.random.key(0), (2, 9, 8))
     variables = random_like(jax.eval_shape(encoder.init, jax.random.key(0), x, valid))
@@ -96,8 +97,12 @@ def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
 
 def decide(pattern, rate, start, modules=1, seed=0):
     layer = FixedPattern(modules, pattern, rate)
-    inputs = (None, jnp.ones((2, 10_000), bool), False, None, jnp.full((2, 1), start, jnp.uint32))
-    return np.asarray(layer.apply(layer.init(jax.random.key(seed), *inputs), *inputs).active)
+
+    @jax.jit
+    def run(key, valid, start):
+        return layer.init_with_output(key, None, valid, False, None, start)[0].active
+
+    return np.asarray(run(jax.random.key(seed), jnp.ones((2, 10_000), bool), jnp.full((2, 1), start, jnp.uint32)))
 
 
 @pytest.mark.parametrize("start", [0, 2**32 - 5000], ids=["from the start", "across the end of 32 bits"])

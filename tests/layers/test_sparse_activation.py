@@ -21,7 +21,7 @@ from seqboat.ops.window import Window
 
 D, BATCH, LENGTH = 8, 2, 9
 F32 = jnp.dtype(jnp.float32)
-VALID = jnp.arange(LENGTH)[None] < jnp.array([9, 6])[:, None]
+VALID = jnp.asarray(np.arange(LENGTH)[None] < np.array([9, 6])[:, None])
 
 
 class Scale(nn.Module):
@@ -276,6 +276,7 @@ def test_the_published_router_hears_nothing_from_inactive_elements():
     assert (np.asarray(gradient)[~active] == 0).all()
 
 
+@pytest.mark.breadth  # test_a_share_pays_some_inactive_elements_and_changes_no_value
 def test_straight_through_hears_inactive_elements_and_changes_no_value():
     gradient, (y, active) = logit_gradients(STRAIGHT)
     published, (expected, _) = logit_gradients(PUBLISHED)
@@ -288,7 +289,8 @@ def test_straight_through_hears_inactive_elements_and_changes_no_value():
     assert_close(evaluated, logit_gradients(PUBLISHED, train=False)[0])
 
 
-@pytest.mark.parametrize("straight_through", grid((False, True), True))
+# test_credit_with_eviction_cost_is_what_switching_one_element_changes_for_others; test_own_modules.py: credit
+@pytest.mark.parametrize("straight_through", grid((False, True)))
 def test_key_credit_pays_for_being_read_and_changes_no_value(straight_through):
     with_credit = dataclasses.replace(CREDIT, straight_through=straight_through)
     without = dataclasses.replace(PUBLISHED, straight_through=straight_through)
@@ -317,6 +319,7 @@ def test_a_share_pays_some_inactive_elements_and_changes_no_value():
     assert (heard[0] != heard[1]).any()
 
 
+@pytest.mark.breadth  # test_a_share_pays_some_inactive_elements_and_changes_no_value
 def test_shares_pay_as_the_whole_on_average():
     """An element's own pay does not depend on who else is drawn: its mean over keys is the whole pay."""
     whole, (_, active) = logit_gradients(STRAIGHT)
@@ -386,6 +389,7 @@ def test_credit_with_eviction_cost_is_what_switching_one_element_changes_for_oth
     assert_close(paid, changes)
 
 
+@pytest.mark.breadth  # test_credit_with_eviction_cost_is_what_switching_one_element_changes_for_others
 def test_eviction_cost_changes_credit_and_no_value(monkeypatch):
     run, zero, m, cotangent = evicting("packed", monkeypatch)
     gradient, (y, active, _) = run(zero, jax.random.key(0), m, cotangent)
@@ -444,7 +448,7 @@ DROPPING = {
 }
 
 
-@pytest.mark.parametrize("module", grid(DROPPING, "feed-forward", "attention"))
+@pytest.mark.parametrize("module", grid(DROPPING, "attention"))
 def test_dropout_follows_its_key_and_is_off_without_training(module):
     layer = make((module,), activation="always")
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
@@ -493,7 +497,7 @@ def test_packed_blocks_draw_different_numbers():
     assert len({block.tobytes() for block in blocks}) == 4
 
 
-@pytest.mark.parametrize("form", ["packed", "dense"])
+@pytest.mark.parametrize("form", grid(("packed", "dense"), "packed"))
 def test_nan_in_padding_reaches_no_real_element(form):
     """Keys and values of rows that may not be read are zeroed where they are made."""
     layer, m = make((gau(),), form=form), normal(0, BATCH, LENGTH, D)
@@ -504,7 +508,8 @@ def test_nan_in_padding_reaches_no_real_element(form):
     np.testing.assert_array_equal(run(jnp.where(VALID[..., None], m, jnp.nan)), clean)
 
 
-@pytest.mark.parametrize("size", grid((100_000, 10**9), 10**9))
+# test_capacity_is_rounded_to_no_more_than_a_trip
+@pytest.mark.parametrize("size", grid((100_000, 10**9)))
 def test_blocks_are_no_larger_than_all_rows(size):
     """And one tile of a kernel, 128: a block of the size that is asked for would not fit into memory."""
     modules = (gau(), FeedForward(5, dtype=F32, name="feed_forward"))

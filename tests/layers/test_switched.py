@@ -54,7 +54,7 @@ def activations():
     return {count: jnp.asarray(order < count).reshape(BATCH, LENGTH) for count in (0, 1, 8, 9, 16, 20, ROWS)}
 
 
-@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+@pytest.mark.parametrize("module", grid(MODULES, "in one"))
 def test_equals_the_dense_form_in_values_and_gradients(module, monkeypatch):
     monkeypatch.setattr(execution, "CAPACITIES", 2)  # the fewer branches, the less to compile
     m, cotangent = normal(0, BATCH, LENGTH, D), normal(1, BATCH, LENGTH, D)
@@ -139,6 +139,7 @@ def iterations(loop) -> int | None:
 KERNELS = ("dot_general", "fft", "gather", "scatter", "sort", "reduce")
 
 
+@pytest.mark.breadth  # test_the_smallest_capacity_that_holds_the_active_rows_is_computed
 @pytest.mark.parametrize("name", grid(("text", "lm", "enwik8"), "text"))
 def test_a_gradient_has_two_decisions_and_few_small_operations(name, monkeypatch):
     """At rate 1: two capacities are enough to find the costlier one, and faster to trace than all."""

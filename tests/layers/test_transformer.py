@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, random_like, vanishing
+from helpers import assert_close, grid, normal, random_like, vanishing
 
 from seqboat.layers.router import RouterConfig
 from seqboat.layers.transformer import LayerConfig, TransformerLayer, hidden_size
@@ -17,7 +17,7 @@ from seqboat.ops.window import Window
 from seqboat.ops.window_attention import attend
 
 D, BATCH, LENGTH, LENGTHS = 8, 3, 13, (11, 0, 7)
-VALID = jnp.arange(LENGTH)[None] < jnp.array(LENGTHS)[:, None]
+VALID = jnp.asarray(np.arange(LENGTH)[None] < np.array(LENGTHS)[:, None])
 REAL = np.asarray(VALID)
 FULL = LayerConfig(D, 2, block_size=4)
 SLIDING = dataclasses.replace(FULL, window_size=3, causal=True)
@@ -79,7 +79,9 @@ def by_hand(config, p, x, active, confidence):
     return out
 
 
-@pytest.mark.parametrize("config", [FULL, SLIDING, ROUTED, CAPACITY], ids=["full", "sliding", "routed", "capacity"])
+@pytest.mark.parametrize(
+    "config", grid({"full": FULL, "sliding": SLIDING, "routed": ROUTED, "capacity": CAPACITY}, "routed")
+)
 def test_the_layer_is_its_equations_in_float64(config):
     y, taps, _ = compiled(config)(parameters(config), X, VALID)
     active, confidence = (np.asarray(taps["sparse"][name])[..., 0] for name in ("active", "confidence"))
@@ -119,6 +121,7 @@ def test_the_layer_is_one_of_jaxs_own_attention_in_values_and_gradients():
         assert_close(gradients, expected[1], floor=vanishing(expected[1]))
 
 
+@pytest.mark.breadth  # test_pieces_of_streams_are_the_whole: a window
 def test_a_window_of_the_whole_length_is_none():
     p = parameters(FULL)
     y, _, gradients = compiled(dataclasses.replace(FULL, window_size=LENGTH))(p, X, VALID)
@@ -202,6 +205,7 @@ def test_pieces_of_streams_are_the_whole(piece):
     assert_close(pieces_of(piece), compiled(ROUTED)(routed("some"), X, VALID)[0][REAL])
 
 
+@pytest.mark.breadth  # test_the_layer_is_one_of_jaxs_own_attention_in_values_and_gradients
 def test_one_head_without_a_feed_forward_network_is_attend():
     config = dataclasses.replace(FULL, heads=1)
     p = jax.tree.map(lambda leaf: leaf, parameters(config))

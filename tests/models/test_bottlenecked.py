@@ -1,12 +1,13 @@
 """Codebooks in a model: what it computes is that of its plain model with edits, and what codes learn from."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, random_like
+from helpers import assert_close, grid, random_like
 
 from seqboat.interp.codebooks import decode, nearest
 from seqboat.layers import taps
@@ -19,9 +20,14 @@ from seqboat.models.language_model import LanguageModel, LanguageModelConfig
 from seqboat.models.mlp import MLP, MLPConfig
 
 LAYER = LayerConfig(8, 4, 6, mixer=ema.Config(2), window_size=3, causal=True, block_size=4)
-TARGET = LanguageModel(LanguageModelConfig(EncoderConfig(LAYER, 2), 5))
+TARGETS = {
+    form: LanguageModel(LanguageModelConfig(EncoderConfig(dataclasses.replace(LAYER, form=form), 2), 5))
+    for form in ("packed", "dense")
+}
+TARGET = TARGETS["packed"]
 CONFIG = CodebookConfig(sites=("m", "gated"), codes=9, groups=2, weight=0.5)
-MODEL = Bottlenecked(TARGET, CONFIG)
+MODELS = {form: Bottlenecked(target, CONFIG) for form, target in TARGETS.items()}
+MODEL = MODELS["packed"]
 TOKENS, LENGTHS = jnp.asarray(np.random.default_rng(0).integers(5, size=(2, 12))), jnp.array([12, 7])
 REAL = np.arange(12) < np.asarray(LENGTHS)[:, None]
 WEIGHTS = np.random.default_rng(1).standard_normal((2, 12, 5)) * REAL[..., None]
@@ -36,11 +42,11 @@ def variables():
 
 
 @functools.cache
-def computed():
+def computed(form):
     """Of the model in training: logits, terms, and the gradients of the loss <WEIGHTS, logits> and of the terms."""
 
     def run(params):
-        out, found = MODEL.apply({"params": params}, TOKENS, LENGTHS, True, mutable=["terms"])
+        out, found = MODELS[form].apply({"params": params}, TOKENS, LENGTHS, True, mutable=["terms"])
         terms = collect(found["terms"])
         scaled = sum(each.scaled / jnp.maximum(each.weight, 1e-9) for each in terms.values())
         loss = (WEIGHTS * jnp.where(REAL[..., None], out.logits, 0)).sum()
@@ -55,18 +61,19 @@ def computed():
 
 
 @functools.cache
-def plain():
+def plain(form):
     """The plain model, its variables, and what it computes: logits and taps."""
-    model, bound = bind(MODEL, variables())
+    model, bound = bind(MODELS[form], variables())
     apply = jax.jit(lambda v: model.apply(v, TOKENS, LENGTHS, mutable=["taps"]))
     output, found = apply(bound)
     return model, bound, apply, output.logits, found["taps"]
 
 
-def test_the_plain_model_with_edits_computes_the_same():
-    logits, terms, _ = computed()
-    model, bound, _, expected, found = plain()
-    assert model is TARGET
+@pytest.mark.parametrize("form", grid(("packed", "dense"), "dense"))
+def test_the_plain_model_with_edits_computes_the_same(form):
+    logits, terms, _ = computed(form)
+    model, bound, _, expected, found = plain(form)
+    assert model is TARGETS[form]
     assert set(bound) == {"params", "edits"}
     assert_close(np.asarray(logits)[REAL], np.asarray(expected)[REAL])
     active = np.asarray(taps.read(found, "active"))[..., 0]
@@ -89,13 +96,14 @@ def test_the_plain_model_with_edits_computes_the_same():
         assert in_use.scaled == 0
 
 
-def test_codes_get_the_loss_and_the_distance_and_the_model_the_loss_alone():
-    _, _, (loss, terms) = computed()
+@pytest.mark.parametrize("form", grid(("packed", "dense"), "dense"))
+def test_codes_get_the_loss_and_the_distance_and_the_model_the_loss_alone(form):
+    _, _, (loss, terms) = computed(form)
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(loss["codebooks"]))
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(terms["target"]))
     # Through the codes of every layer the gradient reaches what comes before them.
     assert np.asarray(loss["target"]["encoder"]["layers"]["ssm"]["delta"]).all()
-    found = plain()[4]
+    found = plain(form)[4]
     active = np.asarray(taps.read(found, "active"))[..., 0]
     for site, there in {"m": np.broadcast_to(REAL, active.shape), "gated": active}.items():
         x, tables = taps.read(found, site), variables()["params"]["codebooks"][site]
@@ -111,7 +119,7 @@ def test_codes_get_the_loss_and_the_distance_and_the_model_the_loss_alone():
 
 @pytest.mark.breadth  # tests/interp/test_edits.py: edits in streams, Force
 def test_streams_and_forced_codes():
-    model, bound, apply, logits, _ = plain()
+    model, bound, apply, logits, _ = plain("packed")
     stream = jax.jit(lambda v, tokens, lengths, state: MODEL.apply(v, tokens, lengths, state, method="stream"))
     state, pieces = MODEL.initial_state(2), []
     for first in range(0, 12, 4):
@@ -127,7 +135,7 @@ def test_streams_and_forced_codes():
     assert changed[0, 5]
     assert not changed[0, :5].any()
     assert not changed[1].any()
-    own = nearest(taps.read(plain()[4], "m")[1], variables()["params"]["codebooks"]["m"][1])
+    own = nearest(taps.read(plain("packed")[4], "m")[1], variables()["params"]["codebooks"]["m"][1])
     same = force(model, bound, "m", {2: own}, np.ones((2, 12), bool))
     assert_close(np.asarray(apply(same)[0].logits)[REAL], np.asarray(logits)[REAL])
 
@@ -150,8 +158,9 @@ def test_codes_that_cannot_be_forced(arguments, message):
     ("fields", "message"),
     [
         ({"sites": ("m", "x")}, r"sites=\('m', 'x'\): no 'x' in this model; there are attended, gate, gated"),
-        ({"sites": ("active",)}, "no 'active' in this model"),
-        ({"groups": 3}, "groups=3: must divide 8, the width of m"),
+        pytest.param({"sites": ("active",)}, "no 'active' in this model", marks=pytest.mark.breadth),
+        # test_codebook_runs.py: test_what_cannot_be_is_refused_in_one_line
+        pytest.param({"groups": 3}, "groups=3: must divide 8, the width of m", marks=pytest.mark.breadth),
     ],
 )
 def test_sites_and_groups_that_do_not_fit(fields, message):

@@ -96,6 +96,7 @@ def test_sums_over_the_symbols_of_labels_are_the_first_stage(computed):
     np.testing.assert_allclose(p, own * shares, rtol=1e-4)
 
 
+@pytest.mark.breadth  # test_probabilities_sum_to_1_at_every_position_and_over_all_sequences
 def test_samples_have_these_probabilities(logits):
     model, variables = make()
     count = 5000
@@ -145,6 +146,7 @@ def test_with_one_cluster_all_is_in_the_second_stage():
     assert_close(got, jnp.broadcast_to(plain, got.shape))
 
 
+@pytest.mark.breadth  # test_probabilities_sum_to_1_at_every_position_and_over_all_sequences; tests/ops/test_tables.py
 def test_padding_changes_nothing_symbols_that_are_not_there_give_nan_and_gradients_are_finite(run, logits):
     symbols, lengths = ALL.copy(), FULL.copy()
     symbols[1, 2:], lengths[1:3] = [99, -7], [2, 0]

@@ -51,8 +51,6 @@ def structure(tree):
     grid(
         itertools.product(MODELS, KINDS),
         ("language model", "packed"),
-        ("classifier", "two directions"),
-        ("retrieval", "s4d"),
     ),
 )
 def test_results_and_gradients_of_nothing_have_their_shapes(name, kind):
@@ -76,7 +74,8 @@ def test_results_and_gradients_of_nothing_have_their_shapes(name, kind):
         assert structure(gradient) == structure(variables["params"])
 
 
-@pytest.mark.parametrize(("batch", "length"), grid(EMPTY, (0, 3), (2, 0)))
+# test_results_and_gradients_of_nothing_have_their_shapes
+@pytest.mark.parametrize(("batch", "length"), grid(EMPTY))
 def test_a_layer_without_elements_computes_nothing_and_keeps_its_state(batch, length):
     layer = SeqBoatLayer(LAYER)
     x, valid = jnp.zeros((batch, length, 4)), jnp.zeros((batch, length), bool)
@@ -97,7 +96,8 @@ def test_a_layer_without_elements_computes_nothing_and_keeps_its_state(batch, le
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
-@pytest.mark.parametrize(("batch", "length"), EMPTY)
+# test_packing_of_nothing
+@pytest.mark.parametrize(("batch", "length"), grid(EMPTY))
 def test_operations_on_nothing(batch, length):
     x, valid = jnp.zeros((batch, length, 2)), jnp.zeros((batch, length), bool)
     params = ema.EMAParams(*(normal(seed, 4, 3) for seed in range(4)), normal(4, 2))
@@ -118,7 +118,7 @@ def test_operations_on_nothing(batch, length):
     assert y.shape == x.shape
 
 
-@pytest.mark.parametrize(("batch", "length"), EMPTY)
+@pytest.mark.parametrize(("batch", "length"), grid(EMPTY, (0, 0)))
 def test_packing_of_nothing(batch, length):
     active = jnp.zeros((batch, length), bool)
     packing, rows = pack(active, 4, left=2, right=1), row_info(active)
@@ -142,7 +142,5 @@ def test_packing_of_nothing(batch, length):
 def test_an_mlp_wants_numbers():
     with pytest.raises(ValueError, match=r"inputs \(2, 0, 3\): an MLP needs at least one number"):
         MLP(MLPConfig(2)).init(jax.random.key(0), jnp.zeros((2, 0, 3)), jnp.zeros(2, int))
-    assert (
-        MLP(MLPConfig(2)).init_with_output(jax.random.key(0), jnp.zeros((0, 4, 3)), jnp.zeros(0, int))[0].logits.size
-        == 0
-    )
+    run = jax.jit(MLP(MLPConfig(2)).init_with_output)
+    assert run(jax.random.key(0), jnp.zeros((0, 4, 3)), jnp.zeros(0, int))[0].logits.size == 0

@@ -45,6 +45,7 @@ def test_a_head_maps_every_row_alone_to_float32(name):
         assert len(Rules().names(place, leaf.ndim)) == leaf.ndim, place
 
 
+@pytest.mark.breadth  # test_a_head_maps_every_row_alone_to_float32
 @pytest.mark.parametrize(
     ("head", "same"), [("mlp", mlp.Config(dropout=0.2)), ("linear", linear.Config())], ids=["mlp", "linear"]
 )

@@ -82,7 +82,8 @@ def test_scan_over_layers_equals_a_loop_over_them(norm_placement):
     assert_close(gradients, expected, floor=vanishing(expected))
 
 
-@pytest.mark.parametrize("kept", grid(("selective", "layer"), "selective"))
+# tests/golden/test_loss_curve.py trains with a stored selection.
+@pytest.mark.parametrize("kept", grid(("selective", "layer")))
 def test_what_is_stored_for_the_backward_pass_changes_no_number(kept):
     x, valid = encoder_inputs()
     variables = random_like(shapes(Encoder(ENCODER), x, valid))
@@ -225,6 +226,7 @@ def test_language_model_ignores_padding_and_batch_mates():
     assert_close(generate(variables, mates, jnp.array([3, 4, 9])).logits[1, :4], out)
 
 
+@pytest.mark.breadth  # test_sparse_activation.py, test_step.py: dropout
 def test_dropout_needs_training_and_a_key():
     dropping = dataclasses.replace(DENSE, dropout=0.5, hidden_dropout=0.5, attention_dropout=0.5)
     model = LanguageModel(dataclasses.replace(LANGUAGE, encoder=dataclasses.replace(ENCODER, layer=dropping)))

@@ -17,7 +17,7 @@ from seqboat.models.classifier import ClassifierConfig
 from seqboat.models.encoder import EncoderConfig
 from seqboat.models.heads import prototypes
 from seqboat.parallel.rules import Layout, Rules
-from tests.helpers import normal
+from tests.helpers import grid, normal
 
 B, L, F, V, D = 4, 5, 2, 6, 3
 TERMS = ("reconstruction", "nearest_example", "nearest_prototype")
@@ -58,7 +58,7 @@ def expected(params, x, inputs):
     }
 
 
-@pytest.mark.parametrize("symbols", [False, True], ids=["numbers", "symbols"])
+@pytest.mark.parametrize("symbols", grid({"numbers": False, "symbols": True}, "symbols"))
 def test_terms_and_their_gradients_are_those_of_float64(symbols):
     config = head(vocabulary_size=V if symbols else None, channels=None if symbols else F, reconstruction=2.0)
     module = config.make(D, 2)

@@ -1,6 +1,7 @@
 """The model of pairs of documents: what it computes from two encodings, and what it must not depend on."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -22,7 +23,7 @@ LAYER = LayerConfig(D, 4, 6, mixer=ema.Config(4), window_size=3, causal=False, m
 ENCODER = EncoderConfig(dataclasses.replace(LAYER, form="dense"), LAYERS, remat="none")
 CONFIG = RetrievalConfig(ENCODER, CLASSES, VOCABULARY, head_size=HEAD)
 MODEL = DualEncoder(CONFIG)
-PADDING = jnp.arange(LENGTH)[None, :, None] >= LENGTHS[:, None]
+PADDING = jnp.asarray(np.arange(LENGTH)[None, :, None] >= np.asarray(LENGTHS)[:, None])
 
 
 def pairs(seed: int = 0, length: int = LENGTH) -> jax.Array:
@@ -33,12 +34,16 @@ def shapes(model: DualEncoder):
     return jax.eval_shape(model.init, jax.random.key(0), pairs(), LENGTHS)
 
 
-VARIABLES = random_like(shapes(MODEL))
+@functools.cache
+def variables():
+    return random_like(shapes(MODEL))
+
+
 apply = jax.jit(MODEL.apply)
 
 
 def test_logits_of_every_pair():
-    out = apply(VARIABLES, pairs(), LENGTHS)
+    out = apply(variables(), pairs(), LENGTHS)
     assert out.logits.shape == (BATCH, CLASSES)
     assert out.logits.dtype == jnp.float32
     assert out.layers.active.shape == (LAYERS, 1)
@@ -48,7 +53,7 @@ def test_logits_of_every_pair():
 def encode(inputs: jax.Array, lengths: jax.Array) -> np.ndarray:
     """The means of the encoded documents (B, D), in float64."""
     valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
-    params = VARIABLES["params"]
+    params = variables()["params"]
     x = jnp.where(valid[..., None], params["embedding"]["table"][inputs], 0)
     encoded = jax.jit(Encoder(ENCODER).apply)({"params": params["encoder"]}, x, valid)[0]
     rows = zip(np.asarray(encoded, np.float64), lengths.tolist(), strict=True)
@@ -57,12 +62,12 @@ def encode(inputs: jax.Array, lengths: jax.Array) -> np.ndarray:
 
 def decide(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The equation of Ren et al. 2023, section 4.1, number by number."""
-    head = {name: np.asarray(VARIABLES["params"]["head_hidden"][name], np.float64) for name in ("kernel", "bias")}
+    head = {name: np.asarray(variables()["params"]["head_hidden"][name], np.float64) for name in ("kernel", "bias")}
     gelu = np.vectorize(lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2)
     logits = []
     for a, b in zip(first, second, strict=True):
         hidden = gelu(np.concatenate([b, a, a * b, a - b]) @ head["kernel"] + head["bias"])
-        logits.append(hidden @ np.asarray(VARIABLES["params"]["head"]["kernel"], np.float64))
+        logits.append(hidden @ np.asarray(variables()["params"]["head"]["kernel"], np.float64))
     return np.stack(logits)
 
 
@@ -70,49 +75,50 @@ def test_features_are_those_of_two_documents_encoded_alone():
     """Also when the documents of a pair change places."""
     inputs = pairs()
     first, second = (encode(inputs[..., document], LENGTHS[:, document]) for document in (0, 1))
-    logits = apply(VARIABLES, inputs, LENGTHS).logits
-    swapped = apply(VARIABLES, inputs[..., ::-1], LENGTHS[:, ::-1]).logits
+    logits = apply(variables(), inputs, LENGTHS).logits
+    swapped = apply(variables(), inputs[..., ::-1], LENGTHS[:, ::-1]).logits
     assert_close(logits, decide(first, second))
     assert_close(swapped, decide(second, first))
     assert rms(logits - swapped) > 0.1 * rms(logits)
 
 
+@pytest.mark.breadth  # test_models.py: test_classification_depends_on_the_real_symbols_of_its_sequence_alone
 def test_padding_is_not_seen():
     """Neither what is in it, nor how long it is, in either document."""
-    inputs, logits = pairs(), apply(VARIABLES, pairs(), LENGTHS).logits
+    inputs, logits = pairs(), apply(variables(), pairs(), LENGTHS).logits
     for document in (0, 1):
         changed = jnp.where(PADDING, pairs(1), inputs)[..., document]
         other = inputs.at[..., document].set(changed)
         assert np.any(other != inputs)
-        assert_close(apply(VARIABLES, other, LENGTHS).logits, logits)
+        assert_close(apply(variables(), other, LENGTHS).logits, logits)
     longer = jnp.concatenate([inputs, pairs(2, 4)], 1)
-    assert_close(apply(VARIABLES, longer, LENGTHS).logits, logits)
+    assert_close(apply(variables(), longer, LENGTHS).logits, logits)
     for document in (0, 1):
         seen = jnp.where(PADDING, inputs, (inputs + 1) % VOCABULARY)
         other = inputs.at[..., document].set(seen[..., document])
-        assert rms(apply(VARIABLES, other, LENGTHS).logits[1] - logits[1]) > 1e-3
+        assert rms(apply(variables(), other, LENGTHS).logits[1] - logits[1]) > 1e-3
 
 
 @pytest.mark.parametrize("symbol", [-1, VOCABULARY])
 def test_a_symbol_outside_the_vocabulary_is_nan_for_its_pair_alone_and_nothing_as_padding(symbol):
-    expected = apply(VARIABLES, pairs(), LENGTHS).logits
-    np.testing.assert_array_equal(apply(VARIABLES, jnp.where(PADDING, symbol, pairs()), LENGTHS).logits, expected)
-    wrong = apply(VARIABLES, pairs().at[1, 3, 1].set(symbol), LENGTHS).logits
+    expected = apply(variables(), pairs(), LENGTHS).logits
+    np.testing.assert_array_equal(apply(variables(), jnp.where(PADDING, symbol, pairs()), LENGTHS).logits, expected)
+    wrong = apply(variables(), pairs().at[1, 3, 1].set(symbol), LENGTHS).logits
     assert np.isnan(wrong[1]).all()
     assert_close(wrong[::2], expected[::2])
 
 
 def test_pairs_do_not_see_each_other():
-    inputs, logits = pairs(), apply(VARIABLES, pairs(), LENGTHS).logits
+    inputs, logits = pairs(), apply(variables(), pairs(), LENGTHS).logits
     others = pairs(3).at[1].set(inputs[1])
     lengths = jnp.array([[2, 9], [1, 7], [8, 8]])
-    assert_close(apply(VARIABLES, others, lengths).logits[1], logits[1])
+    assert_close(apply(variables(), others, lengths).logits[1], logits[1])
 
 
 @pytest.mark.breadth  # test_models.py: gradients
 def test_every_parameter_has_a_finite_gradient():
     value = lambda params: jax.nn.log_softmax(MODEL.apply({"params": params}, pairs(), LENGTHS).logits)[:, 0].sum()
-    gradients = jax.jit(jax.grad(value))(VARIABLES["params"])
+    gradients = jax.jit(jax.grad(value))(variables()["params"])
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)}
     assert all(np.isfinite(leaf).all() for leaf in leaves.values())
     for name in ("embedding", "head_hidden", "head'"):
@@ -123,8 +129,9 @@ def test_every_parameter_has_a_finite_gradient():
 def test_dropout_is_of_training_alone():
     layer = dataclasses.replace(LAYER, dropout=0.5)
     model = DualEncoder(dataclasses.replace(CONFIG, encoder=dataclasses.replace(ENCODER, layer=layer)))
-    train = jax.jit(lambda key: model.apply(VARIABLES, pairs(), LENGTHS, True, rngs={"dropout": key}).logits)
-    assert_close(jax.jit(model.apply)(VARIABLES, pairs(), LENGTHS).logits, apply(VARIABLES, pairs(), LENGTHS).logits)
+    train = jax.jit(lambda key: model.apply(variables(), pairs(), LENGTHS, True, rngs={"dropout": key}).logits)
+    plain = jax.jit(model.apply)(variables(), pairs(), LENGTHS)
+    assert_close(plain.logits, apply(variables(), pairs(), LENGTHS).logits)
     first = train(jax.random.key(0))
     np.testing.assert_array_equal(first, train(jax.random.key(0)))
     assert rms(first - train(jax.random.key(1))) > 1e-2

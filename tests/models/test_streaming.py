@@ -160,12 +160,15 @@ def test_one_element_and_the_whole_are_pieces(name, size):
 PIECES = st.lists(st.lists(st.integers(0, 23), min_size=BATCH, max_size=BATCH), min_size=1, max_size=6)
 
 
+# test_streams_at_different_positions_equal_the_whole
+@pytest.mark.breadth
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(PIECES)
 def test_any_cuts_equal_the_whole(pieces):
     case("relative").check([np.array(piece) for piece in pieces], 23)
 
 
+@pytest.mark.breadth  # test_streams_at_different_positions_equal_the_whole
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(PIECES)
 def test_any_cuts_of_short_pieces_equal_the_whole(pieces):
@@ -230,6 +233,7 @@ def test_streams_that_are_not_there_are_refused(call, message):
         call(case("relative").model.initial_state(BATCH))
 
 
+@pytest.mark.breadth  # test_lists_say_which_streams; test_streams_that_are_not_there_are_refused
 @pytest.mark.parametrize("number", [-1, 3])
 def test_a_copy_of_no_stream_is_nan_in_a_compiled_program(number):
     """And not one of the last stream, which is the nearest, or the first from the end."""
@@ -321,6 +325,7 @@ def test_the_gradient_of_a_first_piece_is_that_of_the_parallel_form(size):
     assert_close(gradient(mine.variables["params"], True), expected, floor=vanishing(expected))
 
 
+@pytest.mark.breadth  # test_carry.py: gradients of pieces; test_battery.py: gradients of both forms
 def test_the_gradient_of_a_later_piece_is_that_of_the_dense_form():
     """Where rows of the memory are read, and blocks without rows of the piece's own are left out."""
     mine = case("relative")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from helpers import assert_close, grid, normal
 
 from seqboat.ops import cells
 
@@ -99,7 +99,8 @@ def inputs(name, dtype=np.float32):
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), (params, z, state))
 
 
-@pytest.mark.parametrize("name", CELLS)
+# tests/parity/test_wide.py: the others
+@pytest.mark.parametrize("name", grid(tuple(CELLS), "jordan", "lstm with peepholes"))
 def test_values_and_gradients_are_those_of_the_equations(name):
     """Also under vmap: the copies are two batches with the same parameters."""
     cell, step = CELLS[name][:2]
@@ -136,7 +137,7 @@ def test_values_and_gradients_are_those_of_the_equations(name):
     assert_close(gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", grid(tuple(CELLS), "jordan", "lstm with peepholes"))
 def test_states_are_float32_and_outputs_of_the_dtype_of_z(name):
     cell, _, params, gates, states = CELLS[name]
     state = tuple(jnp.zeros((BATCH, WIDTH)) for _ in range(states))

@@ -30,7 +30,7 @@ def arguments(length, taps, directions):
     return normal(0, BATCH, length, WIDTH), *(normal(1 + i, WIDTH, taps) for i in range(directions))
 
 
-@pytest.mark.parametrize(("length", "taps", "directions"), grid(SIZES, (7, 9, 2), (63, 63, 1), (63, 5, 2)))
+@pytest.mark.parametrize(("length", "taps", "directions"), grid(SIZES, (7, 9, 2)))
 def test_fft_form_equals_the_sum_in_values_and_gradients(length, taps, directions):
     args, cotangent = arguments(length, taps, directions), normal(9, BATCH, length, WIDTH)
     expected = value_and_vjp(direct_convolve)(cotangent, *args)
@@ -38,6 +38,7 @@ def test_fft_form_equals_the_sum_in_values_and_gradients(length, taps, direction
     assert_close(value_and_vjp(fft_convolve)(cotangent, *args), expected)
 
 
+@pytest.mark.breadth  # test_fft_form_equals_the_sum_in_values_and_gradients
 def test_an_impulse_gives_the_kernel():
     x = jnp.zeros((1, 7, 1)).at[0, 2].set(1)
     forward, backward = jnp.array([[1.0, 2, 3]]), jnp.array([[10.0, 20, 30]])
@@ -59,7 +60,7 @@ def test_nothing_wraps_around_the_circle():
     assert seen.tolist() == [0, 58, 59, 60, 61, 62]
 
 
-@pytest.mark.parametrize("rows", [1, 4, 9])
+@pytest.mark.parametrize("rows", grid((1, 4, 9), 9))
 def test_swap_exchanges_the_last_two_axes_and_so_does_its_gradient(rows, monkeypatch):
     monkeypatch.setattr(convolution, "PIECE", 4)
     x, cotangent = normal(0, 2, rows, 3), normal(1, 2, 3, rows)

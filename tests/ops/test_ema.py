@@ -90,7 +90,8 @@ def slow_decay(params):
     return params._replace(delta=0 * params.delta, alpha=params.alpha / 10 - 8.5)
 
 
-@pytest.mark.parametrize(("directions", "truncations"), grid([(1, (62,)), (2, (21, 24))], (2, (21, 24))))
+# test_fast_forms_equal_the_reference
+@pytest.mark.parametrize(("directions", "truncations"), grid([(1, (62,)), (2, (21, 24))]))
 def test_chunks_compute_a_kernel_of_any_truncation(directions, truncations, monkeypatch):
     """A multiple of a chunk or not, and all but the last lag, whether or not elements have decayed when they leave."""
     monkeypatch.setattr(ema, "CHUNK", 8)
@@ -105,6 +106,7 @@ def test_chunks_compute_a_kernel_of_any_truncation(directions, truncations, monk
         assert_close(got(cotangents, own, x), expected(cotangents, own, x))
 
 
+@pytest.mark.breadth  # test_fast_forms_equal_the_reference; launch/accelerator.sh
 def test_chunks_on_an_accelerator(monkeypatch):
     """In both precisions: a bfloat16 signal is multiplied by rounded kernels. Nothing is added by atomics."""
     params, x, cotangent = make_params(2), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
@@ -193,6 +195,7 @@ STEPS = jax.jit(steps)
 WHOLE = jax.jit(average("fft"))
 
 
+@pytest.mark.breadth  # test_stream_equals_recurrent_steps_from_any_state, and test_streaming.py
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=8))
 def test_streamed_in_any_pieces_equals_the_whole(pieces):
@@ -225,6 +228,7 @@ def test_a_truncated_kernel_is_streamed_in_pieces_of_any_lengths():
         done += count
 
 
+@pytest.mark.breadth  # test_a_truncated_kernel_is_streamed_in_pieces_of_any_lengths: the values
 def test_gradients_flow_through_pieces_of_a_truncated_kernel():
     def pieces(params, x):
         state, first = ema.stream(params, ema.initial_state(BATCH, WIDTH, STATES, 5, x.dtype), x[:, :9])
@@ -253,6 +257,7 @@ def test_a_truncated_kernel_does_not_drift():
     assert_close(y[-2 * window :], whole[-2 * window :])
 
 
+@pytest.mark.breadth  # test_elements_that_are_not_valid_are_averaged_as_zeros
 def test_padding_after_the_valid_elements_has_no_effect():
     """Of three streams, one is given everything, one a part and one nothing, or a piece of one element or none."""
     params, state, x = make_params(), normal(7, 3, WIDTH, STATES), normal(5, 3, 8, WIDTH)
@@ -271,6 +276,7 @@ def test_padding_after_the_valid_elements_has_no_effect():
                 assert_close(y[i : i + 1, :count], real)
 
 
+@pytest.mark.breadth  # test_battery.py: layers of half precision; test_fast_forms_equal_the_reference
 def test_half_precision_is_computed_in_float32():
     params, x = make_params(), normal(5, BATCH, 63, WIDTH)
     half = jnp.asarray(x, jnp.bfloat16)

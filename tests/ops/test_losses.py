@@ -16,7 +16,9 @@ def numpy_cross_entropy(logits, targets):
     return -np.take_along_axis(log_probabilities, np.asarray(targets)[..., None], -1)[..., 0]
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (3, 7)])
+@pytest.mark.parametrize(
+    "shape", [pytest.param((1,), marks=pytest.mark.breadth), pytest.param((7,), marks=pytest.mark.breadth), (3, 7)]
+)
 def test_is_minus_the_log_probability_of_the_target(shape):
     logits, targets = normal(0, *shape, 5), jnp.asarray(np.random.default_rng(1).integers(5, size=shape))
     assert_close(cross_entropy(logits, targets), numpy_cross_entropy(logits, targets))

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal
+from helpers import BF16, assert_close, grid, normal
 
 from seqboat.ops import positions
 
@@ -22,6 +22,7 @@ def test_relative_bias_is_the_entry_of_the_distance_and_clips_at_the_ends():
     assert bias[2, 2] == bias[3, 3] == table[2 * longest - 2]
 
 
+@pytest.mark.breadth  # tests/parity/test_parity.py: layer_bidir_softmax_localpos_trunc_pad
 def test_slot_bias_starts_at_its_published_offset():
     window = 3
     table, ranks = jnp.arange(6 * window - 1, dtype=jnp.float32), jnp.arange(2 * window)
@@ -47,7 +48,7 @@ def paper_bucket(distance, causal, buckets, furthest=128):
     return offset + exact + sum(distance >= boundary * (1 - 1e-9) for boundary in boundaries) - 1
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", grid((True, False), True))
 @pytest.mark.parametrize("buckets", [32, 16])
 def test_t5_buckets_are_those_of_the_paper(causal, buckets):
     distances = list(range(-300, 301))
@@ -57,6 +58,7 @@ def test_t5_buckets_are_those_of_the_paper(causal, buckets):
     assert set(expected) == set(range(buckets)) - (set() if causal else {buckets // 2})
 
 
+@pytest.mark.breadth  # test_t5_buckets_are_those_of_the_paper
 def test_t5_bias_is_one_scalar_a_bucket():
     table, query, key = normal(0, 32), jnp.array([0, 9]), jnp.array([3, 200, 8])
     for causal in (True, False):

@@ -92,6 +92,7 @@ def test_an_accelerator_takes_the_form_of_few_steps(monkeypatch):
     assert recurrence.choose("reference") == "reference"
 
 
+@pytest.mark.breadth  # test_both_forms_equal_loops; tests/parity/test_linear_mixers.py: complex states
 def test_products_are_complex():
     x, b, c = normal(0, 2, 5, 3), normal(1, 3, 2, STATES), normal(2, 2, STATES, 3)
     h = np.asarray(x, np.complex128) @ (np.asarray(b[:, 0], np.complex128) + 1j * np.asarray(b[:, 1]))

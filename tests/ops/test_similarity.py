@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import assert_close, normal
 
 from seqboat.ops.similarity import cka
@@ -28,6 +29,7 @@ def debiased(x, y):
     return hsic_1(k, l) / np.sqrt(hsic_1(k, k) * hsic_1(l, l))
 
 
+@pytest.mark.breadth  # test_the_debiased_form_is_that_of_its_definition_and_ignores_rotation_shift_and_scale
 def test_the_biased_form_is_the_published_one():
     with np.load(FIXTURE) as file:
         arrays = {name: file[name] for name in file.files}

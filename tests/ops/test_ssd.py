@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, value_and_vjp
+from helpers import assert_close, grid, normal, value_and_vjp
 
 from seqboat.ops import mamba2, ssd
 
@@ -27,7 +27,7 @@ def loop(x, log_decay, b, c, state):
     return y, h
 
 
-@pytest.mark.parametrize("length", [1, 19])
+@pytest.mark.parametrize("length", grid((1, 19), 19))
 def test_chunks_equal_the_scan(length):
     """Chunks that do not divide the length, and one that is longer; decays near 1, and so strong that the exponential
     of their negative sum overflows."""
@@ -43,6 +43,7 @@ def test_chunks_equal_the_scan(length):
             assert_close(one, expected, floor=1e-3)
 
 
+@pytest.mark.breadth  # test_the_block_equals_its_equations; test_mixers.py
 def test_elements_that_change_nothing():
     x, log_decay, b, c, state = make_inputs(9)
     kept = np.arange(9)[None, :, None] < np.asarray([[[9]], [[4]]])

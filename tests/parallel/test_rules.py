@@ -98,8 +98,8 @@ BUDGET = {
 COLLECTIVE = re.compile(r"= \S+.* (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 
 
-# test_plan.py: test_memory_and_bytes_on_the_wire has the kinds of collectives of fsdp; test_steps.py trains a model on
-# split sequences, and test_sequence.py exchanges rows of attention.
+# test_plan.py: test_groups_of_devices_are_axes_of_the_mesh; test_steps.py trains a model on split sequences, and
+# test_sequence.py exchanges rows of attention.
 @pytest.mark.breadth
 @pytest.mark.parametrize("mesh", BUDGET)
 def test_what_a_step_communicates(mesh):
