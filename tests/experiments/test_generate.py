@@ -213,8 +213,8 @@ def results(folder, request) -> dict[str, Done]:
     cases = {
         name: arguments for name, (arguments, _) in REFUSED.items() if f"test_a_mistake_is_one_line[{name}]" in chosen
     }
-    if test_the_program_prints_what_is_generated.__name__ in chosen:
-        cases |= DONE
+    tests = {"three": test_the_program_prints_what_is_generated, "tokens": test_the_program_prints_whole_sequences}
+    cases |= {name: arguments for name, arguments in DONE.items() if tests[name].__name__ in chosen}
     commands = [in_program(folder, *arguments) for arguments in cases.values()]
     return dict(zip(cases, run_all(commands), strict=True))
 
@@ -240,7 +240,7 @@ def test_the_program_prints_what_is_generated(results, ours):
     assert "bytes/s" in three.err
 
 
-def test_the_program_prints_the_tokens_of_whole_sequences(results, folder):
+def test_the_program_prints_whole_sequences(results, folder):
     """A line for each: those of `sample` from the begin symbol of the task, as many as are asked for or as it has."""
     run = load_generator(folder / "codes")
     rows = [line.split() for line in results["tokens"].out.splitlines()]

@@ -140,13 +140,13 @@ def test_a_claim_is_a_row_with_its_control(tmp_path):
     (folder / "reach.json").write_text(json.dumps(claim | {"table": "reach", "arm": "lru", "control": "elman"}))
     named = claim | {"claim": "ssd is small", "arm": "ssd", "control": "ema", "metric": "size"}
     (folder / "size.json").write_text(json.dumps(named))
-    (folder / "guess.json").write_text(json.dumps(named | {"claim": "ssd is no guess", "control": "baseline"}))
+    (folder / "guess.json").write_text(json.dumps(named | {"claim": "ssd beats a guess", "control": "baseline"}))
     page = claims.page(folder)
     assert "- [reach.json](_data/probes/reach.json): `python -m" in page
     assert "- [mixers.json](_data/results/mixers.json): `python -m" in page
     assert "| ssd selects | accuracy | ema | 0.600 ± 0.100 (2 seeds) | 0.600 ± 0.100 (2 seeds) | +.15 | met |" in page
     assert "| ssd is small | accuracy | ema | 4.000 (1 seeds) | 4.000 (1 seeds) | +.15 | met |" in page
-    assert "| ssd is no guess | accuracy | a guess | 4.000 (1 seeds) | 3.000 | +.15 | met |" in page
+    assert "| ssd beats a guess | accuracy | a guess | 4.000 (1 seeds) | 3.000 | +.15 | met |" in page
     assert "`python -m experiments.sweep`; seeds from 40; 1 x cpu" in page
 
 
