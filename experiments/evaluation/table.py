@@ -44,9 +44,10 @@ def read_run(workdir: Path) -> dict[str, Any]:
     tests = [test for test in found if test is not None]
     # Steps that somebody asked for are looks at the test split, not results: those are of the best step.
     tests = sorted((test for test in tests if test.get("best", True)), key=lambda test: test["step"])[-1:]
-    keep = ("step", "loss", "accuracy", "bits_per_byte", "activation_rate", "confidence")
-    curve = {
-        kind: [{name: record[name] for name in keep if name in record} for record in records if record["kind"] == kind]
+    keep = {"step", "loss", "accuracy", "bits_per_byte", "activation_rate", "confidence"}
+    keep |= {test["selection_metric"] for test in tests if "selection_metric" in test}
+    curves = {
+        kind: [{name: record[name] for name in record if name in keep} for record in records if record["kind"] == kind]
         for kind in ("train", "evaluation")
     }
     seconds = sum(record.get("seconds", 0.0) for record in records if record["kind"] == "train")
@@ -58,7 +59,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
         test.pop("config", None)
         test.pop("versions", None)
         test.pop("against", None)  # a look at another run
-    return {**facts, "training_seconds": seconds, "test": tests, "curve": curve}
+    return {**facts, "training_seconds": seconds, "test": tests, "curve": curves}
 
 
 def show(runs: dict[str, Any]) -> None:
@@ -97,8 +98,8 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     for number, (label, run) in enumerate(runs.items()):
         color = f"C{number}"
         train, evaluation = run["curve"]["train"], run["curve"]["evaluation"]
-        left.plot(*_xy(train, selection_metric), color=color, alpha=0.4, linewidth=1)
-        left.plot(*_xy(evaluation, selection_metric), color=color, marker="o", markersize=3, label=label)
+        left.plot(*curve(train, selection_metric), color=color, alpha=0.4, linewidth=1)
+        left.plot(*curve(evaluation, selection_metric), color=color, marker="o", markersize=3, label=label)
         rates = [record for record in train if record.get("activation_rate")]
         for layer in range(len(rates[0]["activation_rate"]) if rates else 0):
             steps = [record["step"] for record in rates]
@@ -120,5 +121,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     save_picture(figure, path)
 
 
-def _xy(records: list[dict], name: str) -> tuple[list, list]:
-    return [record["step"] for record in records], [record[name] for record in records]
+def curve(records: list[dict], name: str) -> tuple[list, list]:
+    """Steps and values of a metric, where there are some."""
+    known = [record for record in records if name in record]
+    return [record["step"] for record in known], [record[name] for record in known]

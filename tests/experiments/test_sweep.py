@@ -17,14 +17,17 @@ from configs.sweeps import (
     target_rate,
     transformers,
 )
+from configs.synthetic import codes as recipe
 from experiments.common.config import to_dataclass
 from experiments.common.errors import UserError
 from experiments.evaluation import seeds
-from experiments.evaluation.table import read_run, show, write
+from experiments.evaluation.evaluator import evaluate_run
+from experiments.evaluation.table import curve, read_run, show, write
 from experiments.studies import sweep
 from experiments.studies.sweep import FIRST_TUNING_SEED, Sweep
 from experiments.training import claims
 from experiments.training.experiment import build
+from experiments.training.metrics import METRICS_FILE
 
 
 def make(arms, **fields):
@@ -106,6 +109,26 @@ def test_a_run_of_another_process_is_left_to_it_and_the_last_writes_the_table(ex
     before = next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).stat().st_mtime_ns
     sweep.run(table, tmp_path)
     assert next((tmp_path / "b" / "seed_3").glob("evaluation_test_*")).stat().st_mtime_ns == before
+
+
+def test_the_curve_is_of_the_metric_of_its_task_and_of_the_steps_that_have_it(tmp_path):
+    records = [{"step": 1, "loss": 2.0, "bits_per_token": 4.5}, {"step": 2, "loss": 1.0}]
+    assert curve(records, "bits_per_token") == ([1], [4.5])
+    run = {"test": [{"selection_metric": "bits_per_token"}], "curve": {"train": records, "evaluation": records[:1]}}
+    write({"a": run}, tmp_path / "table")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.breadth  # test_the_curve_is_of_the_metric_of_its_task_and_of_the_steps_that_have_it
+def test_a_table_keeps_the_metric_of_its_task(untrained, tmp_path):
+    config = recipe.get_config("tiny")
+    config.task.update(length=4, coarse=2, fine=2, edges=1, choices=1, test_examples=4)
+    workdir = untrained(config.to_dict(), tmp_path / "run")
+    result = evaluate_run(workdir, "test")
+    (workdir / f"evaluation_test_{result['step']}.json").write_text(json.dumps(result))
+    lines = [{"kind": "train", "step": 1, "loss": 2.0, "bits_per_token": 4.5, "seconds": 1.0, "elements": 3.0}]
+    (workdir / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(workdir)["curve"]["train"] == [{"step": 1, "loss": 2.0, "bits_per_token": 4.5}]
 
 
 @pytest.mark.parametrize(
