@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --config=configs/sweeps/transformers.py --workdir=runs/blocks --out=runs/blocks/table
 
-`full` sees all 40 positions; `sliding` and both with a router have the window of the SeqBoat arms of
+`full` sees all 40 positions; `sliding` and those with a router have the window of the SeqBoat arms of
 configs/sweeps/selective_copy.py, 16 slots, and MEGA chunks of 16. Widths make the numbers of parameters those of
 SeqBoat within 5 %. Data, steps and learning rate are those of that table for all arms; nothing was tuned for one.
 """

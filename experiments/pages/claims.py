@@ -54,8 +54,8 @@ def _table(directory: Path, name: str, claim: dict[str, str]) -> dict[str, Any]:
     path = _place(directory, claim["table"])
     require(path.exists(), f"{name}: there is no table {path}")
     runs = json.loads(path.read_text())
-    for arm in (claim["arm"], claim["control"]):
-        require(arm in (*runs, BASELINE), f"{name}: {path} has no arm {arm!r}")
+    for arm, known in ((claim["arm"], (*runs,)), (claim["control"], (*runs, BASELINE))):
+        require(arm in known, f"{name}: {path} has no arm {arm!r}")
     return runs
 
 

@@ -156,6 +156,7 @@ def test_a_claim_is_a_row_with_its_control(tmp_path):
         ({"control": None}, "a claim needs 'control'"),
         ({"control": ""}, "a claim needs 'control'"),
         ({"control": "gru"}, "has no arm 'gru'"),
+        ({"arm": "baseline"}, "has no arm 'baseline'"),
         ({"table": "other"}, "there is no table"),
     ],
 )
