@@ -35,6 +35,14 @@ class Explaining:
         chat = self.chat
         return {"name": self.name, "url": chat and chat.url, "usage": chat and chat.usage.values()}
 
+    def unanswered(self) -> str:
+        """What to warn of: how many questions have no answer, and why; empty if there were none."""
+        usage = self.chat and self.chat.usage
+        if not usage or not usage.failures:
+            return ""
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(usage.failures.items()))
+        return f"{self.name} answered {usage.answers} of {usage.calls} calls; questions given up: {reasons}"
+
 
 def explaining(explainer: str, model: str | None = None, dictionaries: int = 1) -> Explaining:
     """`explainer` is RULES or the URL of a server with OpenAI's chat completions, whose `model` then answers. Raises

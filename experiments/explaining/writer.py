@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from experiments.common.errors import UserError
 from experiments.common.files import json_line, refuse_unwritable, write_json, write_text
@@ -94,6 +95,8 @@ def write_explanation(
     write_json(numbers, why)
     write_text(lines, "".join(json_line(line) for line in _lines(why)))
     write_text(path, text)
+    if unanswered := asked.unanswered():
+        logging.warning(unanswered)
     return path, numbers, lines
 
 

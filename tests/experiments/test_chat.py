@@ -305,6 +305,17 @@ def test_features_are_explained_and_judged_by_the_server(server, monkeypatch):
     assert KEY not in json.dumps([values, first]) + repr(found.explaining)
 
 
+def test_calls_without_an_answer_are_warned_of():
+    assert explaining("predicates").unanswered() == ""
+    asked = explaining("http://127.0.0.1:1/v1", "a-model")
+    assert asked.chat is not None
+    asked.chat.usage.calls = 5
+    assert asked.unanswered() == ""
+    asked.chat.usage.answers = 2
+    asked.chat.usage.failures.update({"timeout": 1, "connection": 2})
+    assert asked.unanswered() == "a-model answered 2 of 5 calls; questions given up: connection 2, timeout 1"
+
+
 @pytest.mark.parametrize(
     ("explainer", "model", "message"),
     [
