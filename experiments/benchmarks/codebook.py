@@ -6,10 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.synthetic import codes as recipe
 from experiments.benchmarks.settings import Row, Settings
-from experiments.tasks import codes
-from experiments.training.models import build_model
 from seqboat.models import coarse_to_fine
 
 BATCHES, LENGTH, WIDTH = (1, 16), 32, 64
@@ -34,6 +31,11 @@ def suite(settings: Settings) -> Iterator[Row]:
 
 def drawing(arm: str, clusters: int, each: int, batch: int, length: int) -> Callable[[], jax.Array]:
     """A function that draws `length` tokens of `batch` sequences."""
+    # Recipes and tasks need the packages of training, which no other suite needs.
+    from configs.synthetic import codes as recipe
+    from experiments.tasks import codes
+    from experiments.training.models import build_model
+
     values = recipe.get_config(f"{arm},no_attention").model.to_dict() | {"features": WIDTH}
     task = codes.Config(length=length, coarse=clusters, fine=each, edges=1, choices=1)
     model: Any = build_model(values, task)
