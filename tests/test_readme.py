@@ -85,4 +85,4 @@ def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
     np.testing.assert_array_equal(batch["targets"], 2 * (batch["inputs"] == 2).sum(1) > 15)
     assert 0.5 <= experiment.task.baseline("test")["accuracy"] < 0.6
     state = jax.eval_shape(experiment.functions.init, 0)
-    assert jax.eval_shape(experiment.functions.train, state, batch).step.shape == ()
+    assert jax.eval_shape(experiment.functions.train, state, batch, 0).step.shape == ()

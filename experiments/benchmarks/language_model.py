@@ -46,14 +46,15 @@ def training_step(settings: Settings) -> Iterator[Row]:
     case, depth = settings.changes(replace(RECIPE, layer=replace(RECIPE.layer, max_positions=1024))), settings.depth
     model = make_model(case, depth or DEPTH)
     batch = random_batch(case)
-    functions = StepFunctions(model, loss, functools.partial(make_optimizer, OPTIMIZER, 400_000), batch, seed=0)
-    state = jax.jit(functions.init)(0)
+    functions = StepFunctions(model, loss, functools.partial(make_optimizer, OPTIMIZER, 400_000), batch)
+    seed = np.uint32(0)
+    state = jax.jit(functions.init)(seed)
     began = time.perf_counter()
-    program = jax.jit(functions.train).lower(state, batch).compile()
+    program = jax.jit(functions.train).lower(state, batch, seed).compile()
     seconds = time.perf_counter() - began
     memory = program.memory_analysis()
     states = {rate: at_rate(model, state, batch, rate) for rate in settings.rates}
-    run: Callable[[TrainState], TrainState] = lambda state: jax.block_until_ready(program(state, batch))
+    run: Callable[[TrainState], TrainState] = lambda state: jax.block_until_ready(program(state, batch, seed))
     race = settings.race({rate: functools.partial(run, state) for rate, state in states.items()})
     for rate in settings.rates:
         found = means(run(states[rate]).metrics)

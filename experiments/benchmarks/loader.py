@@ -24,13 +24,13 @@ def main() -> None:
     began = time.monotonic()
     kept = [next(batches) for _ in range(count)]
     reading = count * size / (time.monotonic() - began)
-    state = jax.jit(lambda: experiment.functions.init(experiment.config.seed))()
-    update = jax.jit(experiment.functions.train, donate_argnums=0).lower(state, kept[0]).compile()
-    state = update(state, kept[0])
+    state = jax.jit(experiment.functions.init)(experiment.seed)
+    update = jax.jit(experiment.functions.train, donate_argnums=0).lower(state, kept[0], experiment.seed).compile()
+    state = update(state, kept[0], experiment.seed)
     jax.block_until_ready(state)
     began = time.monotonic()
     for batch in kept[: max(1, count // 4)]:
-        state = update(state, batch)
+        state = update(state, batch, experiment.seed)
     jax.block_until_ready(state)
     training = max(1, count // 4) * size / (time.monotonic() - began)
     print(f"reading {reading:,.0f} examples/s, training {training:,.1f} examples/s, ratio {reading / training:,.1f}")

@@ -262,6 +262,8 @@ def _one_line(error: BaseException) -> str:
     text = text.replace("module 'config_config'", "the config file")  # the name ml_collections loads it by
     if missing := re.search(r"No such file or directory: '(.*?)'", text):
         return f"there is no file {missing[1]}"
+    if "get_config() takes 0 positional arguments" in text:
+        return "this config file has no variants: leave out the colon and what follows it"
     if unknown := re.fullmatch(r"'?(\w+)'?(?:\s*Did you mean \"(\w+)\".*)?", text):
         return f"unknown field {unknown[1]!r} in the config" + (f"; did you mean {unknown[2]!r}?" if unknown[2] else "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -11,11 +11,15 @@ What the model writes is text and numbers to us; nothing of it is executed.
 The key is the value of an environment variable, read anew for every call. It is neither kept nor written anywhere, and
 cut out of what the model says; a server's error page is not shown either. Redirects are not followed, as they would
 take the key elsewhere.
+
+With `answers` in a file, a question that it has an answer to is not asked again, so that a stopped or changed command
+pays for what is new alone.
 """
 
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import http.client
 import ipaddress
 import json
@@ -25,6 +29,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,7 @@ from jaxtyping import Float, Int
 
 from experiments.common.config import within
 from experiments.common.errors import UserError, require
+from experiments.common.files import json_line
 from seqboat.interp.explainers import Contexts, Explanation, Record
 from seqboat.interp.predicates import plain_symbol
 
@@ -61,11 +67,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 @dataclasses.dataclass
 class Usage:
-    """How often a server was asked, how often it answered, why it did not, and how many contexts of a judge were
-    `missing` in its answers or not lists of their tokens."""
+    """How often a server was asked, how often it answered, why it did not, how many answers were `kept` from before,
+    and how many contexts of a judge were `missing` in answers or not lists of their tokens."""
 
     calls: int = 0
     answers: int = 0
+    kept: int = 0
     missing: int = 0
     failures: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
@@ -86,10 +93,11 @@ class _Failed(Exception):
 class Chat:
     """A model on a server: POST to `url`/chat/completions, with no answer after `timeout` seconds, and then up to
     `retries` further tries, as after HTTP 408, 429 and 5xx. `budget` is the number of calls in all, tries included.
-    `key_variable` names the environment variable with the key; if it is not set, none is sent.
+    `answers` is the file of those answered before, by the hash of server, model and question. `key_variable` names the
+    environment variable with the key; if it is not set, none is sent.
 
-    Raises UserError for a URL that is not plain http or https, and for a key that would be sent unencrypted to another
-    machine.
+    Raises UserError for a URL that is not plain http or https, for a key that would be sent unencrypted to another
+    machine, and if the file cannot be read or written. Lines of it that are not of its form are passed over.
     """
 
     url: str
@@ -98,7 +106,9 @@ class Chat:
     retries: int = 2
     budget: int = 1000
     key_variable: str = "SEQBOAT_EXPLAINER_KEY"
+    answers: Path | None = None
     usage: Usage = dataclasses.field(default_factory=Usage, compare=False)
+    _known: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         within(self, 0, 10, "retries")
@@ -115,9 +125,15 @@ class Chat:
         extra = "@" in parts.netloc or "?" in self.url or "#" in self.url
         require(bool(self.url.startswith(("http://", "https://")) and host and plain and not extra), wrong)
         self._key()
+        if self.answers is not None:
+            self._known.update(_read(self.answers))
 
     def ask(self, system: str, user: str) -> str | None:
         """The model's answer, or None, which `usage` counts."""
+        question = hashlib.sha256(json.dumps([self.url, self.model, system, user]).encode()).hexdigest()
+        if question in self._known:
+            self.usage.kept += 1
+            return self._known[question]
         for attempt in range(self.retries + 1):
             if self.usage.calls >= self.budget:
                 self.usage.failures["beyond the budget"] += 1
@@ -133,8 +149,20 @@ class Chat:
                     return None
             else:
                 self.usage.answers += 1
+                self._keep(question, answer)
                 return answer
         raise AssertionError("unreachable")
+
+    def _keep(self, question: str, answer: str) -> None:
+        if self.answers is None:
+            return
+        self._known[question] = answer
+        try:
+            with open(self.answers, "a+b") as file:  # at the end, wherever it was read
+                begun = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n"
+                file.write(b"\n" * begun + json_line({"question": question, "answer": answer}).encode())
+        except OSError as error:
+            raise UserError(f"could not write {self.answers}: {error.strerror}") from error
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
@@ -171,6 +199,21 @@ class Chat:
         if not isinstance(answer, str):
             raise _Failed("malformed")
         return answer.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else answer
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Answers by question; a line that a stopped program left unfinished has none."""
+    found = {}
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}") from error
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            kept = json.loads(line)
+            if isinstance(kept, dict) and all(isinstance(kept.get(name), str) for name in ("question", "answer")):
+                found[kept["question"]] = kept["answer"]
+    return found
 
 
 def _loopback(host: str) -> bool:

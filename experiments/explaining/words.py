@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,18 @@ class Explaining:
         return f"{self.name} answered {usage.answers} of {usage.calls} calls; questions given up: {reasons}"
 
 
-def explaining(explainer: str, model: str | None = None, dictionaries: int = 1) -> Explaining:
-    """`explainer` is RULES or the URL of a server with OpenAI's chat completions, whose `model` then answers. Raises
-    UserError for anything else, which is not repeated as it may hold a secret, and for a missing or idle model."""
+def explaining(
+    explainer: str, model: str | None = None, dictionaries: int = 1, answers: Path | None = None
+) -> Explaining:
+    """`explainer` is RULES or the URL of a server with OpenAI's chat completions, whose `model` then answers, but for
+    questions with an answer in the file `answers`. Raises UserError for anything else, which is not repeated as it may
+    hold a secret, and for a missing or idle model."""
     if explainer == RULES:
         require(not model, f"--explainer_model: {RULES} need no model; name its server with --explainer=URL")
         return Explaining()
     require("://" in explainer, f"--explainer: expected {RULES}, or the URL of a server, http://HOST:PORT/v1")
     require(bool(model), "--explainer_model=NAME is missing: the model that the server of --explainer is asked for")
-    chat = Chat(explainer, str(model), budget=CALLS * max(dictionaries, 1))
+    chat = Chat(explainer, str(model), budget=CALLS * max(dictionaries, 1), answers=answers)
     return Explaining(Method(ChatExplainer(chat), ChatJudge(chat), COUNT, windowed=True), str(model), chat)
 
 

@@ -12,7 +12,7 @@ from experiments.common.files import json_line, refuse_unwritable, write_json, w
 from experiments.common.provenance import command, hardware, versions
 from experiments.training.restore import beside, bound, load, seal
 
-PAGE, LINES = "why.html", "explanations.jsonl"
+PAGE, LINES, ANSWERS = "why.html", "explanations.jsonl", "_answers.jsonl"
 
 
 def write_explanation(
@@ -33,6 +33,7 @@ def write_explanation(
     """Measures `examples` of a split at a step of a run, the best one by default, with the dictionaries at `paths`, and
     writes the page to `out`, the numbers to a JSON file of that name, and a line for every feature shown, with its
     explanation and scores, to LINES beside it or, with `out`, to a .jsonl file of its name; returns the three paths.
+    What a language model answers is kept in a file beside that, and not asked again.
 
     `out` is `why.html` in the work directory, or next to the exported file, by default. `element`: whose decision to
     show; `data_dir`: as in `load`; `against`: another run to compare with, with its dictionaries at `against_paths`,
@@ -51,7 +52,8 @@ def write_explanation(
 
     path = out or beside(workdir, PAGE)
     lines = out.with_suffix(".jsonl") if out else beside(workdir, LINES)
-    asked = explaining(explainer, explainer_model, len(paths))
+    kept = lines.with_name(lines.stem + ANSWERS)
+    asked = explaining(explainer, explainer_model, len(paths), kept)
     run = bound(load(workdir, step, data_dir))
     refuse_unwritable(path.parent)
     given = read(run, paths, data_dir, sites=(SITE, READ)) if paths or against is None else ()

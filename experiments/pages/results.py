@@ -36,13 +36,9 @@ def main() -> None:
         if (docs / "_data" / name).is_dir():
             (docs / f"{name}.md").write_text(make(docs / "_data" / name))
             print(f"written {docs / name}.md")
-    router = docs / "router.md"
-    if router.exists():
-        router.write_text(tables.fill(router.read_text(), docs / "_data/results"))
-        print(f"written {router}")
     for path in sorted(docs.glob("*.md")):
         text = path.read_text()
-        if (filled := studies.fill(text, docs / "_data")) != text:
+        if (filled := studies.fill(tables.fill(text, docs / "_data/results"), docs / "_data")) != text:
             path.write_text(filled)
             print(f"written {path}")
     if (docs / "assets").is_dir():

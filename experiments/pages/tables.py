@@ -4,7 +4,12 @@
     <!-- end of table -->
 
 are made from NAME.json of `experiments.evaluation.table`: a row for every arm, with the test score of each seed, and
-the activation rate that was asked and got if all arms have one. Without the file, the lines say so.
+the activation rate that was asked and got if all arms have one. Without the file, the lines say so. Those between
+
+    <!-- arms: NAME OTHER ... -->
+    <!-- end of arms -->
+
+have the arms of several such files in one table: what activates attention, how many parameters it takes, and the score.
 """
 
 import json
@@ -15,22 +20,51 @@ from typing import Any
 
 from experiments.common.errors import UserError
 
-BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|arms): ([\w ]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
 def fill(text: str, directory: Path) -> str:
     """The page with all its tables made anew. Raises UserError for a file that is not of sweeps."""
 
     def made(found: re.Match) -> str:
-        path = directory / f"{found[2]}.json"
-        if not path.exists():
-            return f"{found[1]}\nNot run yet.\n\n{found[3]}"
-        try:
-            return found[1] + table(json.loads(path.read_text()), path.name) + found[3]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a table of experiments.sweep: {error!r}") from error
+        head, kind, names, end = found.groups()
+        tables = {}
+        for path in (directory / f"{name}.json" for name in names.split()):
+            if not path.exists():
+                return f"{head}\nNot run yet.\n\n{end}"
+            try:
+                tables[path.name] = json.loads(path.read_text())
+                lines = arms(tables) if kind == "arms" else table(tables[path.name], path.name)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path} is not a table of experiments.sweep: {error!r}") from error
+        return head + lines + end
 
     return BLOCK.sub(made, text)
+
+
+def arms(tables: dict[str, Any]) -> str:
+    """A row for every arm of every file, those with the highest mean first."""
+    head = "| arm | attention | parameters | activation: mean, range | score: mean ± s.e. | lowest | seeds |"
+    lines, rows = ["", head, "|" + "---|" * 7], []
+    for runs in tables.values():
+        for label, run in runs.items():
+            metric, model = run["test"][-1]["selection_metric"], run["config"]["model"]
+            name, _, score, lowest, activation = _row(label, run, metric)
+            seeds = sum(value is not None for value in run["metrics"][metric]["values"])
+            cells = [name, _sees(model), f"{run['test'][-1]['parameters']:,}", activation, score, lowest, str(seeds)]
+            rows.append((run["metrics"][metric]["mean"], "| " + " | ".join(cells) + " |"))
+    lines += [row for _, row in sorted(rows, key=lambda row: row[0], reverse=True)]
+    sources = ", ".join(f"[{name}](_data/results/{name})" for name in tables)
+    return "\n".join([*lines, "", f"{made_on(next(iter(runs.values())))}; {sources}.", ""]) + "\n"
+
+
+def _sees(model: dict[str, Any]) -> str:
+    """What an active token can read."""
+    if model["activation"] == "never" or model.get("attention") is False:
+        return "none"
+    if model["block"] == "mega":
+        return f"chunks of {model['chunk']}"
+    return "everything" if model["window_size"] is None else f"{model['window_size']} keys"
 
 
 def table(runs: dict[str, Any], name: str) -> str:

@@ -71,13 +71,13 @@ def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[
     def functions(rate: Any = 1.0):
         """Those of a training step with a learning rate that may be traced."""
         scaled = lambda params: optax.chain(make_optimizer(config, total, params), optax.scale(rate))
-        return StepFunctions(first.model, first.task.loss, scaled, example, seed=0)
+        return StepFunctions(first.model, first.task.loss, scaled, example)
 
     init = lambda seed: functions().init(seed)
     # Initialised as a single run of that seed would be.
     states = jax.jit(lambda: jax.tree.map(lambda *a: jnp.stack(a), *[init(seed) for seed in seeds]))()
     states = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rates), *a.shape)), states)
-    train_one = lambda rate, state, batch: functions(rate).train(state, batch)
+    train_one = lambda rate, state, batch: functions(rate).train(state, batch, 0)
     train = jax.jit(
         lambda states, batches: jax.vmap(lambda rate, row: jax.vmap(functools.partial(train_one, rate))(row, batches))(
             jnp.array(rates), states

@@ -174,8 +174,8 @@ def _fitting(config: DictionaryConfig, steps: int) -> Callable[[Any, Array], Ato
         ones, spread = jnp.ones(len(x)), jnp.square(x - x.mean(0, keepdims=True)).sum(1)
         batch: Any = {"inputs": x[:, None], "lengths": ones.astype(int), "weights": ones, "spread": spread}
         make = lambda params: make_optimizer(optimizer, steps, params)
-        functions = StepFunctions(Dictionary(config), loss, make, batch, seed=seed)
-        step = lambda state, _: (functions.train(state, batch), None)
+        functions = StepFunctions(Dictionary(config), loss, make, batch)
+        step = lambda state, _: (functions.train(state, batch, seed), None)
         state, _ = jax.lax.scan(step, functions.init(seed), length=steps)
         return dictionary.atoms({"params": state.params, "batch_stats": state.batch_stats}, config)
 

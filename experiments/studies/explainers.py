@@ -44,7 +44,7 @@ F1_OVER_CHANNELS = 0.12  # at the natural rate of activation
 OVER_DIRECTIONS = 0.0  # of both
 LEAST_NAMED = 0.7  # of features with an F1 above GOOD, those that name a state
 
-GOOD = 0.9
+GOOD, WELL_SAID = 0.9, 0.8  # F1 of a simulation, of a detection
 LAYER, FEATURES_A_TOKEN = 2, 4
 BATCHES = 16  # of the test split
 UNITS = 100  # of every arm that are explained, drawn from those that fire
@@ -56,12 +56,12 @@ PLAN = Plan(range(10, 13), dictionary={"model.k": FEATURES_A_TOKEN}, layers=(LAY
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Some test sequences of a run: batches, their halves, m (n, L, D), and true states (n, L)."""
+    """Some test sequences of a run: batches, their halves, m (n, L, D), and true states (n, L) if its task has some."""
 
     batches: Sequence[Mapping[str, Any]]
     parts: Halves
     m: Float[np.ndarray, "n L D"]
-    states: np.ndarray
+    states: np.ndarray | None = None
 
     @property
     def first(self) -> Bool[np.ndarray, " n"]:
@@ -129,6 +129,7 @@ def measured(model: Run, layer: int, atoms: Atoms, found: Seen, seed: int) -> di
         "scores": scores,
         "failed": sum(each.failed for each in scored),
         "good": len(good),
+        "well_said": float(np.mean([SCORES["detection_f1"](each) > WELL_SAID for each in scored])) if scored else None,
         "named": float(np.mean(good)) if good else None,
         "edited": len(effects),
         "examples": [
@@ -152,13 +153,14 @@ def chosen(f: Float[np.ndarray, "n L F"], seed: int) -> list[int]:
 def explained(
     f: Float[np.ndarray, "n L F"], units: Sequence[int], decoder: Float[np.ndarray, "F W"], found: Seen, seed: int
 ) -> Iterator[tuple[Scored, bool]]:
-    """Units explained on the first half and scored on the other, and whether the rule names the state."""
+    """Units explained on the first half and scored on the other, and whether the rule names the state, if there is
+    one."""
     alive = (f[found.first] > 0).any((0, 1))
     nearest = scorers.nearest(decoder, alive) if units and alive.sum() > 1 else None
     given = ((unit, f[..., unit], None if nearest is None else f[..., nearest[unit]]) for unit in units)
     for each in explanations.explained(PREDICATES, found.parts, given, seed):
-        active = f[~found.first, :, each.unit] > 0
-        yield each, names_state(each.explanation.rule or Rule(), active, found.states[~found.first])
+        active, rule = f[~found.first, :, each.unit] > 0, each.explanation.rule or Rule()
+        yield each, found.states is not None and names_state(rule, active, found.states[~found.first])
 
 
 def names_state(rule: Rule, active: Bool[np.ndarray, "n L"], states: np.ndarray) -> bool:

@@ -74,11 +74,10 @@ def fit(source: Any, config: DictionaryConfig, seed: int, steps: int) -> Atoms:
         task.loss,
         lambda params: make_optimizer(optimizer, steps, params),
         task.train_batch(0),
-        seed=seed,
     )
     state, train = jax.jit(functions.init)(seed), jax.jit(functions.train, donate_argnums=0)
     for step in range(steps):
-        state = train(state, task.train_batch(step))
+        state = train(state, task.train_batch(step), seed)
     return atoms({"params": state.params, "batch_stats": state.batch_stats}, config)
 
 

@@ -74,7 +74,8 @@ class Runs:
     def __init__(self, values: dict[str, Any], seeds: Sequence[int]):
         self.values, self.seeds = values, seeds
         self.experiments: list[Experiment] = [build({**values, "seed": seed}) for seed in seeds]
-        functions = self.experiments[0].functions  # the same from all seeds, as nothing is dropped
+        functions = self.experiments[0].functions
+        self._seeds = jnp.array(seeds, jnp.uint32)
         self._init = jax.jit(jax.vmap(functions.init))
         self._train = jax.jit(jax.vmap(functions.train), donate_argnums=0)
         self._evaluate = jax.jit(jax.vmap(functions.evaluate, (0, None)))
@@ -82,7 +83,7 @@ class Runs:
 
     def start(self, encoder: Tree | None = None) -> TrainState:
         """The first states, every leaf with an axis of seeds; `encoder` has the SELECTED parameters to start from."""
-        state = self._init(jnp.array(self.seeds))
+        state = self._init(self._seeds)
         own = {} if encoder is None else {name: jax.tree.map(jnp.copy, encoder[name]) for name in SELECTED}
         return state.replace(params={**state.params, **own})
 
@@ -91,7 +92,7 @@ class Runs:
         state = self.start(encoder)
         loaders = [experiment.task.train_batches(0) for experiment in self.experiments]
         for _ in range(self.values["train"]["steps"]):
-            state = self._train(state, together(loaders))
+            state = self._train(state, together(loaders), self._seeds)
         if (state.bad_step >= 0).any():
             raise FloatingPointError(f"a run of {self.values['model']['name']} stopped being finite")
         return state

@@ -102,6 +102,11 @@ class Experiment:
     partition: Partition
 
     @property
+    def seed(self) -> np.uint32:
+        """What steps and initialisation take: an array, since a Python integer above 2^31 is none for jit."""
+        return np.uint32(self.config.seed)
+
+    @property
     def network(self) -> Any:
         """The model that computes a result: the target of a hypernetwork, or of codebooks."""
         return self.model.target if isinstance(self.model, Hyper | Bottlenecked) else self.model
@@ -150,7 +155,6 @@ def build(values: Mapping[str, Any], *, one_device: bool = False) -> Experiment:
         task.loss,
         lambda params: make_optimizer(config.optimizer, config.train.steps, params),
         {name: np.asarray(array) for name, array in example.items()},
-        seed=config.seed,
         accumulate=config.train.accumulate,
         activation_penalty=config.train.activation_penalty,
         num_streams=config.train.batch_size if carry else 0,

@@ -6,7 +6,6 @@ the matrix products at a given activation rate, without recomputation.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -69,9 +68,9 @@ class StepFootprint:
 def make_plan(experiment: Experiment, rate: float) -> StepFootprint:
     """Compiles the training step without running it."""
     partition = experiment.partition
-    state = partition.abstract(functools.partial(experiment.functions.init, experiment.config.seed))
+    state = partition.abstract(experiment.functions.init, experiment.seed)
     batch = _abstract_batch(experiment)
-    compiled = partition.compile(experiment.functions.train, state, batch)
+    compiled = partition.compile(experiment.functions.train, state, batch, experiment.seed)
     return StepFootprint(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         parameter_bytes=_bytes_on_a_device(state.params),

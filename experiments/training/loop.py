@@ -1,7 +1,6 @@
 """The training loop."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,8 +46,8 @@ def train(
     task, settings = experiment.task, experiment.config.train
     source = source_of(workdir, init_from)
     experiment = objectives.attach(experiment, workdir / CHECKPOINTS)
-    init = functools.partial(experiment.functions.init, experiment.config.seed)
-    abstract = experiment.partition.abstract(init)  # detects config errors before anything is written
+    # Detects config errors before anything is written.
+    abstract = experiment.partition.abstract(experiment.functions.init, experiment.seed)
     variables = {} if source is None else initial_variables(experiment, source, init_select)  # and errors of the source
     with Checkpoints(
         workdir / CHECKPOINTS,
@@ -60,7 +59,7 @@ def train(
         if restored:
             _refuse_other_data(restored, experiment)
             _refuse_other_streams(restored, experiment)
-        state = restored.state if restored else experiment.partition.create(init)
+        state = restored.state if restored else experiment.partition.create(experiment.functions.init, experiment.seed)
         if restored is None and experiment.functions.objectives:
             variables["frozen"] = {name: made.frozen() for name, made in experiment.functions.objectives.items()}
         if restored is None and variables:
@@ -157,7 +156,7 @@ class _Run:
         update = self.compile(self.partition.put(self.task.train_batch(start)))
         batches = self.task.train_batches(start)
         for step in range(start + 1, settings.steps + 1):
-            self.state = update(self.state, self.partition.put(next(batches)))
+            self.state = update(self.state, self.partition.put(next(batches)), self.experiment.seed)
             self.report()
             self.reporter.progress(step)
             last = step == settings.steps
@@ -179,7 +178,7 @@ class _Run:
 
     def compile(self, batch: Any) -> Any:
         began = time.monotonic()
-        update = self.partition.compile(self.experiment.functions.train, self.state, batch)
+        update = self.partition.compile(self.experiment.functions.train, self.state, batch, self.experiment.seed)
         self.clock = time.monotonic()
         self.reporter.message(f"compiled the training step in {self.clock - began:.1f} s")
         return update

@@ -239,13 +239,13 @@ def _selected(experiment: Experiment, source: Path, select: Sequence[str]) -> di
     if differences := tree_differences(taken, chosen, partial=False):
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(f"--init_from={source} does not fit --init_select: {'; '.join(differences[:3])}{more}")
-    start = flatten(jax.jit(lambda: experiment.functions.variables(experiment.config.seed))())
+    start = flatten(jax.jit(experiment.functions.variables)(experiment.seed))
     return {name: {} for name in COLLECTIONS} | unflatten(start | taken)
 
 
 def _around(experiment: Experiment, target: Run) -> dict[str, Any]:
     """A new hypernetwork around a trained target."""
-    variables = jax.jit(lambda: experiment.functions.variables(experiment.config.seed))()
+    variables = jax.jit(experiment.functions.variables)(experiment.seed)
     try:
         return hyper.start_from(variables, target.variables)
     except ValueError as error:

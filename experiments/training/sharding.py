@@ -3,12 +3,12 @@
 A partition has a `layout` and a `mesh`, for `step.ShardedStep`; `rows`, the part of every batch that this process reads
 as (index, number of parts); and
 
-    abstract(init)                  shapes, dtypes and shardings of a state
-    create(init)                    a new state, created with its sharding
-    put_state(state)                a state, moved to its sharding
-    put(batch)                      a batch on the devices, from this process's rows
-    compile(train, state, batch)    the training step, which donates the state
-    evaluate(evaluate)              the evaluation step, or the evaluation of streams
+    abstract(init, seed)                  shapes, dtypes and shardings of a state
+    create(init, seed)                    a new state, created with its sharding
+    put_state(state)                      a state, moved to its sharding
+    put(batch)                            a batch on the devices, from this process's rows
+    compile(train, state, batch, seed)    the training step, which donates the state
+    evaluate(evaluate)                    the evaluation step, or the evaluation of streams
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class OneDevice:
     mesh: None = None
     rows: tuple[int, int] = (0, 1)
 
-    def abstract(self, init):
-        return jax.eval_shape(init)
+    def abstract(self, init, seed):
+        return jax.eval_shape(init, seed)
 
-    def create(self, init):
-        return jax.jit(init)()
+    def create(self, init, seed):
+        return jax.jit(init)(seed)
 
     def put_state(self, state):
         return jax.device_put(state)
@@ -44,8 +44,8 @@ class OneDevice:
     def put(self, batch):
         return batch
 
-    def compile(self, train, state, batch):
-        return jax.jit(train, donate_argnums=0).lower(state, batch).compile()
+    def compile(self, train, state, batch, seed):
+        return jax.jit(train, donate_argnums=0).lower(state, batch, seed).compile()
 
     def evaluate(self, evaluate):
         return jax.jit(evaluate)
@@ -63,13 +63,13 @@ class Meshed:
     layout: Layout
     rows: tuple[int, int]
 
-    def abstract(self, init):
-        state = jax.eval_shape(init)
+    def abstract(self, init, seed):
+        state = jax.eval_shape(init, seed)
         place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         return jax.tree.map(place, state, self._shardings(state))
 
-    def create(self, init):
-        return jax.jit(init, out_shardings=self._shardings(jax.eval_shape(init)))()
+    def create(self, init, seed):
+        return jax.jit(init, out_shardings=self._shardings(jax.eval_shape(init, seed)))(seed)
 
     def put_state(self, state):
         # Not device_put, which is limited to this process's devices.
@@ -84,9 +84,9 @@ class Meshed:
 
         return {name: array(name, spec) for name, spec in self.layout.of_batch(batch).items()}
 
-    def compile(self, train, state, batch):
+    def compile(self, train, state, batch, seed):
         program = jax.jit(train, donate_argnums=0, out_shardings=self._shardings(state))
-        return program.lower(state, batch).compile()
+        return program.lower(state, batch, seed).compile()
 
     def evaluate(self, evaluate):
         return jax.jit(evaluate)
@@ -117,8 +117,8 @@ class Pmapped(OneDevice):
         count = self.layout.size(self.layout.batch)
         return jax.tree.map(lambda a: np.reshape(a, (count, -1, *np.shape(a)[1:])), batch)
 
-    def compile(self, train, state, batch):
-        return jax.pmap(train, axis_name="data", in_axes=(None, 0), out_axes=None)
+    def compile(self, train, state, batch, seed):
+        return jax.pmap(train, axis_name="data", in_axes=(None, 0, None), out_axes=None)
 
     def evaluate(self, evaluate):
         return jax.pmap(evaluate, axis_name="data", in_axes=(None, 0), out_axes=None)

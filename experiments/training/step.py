@@ -85,6 +85,8 @@ class StepFunctions:
     """What a step computes for a model and a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions
     to be jitted. Variables of those may hold `edits` of named values (`seqboat.layers.taps`); training has none.
 
+    The seed is an argument and not a constant, so that runs that differ in nothing else share their programs.
+
     The objective is  sum of losses / sum of weights + activation_penalty * mean activation probability,  the same for
     any `accumulate`, the number of parts a batch is computed in. Dropout draws from (seed, step). `loss(output, batch)`
     returns the sum of losses, the sum of weights and metrics; `make_optimizer(params)` returns an optax transformation.
@@ -104,7 +106,6 @@ class StepFunctions:
     make_optimizer: Callable[[Any], optax.GradientTransformation]
     example: Mapping[str, Any]
     _: dataclasses.KW_ONLY
-    seed: int
     accumulate: int = 1
     activation_penalty: float = 0.0
     num_streams: int = 0
@@ -113,9 +114,9 @@ class StepFunctions:
     layout: Layout = SINGLE_DEVICE
     objectives: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def train(self, state: TrainState, batch: Batch) -> TrainState:
+    def train(self, state: TrainState, batch: Batch, seed) -> TrainState:
         """One training step. If any of its values is not finite, the state stays as it was, with `bad_step` set."""
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = with_streams(batch, state.streams)
         run = self._on_devices("gradients", state.params, batch)
         gradient, stats, metrics, streams = run(
@@ -200,11 +201,11 @@ class StepFunctions:
                 metrics[f"{name}/{term}"] = (value, weight)
         return total, metrics
 
-    def variables(self, seed: int) -> dict[str, Any]:
+    def variables(self, seed) -> dict[str, Any]:
         """Initial `params` and `batch_stats`."""
         return initial_variables(self.model, self.example, seed)
 
-    def init(self, seed: int) -> TrainState:
+    def init(self, seed) -> TrainState:
         variables, key, example = self.variables(seed), jax.random.key(seed), self.example
         params, stats = variables["params"], variables["batch_stats"]
         empty = lambda count: self.model.initial_state(count) if self.num_streams else {}
@@ -315,7 +316,7 @@ def arguments(batch) -> tuple[Any, ...]:
     return (batch["condition"][0], *own) if "condition" in batch else own
 
 
-def initial_variables(model: nn.Module, example: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def initial_variables(model: nn.Module, example: Mapping[str, Any], seed) -> dict[str, Any]:
     """Initial `params` and `batch_stats` of a model for batches like the example."""
     # One element suffices: parameter shapes do not depend on the length, and initialisation stays cheap.
     key = jax.random.fold_in(jax.random.key(seed), INITIALISATION)

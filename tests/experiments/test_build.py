@@ -425,7 +425,7 @@ def step_text(experiment: Experiment) -> str:
     """What a training step computes, and the initial state."""
     functions, config = experiment.functions, experiment.config
     init, state = jax.make_jaxpr(lambda: functions.init(config.seed), return_shape=True)()
-    return f"{init}\n{jax.make_jaxpr(functions.train)(state, batch_of(config.train.batch_size))}"
+    return f"{init}\n{jax.make_jaxpr(functions.train)(state, batch_of(config.train.batch_size), experiment.seed)}"
 
 
 @pytest.fixture(scope="module")

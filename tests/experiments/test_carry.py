@@ -74,7 +74,7 @@ def frozen(values, random_state) -> tuple[Experiment, list[Any], list[float]]:
     update = jax.jit(experiment.functions.train)
     states, losses = [state], []
     for step in range(SEGMENTS + 2):
-        state = update(state, experiment.task.train_batch(step))
+        state = update(state, experiment.task.train_batch(step), experiment.seed)
         states.append(state)
         losses.append(float(np.divide(*state.metrics["loss"])))
         state = dataclasses.replace(state, metrics=jax.tree.map(jnp.zeros_like, state.metrics))
@@ -206,7 +206,6 @@ def on_light(built: Experiment) -> Experiment:
         task.loss,
         lambda params: make_optimizer(config.optimizer, config.train.steps, params),
         task.train_batch(0),
-        seed=config.seed,
         accumulate=config.train.accumulate,
         num_streams=BATCH,
     )
@@ -328,7 +327,7 @@ def assert_same_streams(workdir: Path, on_one: Path, one_device: Experiment) -> 
 
 
 def rows_of_a_device(experiment: Experiment) -> set[int]:
-    abstract = experiment.partition.abstract(lambda: experiment.functions.init(0))
+    abstract = experiment.partition.abstract(experiment.functions.init, experiment.seed)
     return {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(abstract.streams)}
 
 

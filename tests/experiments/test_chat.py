@@ -95,7 +95,7 @@ def test_an_explanation_and_its_predictions(server):
     np.testing.assert_array_equal(p, TOKENS == 2)
     assert "It fires on b." in server.requests[1][2]["messages"][0]["content"]
     assert server.requests[1][2]["messages"][1]["content"] == "1. 1:a 2:b 3:c 4:d\n2. 1:b 2:b 3:a 4:c"
-    assert chat.usage.values() == {"calls": 3, "answers": 3, "missing": 0, "failures": {}}
+    assert chat.usage.values() == {"calls": 3, "answers": 3, "kept": 0, "missing": 0, "failures": {}}
     shown = Contexts(TOKENS, CONTEXTS.symbol, np.arange(4) >= np.array([[2], [4], [4]]))
     server.answers = [said('{"1": [2]}')]
     np.testing.assert_array_equal(judge.judge(explanation, shown)[0], [np.nan, np.nan, 0, 1])
@@ -188,7 +188,7 @@ def test_a_failure_is_counted_and_says_nothing_of_the_key(server, answer, reason
     server.answers = [answer]
     chat = Chat(server.url, "m", timeout=0.2 if reason == "too slow" else 20.0)
     assert ChatExplainer(chat).explain(Record(CONTEXTS, ACTIVE)) == Explanation("")
-    assert chat.usage.values() == {"calls": calls, "answers": 0, "missing": 0, "failures": {reason: 1}}
+    assert chat.usage.values() == {"calls": calls, "answers": 0, "kept": 0, "missing": 0, "failures": {reason: 1}}
     assert len(server.requests) == calls
     output = capsys.readouterr()
     assert KEY not in output.out + output.err + caplog.text + repr(chat) + str(chat.usage.values())
@@ -200,9 +200,42 @@ def test_a_later_try_may_succeed_and_the_budget_ends(server):
     assert chat.ask("s", "u") == "good"
     assert chat.ask("s", "u") == "again"
     assert chat.ask("s", "u") is None
-    assert chat.usage.values() == {"calls": 4, "answers": 2, "missing": 0, "failures": {"beyond the budget": 1}}
+    assert chat.usage.values() == {
+        "calls": 4,
+        "answers": 2,
+        "kept": 0,
+        "missing": 0,
+        "failures": {"beyond the budget": 1},
+    }
     assert len(server.requests) == 4
     assert np.isnan(ChatJudge(chat).judge(TEXT, CONTEXTS)).all()
+
+
+def test_what_was_answered_before_is_not_asked_again(server, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    server.answers = [said(f"good {KEY}"), (400, b""), said("later")]
+    first = Chat(server.url, "m", answers=path)
+    assert [first.ask("s", "u"), first.ask("s", "other")] == ["good [key]", None]
+    path.write_bytes(path.read_bytes() + b'\xff\n[1]\n{"question": "a"}\n{"question": "cut off')
+    second = Chat(server.url, "m", answers=path, budget=1)
+    assert [second.ask("s", "u"), second.ask("s", "other"), second.ask("s", "other")] == [
+        "good [key]",
+        "later",
+        "later",
+    ]
+    assert second.usage.values() == {"calls": 1, "answers": 1, "kept": 2, "missing": 0, "failures": {}}
+    third = Chat(server.url, "m", answers=path, budget=1)
+    assert third.ask("s", "other") == "later", "kept after a line that was cut off"
+    assert Chat(server.url, "another", answers=path, budget=1).ask("s", "u") == "later", "of another model"
+    assert len(server.requests) == 4
+    assert KEY not in path.read_bytes().decode(errors="replace")
+
+
+def test_a_file_of_answers_that_cannot_be_used_is_named(server, tmp_path):
+    with pytest.raises(UserError, match=r"could not read .*: Is a directory"):
+        Chat(server.url, "m", answers=tmp_path)
+    with pytest.raises(UserError, match=r"could not write .*gone"):
+        Chat(server.url, "m", answers=tmp_path / "gone" / "answers.jsonl").ask("s", "u")
 
 
 def test_nobody_is_asked_without_a_reason(server):

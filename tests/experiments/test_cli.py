@@ -87,6 +87,7 @@ CONFIGS = {
     "itself.py": ("from itself import get_config", "itself"),
     "bytes.py": (b"name = '\xff'\n", "utf-8"),
     "nul.py": (b"a = 1\0\n", "null"),
+    "plain.py:tiny": ("def get_config():\n    return {}", "this config file has no variants"),
     "escapes.py": ("raise ValueError('\\x1b[31m')", "[31m"),
 }
 
@@ -95,7 +96,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_file_is_a_program_that_may_do_anything(typed, tmp_path, monkeypatch, name):
     text, message = CONFIGS[name]
-    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / name.partition(":")[0]).write_bytes(text if isinstance(text, bytes) else text.encode())
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError) as caught:
         typed(f"--config={tmp_path / name}")

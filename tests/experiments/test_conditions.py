@@ -89,8 +89,9 @@ def test_the_penalty_is_multiplied_by_the_hyper_input(light, initial):
     state = initial(experiment)
     batch = experiment.task.train_batch(0)
     step = jax.jit(experiment.functions.train)
-    first = lambda penalty: step(state, {**batch, "penalty": np.full(8, penalty, np.float32)}).opt_state.first["gate"]
-    np.testing.assert_array_equal(step(state, batch).opt_state.first["gate"], first(1.0))
+    gate = lambda batch: step(state, batch, experiment.seed).opt_state.first["gate"]
+    first = lambda penalty: gate({**batch, "penalty": np.full(8, penalty, np.float32)})
+    np.testing.assert_array_equal(gate(batch), first(1.0))
     np.testing.assert_allclose(first(0.5), (first(0.0) + first(1.0)) / 2, rtol=1e-3, atol=1e-6)
     assert np.abs(first(1.0) - first(0.0)).max() > 1e-4
 

@@ -129,14 +129,14 @@ def test_without_objectives_the_step_is_what_it_was(tiny):
 
     def traced(experiment):
         state = jax.eval_shape(lambda: experiment.functions.init(0))
-        return jax.make_jaxpr(experiment.functions.train)(state, experiment.task.train_batch(0)), state
+        return jax.make_jaxpr(experiment.functions.train)(state, experiment.task.train_batch(0), experiment.seed), state
 
     experiment = build(tiny(QUICK))
     plain, state = traced(experiment)
     empty, _ = traced(build({**tiny(QUICK), "objectives": {}}))
     assert state.frozen == {}
     former = dataclasses.replace(state, frozen=None)
-    assert len(plain.jaxpr.invars) == len(jax.tree.leaves((former, experiment.task.train_batch(0))))
+    assert len(plain.jaxpr.invars) == len(jax.tree.leaves((former, experiment.task.train_batch(0), experiment.seed)))
     assert str(plain) == str(empty)
 
 

@@ -171,7 +171,7 @@ TRAIN: dict[str, tuple[list[str], str]] = {
         "unknown variant 'small': there are paper, credit_router, tiny, full, always, random, strided, no_attention, "
         "mod, guided, codebook, elman, ema, gru,",
     ),
-    "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "get_config()"),
+    "variant of a config without": (["--config={tmp}/plain.py:tiny", "--workdir={tmp}/new"], "this config file has no"),
     "mesh": (
         ["--config=configs/quickstart.py", "--workdir={tmp}/new", "--config.mesh=rows"],
         "config.mesh='rows': there is no mesh axis 'rows'; there are data, fsdp, fsdp_hidden, sequence",

@@ -116,6 +116,34 @@ def test_a_table_of_target_rates_has_what_was_asked_and_got(tmp_path):
     assert "asked" not in tables.fill(text, tmp_path), "only if every arm has a target"
 
 
+def test_the_arms_of_several_files_are_one_table_by_score(tmp_path):
+    def run(mean, parameters, **model):
+        config = {**RUN["config"], "model": {"block": "seqboat", "window_size": 16, "activation": "learned"} | model}
+        metrics = {"bits_per_byte": {"values": [mean, None], "mean": mean, "standard_error": None}}
+        return {**SEEDS, "config": config, "metrics": metrics, "test": [{**RUN["test"][0], "parameters": parameters}]}
+
+    text = "<!-- arms: some others -->\n<!-- end of arms -->\n"
+    some = write(tmp_path / "some.json", {"router": run(0.75, 68_000)})
+    assert tables.fill(text, tmp_path) == "<!-- arms: some others -->\n\nNot run yet.\n\n<!-- end of arms -->\n"
+    others = {
+        "full": run(1.0, 9, window_size=None),
+        "mega": run(0.5, 9, block="mega", activation=None, chunk=8),
+        "no_attention": run(0.25, 9, activation="never"),
+    }
+    write(tmp_path / "others.json", others)
+    lines = [line for line in tables.fill(text, tmp_path).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[:2] for line in lines[1:]] == [
+        ["| full", "everything"],
+        ["| router", "16 keys"],
+        ["| mega", "chunks of 8"],
+        ["| no attention", "none"],
+    ]
+    assert lines[2] == "| router | 16 keys | 68,000 | 0.50, 0.50 to 0.50 | - | 0.750 | 1 |"
+    write(some, {"router": SEEDS})
+    with pytest.raises(UserError, match=r"some\.json is not a table of experiments\.sweep"):
+        tables.fill(text, tmp_path)
+
+
 def test_a_claim_is_a_row_with_its_control(tmp_path):
     claim = {"claim": "ssd selects", "measure": "accuracy", "bar": "+.15", "verdict": "met", "table": "mixers"}
     results, folder = tmp_path / "results", tmp_path / "claims"
@@ -177,7 +205,8 @@ def test_a_table_without_its_file_is_not_run_yet(tmp_path):
     assert tables.fill(made, tmp_path) == made
 
 
-def test_the_table_of_the_router_page_is_what_its_file_makes():
-    text = (DOCS / "router.md").read_text()
-    assert "<!-- table: router_seeds -->" in text
-    assert tables.fill(text, DOCS / "_data/results") == text, "run python -m experiments.pages.results"
+def test_the_tables_of_all_pages_are_what_their_files_make():
+    texts = {path.name: path.read_text() for path in DOCS.glob("*.md")}
+    assert {name for name, text in texts.items() if tables.BLOCK.search(text)} == {"router.md", "comparisons.md"}
+    for name, text in texts.items():
+        assert tables.fill(text, DOCS / "_data/results") == text, f"{name}: run python -m experiments.pages.results"

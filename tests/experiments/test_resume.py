@@ -1,6 +1,5 @@
 """A run that is stopped anywhere and started again is the run that was not: every array, every metric, bit for bit."""
 
-import functools
 import itertools
 import json
 import os
@@ -41,7 +40,7 @@ PLAN = {"train.steps": 8, "train.log_every": 3, "train.evaluate_every": 4, "trai
 
 def final(workdir: Path, experiment: Experiment) -> tuple[int, dict[str, bytes], list[dict[str, Any]]]:
     """The last step, the bytes of every array of its state, and the metrics without wall-clock fields."""
-    abstract = experiment.partition.abstract(functools.partial(experiment.functions.init, experiment.config.seed))
+    abstract = experiment.partition.abstract(experiment.functions.init, experiment.seed)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(checkpoints.steps()[-1], abstract)
     arrays = {
@@ -76,10 +75,10 @@ def stopping(monkeypatch: pytest.MonkeyPatch, place: str, step: int) -> None:
             update, start = original(run, batch), int(run.state.step)
             counter = itertools.count(start + 1)
 
-            def stopping_update(state, batch):
+            def stopping_update(state, batch, seed):
                 if next(counter) == step:
                     raise Stop
-                return update(state, batch)
+                return update(state, batch, seed)
 
             return stopping_update
 

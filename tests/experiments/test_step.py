@@ -18,7 +18,7 @@ from tests.helpers import grid
 
 def step_of(experiment, batch, state) -> TrainState:
     """The state after a step, by the program that the loop compiles."""
-    return jax.jit(experiment.functions.train, donate_argnums=0)(jax.tree.map(jnp.copy, state), batch)
+    return jax.jit(experiment.functions.train, donate_argnums=0)(jax.tree.map(jnp.copy, state), batch, experiment.seed)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
@@ -283,10 +283,27 @@ def test_an_update_that_is_not_finite_changes_nothing(light, value):
         experiment.task.loss,
         lambda params: optax.chain(optax.clip_by_global_norm(1e-30), optax.add_decayed_weights(value), optax.sgd(-10)),
         batch,
-        seed=0,
     )
     before = jax.jit(lambda: functions.init(0))()
-    after = jax.jit(functions.train)(before, batch)
+    after = jax.jit(functions.train)(before, batch, 0)
     assert int(after.bad_step) == 0
     assert_equal(after.params, before.params)
     assert_equal(after.opt_state, before.opt_state)
+
+
+def test_runs_of_other_seeds_share_their_programs(light):
+    """Or every seed of a sweep would be compiled anew."""
+
+    def texts(seed):
+        experiment = light({"seed": seed, "model.dropout": 0.5})
+        state = jax.eval_shape(experiment.functions.init, experiment.seed)
+        batch = experiment.task.train_batch(0)
+        init = jax.jit(experiment.functions.init).lower(experiment.seed).as_text()
+        return init, jax.jit(experiment.functions.train).lower(state, batch, experiment.seed).as_text()
+
+    assert texts(0) == texts(2**32 - 1)
+
+
+def test_the_largest_seed_draws_what_its_integer_draws():
+    draw = jax.jit(lambda seed: jax.random.normal(jax.random.key(seed)))
+    assert draw(np.uint32(2**32 - 1)) == jax.random.normal(jax.random.key(2**32 - 1))

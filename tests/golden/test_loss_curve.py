@@ -25,11 +25,11 @@ def test_loss_curve():
     config.optimizer.update(warmup_steps=2)
     config.train.update(batch_size=8, steps=10)
     experiment = build(config.to_dict())
-    state = jax.jit(experiment.functions.init, static_argnums=0)(0)
+    state = jax.jit(experiment.functions.init)(experiment.seed)
     train = jax.jit(experiment.functions.train)
     losses, before = [], 0.0
     for step in range(6):
-        state = train(state, experiment.task.train_batch(step))
+        state = train(state, experiment.task.train_batch(step), experiment.seed)
         total = float(state.metrics["loss"][0])
         losses.append((total - before) / 8)
         before = total

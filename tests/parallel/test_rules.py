@@ -1,6 +1,5 @@
 """Meshes from words, rules for parameters, and what one step communicates."""
 
-import functools
 import re
 
 import jax
@@ -106,8 +105,8 @@ def test_what_a_step_communicates(mesh):
     experiment = build(values("language model", mesh=mesh))
     partition = experiment.partition
     batch = partition.put(experiment.task.train_batch(0))
-    state = partition.abstract(functools.partial(experiment.functions.init, 0))
-    text = partition.compile(experiment.functions.train, state, batch).as_text()
+    state = partition.abstract(experiment.functions.init, experiment.seed)
+    text = partition.compile(experiment.functions.train, state, batch, experiment.seed).as_text()
     found = [(computation, kind, line) for computation, line, kind in _collectives(text)]
     assert {kind for _, kind, _ in found} == BUDGET[mesh]
     bodies = _bodies_of_loops_over_blocks(text)

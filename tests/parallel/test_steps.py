@@ -99,12 +99,12 @@ def run(name, mesh, **changes):
     """((losses, parameters, statistics, the optimiser's state) after STEPS steps, metrics, an evaluation)."""
     experiment = build(values(name, **{"mesh": mesh, **changes}))
     partition, task = experiment.partition, experiment.task
-    state = partition.create(functools.partial(experiment.functions.init, 0))
-    update = partition.compile(experiment.functions.train, state, partition.put(task.train_batch(0)))
+    state = partition.create(experiment.functions.init, experiment.seed)
+    update = partition.compile(experiment.functions.train, state, partition.put(task.train_batch(0)), experiment.seed)
     losses = []
     for step in range(STEPS):
         before = means(state.metrics)["loss"] if step else None
-        state = update(state, partition.put(task.train_batch(step)))
+        state = update(state, partition.put(task.train_batch(step)), experiment.seed)
         losses.append(jax.device_get(state.metrics["loss"]))
         assert before is None or np.isfinite(before)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
