@@ -6,8 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.lm import bytes as recipe
+from experiments.common.errors import UserError
+from experiments.evaluation.seeds import train_whole
 from experiments.studies import explainers as study
+from experiments.studies import explainers_text
 from experiments.studies.dictionaries import Plan
+from experiments.training.experiment import build
 from seqboat.interp.predicates import Predicate, Rule
 from tests.helpers import SMALL_MODEL
 
@@ -109,3 +114,42 @@ def test_a_unit_that_is_taken_away_changes_what_follows(tmp_path, monkeypatch):
     assert np.abs(effects).max() > 1e-4
     nothing = atoms.replace(decoder=0 * atoms.decoder)
     np.testing.assert_allclose(study.removed(model, 2, nothing, f, [0, 1], found), 0 * effects, atol=1e-6)
+
+
+def test_words_of_a_text_are_shown_as_they_are():
+    scores = dict.fromkeys(study.COLUMNS, 0.5) | {"intervention": None}
+    shown = {"unit": 7, "text": "the last symbol is `|`", "detection_f1": 0.875, "f1": 0.25, "simulation": None}
+    row = {"arm": "dictionary", "units": 9, "alive": 12, "size": 16, "l0": 2.04, "well_said": 1 / 3}
+    table = explainers_text.section({"rows": [{**row, "scores": scores, "examples": [shown] * 12}]})
+    assert "| dictionary | 9 | 12 of 16 | 2.0 | 0.33 | 0.50 | 0.50 |" in table
+    assert table.count("| 7 | `the last symbol is '\\|'` | 0.88 | 0.25 |  |") == explainers_text.SHOWN
+
+
+@pytest.mark.slow
+def test_a_tiny_study_of_a_text(tmp_path, monkeypatch):
+    """Halves share no bytes, though windows of evaluation do."""
+    for name, value in {"UNITS": 4, "EDITED": 2, "LEAST_FIRES": 1}.items():
+        monkeypatch.setattr(study, name, value)
+    for name, value in {"FEATURES": 32, "FEATURES_A_TOKEN": 2, "BATCHES": 4}.items():
+        monkeypatch.setattr(explainers_text, name, value)
+    with pytest.raises(UserError, match="model"):
+        explainers_text.study(print, workdir=tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 40_000).tolist()))
+    config = recipe.get_config("tiny")
+    sizes = {"task.length": 32, "task.context": 16, "task.evaluation_bytes": None}
+    steps = {"train.steps": 1, "train.batch_size": 4}
+    config.update_from_flattened_dict({**SMALL_MODEL, "task.files": (str(text),), **sizes, **steps})
+    train_whole(build(config.to_dict()), tmp_path / "model", "model")
+    model = explainers_text.load(tmp_path / "model")
+    parts = explainers_text.see(model, 0).parts
+    windows = [contexts.tokens for contexts in (parts.made, parts.scored)]
+    assert all(tokens.shape == (4, 32) for tokens in windows)
+    pieces = [{tuple(row[at : at + 8].tolist()) for row in tokens for at in range(25)} for tokens in windows]
+    assert not pieces[0] & pieces[1]
+    saved = []
+    explainers_text.study(lambda result: saved.append(json.dumps(result)), workdir=tmp_path)
+    result = json.loads(saved[-1])
+    assert [row["arm"] for row in result["rows"]] == ["dictionary", "channels", "directions"]
+    assert all(0 <= row["well_said"] <= 1 for row in result["rows"])
+    assert explainers_text.section(result).count("| directions |") == 1
