@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 
 LAGS = 4  # symbols back that a predicate may name, the symbol itself included
 PAIRS = 3  # lags of the last symbol of a pair
+LARGEST_SET = 8  # symbols that one predicate names, or nobody reads them
 DISTANCES = (1, 2, 3, 4, 8, 16)  # to the last occurrence of the same symbol: at most
 NOTHING = -1  # before the start
 
@@ -190,8 +191,8 @@ class Rule(NamedTuple):
 
 def candidates(table: Table, positive: Elements, shown: Elements, most: int) -> list[Predicate]:
     """Predicates that may explain the `positive` ones of the elements `shown`: all without a symbol, and of those with
-    one the `most` of each kind and lag whose own F1 is largest. For every lag also the set of symbols with the largest
-    F1, which contains the symbols in the order of their precision."""
+    one the `most` of each kind and lag whose own F1 is largest. For every lag also a set: of the LARGEST_SET symbols
+    with the largest own F1 the first in the order of their precision, as many as have the largest F1."""
     found: list[Predicate] = []
     for lag in range(LAGS):
         values, hits, total = _counts(table.back[lag], positive, shown)
@@ -228,9 +229,11 @@ def _order(hits: np.ndarray, total: np.ndarray, positive: int) -> list[int]:
 
 
 def _best_set(values: np.ndarray, hits: np.ndarray, total: np.ndarray, positive: Elements) -> Sequence[tuple[int, ...]]:
-    """The set of symbols with the largest F1, in order; nothing if it is one symbol."""
+    """The set of symbols, in order; nothing if it is one symbol."""
     if len(values) < 2:
         return ()
+    chosen = np.sort(_order(hits, total, int(positive.sum()))[:LARGEST_SET])
+    values, hits, total = (array[chosen] for array in (values, hits, total))
     order = np.argsort(-hits / total, kind="stable")
     f1 = 2 * np.cumsum(hits[order]) / (positive.sum() + np.cumsum(total[order]))
     size = int(f1.argmax()) + 1

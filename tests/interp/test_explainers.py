@@ -95,6 +95,18 @@ def test_a_rule_is_a_union_of_conjunctions():
     assert Rule().say(NAMES) == ""
 
 
+def test_a_set_of_symbols_can_be_read():
+    """Of many symbols the eight that explain most, and of few those alone that help."""
+    tokens = np.repeat(np.arange(1, 31), np.arange(1, 31))[None]
+    sets = lambda positive: [
+        numbers[1:]
+        for kind, numbers in candidates(Table(tokens, str), positive, tokens > 0, 12)
+        if kind == "symbol" and numbers[0] == 0 and len(numbers) > 2
+    ]
+    assert sets(tokens > 10) == [tuple(range(23, 31))]
+    assert sets(np.isin(tokens, (3, 7, 9))) == [(3, 7, 9)]
+
+
 def test_a_planted_rule_is_found_in_new_sequences():
     rng = np.random.default_rng(0)
     planted = Rule(
