@@ -6,7 +6,8 @@ name: of `experiments.evaluation.table`, in `docs/_data/results/`, or of example
      "table": "mixers", "arm": "ssd", "control": "ema"}
 
 Score, seeds, command, hardware and versions come from the table; the score is its selection metric, or the claim's
-"metric". The control "baseline" is what an evaluation has beside its score. A claim without a control is refused.
+"metric". The control is of that table, or of the claim's "control_table"; the control "baseline" is what an evaluation
+has beside its score. A claim without a control is refused.
 """
 
 import json
@@ -33,9 +34,11 @@ def page(directory: Path) -> str:
     claims = {path.name: _read(path) for path in sorted(directory.glob("*.json"))}
     rows, sources = [], {}
     for name, claim in claims.items():
-        runs = _table(directory, name, claim)
-        rows.append(_row(name, claim, runs))
-        sources[claim["table"]] = _source(_place(directory, claim["table"]), runs)
+        table, other = claim["table"], claim.get("control_table", claim["table"])
+        runs = _table(directory, name, table, claim["arm"])
+        against = _table(directory, name, other, claim["control"], *([BASELINE] if other == table else []))
+        rows.append(_row(claim, runs, against))
+        sources |= {each: _source(_place(directory, each), told) for each, told in ((table, runs), (other, against))}
     return HEAD + "\n".join(rows) + "\n\n" + "\n".join(sources.values()) + "\n"
 
 
@@ -50,12 +53,12 @@ def _read(path: Path) -> dict[str, str]:
     return claim
 
 
-def _table(directory: Path, name: str, claim: dict[str, str]) -> dict[str, Any]:
-    path = _place(directory, claim["table"])
+def _table(directory: Path, name: str, table: str, arm: str, *others: str) -> dict[str, Any]:
+    """The runs of a table, which must have this arm if it is none of the `others`."""
+    path = _place(directory, table)
     require(path.exists(), f"{name}: there is no table {path}")
     runs = json.loads(path.read_text())
-    for arm, known in ((claim["arm"], (*runs,)), (claim["control"], (*runs, BASELINE))):
-        require(arm in known, f"{name}: {path} has no arm {arm!r}")
+    require(arm in (*runs, *others), f"{name}: {path} has no arm {arm!r}")
     return runs
 
 
@@ -65,13 +68,13 @@ def _place(directory: Path, table: str) -> Path:
     return probe if probe.exists() else directory.parent / "results" / probe.name
 
 
-def _row(name: str, claim: dict[str, str], runs: dict[str, Any]) -> str:
+def _row(claim: dict[str, str], runs: dict[str, Any], against: dict[str, Any]) -> str:
     run, metric, control = runs[claim["arm"]], claim.get("metric"), claim["control"]
     if control == BASELINE:
         test = run["test"][-1]
         control, value = test["baseline_name"], f"{test['baseline'][metric or test['selection_metric']]:.3f}"
     else:
-        value = _score(runs[control], metric)
+        value = _score(against[control], metric)
     cells = (claim["claim"], claim["measure"], control.replace("_", " "), _score(run, metric), value)
     return "| " + " | ".join((*cells, claim["bar"], claim["verdict"])) + " |"
 

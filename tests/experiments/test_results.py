@@ -169,7 +169,13 @@ def test_a_claim_is_a_row_with_its_control(tmp_path):
     named = claim | {"claim": "ssd is small", "arm": "ssd", "control": "ema", "metric": "size"}
     (folder / "size.json").write_text(json.dumps(named))
     (folder / "guess.json").write_text(json.dumps(named | {"claim": "ssd beats a guess", "control": "baseline"}))
+    other = claim | {"claim": "ssd beats it", "arm": "ssd", "control": "always", "control_table": "copying"}
+    (folder / "other.json").write_text(json.dumps(other))
+    best = {"accuracy": {"values": [1.0], "mean": 1.0, "standard_error": None}}
+    (results / "copying.json").write_text(json.dumps({"always": {**run, "metrics": best}}))
     page = claims.page(folder)
+    assert "| ssd beats it | accuracy | always | 0.600 ± 0.100 (2 seeds) | 1.000 (1 seeds) | +.15 | met |" in page
+    assert "- [copying.json](_data/results/copying.json): `python -m" in page
     assert "- [reach.json](_data/probes/reach.json): `python -m" in page
     assert "- [mixers.json](_data/results/mixers.json): `python -m" in page
     assert "| ssd selects | accuracy | ema | 0.600 ± 0.100 (2 seeds) | 0.600 ± 0.100 (2 seeds) | +.15 | met |" in page
@@ -186,13 +192,16 @@ def test_a_claim_is_a_row_with_its_control(tmp_path):
         ({"control": "gru"}, "has no arm 'gru'"),
         ({"arm": "baseline"}, "has no arm 'baseline'"),
         ({"table": "other"}, "there is no table"),
+        ({"control_table": "other"}, "there is no table"),
+        ({"control_table": "others", "control": "baseline"}, "has no arm 'baseline'"),
     ],
 )
 def test_a_claim_without_a_control_is_refused(tmp_path, changes, message):
     claim = dict.fromkeys(claims.FIELDS, "x") | {"table": "mixers", "arm": "ema", "control": "ema"} | changes
     for folder in ("results", "claims"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "results/mixers.json").write_text(json.dumps({"ema": {}}))
+    for table in ("mixers", "others"):
+        (tmp_path / f"results/{table}.json").write_text(json.dumps({"ema": {}}))
     (tmp_path / "claims/one.json").write_text(json.dumps(claim))
     with pytest.raises(UserError, match=message):
         claims.page(tmp_path / "claims")
