@@ -31,7 +31,7 @@ def fill(text: str, data: Path) -> str:
         try:
             result = json.loads(path.read_text())
             own = [study.section(result)] if hasattr(study, "section") else []
-            section = "\n".join(own + [bars(result)] * ("bars" in result or not own))
+            section = "\n".join([*own, bars(result)] if "bars" in result or not own else own)
             source = f"{made_on(result)}; [{path.name}](_data/{study.FOLDER}/{path.name})."
             return f"{found[1]}\n{section}\n    {result['command']}\n\n{source}\n\n{found[3]}"
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

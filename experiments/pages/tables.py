@@ -60,10 +60,10 @@ def arms(tables: dict[str, Any]) -> str:
 
 def _sees(model: dict[str, Any]) -> str:
     """What an active token can read."""
-    if model["activation"] == "never" or model.get("attention") is False:
-        return "none"
     if model["block"] == "mega":
         return f"chunks of {model['chunk']}"
+    if model["activation"] == "never" or model.get("attention") is False:
+        return "none"
     return "everything" if model["window_size"] is None else f"{model['window_size']} keys"
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 
 from experiments.evaluation import agreement, explanations
 from experiments.evaluation.agreement import SITE
-from experiments.evaluation.explanations import COLUMNS, PREDICATES, SCORES, Halves, Scored
+from experiments.evaluation.explanations import COLUMNS, PREDICATES, SCORES, WIDTH, Halves, Scored
 from experiments.studies import dictionaries
 from experiments.studies.dictionaries import SPLIT, Plan
 from experiments.studies.protocol import Bar, judge, ranged
@@ -130,6 +130,7 @@ def measured(model: Run, layer: int, atoms: Atoms, found: Seen, seed: int) -> di
         "failed": sum(each.failed for each in scored),
         "good": len(good),
         "well_said": float(np.mean([SCORES["detection_f1"](each) > WELL_SAID for each in scored])) if scored else None,
+        "said_of_all": float((unselective(f[~found.first][..., units], found.parts.scored.shown) > WELL_SAID).mean()),
         "named": float(np.mean(good)) if good else None,
         "edited": len(effects),
         "examples": [
@@ -142,6 +143,15 @@ def measured(model: Run, layer: int, atoms: Atoms, found: Seen, seed: int) -> di
             for each, named in found_words[:SHOWN]
         ],
     }
+
+
+def unselective(f: Float[np.ndarray, "n L F"], shown: Bool[np.ndarray, "n L"]) -> Float[np.ndarray, " F"]:
+    """The F1 of a detection that says of every window that a unit fires there: 2 p / (1 + p) of its share p."""
+    padding = ((0, 0), (0, -shown.shape[1] % WIDTH))
+    whole = lambda where: np.pad(where, padding).reshape(len(shown), -1, WIDTH).any(2)
+    fires = np.stack([whole(shown & (f[..., unit] > 0)).sum() for unit in range(f.shape[-1])])
+    p = fires / max(whole(shown).sum(), 1)
+    return 2 * p / (1 + p)
 
 
 def chosen(f: Float[np.ndarray, "n L F"], seed: int) -> list[int]:

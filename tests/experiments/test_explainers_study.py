@@ -52,6 +52,15 @@ def test_units_are_drawn_from_those_that_fire(monkeypatch):
     assert len(study.chosen(f, 0)) == 2
 
 
+def test_what_needs_no_words():
+    f = np.zeros((2, 20, 3))
+    f[0, 3, 0], f[:, [2, 18], 1], f[1, 19, 2] = 1, 1, 1  # in one of four windows of 16, in all, in what is not shown
+    shown = np.ones((2, 20), bool)
+    np.testing.assert_allclose(study.unselective(f, shown), [0.4, 1, 0.4])
+    shown[1, 16:] = False
+    np.testing.assert_allclose(study.unselective(f, shown), [0.5, 1, 0])
+
+
 def row(seed, arm, simulation, f1, named=None):
     scores = dict.fromkeys(study.COLUMNS, 0.5) | {"simulation": simulation, "f1": f1, "intervention": None}
     return {"seed": seed, "arm": arm, "scores": scores, "named": named, "failed": 1}
@@ -119,9 +128,9 @@ def test_a_unit_that_is_taken_away_changes_what_follows(tmp_path, monkeypatch):
 def test_words_of_a_text_are_shown_as_they_are():
     scores = dict.fromkeys(study.COLUMNS, 0.5) | {"intervention": None}
     shown = {"unit": 7, "text": "the last symbol is `|`", "detection_f1": 0.875, "f1": 0.25, "simulation": None}
-    row = {"arm": "dictionary", "units": 9, "alive": 12, "size": 16, "l0": 2.04, "well_said": 1 / 3}
+    row = {"arm": "dictionary", "units": 9, "alive": 12, "size": 16, "l0": 2.04, "well_said": 1 / 3, "said_of_all": 0.1}
     table = explainers_text.section({"rows": [{**row, "scores": scores, "examples": [shown] * 12}]})
-    assert "| dictionary | 9 | 12 of 16 | 2.0 | 0.33 | 0.50 | 0.50 |" in table
+    assert "| dictionary | 9 | 12 of 16 | 2.0 | 0.33 | 0.10 | 0.50 | 0.50 |" in table
     assert table.count("| 7 | `the last symbol is '\\|'` | 0.88 | 0.25 |  |") == explainers_text.SHOWN
 
 
