@@ -288,13 +288,13 @@ def test_without_words_the_page_says_why(explained, written):
     assert "No feature is put into words. The inputs are numbers, which no words describe." in text
     assert "fires where" not in text
     assert "No dictionary of gated was given" in text
-    usage = {"calls": 1234, "answers": 7, "missing": 0, "failures": {}}
+    usage = {"calls": 1234, "answers": 7, "kept": 5678, "missing": 0, "failures": {}}
     said = {**why["explainer"], "name": HOSTILE, "url": "http://127.0.0.1:1/v1", "usage": usage}
     shown = [{**feature, **none, "text": HOSTILE} for feature in found.values["shown"]]
     source = written(dataclasses.replace(found, values={**found.values, "shown": shown}), explainer=said)
     text = shown_text(source)
     assert f"as the language model {HOSTILE} says" in text
-    assert "called 1,234 times and answered 7" in text
+    assert "called 1,234 times and answered 7; 5,678 answers are from before" in text
     assert text.count(HOSTILE) > len(shown)
     assert "<script" not in source
 
