@@ -3,7 +3,8 @@
     python -m experiments.sweep --config=configs/sweeps/mixers.py --workdir=runs/mixers --out=docs/_data/results/mixers
 
 Data, steps and learning rate are those of configs/synthetic/selective_copy.py, whatever the mixer: nothing was tuned
-for one of them. The EMA has that config's 8 states per channel, the others their defaults; parameters are not equal.
+for one of them. Every mixer has its defaults, so the EMA 16 states per channel and not that config's 8; parameters are
+not equal.
 """
 
 from ml_collections import ConfigDict
