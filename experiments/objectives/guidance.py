@@ -89,7 +89,8 @@ class Objective:
         if self.trained is not None:
             return self.trained.variables
         seed = (self.experiment.config.seed + 1) % 2**32  # not the target's own start
-        return jax.jit(lambda: initial_variables(self.model, self.experiment.functions.example, seed))()
+        start = jax.jit(lambda seed: initial_variables(self.model, self.experiment.functions.example, seed))
+        return start(np.uint32(seed))
 
     def __call__(self, frozen: Tree, params: Tree, out: Any, taps: Tree, batch: Batch, key: Array, step: Array) -> dict:
         """The sum over max(T, G) pairs of T layers of the target and G of the guide, spread evenly over both."""

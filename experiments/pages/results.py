@@ -60,7 +60,7 @@ def section(path: Path) -> str:
     try:
         name = path.stem
         lines = [f"## {name.replace('_', ' ')}", ""]
-        commands = [today(run) for run in runs.values() if run.get("command")]
+        commands = dict.fromkeys(today(run) for run in runs.values() if run.get("command"))
         lines += [f"    {command}" for command in commands] + [""] * bool(commands)
         lines += ["| arm | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
         lines += [f"| {label} | " + " | ".join(row(run)) + " |" for label, run in runs.items()]

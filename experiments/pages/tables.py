@@ -9,7 +9,7 @@ the activation rate that was asked and got if all arms have one. Without the fil
     <!-- arms: NAME OTHER ... -->
     <!-- end of arms -->
 
-have the arms of several such files in one table: what activates attention, how many parameters it takes, and the score.
+have the arms of several such files in one table: what an active token can read, parameters, activation and score.
 """
 
 import json

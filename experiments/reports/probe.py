@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 def at_start(values: Mapping[str, Any], examples: int) -> Subject:
     """The model of a config with the parameters of its seed. Raises UserError as `build` does."""
     experiment = build(values, one_device=True)
-    variables = jax.jit(lambda: experiment.functions.variables(experiment.config.seed))()
+    variables = jax.jit(experiment.functions.variables)(experiment.seed)
     if experiment.config.hypernetwork is not None:
         variables = hyper.bind(experiment.model, variables, jnp.asarray(middle(experiment.task)))
     about = {"config": experiment.values, "step": 0}

@@ -1,7 +1,7 @@
 """Whether features of a byte language model can be said in words better than its channels.
 
     python -m experiments.train --config=configs/lm/bytes.py:credit_router,tiny \\
-        '--config.task.files=("english_text_1e8.xz",)' --workdir=runs/explainers_text/model
+        '--config.task.files=("data/english_text_1e8.xz",)' --workdir=runs/explainers_text/model
     python -m experiments.study --study=explainers_text --workdir=runs/explainers_text
 
 As the study `explainers`, of any model of bytes that the work directory has in `model`: of text nobody knows the truth,
@@ -63,7 +63,7 @@ def see(model: Run, seed: int) -> Seen:
 def section(result: Mapping[str, Any]) -> str:
     """A row for every arm, and some units of the dictionary."""
     share = f"F1 of detection > {WELL_SAID}"
-    head = ["units", "alive", "a token", share, "the same if every window is said", *COLUMNS.values()]
+    head = ["units", "alive", "a token", share, "the same for 'fires in every window'", *COLUMNS.values()]
     lines = [f"| {' | '.join(['', *head])} |", "|---" * (len(head) + 1) + "|"]
     for row in result["rows"]:
         cells = [str(row["units"]), f"{row['alive']} of {row['size']}", f"{row['l0']:.1f}"]
