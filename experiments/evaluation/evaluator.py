@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from rich.table import Table
@@ -83,7 +82,7 @@ def measure_run(
         **({} if parameter_dtype == "float32" else {"parameter_dtype": parameter_dtype}),
         **{name: plain(value) for name, value in means(scores.total).items()},
     }
-    result["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"]))
+    result["parameters"] = run.parameters
     result |= {"examples": len(scores.digests), "examples_sha256": sha256(scores.digests)}
     result["standard_errors"] = {name: plain(value) for name, value in standard_errors(scores.examples).items()}
     if "confusion" in scores.total:

@@ -158,9 +158,11 @@ class Chat:
             return
         self._known[question] = answer
         try:
-            with open(self.answers, "a+b") as file:  # at the end, wherever it was read
-                begun = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n"
-                file.write(b"\n" * begun + json_line({"question": question, "answer": answer}).encode())
+            with open(self.answers, "a+b") as file:  # writes at the end, wherever it was read
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    file.write(b"" if file.read() == b"\n" else b"\n")
+                file.write(json_line({"question": question, "answer": answer}).encode())
         except OSError as error:
             raise UserError(f"could not write {self.answers}: {error.strerror}") from error
 

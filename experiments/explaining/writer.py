@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 
 from experiments.common.errors import UserError
@@ -80,7 +79,7 @@ def write_explanation(
         "model": {
             "name": type(run.model).__name__,
             "features": run.model.config.encoder.layer.features,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
+            "parameters": run.parameters,
         },
         "model_layers": looks.layers,
         "explainer": said.values(),

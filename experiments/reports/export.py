@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import jax
 import jinja2
 import numpy as np
 
@@ -145,7 +144,7 @@ def render(card: Card) -> str:
         hyper=hyper,
         inputs=_inputs(model),
         generates=not hyper and isinstance(model, LanguageModel) and model.config.vocabulary_size == BYTE_VOCABULARY,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
+        parameters=run.parameters,
         size=sum(array.nbytes for array in card.arrays.values()),
         step=run.step,
         best=run.best,

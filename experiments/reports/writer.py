@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-
 from experiments.common.errors import UserError
 from experiments.common.files import refuse_unwritable, write_text
 from experiments.evaluation.evaluator import read_result, result_file
@@ -53,7 +51,7 @@ def write_report(
         split=split,
         at=at,
         step=run.step,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
+        parameters=run.parameters,
         task=run.task,
         layer=run.model.config.encoder.layer,
         measured=measured,

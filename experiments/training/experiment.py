@@ -103,7 +103,7 @@ class Experiment:
 
     @property
     def seed(self) -> np.uint32:
-        """What steps and initialisation take: an array, since a Python integer above 2^31 is none for jit."""
+        """What steps and initialisation take: a uint32, as jit refuses Python integers from 2^31 on."""
         return np.uint32(self.config.seed)
 
     @property

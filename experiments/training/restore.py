@@ -64,6 +64,11 @@ class Run:
         return self.experiment.task
 
     @property
+    def parameters(self) -> int:
+        """Their number."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+    @property
     def data_changes(self) -> list[str]:
         """Differences of the data from those it was trained on."""
         return identity.changes(self.meta.get("data"), self.task)

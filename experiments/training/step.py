@@ -85,7 +85,7 @@ class StepFunctions:
     """What a step computes for a model and a task's loss: `init`, `train`, `evaluate` and its relatives, pure functions
     to be jitted. Variables of those may hold `edits` of named values (`seqboat.layers.taps`); training has none.
 
-    The seed is an argument and not a constant, so that runs that differ in nothing else share their programs.
+    The seed, a uint32, is an argument and not a constant, so that runs that differ in nothing else share programs.
 
     The objective is  sum of losses / sum of weights + activation_penalty * mean activation probability,  the same for
     any `accumulate`, the number of parts a batch is computed in. Dropout draws from (seed, step). `loss(output, batch)`

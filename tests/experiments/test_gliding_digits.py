@@ -103,10 +103,7 @@ def test_evaluations_and_reports_name_the_directions(monkeypatch, capsys, tmp_pa
     counts = np.diag([3.0, 2, 0, 0]) + np.eye(4)[::-1]
     scores = Scores({"confusion": (counts, counts.sum(1, keepdims=True))}, {}, (), {})
     values = {"task": {"name": "gliding_digits"}}
-    variables = {"params": {"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}}
-    run = SimpleNamespace(
-        task=task, experiment=None, step=0, best=True, values=values, data_changes=[], variables=variables
-    )
+    run = SimpleNamespace(task=task, experiment=None, step=0, best=True, values=values, data_changes=[], parameters=16)
     monkeypatch.setattr(evaluator, "load", lambda *_: run)
     monkeypatch.setattr(evaluator, "score", lambda *_: scores)
     result = evaluator.measure_run(tmp_path)
