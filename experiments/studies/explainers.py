@@ -150,7 +150,7 @@ def unselective(f: Float[np.ndarray, "n L F"], shown: Bool[np.ndarray, "n L"]) -
     padding = ((0, 0), (0, -shown.shape[1] % WIDTH))
     whole = lambda where: np.pad(where, padding).reshape(len(shown), -1, WIDTH).any(2)
     fires = np.stack([whole(shown & (f[..., unit] > 0)).sum() for unit in range(f.shape[-1])])
-    p = fires / max(whole(shown).sum(), 1)
+    p = fires / max(int(whole(shown).sum()), 1)
     return 2 * p / (1 + p)
 
 

@@ -91,10 +91,11 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
         f"config.task.channels={config.channels}: x of {path} has {x.shape[1]}; leave channels out",
     )
     x = x.astype(np.float64)
-    require(np.isfinite(x).all(), f"{WHERE}: x of {path} has numbers that are not finite; fill or leave them out")
+    require(bool(np.isfinite(x).all()), f"{WHERE}: x of {path} has numbers that are not finite; fill or leave them out")
     require(x.size <= MAX_DRAWN, f"{WHERE}: x of {path} has {x.size:,} numbers; at most {MAX_DRAWN:,}")
     require(
-        labels is None or (labels.shape == x.shape[:1] and labels.dtype.kind in "fiub" and np.isfinite(labels).all()),
+        labels is None
+        or (labels.shape == x.shape[:1] and labels.dtype.kind in "fiub" and bool(np.isfinite(labels).all())),
         f"{WHERE}: anomalies of {path} must be finite numbers ({len(x)},), as x has {len(x)} elements",
     )
     ends = np.round(np.cumsum(config.fractions) * len(x)).astype(int)[:2]
@@ -110,12 +111,13 @@ def read(config: Config) -> tuple[Series, dict[str, str]]:
         deviation = np.where(np.ptp(parts["train"], axis=0) > 0, deviation, 0)  # of equal numbers it is rounding
         parts = {split: ((part - mean) / deviation).astype(np.float32) for split, part in parts.items()}
     require(
-        deviation.min() > 0,
+        bool(deviation.min() > 0),
         f"{WHERE}: channel {int(deviation.argmin())} of {path} does not vary in the training part; leave it out",
     )
     finite = np.all([np.isfinite(part).all(0) for part in parts.values()], axis=0) & np.isfinite(deviation)
     require(
-        finite.all(), f"{WHERE}: channel {int(finite.argmin())} of {path} is too large for its deviation in training"
+        bool(finite.all()),
+        f"{WHERE}: channel {int(finite.argmin())} of {path} is too large for its deviation in training",
     )
     kinds = None if labels is None else (labels[ends[1] :] != 0).astype(np.int32)
     packed = path.read_bytes()
