@@ -1,55 +1,26 @@
-"""What attention reads: the features of `gated` by the distance and the symbol of the tokens that they come from.
-
-A feature's <e_i, gated_t> is a sum over the tokens that attention reads, exact with the attention's weights and its
-gate frozen (`seqboat.interp.attribution.feature_by_source`).
-"""
+"""What attention reads: the features of `gated` by the distance and the symbol of the tokens that they come from
+(`experiments.evaluation.attention`)."""
 
 import collections
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from experiments.evaluation import attention
 from experiments.explaining.contexts import contexts
 from experiments.explaining.dictionaries import READ, Given
 from experiments.explaining.words import Words
 from experiments.reports.measure import batches, sequences
 from experiments.training.restore import Run
-from experiments.training.step import apply
 from seqboat.interp import scorers
-from seqboat.interp.attribution import feature_by_source
-from seqboat.layers import taps
-from seqboat.ops.packing import row_info
-from seqboat.ops.window_attention import attend
 
 ELEMENTS = 2**15  # whose queries, keys, values and gates are held, at most, but of two examples
 SHOWN = 4  # features
 QUERIES = 32  # tokens of a feature, and of attention as a whole
 LARGEST = 3  # distances, and symbols, that are shown
-SITES = ("q", "k", "v", "gate", READ)
-
-
-class Taken(NamedTuple):
-    """One layer on n sequences of L elements, (n, L, ...), zero where attention is not `active`."""
-
-    q: Any
-    k: Any
-    v: Any
-    gate: Any
-    gated: Any
-    active: Any
-
-
-class Terms(NamedTuple):
-    """Of Q tokens the attention `weights` and a feature's `terms` (Q, L), and the sum of these as the model has it,
-    `whole` (Q,)."""
-
-    weights: Any
-    terms: Any
-    whole: Any
 
 
 def by_source(run: Run, given: Given, words: Words) -> dict[str, Any]:
@@ -58,7 +29,9 @@ def by_source(run: Run, given: Given, words: Words) -> dict[str, Any]:
     least = max(ELEMENTS // size, 2)
     words = words.every(-(-len(words.examples) // least))
     rows = [sequence for example in words.examples for sequence in sequences(example)]
-    taken, terms = _take(run, given, words)
+    pieces = ((batch, count * batch["lengths"][0].size) for batch, count in batches(list(words.examples)))
+    taken = attention.take(run, given.layer, pieces)
+    terms = attention.BySource(run, given.layer, taken)
     active = np.asarray(taken.active)
     f = np.where(active[..., None], np.asarray(jax.jit(type(given.atoms).encode)(given.atoms, taken.gated)), 0)
     alive, total = f.max((0, 1)) > 0, f.sum((0, 1), np.float64)
@@ -73,7 +46,8 @@ def by_source(run: Run, given: Given, words: Words) -> dict[str, Any]:
     found, difference, scale = [], 0.0, 0.0
     for number, own in zip(shown, said, strict=True):
         places = _spread(f[..., number] > 0)
-        each = terms(given.atoms.encoder[:, number], *places)
+        vector = np.asarray(given.atoms.encoder[:, number])
+        each = terms(np.broadcast_to(vector, (len(places[0]), len(vector))), *places)
         difference = max(difference, float(np.abs(each.terms.sum(1) - each.whole).max()))
         scale = max(scale, float(np.abs(each.whole).max()))
         found.append(
@@ -88,7 +62,7 @@ def by_source(run: Run, given: Given, words: Words) -> dict[str, Any]:
             }
         )
     places = _spread(active)
-    whole = terms(given.atoms.encoder[:, 0], *places).weights if active.any() else np.zeros((0, active.shape[1]))
+    whole = terms(np.zeros((len(places[0]), len(given.atoms.encoder)), np.float32), *places).weights
     return {
         "layer": given.layer,
         "dictionary": {"workdir": str(given.path), "step": given.step, "rows": given.config.rows},
@@ -101,49 +75,6 @@ def by_source(run: Run, given: Given, words: Words) -> dict[str, Any]:
         "attention": {"tokens": len(places[0]), **_shares(whole, places, tokens)},
         "shown": found,
     }
-
-
-def _take(run: Run, given: Given, words: Words) -> tuple[Taken, Any]:
-    """The layer on the examples, and a function of an encoder's row and of tokens, sequences (Q,) and positions (Q,):
-    their `Terms`."""
-
-    @jax.jit
-    def look(variables: Any, batch: Any, layer: Array) -> Taken:
-        _, found = apply(run.model, variables, batch, False, ("taps",))
-        site = lambda name: taps.read(found["taps"], name)[layer]
-        values = {name: site(name).astype(jnp.float32) for name in SITES}
-        return Taken(**values, active=site("active")[..., 0] > 0)
-
-    parts = []
-    for batch, count in batches(list(words.examples)):
-        rows = count * batch["lengths"][0].size
-        part = jax.device_get(look(run.variables, batch, given.layer - 1))
-        parts.append(jax.tree.map(lambda a, rows=rows: a[:rows], part))
-    taken = jax.tree.map(lambda *a: np.concatenate(a), *parts)
-    window = run.model.config.encoder.layer.make_window()
-    table = run.variables["params"]["encoder"]["layers"]["gau"].get("position_bias")
-    table = None if table is None else table[given.layer - 1]
-
-    @jax.jit
-    def terms(taken: Taken, encoder: Array, numbers: Array, positions: Array) -> Terms:
-        def one(place: Any) -> Terms:
-            n, t = place
-            rows = row_info(taken.active[n][None])
-            q, k = window.apply_rotary(taken.q[n], rows), window.apply_rotary(taken.k[n], rows)
-            query = jax.tree.map(lambda a: a[t][None], rows)
-            read = lambda v: attend(window, table, q[t][None], k, v[:, None], query, rows)[0, 0]
-            weights = jax.grad(read)(jnp.zeros(len(k)))  # as attention is linear in the values
-            own = feature_by_source(encoder, taken.gate[n, t], weights, taken.v[n])
-            return Terms(weights, own, taken.gated[n, t] @ encoder)
-
-        return jax.lax.map(one, (numbers, positions))
-
-    def padded(encoder: Array, numbers: np.ndarray, positions: np.ndarray) -> Terms:
-        fill = [(0, QUERIES - len(numbers))]  # so that all features share a program
-        found = terms(taken, encoder, np.pad(numbers, fill), np.pad(positions, fill))
-        return jax.tree.map(lambda a: np.asarray(a, np.float64)[: len(numbers)], found)
-
-    return taken, padded
 
 
 def _spread(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

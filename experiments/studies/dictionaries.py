@@ -1,4 +1,5 @@
-"""Dictionaries where the truth is known: of what TokFSM's layers compute, and of planted atoms (`planted.py`).
+"""Dictionaries where the truth is known: of what TokFSM's layers compute, of what attention reads on selective copying
+(`copied.py`), and of planted atoms (`planted.py`).
 
     python -m experiments.study --study=dictionaries --workdir=runs/dictionaries --check
 
@@ -28,7 +29,7 @@ from configs.synthetic import tokfsm
 from experiments.evaluation import splicing
 from experiments.evaluation.examples import score
 from experiments.evaluation.seeds import train_whole
-from experiments.studies import planted
+from experiments.studies import copied, planted
 from experiments.studies.protocol import Bar, judge
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
@@ -45,6 +46,9 @@ MOST_COST = 0.15  # nats a token that splicing adds
 LEAST_TRANSITION = 0.90  # with the splice
 OVER_CHANNELS = 0.15  # F1 over that of the best channel
 OVER_DIRECTIONS = 0.0  # F1 over that of the best random direction
+# Selective copying, the last layer: shares of the strongest feature of `gated` at a query.
+LEAST_RIGHT = 0.9  # of the symbol that is asked for
+MOST_OTHER = 0.05  # of all others
 NORM_CORRELATION = 0.3  # planted atoms, "norm": chosen and true number of features
 
 SPLIT = "test"
@@ -54,12 +58,13 @@ SHARES = tuple(np.geomspace(1e-3, 0.5, 20).tolist())
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`model` and `dictionary` are differences from the recipes; `sites` has the number of features by site."""
+    """`model`, `copy` and `dictionary` are differences from the recipes; `sites` has the number of features by site."""
 
     seeds: Sequence[int]
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dictionary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sites: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"m": 256})
+    copy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sites: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"m": 256, "gated": 512})
     layers: Sequence[int] = (1, 2)
     planted_steps: int = 1000
     planted_arms: Sequence[Mapping[str, Any]] = planted.ARMS
@@ -75,7 +80,8 @@ def run(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> 
     about = {"seeds": list(plan.seeds), "planted_steps": plan.planted_steps}
     rows: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    told = lambda: {**about, "layers": rows, "planted": found, "bars": bars(rows, found)}
+    copies: list[dict[str, Any]] = []
+    told = lambda: {**about, "layers": rows, "copied": copies, "planted": found, "bars": bars(rows, copies, found)}
     for seed in plan.seeds:
         models = [model(plan, seed, directory / f"seed_{seed}", trained) for trained in (True, False)]
         about |= {"config": models[0].values}
@@ -86,13 +92,22 @@ def run(plan: Plan, directory: Path, save: Callable[[dict[str, Any]], None]) -> 
                 rows.append({"seed": seed, "site": site, "layer": layer, **measured(models, pair, site, layer, whole)})
                 save(told())
                 print(f"seed {seed}, {site} of layer {layer}: {rows[-1]['cost']}", flush=True)
+        copy = copied.model(seed, directory / f"seed_{seed}", plan.copy)
+        accuracy = {"accuracy": effect(copy)["accuracy"]}
+        for layer in plan.layers:
+            atoms = trained_atoms(plan, copy, "gated", layer, plan.sites["gated"])
+            copies.append({"seed": seed, "layer": layer, **accuracy, **copied.measure(copy, layer, atoms)})
+            save(told())
+            print(f"seed {seed}, copied, layer {layer}: {copies[-1]['right']}", flush=True)
         for arm in plan.planted_arms:
             found.append(planted.measure(planted.Planted(seed), arm, seed, plan.planted_steps))
             save(told())
-    return bars(rows, found)
+    return bars(rows, copies, found)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[Bar]:
+def bars(
+    rows: Sequence[Mapping[str, Any]], copies: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
+) -> list[Bar]:
     """Every bar with its value in the worst seed, and whether it is met."""
     checked: list[Bar] = []
     check = lambda *of, **how: checked.append(judge(*of, **how))
@@ -104,6 +119,10 @@ def bars(rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) 
         check(f"{place}: transition with it", [row["spliced"]["transition"] for row in own], LEAST_TRANSITION)
         check(f"{place}: F1 over channels", over("channels"), OVER_CHANNELS)
         check(f"{place}: F1 over random directions", over("directions"), OVER_DIRECTIONS)
+    if last := [row for row in copies if row["layer"] == max(row["layer"] for row in copies)]:
+        place = f"copying, gated of layer {last[0]['layer']}"
+        check(f"{place}: attribution to the right symbol", [row["right"] for row in last], LEAST_RIGHT)
+        check(f"{place}: to other symbols", [row["other"] for row in last], MOST_OTHER, at_most=True)
     if chosen := [row["correlation"] or 0.0 for row in found if row["select"] == "norm"]:
         check("planted, norm: correlation with the true number", chosen, NORM_CORRELATION)
     return checked

@@ -13,7 +13,8 @@ from configs.hyper import rotation
 from experiments.common.errors import UserError
 from experiments.pages import hypernetworks as page
 from experiments.pages import studies as pages
-from experiments.studies import arms, continual, dictionaries, planted, protocol, reach
+from experiments.studies import arms, continual, copied, dictionaries, planted, protocol, reach
+from seqboat.interp.dictionaries import Atoms
 from tests.helpers import SMALL_MODEL, load_program, plant
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -198,17 +199,45 @@ def row(seed, cost, transition, features, channels):
 
 def test_the_worst_seed_meets_a_bar_or_does_not():
     rows = [row(10, 0.1, 0.95, 0.8, 0.4), row(11, 0.16, 0.91, 0.6, 0.46)]
+    copies = [{"layer": 1, "right": 0.1, "other": 0.5}, {"layer": 2, "right": 0.95, "other": 0.06}]
     found = [{"select": "norm", "correlation": None}, {"select": "top_k", "correlation": 0.9}]
-    checked = dictionaries.bars(rows, found)
+    checked = dictionaries.bars(rows, copies, found)
     assert [(round(bar["value"], 2), bar["met"]) for bar in checked] == [
         (0.16, False),
         (0.91, True),
         (0.14, False),
         (0.14, True),
+        (0.95, True),
+        (0.06, False),
         (0.0, False),
     ]
     assert protocol.verdict(checked[0]) == "NOT MET: m of layer 2: loss that a splice adds: 0.160, at most 0.15"
     assert protocol.verdict(checked[1]) == "met: m of layer 2: transition with it: 0.910, at least 0.9"
+
+
+def test_shares_at_a_query_are_those_of_its_symbol_and_of_the_others(monkeypatch):
+    """Two symbols among four elements, then two queries. Feature 1 is the strongest; the second sequence has no active
+    query."""
+    inputs = np.array([[1, 5, 1, 4, 2, 2], [7, 1, 6, 1, 2, 2]])
+    active = np.array([[True] * 6, [True] * 4 + [False] * 2])
+    gated = np.where(active[..., None], np.array([1.0, 2.0]), 0).astype(np.float32)
+    terms = np.array([[0, 3.0, 1, 0, 0, 0], [-9, 1, 0, 3, 0, 0]])  # of the two queries
+    asked = []
+
+    def by_source(run, layer, taken):
+        return lambda *asks: asked.append(asks) or SimpleNamespace(terms=terms, weights=terms / 4)
+
+    monkeypatch.setattr(copied.attention, "take", lambda *_: SimpleNamespace(gated=gated, active=active))
+    monkeypatch.setattr(copied.attention, "BySource", by_source)
+    config = SimpleNamespace(length=4, symbols=2)
+    run = SimpleNamespace(task=SimpleNamespace(config=config, evaluation_batches=lambda split: [{"inputs": inputs}]))
+    encoder, none = jnp.array([[1.0, 0], [0, 1]]), jnp.zeros(2)
+    atoms = Atoms(encoder, none, jnp.eye(2), none, none, jnp.zeros(()), "top_k", 2)
+    found = copied.measure(run, 2, atoms)
+    assert found == {"queries": 0.5, "right": 0.75, "other": 0.125, "most": 1.0, "attention": 0.75}
+    ((vectors, numbers, positions),) = asked
+    assert vectors.tolist() == [[0, 1], [0, 1]]
+    assert (numbers.tolist(), positions.tolist()) == ([0, 0], [4, 5])
 
 
 def test_controls_of_a_dictionary_keep_as_many_features():
@@ -249,6 +278,7 @@ def test_a_tiny_study_of_dictionaries(tmp_path):
         seeds=(3,),
         model={**SMALL_MODEL, **sizes, "optimizer.warmup_steps": 1},
         dictionary={**few, "model.auxiliary_k": 2},
+        copy={**SMALL_MODEL, "task.test_examples": 64, "train.steps": 2, "optimizer.warmup_steps": 1},
         sites={"gated": 24},
         layers=(2,),
         planted_steps=60,
@@ -267,6 +297,9 @@ def test_a_tiny_study_of_dictionaries(tmp_path):
     }
     assert all(0 <= value <= 1 for value in layer["f1"].values())
     assert len(result["planted"]) == 1
+    (copies,) = result["copied"]
+    assert 0 <= copies["right"] + copies["other"] <= 1
+    assert 0 < copies["queries"] <= 1
     assert {path.name for path in (tmp_path / "seed_3").iterdir()} == {
-        "model", "model_gated_2", "untrained", "untrained_gated_2",
+        "model", "model_gated_2", "untrained", "untrained_gated_2", "copy", "copy_gated_2",
     }  # fmt: skip
