@@ -1,12 +1,18 @@
 """Black boxes with known insides, interpreters of them, and how right a description is. All numpy."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.studies import functions as study
+from experiments.studies import functions_learned as learned
 from experiments.studies.protocol import verdict
+from experiments.tasks.symbol_function import Config
 from seqboat.interp.functions import numeric, symbols
 from seqboat.interp.functions.interpreters import Adaptive, Probing, Search, even, fit
 from seqboat.interp.functions.numeric import FAMILIES, HIGH, LOW, NumericFunction
@@ -196,3 +202,39 @@ def test_a_bar_is_judged_by_the_worst_seed():
     rows = [row("random", 0.9, 0.1), row("adaptive", 1, 0.7), row("random", 0.8, 0.2), row("adaptive", 1, 0.4)]
     assert [(bar["value"], bar["met"]) for bar in study.bars(rows)] == [(0.8, False), (0.2, True), (0.2, False)]
     assert study.bars([]) == []
+
+
+def test_a_model_that_learned_a_function_is_described_as_it():
+    """A stand-in reverses its input, but keeps the input as it is where that begins with symbol 0 and ends with 1."""
+
+    def apply(variables, inputs, lengths, train, mutable):
+        given = inputs[:, :12]
+        wrong = (given[:, :1] == 2) & (given[:, -1:] == 3)
+        answers = jnp.where(wrong, given, given[:, ::-1])
+        return SimpleNamespace(logits=jax.nn.one_hot(jnp.concatenate([0 * answers, answers], 1), 15)), {}
+
+    run = SimpleNamespace(
+        model=SimpleNamespace(apply=apply), variables={}, task=SimpleNamespace(config=Config(template="reverse"))
+    )
+    row = learned.measured(run, seed=0)
+    assert 0.9 < row["wholly"] < row["elements"] < 1
+    assert row["said of the model"] == row["said of the function"] == "reverse ()"
+    assert row["model agrees"] == row["function agrees"] == 1
+    shift = {**row, "function": "shift", "said of the model": "count (2)", "model agrees": 0.0}
+    table = learned.section({"rows": [{**row, "function": "reverse"}, shift]}).splitlines()
+    assert table[2].startswith("| reverse | 0.9")
+    assert "| 1 of 1, 1.00 (1.00 to 1.00) |" in table[2]
+    assert table[3].startswith("| shift (3) |")
+    assert "| 0 of 1, 0.00 (0.00 to 0.00) |" in table[3]
+
+
+@pytest.mark.breadth  # test_a_model_that_learned_a_function_is_described_as_it
+def test_a_tiny_study_of_learned_functions(tmp_path, monkeypatch):
+    monkeypatch.setattr(learned, "FUNCTIONS", {"shift then reverse": (2,)})
+    saved = []
+    learned.study(lambda result: saved.append(json.dumps(result)), workdir=tmp_path, seeds=range(3, 4), steps=2)
+    (row,) = json.loads(saved[-1])["rows"]
+    assert row["function"] == "shift then reverse"
+    assert 0 <= row["wholly"] <= row["elements"] <= 1
+    assert row["function agrees"] == 1
+    assert (tmp_path / "shift_then_reverse" / "seed_3" / "checkpoints").is_dir()
