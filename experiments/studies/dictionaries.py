@@ -30,7 +30,7 @@ from experiments.evaluation import splicing
 from experiments.evaluation.examples import score
 from experiments.evaluation.seeds import train_whole
 from experiments.studies import copied, planted
-from experiments.studies.protocol import Bar, judge
+from experiments.studies.protocol import Bar, judge, ranged
 from experiments.training.experiment import build
 from experiments.training.metrics import plain
 from experiments.training.restore import Run, load
@@ -126,6 +126,64 @@ def bars(
     if chosen := [row["correlation"] or 0.0 for row in found if row["select"] == "norm"]:
         check("planted, norm: correlation with the true number", chosen, NORM_CORRELATION)
     return checked
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """Three tables, each with the means over seeds and the least and largest values: layers, copying, planted atoms."""
+    over = lambda name: lambda row: row["spliced_controls"][name]["loss"] - row["plain"]["loss"]
+    f1 = lambda name: lambda row: row["f1"][name]
+    layers = {
+        "loss that the splice adds": lambda row: row["cost"],
+        "that of as many channels": over("channels"),
+        "of random atoms": over("random"),
+        "of the mean": lambda row: row["ablated"]["loss"] - row["plain"]["loss"],
+        "transition, as it is": lambda row: row["plain"]["transition"],
+        "with the splice": lambda row: row["spliced"]["transition"],
+        "nmse": lambda row: row["health"]["dictionary"]["nmse"],
+        "F1 of the best feature": f1("dictionary"),
+        "of the best channel": f1("channels"),
+        "of the best random direction": f1("directions"),
+        "of the best of as many channels": f1("sparse_channels"),
+        "of the best of random atoms": f1("random_atoms"),
+        "of a dictionary of the untrained model": f1("untrained"),
+    }
+    place = lambda row: f"`{row['site']}`, layer {row['layer']}"
+    tables = [_table("TokFSM", layers, place, result["layers"])]
+    if result.get("copied"):
+        copies = {
+            "accuracy of the model": lambda row: row["accuracy"],
+            "queries that attend and have a feature": lambda row: row["queries"],
+            "attribution to the symbol that is asked for": lambda row: row["right"],
+            "to all other symbols": lambda row: row["other"],
+            "queries with more than half at the right one": lambda row: row["most"],
+            "attention to it": lambda row: row["attention"],
+        }
+        tables.append(
+            _table("selective copying", copies, lambda row: f"`gated`, layer {row['layer']}", result["copied"])
+        )
+    if result["planted"]:
+        names = ("nmse", "l0", "recovered", "correlation")
+        lines = ["| planted atoms | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for arm in planted.ARMS:
+            own = [row for row in result["planted"] if arm.items() <= row.items()]
+            label = " ".join(f"`{value}`" if name == "select" else f"{name} {value:g}" for name, value in arm.items())
+            cells = [ranged([row[name] for row in own if row[name] is not None]) for name in names]
+            lines += [f"| {' | '.join([label, *cells])} |"] if own else []
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) + "\n"
+
+
+def _table(
+    title: str,
+    lines: Mapping[str, Callable[[Any], float]],
+    place: Callable[[Any], str],
+    rows: Sequence[Mapping[str, Any]],
+) -> str:
+    """A column for every place and a line for every number."""
+    places = list(dict.fromkeys(map(place, rows)))
+    of = lambda read: [ranged([read(row) for row in rows if place(row) == each], 3) for each in places]
+    body = [f"| {' | '.join([name, *of(read)])} |" for name, read in lines.items()]
+    return "\n".join([f"| {title} | {' | '.join(places)} |", "|---" * (len(places) + 1) + "|", *body])
 
 
 def model(plan: Plan, seed: int, directory: Path, trained: bool) -> Run:

@@ -215,6 +215,30 @@ def test_the_worst_seed_meets_a_bar_or_does_not():
     assert protocol.verdict(checked[1]) == "met: m of layer 2: transition with it: 0.910, at least 0.9"
 
 
+def test_the_tables_of_the_dictionaries():
+    losses = {"channels": {"loss": 2.0}, "random": {"loss": 3.0}}
+    f1 = dict.fromkeys(("dictionary", "channels", "directions", "sparse_channels", "random_atoms", "untrained"), 0.5)
+    layers = [
+        {
+            "seed": seed, "site": site, "layer": 1, "cost": cost, "plain": {"loss": 1.0, "transition": 0.9},
+            "spliced": {"transition": 0.8}, "ablated": {"loss": 4.0}, "spliced_controls": losses,
+            "health": {"dictionary": {"nmse": 0.1}}, "f1": f1,
+        }
+        for seed, site, cost in ((1, "m", 0.1), (1, "gated", 0.3), (2, "m", 0.2))
+    ]  # fmt: skip
+    shares = dict.fromkeys(("accuracy", "queries", "right", "other", "most", "attention"), 0.25)
+    atoms = {"seed": 1, "nmse": 0.2, "l0": 4.0, "recovered": 1.0, "correlation": None}
+    found = [{**atoms, "select": "top_k", "k": 4}, {**atoms, "select": "norm", "norm_matching": 1 / 32}]
+    text = dictionaries.section({"layers": layers, "copied": [{"layer": 2, **shares}], "planted": found})
+    assert "| TokFSM | `m`, layer 1 | `gated`, layer 1 |" in text
+    assert "| loss that the splice adds | 0.150 (0.100 to 0.200) | 0.300 (0.300 to 0.300) |" in text
+    assert "| that of as many channels | 1.000 (1.000 to 1.000) |" in text
+    assert "| to all other symbols | 0.250 (0.250 to 0.250) |" in text
+    assert "| `top_k` k 4 | 0.20 (0.20 to 0.20) | 4.00 (4.00 to 4.00) | 1.00 (1.00 to 1.00) |  |" in text
+    assert text.count("`norm`") == 1
+    assert dictionaries.section({"layers": layers, "planted": []}).count("|---") == 3
+
+
 def test_shares_at_a_query_are_those_of_its_symbol_and_of_the_others(monkeypatch):
     """Two symbols among four elements, then two queries. Feature 1 is the strongest; the second sequence has no active
     query."""
