@@ -43,15 +43,19 @@ def fill(text: str, directory: Path) -> str:
 
 
 def arms(tables: dict[str, Any]) -> str:
-    """A row for every arm of every file, those with the highest mean first."""
-    head = "| arm | attention | parameters | activation: mean, range | score: mean ± s.e. | lowest | seeds |"
-    lines, rows = ["", head, "|" + "---|" * 7], []
-    for runs in tables.values():
+    """A row for every arm of every file, those with the highest mean first; with its file, if there are several."""
+    metrics = {run["test"][-1]["selection_metric"]: None for runs in tables.values() for run in runs.values()}
+    scored = " or ".join(metrics).replace("_", " ")
+    head = f"| arm | attention | parameters | activation: mean, range | {scored}: mean ± s.e. | lowest | seeds |"
+    files = len(tables) > 1
+    lines, rows = ["", head + " of |" * files, "|" + "---|" * (7 + files)], []
+    for file, runs in tables.items():
         for label, run in runs.items():
             metric, model = run["test"][-1]["selection_metric"], run["config"]["model"]
             name, _, score, lowest, activation = _row(label, run, metric)
             seeds = sum(value is not None for value in run["metrics"][metric]["values"])
             cells = [name, _sees(model), f"{run['test'][-1]['parameters']:,}", activation, score, lowest, str(seeds)]
+            cells += [file.removesuffix(".json")] * files
             rows.append((run["metrics"][metric]["mean"], "| " + " | ".join(cells) + " |"))
     lines += [row for _, row in sorted(rows, key=lambda row: row[0], reverse=True)]
     sources = ", ".join(f"[{name}](_data/results/{name})" for name in tables)

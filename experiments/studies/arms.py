@@ -73,15 +73,18 @@ def run(values: dict[str, Any], rates: tuple[float, ...], seeds: range) -> dict[
         scaled = lambda params: optax.chain(make_optimizer(config, total, params), optax.scale(rate))
         return StepFunctions(first.model, first.task.loss, scaled, example)
 
-    init = lambda seed: functions().init(seed)
+    init = functions().init
     # Initialised as a single run of that seed would be.
-    states = jax.jit(lambda: jax.tree.map(lambda *a: jnp.stack(a), *[init(seed) for seed in seeds]))()
+    states = jax.jit(
+        lambda: jax.tree.map(lambda *a: jnp.stack(a), *[init(experiment.seed) for experiment in experiments])
+    )()
     states = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rates), *a.shape)), states)
-    train_one = lambda rate, state, batch: functions(rate).train(state, batch, 0)
+    train_one = lambda rate, state, batch, seed: functions(rate).train(state, batch, seed)
+    numbers = jnp.stack([experiment.seed for experiment in experiments])
     train = jax.jit(
-        lambda states, batches: jax.vmap(lambda rate, row: jax.vmap(functools.partial(train_one, rate))(row, batches))(
-            jnp.array(rates), states
-        ),
+        lambda states, batches: jax.vmap(
+            lambda rate, row: jax.vmap(functools.partial(train_one, rate))(row, batches, numbers)
+        )(jnp.array(rates), states),
         donate_argnums=0,
     )
     evaluate_one = lambda params, batch: _pair(functions().evaluate({"params": params}, batch))

@@ -140,7 +140,10 @@ def test_the_arms_of_several_files_are_one_table_by_score(tmp_path):
         ["| mega", "chunks of 8"],
         ["| no attention", "none"],
     ]
-    assert lines[2] == "| router | 16 keys | 68,000 | 0.50, 0.50 to 0.50 | - | 0.750 | 1 |"
+    assert "| bits per byte: mean ± s.e. | lowest | seeds | of |" in lines[0]
+    assert lines[2] == "| router | 16 keys | 68,000 | 0.50, 0.50 to 0.50 | - | 0.750 | 1 | some |"
+    alone = tables.fill(text.replace(" others", ""), tmp_path)
+    assert "| router | 16 keys | 68,000 | 0.50, 0.50 to 0.50 | - | 0.750 | 1 |\n" in alone
     write(some, {"router": SEEDS})
     with pytest.raises(UserError, match=r"some\.json is not a table of experiments\.sweep"):
         tables.fill(text, tmp_path)
