@@ -102,7 +102,8 @@ assert np.allclose(y, expected, atol=1e-5)
 # ## Train it
 #
 # The loss is the squared error plus a small penalty on the mean probability of activation, which makes the expert cost
-# something. `train=True` gives the router its credit for inactive tokens, at random ones: hence the key.
+# something. `train=True` gives the router its credit for inactive tokens, at random ones if
+# `credit_share` is below 1, for which the key is.
 
 # %%
 PENALTY = 0.05

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import UserError, require
-from experiments.pages.tables import made_on
+from experiments.pages.tables import for_readers, made_on
 
 BASELINE = "baseline"
 FIELDS = ("claim", "measure", "bar", "verdict", "table", "arm", "control")
@@ -91,6 +91,6 @@ def _score(run: dict[str, Any], metric: str | None) -> str:
 def _source(path: Path, runs: dict[str, Any]) -> str:
     first = next(iter(runs.values()))
     return (
-        f"- [{path.name}](_data/{path.parent.name}/{path.name}): `{first['command']}`; seeds from {first['seeds'][0]}; "
-        f"{made_on(first)}."
+        f"- [{path.name}](_data/{path.parent.name}/{path.name}): `{for_readers(first['command'])}`; "
+        f"seeds from {first['seeds'][0]}; {made_on(first)}."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.benchmarks.output import Row, markdown, text
 from experiments.common.errors import UserError
 from experiments.pages import accelerator
+from experiments.pages.tables import for_readers
 
 
 def page(directory: Path) -> str:
@@ -28,7 +29,7 @@ def section(path: Path) -> str:
         rows = found["rows"]
         table = _pivot(rows) if found["suite"] == "layers" else markdown(rows)
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        lines = [f"## {path.stem.replace('_', ' ')}", "", f"    {found['command']}", "", *table, ""]
+        lines = [f"## {path.stem.replace('_', ' ')}", "", f"    {for_readers(found['command'])}", "", *table, ""]
         lines += [f"{found['hardware']}; {versions}; [{path.name}](_data/performance/{path.name})."]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a file of experiments.benchmark: {error!r}") from error

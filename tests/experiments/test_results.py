@@ -224,3 +224,12 @@ def test_the_tables_of_all_pages_are_what_their_files_make():
     assert {name for name, text in texts.items() if tables.BLOCK.search(text)} == {"router.md", "comparisons.md"}
     for name, text in texts.items():
         assert tables.fill(text, DOCS / "_data/results") == text, f"{name}: run python -m experiments.pages.results"
+
+
+def test_commands_of_pages_do_not_overwrite_the_projects_own_files():
+    command = (
+        "python -m experiments.sweep --config=configs/sweeps/mqar.py --workdir=runs/mqar --out=docs/_data/results/mqar"
+    )
+    assert tables.for_readers(command).endswith(" --workdir=runs/mqar --out=runs/mqar")
+    pages = {path.name: path.read_text() for path in DOCS.glob("*.md")}
+    assert [name for name, text in pages.items() if "--out=docs/_data" in text] == []
