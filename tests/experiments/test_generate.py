@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from experiments.training import manifest
 from experiments.training.restore import load_generator
 from seqboat.models import coarse_to_fine
 from seqboat.quantization import quantize
-from tests.helpers import SMALL_MODEL
+from tests.helpers import SMALL_MODEL, grid, load_program
 
 SMALL = {
     "task.files": ("text.txt",),
@@ -37,31 +38,39 @@ PROMPT = bytes(range(256)) * 2 + b"the end"  # every byte, and more than a piece
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, untrained, tiny) -> Path:
+def folder(tmp_path_factory, untrained) -> Path:
     """Untrained models, that of "credit_router" with its data taken away."""
     tmp = tmp_path_factory.mktemp("generate")
-    text = tmp / "text.txt"
+    make(untrained, tmp, "credit_router")
+    config = codes.get_config("tiny")
+    config.update_from_flattened_dict({"task.length": 6, "train.steps": 0, **dict.fromkeys(CODES_WIDTHS, 8)})
+    untrained(config.to_dict(), tmp / "codes")
+    return tmp
+
+
+def make(untrained, folder: Path, name: str, **changes) -> None:
+    text = folder / "text.txt"
     text.write_bytes(b"A text of no more than a few bytes. " * 20)
-    for name, changes in {
-        "credit_router": {},
-        "truncated_s4d": {"model.mixer": {"name": "s4d", "truncation": 5}},
-    }.items():
-        config = recipe.get_config("credit_router,tiny")
-        config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **changes})
-        untrained(config.to_dict(), tmp / name)
+    config = recipe.get_config("credit_router,tiny")
+    config.update_from_flattened_dict({**SMALL, "task.files": (str(text),), **changes})
+    untrained(config.to_dict(), folder / name)
+    text.unlink()
+
+
+@pytest.fixture(scope="module")
+def refused(folder, untrained, tiny) -> Path:
+    """And models that generate nothing."""
+    tmp = folder
+    make(untrained, tmp, "truncated_s4d", **{"model.mixer": {"name": "s4d", "truncation": 5}})
     checkpoint = Path(shutil.copytree(tmp / "credit_router", tmp / "full")) / "checkpoints/0"
     meta = json.loads((checkpoint / manifest.META).read_text())
     meta["config"]["model"]["window_size"] = None
     meta["config"]["model"]["router"]["eviction_cost"] = False
     (checkpoint / manifest.META).write_text(json.dumps(meta))
     manifest.write(checkpoint, 0, {})
-    text.unlink()
     config = mqar.get_config()
     config.update_from_flattened_dict({"train.steps": 0})
     untrained(config.to_dict(), tmp / "mqar")
-    config = codes.get_config("tiny")
-    config.update_from_flattened_dict({"task.length": 6, "train.steps": 0, **dict.fromkeys(CODES_WIDTHS, 8)})
-    untrained(config.to_dict(), tmp / "codes")
     untrained(tiny(), tmp / "classifier")
     return tmp
 
@@ -105,12 +114,15 @@ def test_a_step_and_the_reading_of_the_prompt_are_compiled_once(ours, monkeypatc
 
 
 def test_samples_are_a_function_of_seed_prompt_and_settings(ours):
-    """The first of a batch is what it is alone; others, and other seeds, differ."""
+    """The first of a batch is what it is alone; others, and those of other numbers and seeds, differ."""
     alone = sample(ours, b"A", count=30)
     several = sample(ours, b"A", batch=3, count=30)
     np.testing.assert_array_equal(several[:1], alone)
     assert len({row.tobytes() for row in several}) == 3
-    assert (sample(ours, b"A", seed=1, count=30) != alone).any()
+    draws = lambda seed: jax.vmap(lambda number: Sampling(seed=seed).draw(LOGITS, number))(jnp.arange(30))
+    some, others = np.asarray(jax.jit(lambda: jnp.stack([draws(0), draws(1)]))())
+    assert (some != others).any()
+    assert len(np.unique(some)) > 1
 
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.05, 0.2, 0.1, 0.1, 0.05]]))
@@ -121,23 +133,26 @@ def drawn(**settings):
     return np.bincount(np.asarray(draw(jnp.arange(4000))), minlength=6) / 4000
 
 
+PROBABILITIES: list[tuple[dict[str, Any], list[float]]] = [
+    ({}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
+    ({"temperature": 0.5}, [0, 0.25, 4, 1, 1, 0.25]),
+    ({"temperature": 0.0}, [0, 0, 1, 0, 0, 0]),
+    ({"top_k": 1}, [0, 0, 1, 0, 0, 0]),
+    ({"top_k": 3}, [0, 0, 2, 1, 1, 0]),
+    ({"top_k": 99}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
+    ({"top_p": 0.39}, [0, 0, 1, 0, 0, 0]),
+    ({"top_p": 0.75}, [0, 0, 2, 1, 1, 0]),
+    ({"top_k": 3, "top_p": 0.45}, [0, 0, 1, 0, 0, 0]),
+    ({"top_p": 1e-40}, [0, 0, 1, 0, 0, 0]),
+    ({"temperature": 1e-30}, [0, 0, 1, 0, 0, 0]),
+    ({"temperature": 1e30}, [0, 1, 1, 1, 1, 1]),
+    ({"seed": 3}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
+]
+
+
+# Each setting alone and two together; the others are extremes of one.
 @pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
-        ({"temperature": 0.5}, [0, 0.25, 4, 1, 1, 0.25]),
-        ({"temperature": 0.0}, [0, 0, 1, 0, 0, 0]),
-        ({"top_k": 1}, [0, 0, 1, 0, 0, 0]),
-        ({"top_k": 3}, [0, 0, 2, 1, 1, 0]),
-        ({"top_k": 99}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
-        ({"top_p": 0.39}, [0, 0, 1, 0, 0, 0]),
-        ({"top_p": 0.75}, [0, 0, 2, 1, 1, 0]),
-        ({"top_k": 3, "top_p": 0.45}, [0, 0, 1, 0, 0, 0]),
-        ({"top_p": 1e-40}, [0, 0, 1, 0, 0, 0]),
-        ({"temperature": 1e-30}, [0, 0, 1, 0, 0, 0]),
-        ({"temperature": 1e30}, [0, 1, 1, 1, 1, 1]),
-        ({"seed": 3}, [0, 0.1, 0.4, 0.2, 0.2, 0.1]),
-    ],
+    ("settings", "expected"), grid(PROBABILITIES, *(PROBABILITIES[case] for case in (1, 2, 4, 7, 8)))
 )
 def test_symbols_are_drawn_with_their_probabilities(settings, expected):
     """4000 draws: five deviations of a share of a half are 0.04. The padding, the likeliest here, never."""
@@ -207,13 +222,13 @@ def in_program(folder: Path, *words: str) -> tuple[str, list[str], None]:
 
 
 @pytest.fixture(scope="module")
-def results(folder, request) -> dict[str, Done]:
+def results(refused, request) -> dict[str, Done]:
     """Of the tests of this session."""
-    chosen = {item.name for item in request.session.items}
+    folder, chosen = refused, {item.name for item in request.session.items}
     cases = {
         name: arguments for name, (arguments, _) in REFUSED.items() if f"test_a_mistake_is_one_line[{name}]" in chosen
     }
-    tests = {"three": test_the_program_prints_what_is_generated, "tokens": test_the_program_prints_whole_sequences}
+    tests = {"three": test_the_program_prints_what_is_generated, "tokens": test_a_process_prints_whole_sequences}
     cases |= {name: arguments for name, arguments in DONE.items() if tests[name].__name__ in chosen}
     commands = [in_program(folder, *arguments) for arguments in cases.values()]
     return dict(zip(cases, run_all(commands), strict=True))
@@ -240,18 +255,38 @@ def test_the_program_prints_what_is_generated(results, ours):
     assert "bytes/s" in three.err
 
 
-def test_the_program_prints_whole_sequences(results, folder):
+def test_the_program_prints_whole_sequences(folder, monkeypatch, capsys):
     """A line for each: those of `sample` from the begin symbol of the task, as many as are asked for or as it has."""
     run = load_generator(folder / "codes")
-    rows = [line.split() for line in results["tokens"].out.splitlines()]
     expected = coarse_to_fine.sample(run.model, run.variables, jnp.full(3, 1, jnp.int32), jax.random.key(5), 5)
-    assert [list(map(int, row)) for row in rows] == expected.tolist()
-    assert len({tuple(row) for row in rows}) == 3
+    assert len({tuple(row) for row in expected.tolist()}) == 3
     assert draw_tokens(run, batch=3, count=None, seed=5).tolist() == expected.tolist()
-    assert results["tokens"].err == "step 0\n"
+    program = load_program("generate")
+    flags = {"workdir": str(folder / "codes"), "batch": 3, "tokens": 5, "seed": 5, "prompt": b"", "bytes": 500}
+    for name, value in flags.items():
+        monkeypatch.setattr(program, f"_{name.upper()}", SimpleNamespace(name=name, value=value, present=False))
+    monkeypatch.setattr(program, "_OF_BYTES", (program._PROMPT,))
+    monkeypatch.setattr(program.runtime, "use_compilation_cache", lambda: None)
+    program.main()
+    printed = capsys.readouterr()
+    assert [list(map(int, line.split())) for line in printed.out.splitlines()] == expected.tolist()
+    assert printed.err == "step 0\n"
+    program._PROMPT.present = True
+    with pytest.raises(
+        UserError, match=r"^--prompt: .*/codes holds a model of tokens in two stages, which draws whole"
+    ):
+        program.main()
     other = dataclasses.replace(run, values=mqar.get_config().to_dict())
     with pytest.raises(UserError, match=r"^config\.task\.name='mqar': its sequences have no known first symbol"):
         draw_tokens(other, batch=1, count=None, seed=0)
+
+
+@pytest.mark.breadth  # test_the_program_prints_whole_sequences
+def test_a_process_prints_whole_sequences(results, folder):
+    run = load_generator(folder / "codes")
+    rows = [list(map(int, line.split())) for line in results["tokens"].out.splitlines()]
+    assert rows == draw_tokens(run, batch=3, count=5, seed=5).tolist()
+    assert results["tokens"].err == "step 0\n"
 
 
 @pytest.mark.breadth  # test_evaluation.py: test_fewer_bits_are_compared_with_the_same_run_in_float32
