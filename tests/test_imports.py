@@ -90,6 +90,12 @@ def called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func).split(".")[-1]
 
 
+def imports_by_name(node: ast.Call) -> bool:
+    return called(node) in ("__import__", "import_module") and (
+        ast.unparse(node.func) in ("__import__", "importlib.import_module")
+    )
+
+
 @functools.cache
 def imports(source: str, package: str) -> frozenset[str]:
     """Every module that a source imports, anywhere in it; relative ones are resolved against its package."""
@@ -103,9 +109,8 @@ def imports(source: str, package: str) -> frozenset[str]:
             # `from seqboat import layers` imports seqboat.layers.
             local = module.split(".")[0] in ("seqboat", "experiments", "configs")
             found |= {f"{module}.{alias.name}" for alias in node.names} if local else {module}
-        elif isinstance(node, ast.Call) and called(node) in ("__import__", "import_module"):
-            if ast.unparse(node.func) in ("__import__", "importlib.import_module"):
-                found.add(node.args[0].value if isinstance(node.args[0], ast.Constant) else "?")
+        elif isinstance(node, ast.Call) and imports_by_name(node):
+            found.add(node.args[0].value if isinstance(node.args[0], ast.Constant) else "?")
     return frozenset(found)
 
 

@@ -20,6 +20,7 @@ from absl import flags
 from configs import quickstart
 from experiments.common import cli
 from experiments.data import identity, listops
+from experiments.training import experiment as experiment_module
 from experiments.training import restore
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
@@ -52,6 +53,27 @@ def drawn_once() -> Iterator[None]:
     """Expressions of ListOps, a pure function of their arguments, are drawn once for all tasks of a session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listops, "generate_chunk", functools.lru_cache(64)(listops.generate_chunk))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """The shapes of a model's variables, which a trace tells, are found once however often a run of it is loaded."""
+    found: dict[Any, Any] = {}
+    original = experiment_module.shapes_of
+
+    def shapes_of(model, example, seed):
+        shapes = tuple((name, np.shape(array), np.result_type(array)) for name, array in sorted(example.items()))
+        try:
+            known = (model, shapes) in found
+        except TypeError:  # a model that is not hashable
+            return original(model, example, seed)
+        if not known:
+            found[model, shapes] = original(model, example, seed)
+        return jax.tree.map(lambda leaf: leaf, found[model, shapes])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment_module, "shapes_of", shapes_of)
         yield
 
 
