@@ -8,6 +8,7 @@ No circles.
 """
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -82,7 +83,21 @@ def files(*folders):
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def imports(source: str, package: str) -> set[str]:
+def called(node: ast.Call) -> str:
+    """The last name of what is called: that of a plain or a dotted name, without writing it out."""
+    if isinstance(node.func, ast.Name):
+        return node.func.id
+    return node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func).split(".")[-1]
+
+
+def imports_by_name(node: ast.Call) -> bool:
+    return called(node) in ("__import__", "import_module") and (
+        ast.unparse(node.func) in ("__import__", "importlib.import_module")
+    )
+
+
+@functools.cache
+def imports(source: str, package: str) -> frozenset[str]:
     """Every module that a source imports, anywhere in it; relative ones are resolved against its package."""
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -94,9 +109,9 @@ def imports(source: str, package: str) -> set[str]:
             # `from seqboat import layers` imports seqboat.layers.
             local = module.split(".")[0] in ("seqboat", "experiments", "configs")
             found |= {f"{module}.{alias.name}" for alias in node.names} if local else {module}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+        elif isinstance(node, ast.Call) and imports_by_name(node):
             found.add(node.args[0].value if isinstance(node.args[0], ast.Constant) else "?")
-    return found
+    return frozenset(found)
 
 
 def within(module: str, packages: set[str]) -> bool:
@@ -136,7 +151,7 @@ def circles(packages: str) -> list[list[str]]:
     return [sorted(edges[name]) for name in graph if any(name in reached[near] for near in edges[name] - {name})]
 
 
-def within_any(module: str, found: set[str]) -> bool:
+def within_any(module: str, found: frozenset[str]) -> bool:
     """Whether an import of `found` is of this module, or of a name in it."""
     return any(imported == module or imported.rpartition(".")[0] == module for imported in found)
 
@@ -155,8 +170,8 @@ def touches_files(source: str) -> set[str]:
         "loadtxt",
         "memmap",
     }
-    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
-    return {call for call in calls if call.split(".")[-1] in readers}
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return {ast.unparse(call.func) for call in calls if called(call) in readers}
 
 
 LIBRARY = [str(path.relative_to(ROOT)) for path in files("seqboat")]

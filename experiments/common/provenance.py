@@ -1,5 +1,6 @@
 """Provenance of a result besides its config: versions, command, hardware."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -22,6 +23,7 @@ def versions(*more: str) -> dict[str, str]:
     return {"seqboat": __version__, "python": platform.python_version(), **installed}
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

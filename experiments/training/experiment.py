@@ -187,7 +187,12 @@ def build_network(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         example["condition"] = np.zeros((1, config.hypernetwork.network.encoding.inputs), np.float32)
     if config.codebook is not None:
         model = _quantized(config, model, example)
-    return model, jax.eval_shape(lambda: initial_variables(model, example, config.seed))
+    return model, shapes_of(model, example, config.seed)
+
+
+def shapes_of(model: Any, example: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Those of `params` and `batch_stats`, from a trace of the model on such an example."""
+    return jax.eval_shape(lambda: initial_variables(model, example, seed))
 
 
 def _generated(config: Config, target: nn.Module, example: Mapping[str, Any]) -> Hyper:

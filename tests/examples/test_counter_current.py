@@ -18,7 +18,7 @@ X, TARGET = normal(0, 8, 6), jnp.array([0, 1, 2, 0, 1, 2, 0, 1])
 
 @functools.cache
 def initial():
-    return ccl.initialize(jax.random.key(0), WIDTHS)
+    return jax.jit(lambda: ccl.initialize(jax.random.key(0), WIDTHS))()
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """A tiny experiment on short ListOps: a step compiles in seconds and runs in milliseconds."""
 
 import dataclasses
+import functools
 import json
+import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from absl import flags
 
 from configs import quickstart
 from experiments.common import cli
-from experiments.data import identity
+from experiments.data import identity, listops
+from experiments.training import experiment as experiment_module
 from experiments.training import restore
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import Experiment, build
@@ -43,6 +46,35 @@ TINY = {
     "train.checkpoint_every": 2,
     "train.keep_checkpoints": 3,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """Expressions of ListOps, a pure function of their arguments, are drawn once for all tasks of a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listops, "generate_chunk", functools.lru_cache(64)(listops.generate_chunk))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """The shapes of a model's variables, which a trace tells, are found once however often a run of it is loaded."""
+    found: dict[Any, Any] = {}
+    original = experiment_module.shapes_of
+
+    def shapes_of(model, example, seed):
+        shapes = tuple((name, np.shape(array), np.result_type(array)) for name, array in sorted(example.items()))
+        try:
+            known = (model, shapes) in found
+        except TypeError:  # a model that is not hashable
+            return original(model, example, seed)
+        if not known:
+            found[model, shapes] = original(model, example, seed)
+        return jax.tree.map(lambda leaf: leaf, found[model, shapes])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment_module, "shapes_of", shapes_of)
+        yield
 
 
 @pytest.fixture
@@ -254,13 +286,17 @@ def random_state() -> Callable[[Experiment], TrainState]:
 def untrained(random_state) -> Callable[..., Path]:
     """untrained(values, workdir) is that work directory, with a checkpoint of `random_variables`.
 
-    `whole` saves all that a run needs to resume.
+    `whole` saves all that a run needs to resume. What is saved of a config is made once.
     """
+    made: dict[str, tuple[Experiment, Any]] = {}
 
     def save(values: dict[str, Any], workdir: Path, step: int = 0, whole: bool = False, **metrics: float) -> Path:
-        experiment = build(values)
+        key = json.dumps([values, whole])
+        if key not in made:
+            experiment = build(values)
+            made[key] = experiment, random_state(experiment) if whole else random_variables(experiment)
+        experiment, state = made[key]
         task = experiment.task
-        state = random_state(experiment) if whole else random_variables(experiment)
         meta = {"config": values, "versions": {"jax": "1"}, "data": identity.remember(task)}
         best = {"best_metric": task.selection_metric, "higher_is_better": task.higher_is_better}
         with Checkpoints(workdir / "checkpoints", keep=9, **best) as checkpoints:
@@ -268,6 +304,18 @@ def untrained(random_state) -> Callable[..., Path]:
         return workdir
 
     return save
+
+
+@pytest.fixture(scope="session")
+def recorded(tiny, light, untrained, tmp_path_factory) -> Path:
+    """What a finished run of the tiny SeqBoat leaves, without its compile time: random parameters, of which those of
+    step 4 are the best, and the light model's metrics. Not to be changed: copy it."""
+    workdir = tmp_path_factory.mktemp("recorded") / "run"
+    train(light(), workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    for step, accuracy in ((2, 0.1), (4, 0.3), (6, 0.2)):
+        untrained(tiny(), workdir, step, accuracy=accuracy)
+    return workdir
 
 
 @pytest.fixture(scope="session")

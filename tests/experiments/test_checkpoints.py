@@ -356,6 +356,17 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(run: Path, name: str) -> None:
+    damage, reason = DAMAGES[name]
+    damage(run / "30")
+    with pytest.raises(UserError, match=rf"step 30 in .* is damaged: .*{reason}") as caught:
+        Checkpoints(run, read_only=True).read_meta(30)
+    assert "\n" not in str(caught.value)
+    assert (run / "30").exists()
+
+
+# test_damage_is_named
+@pytest.mark.parametrize("name", grid(tuple(DAMAGES), "flipped byte", "no seal", "link"))
 def test_a_damaged_step_is_quarantined_and_the_previous_one_is_used(run: Path, warned: list[str], name: str) -> None:
     damage, reason = DAMAGES[name]
     damage(run / "30")
@@ -398,18 +409,19 @@ def change_the_score(folder: Path) -> None:
     edit_json(folder / "seal.json", metrics={"m": 0.0})
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        change_the_score,
-        lambda f: (f / "seal.json").unlink(),
-        lambda f: os.truncate(f / "seal.json", 40),
-        lambda f: edit_json(f / "seal.json", metrics={}),
-        lambda f: edit_json(f / "seal.json", step=3),
-        flip_a_byte,
-        lambda f: (f / "meta/metadata").write_text('{"format": "seqboat"}'),
-    ],
-)
+OF_THE_BEST = {
+    "changed score": change_the_score,
+    "no seal": lambda f: (f / "seal.json").unlink(),
+    "half a seal": lambda f: os.truncate(f / "seal.json", 40),
+    "no score": lambda f: edit_json(f / "seal.json", metrics={}),
+    "another step": lambda f: edit_json(f / "seal.json", step=3),
+    "flipped byte": flip_a_byte,
+    "other meta": lambda f: (f / "meta/metadata").write_text('{"format": "seqboat"}'),
+}
+
+
+# test_damage_is_named
+@pytest.mark.parametrize("damage", grid(OF_THE_BEST, "changed score", "no seal"))
 def test_what_is_deleted_does_not_follow_from_damage(tmp_path: Path, warned: list[str], damage: Any) -> None:
     """Step 1 is the best one. Damaged, it is kept for its owner, as the next best of those that can be read is."""
     options: dict = {"keep": 1, "best_metric": "m"}
@@ -636,9 +648,8 @@ except UserError:
 """
 
 
-@pytest.mark.parametrize(
-    ("surfaces_in", "limit"), grid([("wait", 400_000), ("save", 400_000), ("close", 0)], ("save", 400_000))
-)
+@pytest.mark.breadth  # test_a_seal_that_cannot_be_written_leaves_no_checkpoint
+@pytest.mark.parametrize(("surfaces_in", "limit"), [("wait", 400_000), ("save", 400_000), ("close", 0)])
 def test_a_disk_that_is_full(tmp_path: Path, surfaces_in: str, limit: int) -> None:
     """A limit on the size of files fails where a full disk does: at 400 kB in tensorstore, at 0 in Python as well."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path), surfaces_in, str(limit)]

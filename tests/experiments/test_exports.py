@@ -83,6 +83,7 @@ def test_what_was_exported_is_loaded(folder, model):
     assert len({leaf.sharding for leaf in jax.tree.leaves((generator.variables, whole.variables))}) == 1
 
 
+@pytest.mark.breadth  # golden/test_export.py: a file is loaded, and computes whole and in pieces
 def test_the_lines_of_the_guide(model):
     """As written there, except for the file; the inputs are the reader's."""
     text = (Path(__file__).parents[2] / "docs/export.md").read_text()

@@ -14,6 +14,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.experiment import build
 from experiments.training.loop import train
 from experiments.training.metrics import METRICS_FILE
+from experiments.training.restore import load
 from seqboat.version import CHECKPOINT_FORMAT, migrate
 
 ARCHIVE = Path(__file__).parents[1] / "golden" / "format_1.zip"
@@ -34,6 +35,16 @@ def old_meta(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run/checkpoints/6/meta/metadata").read_text())
 
 
+def test_is_loaded_with_its_parameters(old):
+    run = load(old / "run", data_dir=str(old))
+    assert (run.step, run.best) == (6, True)
+    assert run.values["task"]["carry_state"] is True
+    assert run.task.bytes["test"].size
+    assert sum(np.any(leaf) for leaf in jax.tree.leaves(run.variables["params"])) > 10
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+
+
+@pytest.mark.breadth  # test_is_loaded_with_its_parameters; golden/test_export.py: that such parameters compute the same
 def test_evaluates_to_the_same_numbers(old):
     result = measure_run(old / "run", data_dir=str(old))
     assert {name: result[name] for name in TEST} == pytest.approx(TEST, rel=1e-5)
@@ -42,7 +53,7 @@ def test_evaluates_to_the_same_numbers(old):
     assert result["config"]["task"]["carry_state"] is True
 
 
-@pytest.mark.breadth  # test_evaluates_to_the_same_numbers: its parameters
+@pytest.mark.breadth  # test_is_loaded_with_its_parameters
 def test_its_whole_state_is_read(old, monkeypatch):
     monkeypatch.chdir(old)
     experiment = build(migrate(old_meta(old))["config"])

@@ -28,6 +28,7 @@ from experiments.data.builders import _byte_blocks, aan, cifar10, imdb_reviews, 
 from experiments.data.preparation import make_builder
 from experiments.data.sources import OWN_DATASETS, open_split
 from experiments.training.experiment import build_task, read_config
+from tests.helpers import grid
 
 NAMES = ("aan", "cifar10", "enwik8", "imdb_reviews", "speech_commands", "spoken_digit", "text8", "wikitext103")
 URLS = {
@@ -746,7 +747,10 @@ def blank_pictures(parameters, seed, split, size, processes):
     return iter([SimpleNamespace(image=picture, label=number % 2) for number in range(size)])
 
 
-@pytest.mark.parametrize(("dataset", "scale"), every_offer())
+# Of those that are generated, one at a smaller scale.
+@pytest.mark.parametrize(
+    ("dataset", "scale"), grid(every_offer(), *(offer for offer in every_offer() if offer[1] == 1), ("listops", 3e-05))
+)
 def test_what_is_offered_is_opened_by_a_recipe(small, tmp_path, monkeypatch, dataset, scale):
     builder_class = preparation.builder_class(dataset.partition("/")[0])
     if hasattr(builder_class, "SIZES"):

@@ -93,7 +93,7 @@ def test_a_picture_and_a_table_of_what_was_found(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def workdir(tiny, untrained, tmp_path_factory):
-    return untrained(tiny(), tmp_path_factory.mktemp("probe") / "run", step=6)
+    return untrained(tiny({"model.activation": "never"}), tmp_path_factory.mktemp("probe") / "run", step=6)
 
 
 @pytest.fixture

@@ -285,6 +285,7 @@ COVERED: dict[str, dict[str, tuple[str, ...]]] = {
         "test_config.py: test_mistakes": ("none for a number", "none for an unknown field"),
         "test_config.py: test_mistakes_in_a_model": ("refused value", "none for a field that may be none"),
         "test_config.py: test_mistakes_in_training": ("infinite limit", "endless training", "refused seed"),
+        "test_cli.py: the same case": ("variant of a config without",),
         "test_cli.py: test_flags_that_mean_nothing": ("more seeds than there are", "not UTF-8"),
         "test_build.py: test_an_unknown_variant_lists_the_known_ones": ("unknown variant",),
         "parallel/test_steps.py: test_what_cannot_be_split_is_said_before_anything_is_compiled": ("mesh",),

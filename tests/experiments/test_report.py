@@ -131,8 +131,8 @@ def measured(monkeypatch) -> list[measure.Measured]:
 
 
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("report") / "run"))
+def run(recorded, tmp_path_factory) -> Path:
+    return Path(shutil.copytree(recorded, tmp_path_factory.mktemp("report") / "run"))
 
 
 @pytest.fixture(scope="module")

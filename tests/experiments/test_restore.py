@@ -19,9 +19,10 @@ import pytest
 from experiments.common.errors import UserError
 from experiments.training import manifest
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.loop import evaluate
+from experiments.training.loop import evaluate, train
 from experiments.training.metrics import METRICS_FILE
 from experiments.training.restore import load, read_state
+from tests.helpers import grid
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(2.5, np.float32)}
 
@@ -29,14 +30,25 @@ ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arra
 # A run
 
 
-def test_a_loaded_model_evaluates_as_in_training(trained):
+@pytest.fixture(params=grid(("light", "seqboat"), "light"))
+def finished(request, light, built_light, tmp_path) -> Path:
+    """The work directory of a trained run."""
+    if request.param == "seqboat":
+        return request.getfixturevalue("trained")
+    built_light()
+    train(light(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_loaded_model_evaluates_as_in_training(finished):
     """The best step by default, or the step asked for: to the last bit of every metric."""
-    lines = [json.loads(line) for line in (trained / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (finished / METRICS_FILE).read_text().splitlines()]
     evaluations = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
     best = max(evaluations, key=lambda step: (evaluations[step]["accuracy"], -step))
-    step = jax.jit(load(trained).experiment.functions.evaluate)
+    experiment = load(finished).experiment
+    step = experiment.partition.evaluate(experiment.functions.evaluate)
     for asked, expected in ((None, best), (6, 6)):
-        run, logged = load(trained, asked), evaluations[expected]
+        run, logged = load(finished, asked), evaluations[expected]
         assert run.step == expected
         values = evaluate(step, run.variables, run.experiment.task.evaluation_batches("validation"))
         assert values == {name: logged[name] for name in values}
@@ -71,9 +83,9 @@ def test_a_step_is_verified_once(resumed, monkeypatch):
     assert {path.relative_to(resumed).parts[1] for path in arrays} == {"2"}
 
 
-def test_paths_are_read_as_everywhere(trained, monkeypatch):
-    monkeypatch.setenv("HOME", str(trained.parent))
-    assert load(f"~/{trained.name}", 2).step == 2
+def test_paths_are_read_as_everywhere(recorded, monkeypatch):
+    monkeypatch.setenv("HOME", str(recorded.parent))
+    assert load(f"~/{recorded.name}", 2).step == 2
     for name in ("gs://bucket/run", "~nosuchuser/run"):
         with pytest.raises(UserError, match=f"^workdir={name}"):
             load(name)
@@ -98,18 +110,18 @@ def test_the_five_lines_of_the_guide(trained):
     np.testing.assert_allclose(names["rates"][:, 0], values["activation_rate"], rtol=1e-6)
 
 
-def test_loading_writes_nothing(trained):
-    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
-    load(trained)
-    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+def test_loading_writes_nothing(recorded):
+    before = sorted((path, path.stat().st_mtime_ns) for path in recorded.rglob("*"))
+    load(recorded)
+    assert sorted((path, path.stat().st_mtime_ns) for path in recorded.rglob("*")) == before
 
 
-def test_the_data_may_lie_elsewhere(trained, tmp_path):
-    assert load(trained, data_dir=str(tmp_path)).experiment.config.data_dir == str(tmp_path)
-    assert load(trained).experiment.config.data_dir is None
+def test_the_data_may_lie_elsewhere(recorded, tmp_path):
+    assert load(recorded, data_dir=str(tmp_path)).experiment.config.data_dir == str(tmp_path)
+    assert load(recorded).experiment.config.data_dir is None
 
 
-def test_there_is_no_run(trained, tmp_path):
+def test_there_is_no_run(recorded, tmp_path):
     with pytest.raises(UserError, match=r"there is no work directory .*nothing"):
         load(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"there is no checkpoint directory .*checkpoints: was this run ever started"):
@@ -119,7 +131,7 @@ def test_there_is_no_run(trained, tmp_path):
     with pytest.raises(UserError, match=r"checkpoints: name one of the runs in it, arm/seed_0, seed_1$"):
         load(tmp_path / "sweep")
     with pytest.raises(UserError, match=r"no checkpoint of step 3 in .*; there are \[2, 4, 6\]"):
-        load(trained, 3)
+        load(recorded, 3)
 
 
 @pytest.mark.parametrize("meta", [{}, {"config": None}, {"config": [1]}])
@@ -130,8 +142,8 @@ def test_a_checkpoint_without_a_config(tmp_path, meta):
         load(tmp_path)
 
 
-def test_a_config_of_another_version(trained, tmp_path):
-    config = Checkpoints(trained / "checkpoints", read_only=True).read_meta()["config"]
+def test_a_config_of_another_version(recorded, tmp_path):
+    config = Checkpoints(recorded / "checkpoints", read_only=True).read_meta()["config"]
     config["model"]["depth"] = 3
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, {"x": np.ones(2, np.float32)}, {"config": config})

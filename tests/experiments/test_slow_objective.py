@@ -41,15 +41,20 @@ def attach(values):
 def test_it_is_the_mean_distance_over_pairs_of_layers(values, causal):
     experiment = attach(values({"model.layers": 3, "model.causal": causal}, weight=2.0))
     objective = experiment.functions.objectives["slow"]
-    params = random_like(jax.eval_shape(lambda: experiment.functions.variables(0)))["params"]
-    found = objective({}, params, None, {}, {}, jax.random.key(0), 0)["kernel_distance"]
+    shapes = jax.eval_shape(lambda: experiment.functions.variables(0))["params"]
+    params = jax.device_get(random_like(shapes))
     ssm, mixer = params["encoder"]["layers"]["ssm"], experiment.network.config.encoder.layer.mixer
     lags = min(MIXER["kernel_size"], experiment.functions.example["inputs"].shape[1])
-    kernels = []
-    for layer in range(3):
-        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], ssm)
-        each = [own] if causal else [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(2)]
-        kernels.append([np.asarray(hyperzzw.slow_kernel(hyperzzw.Params(**one), mixer, lags)) for one in each])
+    own = [jax.tree.map(lambda leaf, layer=layer: leaf[layer], ssm) for layer in range(3)]
+    each = [[one] if causal else [jax.tree.map(lambda leaf, i=i: leaf[i], one) for i in range(2)] for one in own]
+
+    @jax.jit
+    def run(params, each):
+        kernel = lambda one: hyperzzw.slow_kernel(hyperzzw.Params(**one), mixer, lags)
+        found = objective({}, params, None, {}, {}, jax.random.key(0), 0)["kernel_distance"]
+        return found, [[kernel(one) for one in layer] for layer in each]
+
+    found, kernels = jax.device_get(run(params, each))
     distances = [np.square(np.array(kernels[i]) - np.array(kernels[j])).mean() for i in range(3) for j in range(i)]
     assert (found[0], found[2]) == (2.0, 1)
     np.testing.assert_allclose(found[1], np.mean(distances), rtol=1e-5)

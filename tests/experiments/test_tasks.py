@@ -47,6 +47,7 @@ from experiments.tasks import (
     tokfsm,
 )
 from experiments.tasks.base import ClassificationTask, Task, TokenTask
+from tests.helpers import grid
 
 FEW = short_listops.Config(train_examples=300, validation_examples=50, test_examples=45)
 GLIDING = gliding_digits.Config(length=3, size=10, train_examples=50, test_examples=10)
@@ -276,6 +277,10 @@ def test_batches(name, task):
         assert sum(batch["weights"].sum() for batch in batches) == weight
 
 
+# One task of each way to make batches, of which the others are cases; test_sources.py: the files that others read.
+@pytest.mark.parametrize(
+    "name", grid(tuple(TASKS), "short_listops", "text", "corpus", "mqar", "masked_symbols"), scope="module"
+)
 def test_the_number_of_processes_and_where_training_starts_change_no_batch(name, task, data_dir):
     parts = [make(name, data_dir, process_index=index, process_count=4) for index in range(4)]
 

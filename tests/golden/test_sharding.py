@@ -7,6 +7,7 @@ import difflib
 from pathlib import Path
 
 import jax
+import pytest
 
 from seqboat.parallel.mesh import mesh_sizes
 from seqboat.parallel.rules import Layout, Rules
@@ -47,6 +48,12 @@ def table(params) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def blocks() -> dict[str, str]:
+    """The golden table of every recipe."""
+    found = [block.partition("\n") for block in GOLDEN.read_text().removeprefix("# ").split("\n# ")]
+    return {name: rows.rstrip("\n") for names, _, rows in found for name in names.split(", ")}
+
+
 def tables() -> str:
     """One table for all recipes whose parameters have the same names and shapes."""
     recipes: dict[str, list[str]] = {}
@@ -55,6 +62,16 @@ def tables() -> str:
     return "\n".join(f"# {', '.join(names)}\n{rows}\n" for rows, names in recipes.items())
 
 
+@pytest.mark.parametrize("recipe", ["configs/lra/listops", "configs/lm/enwik8"])
+def test_where_the_parameters_of_a_recipe_lie(recipe):
+    found = table(parameters(model_of(dict(TREES)[recipe]())))
+    difference = difflib.unified_diff(
+        blocks()[recipe].splitlines(), found.splitlines(), "golden", "found", lineterm="", n=0
+    )
+    assert found == blocks()[recipe], "\n".join(difference)
+
+
+@pytest.mark.breadth  # test_where_the_parameters_of_a_recipe_lie
 def test_where_every_parameter_lies():
     found, golden = tables(), GOLDEN.read_text()
     difference = difflib.unified_diff(golden.splitlines(), found.splitlines(), "golden", "found", lineterm="", n=0)

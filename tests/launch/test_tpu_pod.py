@@ -2,13 +2,14 @@
 
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from fakes import HOSTILE, SAVES, make_clone
+from fakes import HOSTILE, SAVES, Machine, make_clone
 
 SCRIPT = "launch/tpu_pod.sh"
 GOLDEN = Path(__file__).parent / "tpu_pod_dry_run.txt"
@@ -45,12 +46,20 @@ def until(condition):
     raise AssertionError("it did not happen")
 
 
-@pytest.fixture
-def pod(machine):
-    """A pod with the project on it."""
+@pytest.fixture(scope="session")
+def pushed(tmp_path_factory, clone):
+    """The folder of a machine that made a pod and put the project on it. Not to be changed: copy it."""
+    machine = Machine(tmp_path_factory.mktemp("pushed") / "machine", clone)
     assert machine.run(SCRIPT, "create", *WHERE, *KIND)[0] == 0
     status, output = machine.run(SCRIPT, "push", *WHERE)
     assert status == 0, output
+    return machine.folder
+
+
+@pytest.fixture
+def pod(machine, pushed):
+    """A pod with the project on it."""
+    shutil.copytree(pushed, machine.folder, symlinks=True, dirs_exist_ok=True)
     return machine
 
 
