@@ -21,9 +21,9 @@ X = normal(1, BATCH, LENGTH, D)
 MOD = RouterConfig(rule="capacity", capacity=0.3)
 LAYERS = {
     "seqboat": config.LayerConfig(
-        D, 4, 6, 3, causal=True, mixer=ema.Config(2), max_positions=8, block_size=4, router=MOD
+        D, 4, 6, 3, causal=True, mixer=ema.Config(2), max_positions=8, form="dense", router=MOD
     ),
-    "transformer": transformer.LayerConfig(D, 2, causal=True, activation="learned", block_size=4, router=MOD),
+    "transformer": transformer.LayerConfig(D, 2, causal=True, activation="learned", form="dense", router=MOD),
 }
 
 

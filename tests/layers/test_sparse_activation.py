@@ -129,7 +129,7 @@ def test_statistics_are_sums_over_real_elements_and_so_add_up_over_batches():
 
 def test_always_and_no_module_have_no_configurator():
     m = normal(0, BATCH, LENGTH, D)
-    always = make(OWN["row-wise"], activation="always")
+    always = make(OWN["row-wise"], activation="always", form="dense")
     variables = initial(always)
     assert set(variables["params"]) == {"own"}
     y, stats = jax.jit(always.apply)(variables, m, VALID)
