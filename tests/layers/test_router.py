@@ -38,7 +38,10 @@ def follow(control, scales, offset=0.0):
     return np.asarray(threshold), np.asarray(rate)
 
 
-@pytest.mark.parametrize("target", grid((0.1, 0.5, 0.75), 0.1))
+# test_a_ceiling_binds_only_above_it: a rate is kept;
+# test_the_threshold_is_that_of_previous_batches_and_counts_no_padding: the equation of an exact one.
+@pytest.mark.breadth
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.75])
 def test_an_exact_rate_is_kept_while_the_router_grows_its_margins(target):
     scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(400, 1e3)])
     _, rate = follow(RateControl(target, ceiling=False), scales, offset=0.5)
@@ -54,7 +57,7 @@ def test_a_ceiling_binds_only_above_it():
     assert abs(rate[-200:].mean() - 0.25) < 0.01
 
 
-@pytest.mark.breadth  # test_an_exact_rate_is_kept_while_the_router_grows_its_margins
+@pytest.mark.breadth  # test_a_ceiling_binds_only_above_it
 def test_a_rate_that_is_too_low_comes_back_within_a_few_batches():
     # The router closes at once, as one does whose layers lose what they had learned.
     offset = jnp.where(jnp.arange(500) < 300, 0.0, -3.0)
