@@ -147,7 +147,8 @@ def test_padding_changes_nothing_symbols_that_are_not_there_give_nan_and_gradien
     model, variables = make()
 
     def objective(variables):
-        own = jnp.take_along_axis(model.apply(variables, ALL, lengths).logits[:, :-1], ALL[:, 1:, None], -1)
+        logits = model.apply(variables, jnp.asarray(ALL), jnp.asarray(lengths)).logits
+        own = jnp.take_along_axis(logits[:, :-1], jnp.asarray(ALL)[:, 1:, None], -1)
         return own[-1].sum()
 
     padded, other, gradient = run(symbols, lengths)[0], run(ALL, lengths)[0], jax.jit(jax.grad(objective))(variables)
