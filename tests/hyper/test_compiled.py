@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqboat import hyper
 from seqboat.paths import flatten
-from tests.helpers import random_like
+from tests.helpers import grid, random_like
 from tests.hyper.targets import MLP, X
 
 KEY, HALF = jax.random.key(0), jnp.array([0.5])
@@ -39,7 +39,7 @@ def products(jaxpr, width: int, inside: bool = False) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("steps", [3, 50])
+@pytest.mark.parametrize("steps", grid((3, 50), 50))
 def test_generation_is_outside_the_loop_over_time(steps):
     net, x = nn.RNN(nn.OptimizedLSTMCell(8)), jnp.ones((2, steps, 3))
     spec = hyper.spec(net, x)

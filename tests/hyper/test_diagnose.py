@@ -22,7 +22,7 @@ def spec():
 
 
 def diagnose(residual, kind):
-    config = hyper.HyperConfig(encoding=hyper.Encoding(kind), residual=residual)
+    config = hyper.HyperConfig(encoding=hyper.Encoding(kind), residual=residual, hidden=(64,))
     model = hyper.Hyper(NET, hyper.HyperNetwork(spec(), config))
     variables = jax.jit(model.init)(KEY, GRID[0], X)
     return hyper.diagnose(model, variables, GRID, lambda v, z: jnp.sum(jnp.square(model.apply(v, z, X))))

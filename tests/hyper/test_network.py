@@ -36,6 +36,10 @@ def started(model: nn.Module, condition, *args, **kwargs):
     return random_like(jax.eval_shape(model.init, KEY, condition, *args, **kwargs))
 
 
+def unconditioned(net):
+    return random_like(jax.eval_shape(net.init, KEY, X))
+
+
 # The others are covered by test_low_rank_deltas_have_low_rank_and_full_ones_have_not,
 # test_a_factor_of_one_changes_nothing_and_others_scale_columns and
 # test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell.
@@ -52,7 +56,8 @@ def test_every_head_generates_what_the_target_computes_with(head, residual):
     variables = started(model, HALF, X)
     stored = set(flatten(variables["params"].get("target", {})))
     assert stored == ({leaf.path for leaf in plain_spec()} if residual else set())
-    low, high = (hyper.bind(model, variables, jnp.array([z])) for z in (0.2, 0.9))
+    bind = jax.jit(lambda condition: hyper.bind(model, variables, condition))
+    low, high = (bind(jnp.array([z])) for z in (0.2, 0.9))
     assert {path: a.shape for path, a in flatten(low["params"]).items()} == {
         leaf.path: leaf.shape for leaf in plain_spec()
     }
@@ -273,10 +278,10 @@ def test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding()
     network = hyper.HyperNetwork(spec, hyper.HyperConfig(hidden=(8, 6), head="chunked", chunk_size=spec.size))
     params = jax.jit(network.init)(KEY, HALF)["params"]["chunked"]
     code = jnp.concatenate([network.config.encoding(HALF), params["chunks"][0]])
-    hidden = Trunk(network.config).apply({"params": params["trunk"]}, code)
+    hidden = jax.jit(Trunk(network.config).apply)({"params": params["trunk"]}, code)
     std = (network.config.gain * network.config.encoding.energy / spec.size) ** 0.5
     wanted = std * (hidden @ params["kernel"] + params["bias"]).reshape(16, 5)
-    got = network.apply({"params": {"chunked": params}}, HALF)["out/kernel"]
+    got = jax.jit(network.apply)({"params": {"chunked": params}}, HALF)["out/kernel"]
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -408,11 +413,11 @@ def test_heads_by_pattern_and_a_pattern_that_matches_nothing():
         (lambda: make(residual=False, init="zero"), "zero' without residual"),
         (lambda: make(hidden=()), "one or more widths"),
         (
-            lambda: hyper.start_from(make().init(KEY, HALF, X), MLP((8, 16)).init(KEY, X)),
+            lambda: hyper.start_from(started(make(), HALF, X), unconditioned(MLP((8, 16)))),
             r"dense_0/bias is float32\[8\], not float32\[16\]",
         ),
         (
-            lambda: hyper.start_from(make(residual=False).init(KEY, HALF, X), NET.init(KEY, X)),
+            lambda: hyper.start_from(started(make(residual=False), HALF, X), unconditioned(NET)),
             "of the target to initialise: use residual=True",
         ),
         (lambda: make(dtype="int32"), "dtype='int32': must be one of"),

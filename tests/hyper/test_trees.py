@@ -13,7 +13,6 @@ import pytest
 from seqboat import hyper
 from seqboat.parallel.rules import Layout, Rules
 from seqboat.paths import Path, flatten, path_keys, unflatten
-from tests.helpers import grid
 
 X, AT = jnp.linspace(-1, 1, 6).reshape(2, 3), jnp.array([0.3])
 
@@ -58,9 +57,12 @@ TARGETS = {
 FIELDS = {"": {}, "low_rank": {"head": "low_rank"}, "chunked": {"head": "chunked", "residual": False}}
 
 
+# test_names_keep_their_keys; test_network.py: test_every_head_generates_what_the_target_computes_with
+@pytest.mark.breadth
 @pytest.mark.parametrize(
     ("target", "options", "path", "fields"),
-    grid({f"{one}, {two}": (*TARGETS[one], FIELDS[two]) for one in TARGETS for two in FIELDS}, "inside, low_rank"),
+    [(*TARGETS[one], FIELDS[two]) for one in TARGETS for two in FIELDS],
+    ids=[f"{one}, {two}" for one in TARGETS for two in FIELDS],
 )
 def test_a_target_computes_with_what_is_generated_for_its_own_tree(target, options, path, fields):
     spec = hyper.spec(target, X, **options)
@@ -89,7 +91,7 @@ def test_leaves_without_numbers_stay_as_they_are():
         hyper.spec(Odd(), X)
 
 
-@pytest.mark.breadth  # test_a_target_computes_with_what_is_generated_for_its_own_tree, test_names_keep_their_keys
+@pytest.mark.breadth  # test_names_keep_their_keys; test_network.py: test_partitioned_parameters_keep_their_names
 def test_a_trained_target_with_odd_keys_starts_a_hypernetwork():
     own = jax.jit(Normed().init)(jax.random.key(1), X)
     model = hyper.Hyper(Normed(), hyper.mip(hyper.spec(Normed(), X), init="zero"))
@@ -110,7 +112,7 @@ def test_names_keep_their_keys():
 
 
 def test_rules_split_parameters_with_odd_keys():
-    params = nn.WeightNorm(nn.Dense(4)).init(jax.random.key(0), X)["params"]
+    params = jax.eval_shape(nn.WeightNorm(nn.Dense(4)).init, jax.random.key(0), X)["params"]
     rules = Rules(parameters=(("kernel/scale", (None,)), ("kernel", ("embed", None)), ("bias", (None,))))
     specs = flatten(Layout(rules, (("fsdp", 3),)).of_parameters(params))
     assert {re.sub(".*instance", "", path): tuple(spec) for path, spec in specs.items()} == {

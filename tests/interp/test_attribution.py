@@ -76,22 +76,21 @@ def test_the_terms_sum_to_the_margin_of_every_element(name):
     kernel, direct = config.mixer.kernel(variables["params"]["ssm"], LENGTH)
 
     @jax.jit
-    @jax.vmap
-    def by_source(router, e, x):
-        terms = lambda t: attribution.margin_by_source(kernel, direct, router.weight, e, x, t)
-        return jax.vmap(terms)(jnp.arange(LENGTH))
+    def run(router, taps):
+        """Margins by feature and by channel, and the terms by source (B, L, L)."""
+        # Padding enters the mixer as zeros.
+        x = jnp.where(REAL[..., None], taps["pre_norm"], 0)
+        terms = lambda e, x, t: attribution.margin_by_source(kernel, direct, router.weight, e, x, t)
+        by_source = jax.vmap(jax.vmap(terms, (None, None, 0)), (0, 0, None))(taps["ssm_out"], x, jnp.arange(LENGTH))
+        channels = attribution.margin_by_channel(router, taps["m"]).sum(-1) + router.bias
+        return attribution.margin_by_feature(ATOMS, router, taps["m"]).margin, channels, by_source
 
     for module in range(len(config.make_modules())):
         router, margin = router_of(variables, module), margins_of(taps, module)
         tolerance = 1e-4 * rms(margin[REAL])
-        terms = attribution.margin_by_feature(ATOMS, router, taps["m"])
-        channels = attribution.margin_by_channel(router, taps["m"]).sum(-1) + router.bias
-        for found in (terms.margin, channels):
+        features, channels, sources = map(np.asarray, run(router, taps))
+        for found in (features, channels):
             np.testing.assert_allclose(found, margin, atol=tolerance, rtol=0)
-        # Padding enters the mixer as zeros.
-        x = jnp.where(REAL[..., None], taps["pre_norm"], 0)
-        each = jax.tree.map(lambda leaf: jnp.stack([leaf] * BATCH), router)
-        sources = np.asarray(by_source(each, taps["ssm_out"], x))
         np.testing.assert_allclose((sources.sum(-1) + router.constant)[REAL], margin[REAL], atol=tolerance, rtol=0)
         ahead = np.triu(np.ones((LENGTH, LENGTH), bool), 1)
         assert np.abs(sources[:, ~ahead]).max() > tolerance
@@ -101,7 +100,7 @@ def test_the_terms_sum_to_the_margin_of_every_element(name):
 def test_predicted_flips_are_those_of_taking_the_feature_away():
     _, variables, apply = case("ema, causal, centred")
     taps = apply({})
-    terms = attribution.margin_by_feature(ATOMS, router_of(variables), taps["m"])
+    terms = jax.jit(functools.partial(attribution.margin_by_feature, ATOMS))(router_of(variables), taps["m"])
     taken = np.stack(
         [margins_of(apply({"edits": {"m": Without(True, ATOMS, jnp.array(i))}})) for i in range(FEATURES)], -1
     )
@@ -132,6 +131,7 @@ def test_a_mixer_without_a_kernel_is_refused():
 
 def test_a_feature_of_gated_values_by_source():
     encoder, gate, weights, v = normal(0, 5), normal(1, 5), jax.nn.softmax(normal(2, LENGTH)), normal(3, LENGTH, 5)
-    terms = attribution.feature_by_source(encoder, gate, weights, v)
+    terms = np.asarray(jax.jit(attribution.feature_by_source)(encoder, gate, weights, v))
+    encoder, gate, weights, v = (np.asarray(array, np.float64) for array in (encoder, gate, weights, v))
     assert_close(terms.sum(), ((weights @ v) * gate) @ encoder)
     assert_close(terms[3], weights[3] * (encoder * gate) @ v[3])

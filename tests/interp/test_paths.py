@@ -37,7 +37,7 @@ DOWN = Atoms(
 def test_links_constant_and_error_by_hand():
     x = jnp.array([[3.0, 2.0, 1.0], [-1.0, 0.0, 0.0]])
     np.testing.assert_allclose(paths(UP, DOWN), [[2, 0], [0, 0.6 - 0.8]], atol=1e-7)
-    terms = pre_activations(UP, DOWN, x)
+    terms = jax.jit(pre_activations)(UP, DOWN, x)
     np.testing.assert_allclose(terms.features, [[3, 1], [0, 0]])
     np.testing.assert_allclose(terms.constant, [2 * 0.5 + 0.25, 1 + 0.5])
     # The reconstructions are (3.5, 0.6, 0.8) and (0.5, 0, 0).
@@ -51,7 +51,7 @@ def test_links_constant_and_error_by_hand():
 def test_the_terms_sum_to_the_pre_activation_of_every_row():
     x = normal(0, 2, 7, 3)
     expected = (x - DOWN.centre[None, None]) @ DOWN.encoder + DOWN.bias[None, None]
-    np.testing.assert_allclose(pre_activations(UP, DOWN, x).pre_activation, expected, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(pre_activations)(UP, DOWN, x).pre_activation, expected, atol=1e-4)
 
 
 def test_features_of_another_width_are_refused():

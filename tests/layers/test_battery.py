@@ -128,12 +128,9 @@ case_of = functools.cache(Case)
 
 
 # Options of the others are in one of these, in test_naive.py, test_sparse_activation.py or test_streaming.py.
-# Of attention by the kernel, tests/ops/test_window_attention_kernel.py.
-FAST = (
-    "causal",
-    "full, laplace, t5",
-    "never",
-)
+# Of attention by the kernel, tests/ops/test_window_attention_kernel.py. Both directions: the published layer in
+# tests/parity, in values and gradients. Without attention: test_mixers.py.
+FAST = ("causal",)
 
 
 @pytest.fixture(params=grid(CONFIGS, *FAST))
@@ -237,7 +234,8 @@ def test_batch_mates_change_nothing(case):
         case.close((other[3][0], other[3][1][0]), (d_params, d_x[0]))
 
 
-@pytest.mark.parametrize("case", grid(CONFIGS, "full, laplace, t5"), indirect=True)
+# test_batch_mates_change_nothing; test_models.py: test_classification_depends_on_the_real_symbols_of_its_sequence_alone
+@pytest.mark.parametrize("case", grid(CONFIGS), indirect=True)
 def test_a_sequence_alone_and_padded_longer_is_the_same(case):
     params, others = case.routed("some"), {n: v for n, v in case.variables.items() if n == "batch_stats"}
     longer = jnp.concatenate([case.x[:1], 9 * normal(8, 1, 5, D)], 1)
@@ -272,7 +270,8 @@ def test_float32_is_what_bfloat16_approximates():
     assert_close(half.packed(params)[0][real], full.packed(params)[0][real], BF16)
 
 
-@pytest.mark.parametrize("length", grid((1, 63), 63))
+@pytest.mark.breadth  # test_packed_form_equals_dense_form: an odd length
+@pytest.mark.parametrize("length", [1, 63])
 @pytest.mark.parametrize("config", [CAUSAL, dataclasses.replace(BOTH, window_size=None)], ids=["window", "full"])
 def test_other_lengths(config, length):
     x, valid = normal(0, 2, length, D), jnp.ones((2, length), bool)
@@ -283,9 +282,7 @@ def test_other_lengths(config, length):
     assert 0 < packed[1].elements == 2 * length
 
 
-@pytest.mark.parametrize(
-    ("window_size", "method"), grid(itertools.product((4, None), ("fft", "chunked")), (4, "fft"), (None, "chunked"))
-)
+@pytest.mark.parametrize(("window_size", "method"), grid(itertools.product((4, None), ("fft", "chunked")), (4, "fft")))
 def test_nothing_is_as_large_as_length_times_length(window_size, method):
     """No intermediate of the layer and its gradient has two axes of at least L, for packed rows; the dense form has."""
     length = 128

@@ -21,13 +21,13 @@ X = normal(1, BATCH, LENGTH, D)
 MOD = RouterConfig(rule="capacity", capacity=0.3)
 LAYERS = {
     "seqboat": config.LayerConfig(
-        D, 4, 6, 3, causal=True, mixer=ema.Config(2), max_positions=8, block_size=4, router=MOD
+        D, 4, 6, 3, causal=True, mixer=ema.Config(2), max_positions=8, form="dense", router=MOD
     ),
-    "transformer": transformer.LayerConfig(D, 2, causal=True, activation="learned", block_size=4, router=MOD),
+    "transformer": transformer.LayerConfig(D, 2, causal=True, activation="learned", form="dense", router=MOD),
 }
 
 
-@pytest.mark.parametrize("share", [0.1, 0.125, 0.3, 1.0])
+@pytest.mark.parametrize("share", grid((0.1, 0.125, 0.3, 1.0), 0.1, 0.3))
 def test_ceil_of_the_share_of_valid_elements_is_active_and_they_have_the_largest_margins(share):
     margin = normal(2, BATCH, LENGTH, 2).at[3, 4:6].set(9.0)
     active = np.asarray(capacity.largest(margin, VALID, share))
@@ -78,7 +78,7 @@ def test_evaluation_does_not_look_ahead_and_training_does(name):
     assert (before[3] != after[3]).any(), "a later element takes the place of an earlier one"
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", grid(tuple(LAYERS), "transformer"))
 def test_the_margin_decides_in_evaluation_and_its_sigmoid_is_the_confidence(name):
     run, params = compiled(name, False)
     _, taps, terms = run(params, X)
@@ -90,7 +90,7 @@ def test_the_margin_decides_in_evaluation_and_its_sigmoid_is_the_confidence(name
     assert "log_temperature" not in params["sparse"]["configurator"]
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", grid(tuple(LAYERS), "transformer"))
 def test_training_activates_the_share_and_states_the_cross_entropy(name):
     run, params = compiled(name, True)
     _, taps, terms = run(params, X)

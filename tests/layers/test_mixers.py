@@ -144,9 +144,12 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "mixers.txt"
 
 # The kinds: fixed and learned linear recurrences, a gated cell, a selective one, and one that cannot be streamed.
 every_mixer = pytest.mark.parametrize("name", grid(NAMES, "ema", "lru", "lstm", "ssd", "hyperzzw"))
+# What is compiled: a linear recurrence of complex states, and a cell. ema: test_battery.py, test_streaming.py and
+# tests/parity; ssd: tests/ops/test_ssd.py and tests/parity/test_linear_mixers.py; hyperzzw: test_hyperzzw.py.
+compiled_mixers = pytest.mark.parametrize("name", grid(NAMES, "lru", "lstm"))
 
 
-@every_mixer
+@compiled_mixers
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_dtypes(name, dtype):
     """y is as x; states begin with the batch and are float32 or complex64, before a piece and after it."""
@@ -166,7 +169,7 @@ def test_shapes_and_dtypes(name, dtype):
         assert {leaf.dtype.name for leaf in leaves} <= {"float32", "complex64"}
 
 
-@every_mixer
+@compiled_mixers
 def test_an_element_sees_no_later_one(name):
     found = results(name)
     reached = np.abs(found["dx"][0]).max(-1)
@@ -177,14 +180,14 @@ def test_an_element_sees_no_later_one(name):
     assert np.abs(y["later inputs changed"][0, CUT + 1 :] - y["whole"][0, CUT + 1 :]).min() > 0
 
 
-@every_mixer
+@compiled_mixers
 def test_padding_and_other_sequences_change_nothing(name):
     y = results(name)["y"]
     assert_close(y["padding and other sequences changed"][1][VALID[1]], y["whole"][1][VALID[1]])
     assert np.isfinite(y["padding and other sequences changed"]).all()
 
 
-@every_mixer
+@compiled_mixers
 def test_pieces_of_streams_equal_the_whole(name):
     found = results(name)
     if not found["streams"]:
@@ -204,20 +207,20 @@ def test_the_arrays_of_a_state_are_not_shared(name):
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
-@every_mixer
+@compiled_mixers
 def test_one_element_is_a_sequence(name):
     found = results(name)
     assert_close(found["first"], found["y"]["whole"][:, :1])
 
 
-@every_mixer
+@compiled_mixers
 def test_both_directions_are_one_plus_the_other_backward(name):
     found = results(name)
     future = np.asarray(backward(jnp.asarray(found["y"]["backward half"])))
     assert_close(found["both"][VALID], found["y"]["forward half"][VALID] + future[VALID])
 
 
-@every_mixer
+@compiled_mixers
 def test_large_inputs_have_finite_values_and_gradients(name):
     """|x| = 30 for 512 elements, from the real initial values."""
     module = make(config_of(name))
@@ -259,7 +262,7 @@ def changed_configs(name):
     return [changed for field in dataclasses.fields(config) for changed in other_values(config, field)]
 
 
-@every_mixer
+@compiled_mixers
 def test_every_field_of_a_config_is_read(name):
     """It changes the initial values or the program: both are in the text of a program that does both."""
 
@@ -326,8 +329,8 @@ def test_a_config_says_what_it_costs(name):
     assert inspect.getdoc(type(make(config)))
 
 
-# A state of one array, of several, and of matrices; the streams of each mixer alone are compared above.
-@pytest.mark.parametrize("name", grid(NAMES, "ema", "lstm", "ssd"))
+# A state of several arrays. Of one array: test_streaming.py; the streams of each mixer alone are compared above.
+@pytest.mark.parametrize("name", grid(NAMES, "lstm"))
 def test_a_language_model_streams_and_trains_with_it(name):
     """Through the layer, the scan over layers and rematerialisation. Attention has tests of its own: here is none."""
     config = config_of(name)

@@ -34,8 +34,8 @@ CASES = {
 }
 
 
-# Both directions and tables. Of t5 without a window: test_battery.py's packed and dense form; of rotary: the published
-# layer in tests/parity.
+# Both directions: the published layer in tests/parity. Other functions and positions:
+# tests/ops/test_window_attention.py.
 @pytest.mark.parametrize("config", grid(CASES, "relative, causal relu2"))
 def test_the_layer_is_its_equations(config):
     case = Case(config)

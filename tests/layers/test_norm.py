@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16, assert_close, normal, value_and_vjp
+from helpers import BF16, assert_close, grid, normal, value_and_vjp
 
 from seqboat.layers.norm import NORMS, BatchNorm
 
@@ -111,7 +111,7 @@ def test_initialisation_does_not_count_as_a_batch():
     assert_close(variables["batch_stats"], {"mean": np.zeros(D), "variance": np.ones(D)})
 
 
-@pytest.mark.parametrize("partitioner", ["shard_map", "pmap"])
+@pytest.mark.parametrize("partitioner", grid(("shard_map", "pmap"), "shard_map"))
 def test_two_devices_have_the_statistics_of_one(partitioner):
     """Outputs, statistics and gradients of a batch whose halves hold different numbers of real elements."""
     variables = {"params": parameters("batch"), "batch_stats": {"mean": jnp.zeros(D), "variance": jnp.ones(D)}}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_close, grid, normal
+from helpers import assert_close, grid, normal, random_like
 
 from seqboat import hyper
 from seqboat.layers.router import RouterConfig
@@ -25,8 +25,12 @@ def make(*modules, **fields):
     return SparseModularActivation(modules, activation="always", block_size=4, **fields)
 
 
+def initial(layer):
+    return random_like(jax.eval_shape(layer.init, jax.random.key(0), M, VALID))
+
+
 def run(layer, train=False, variables=None, m=M, **seeds):
-    variables = layer.init(jax.random.key(0), M, VALID) if variables is None else variables
+    variables = initial(layer) if variables is None else variables
     rngs = {name: jax.random.key(seed) for name, seed in seeds.items()}
     return np.asarray(compiled(layer, train)(variables, m, rngs))
 
@@ -86,7 +90,7 @@ def test_results_that_are_not_rows_are_refused_where_a_module_is_created(module,
 
 @pytest.mark.parametrize("form", ["packed", "dense"])
 def test_results_that_are_not_rows_are_refused_where_a_module_is_applied(form):
-    variables = make(Returning(name="own")).init(jax.random.key(0), M, VALID)
+    variables = jax.eval_shape(make(Returning(name="own")).init, jax.random.key(0), M, VALID)
     later = make(Returning(lambda y: y[:, :1], name="own"), form=form)
     with pytest.raises(ValueError, match=r"own \(Returning\).* got \(\d, 1\) float32"):
         jax.eval_shape(later.apply, variables, M, VALID)
@@ -140,7 +144,7 @@ class TrainWindowed(WindowedModule):
 )
 def test_whether_this_is_training_is_handed_on(module, form):
     layer = make(module, form=form)
-    variables = jax.jit(layer.init)(jax.random.key(0), M, VALID)
+    variables = initial(layer)
     first, again, other = (run(layer, True, variables, dropout=seed) for seed in (0, 0, 1))
     evaluated = run(layer, False, variables, dropout=0)
     np.testing.assert_array_equal(first, again)
@@ -212,7 +216,7 @@ class NoiseWindowed(Noise, WindowedModule):
         return halo - self(x)
 
 
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("train", grid((True, False), True))
 @pytest.mark.parametrize(
     "module",
     grid(
@@ -244,7 +248,7 @@ def test_a_stream_that_was_not_given_is_named():
 def test_credit_does_not_train_the_module_it_asks():
     """What elements would have been worth is computed as in evaluation."""
     layer = SparseModularActivation((Train(name="own"),), RouterConfig(straight_through=True), block_size=4)
-    variables = layer.init(jax.random.key(0), M, VALID)
+    variables = initial(layer)
     assert np.isfinite(run(layer, True, variables, dropout=0)).all()
 
 

@@ -38,7 +38,10 @@ def follow(control, scales, offset=0.0):
     return np.asarray(threshold), np.asarray(rate)
 
 
-@pytest.mark.parametrize("target", grid((0.1, 0.5, 0.75), 0.1))
+# test_a_ceiling_binds_only_above_it: a rate is kept;
+# test_the_threshold_is_that_of_previous_batches_and_counts_no_padding: the equation of an exact one.
+@pytest.mark.breadth
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.75])
 def test_an_exact_rate_is_kept_while_the_router_grows_its_margins(target):
     scales = jnp.concatenate([jnp.full(600, 0.1), 10.0 ** jnp.linspace(-1, 3, 2000), jnp.full(400, 1e3)])
     _, rate = follow(RateControl(target, ceiling=False), scales, offset=0.5)
@@ -54,7 +57,7 @@ def test_a_ceiling_binds_only_above_it():
     assert abs(rate[-200:].mean() - 0.25) < 0.01
 
 
-@pytest.mark.breadth  # test_an_exact_rate_is_kept_while_the_router_grows_its_margins
+@pytest.mark.breadth  # test_a_ceiling_binds_only_above_it
 def test_a_rate_that_is_too_low_comes_back_within_a_few_batches():
     # The router closes at once, as one does whose layers lose what they had learned.
     offset = jnp.where(jnp.arange(500) < 300, 0.0, -3.0)
@@ -91,8 +94,9 @@ def test_the_threshold_is_that_of_previous_batches_and_counts_no_padding():
     assert_close(found["threshold"], 0.1 + RateControl.RAISE * np.sqrt(square) * (rate - 0.1))
     assert_close(np.asarray(stats.active).sum() / (2 * 14), rate)
     # In evaluation it stays as it is.
-    after = jax.jit(lambda variables: encoder.apply(variables, x, valid, mutable=["batch_stats"])[1])(variables)
-    assert_close(after["batch_stats"], variables["batch_stats"])
+    evaluate = lambda variables: encoder.apply(variables, x, valid, mutable=["batch_stats"])[1]["batch_stats"]
+    after = jax.jit(lambda variables: evaluate(variables)["rate"])(variables)
+    assert_close({"rate": after}, variables["batch_stats"])
 
 
 def decide(pattern, rate, start, modules=1, seed=0):
@@ -105,7 +109,10 @@ def decide(pattern, rate, start, modules=1, seed=0):
     return np.asarray(run(jax.random.key(seed), jnp.ones((2, 10_000), bool), jnp.full((2, 1), start, jnp.uint32)))
 
 
-@pytest.mark.parametrize("start", [0, 2**32 - 5000], ids=["from the start", "across the end of 32 bits"])
+STARTS = {"from the start": 0, "across the end of 32 bits": 2**32 - 5000}
+
+
+@pytest.mark.parametrize("start", grid(STARTS, "across the end of 32 bits"))
 def test_patterns_have_their_rate_forever(start):
     strided = decide("strided", 0.3, start)[0, :, 0]
     gaps = np.diff(np.flatnonzero(strided))

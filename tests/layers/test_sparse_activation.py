@@ -116,6 +116,7 @@ def test_result_is_the_sum_of_active_modules_times_confidence():
     assert_close(stats.temperature, temperature)
 
 
+@pytest.mark.breadth  # test_result_is_the_sum_of_active_modules_times_confidence: the statistics are sums
 def test_statistics_are_sums_over_real_elements_and_so_add_up_over_batches():
     layer = make(OWN["row-wise"])
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
@@ -128,7 +129,7 @@ def test_statistics_are_sums_over_real_elements_and_so_add_up_over_batches():
 
 def test_always_and_no_module_have_no_configurator():
     m = normal(0, BATCH, LENGTH, D)
-    always = make(OWN["row-wise"], activation="always")
+    always = make(OWN["row-wise"], activation="always", form="dense")
     variables = initial(always)
     assert set(variables["params"]) == {"own"}
     y, stats = jax.jit(always.apply)(variables, m, VALID)
@@ -157,14 +158,13 @@ def any_variables(router):
 def test_temperature_starts_at_its_scale_times_the_root_of_the_width_and_bias_opens():
     m = normal(0, BATCH, LENGTH, D)
     router = RouterConfig(temperature_scale=0.5, initial_bias=4.0)
-    variables = LatentConfigurator(2, router).init(jax.random.key(0), m, VALID, False)
-    decision = LatentConfigurator(2, router).apply(variables, m, VALID, False)
+    start = lambda router: LatentConfigurator(2, router).init_with_output(jax.random.key(0), m, VALID, False)
+    start = jax.jit(start, static_argnums=0)
+    decision, variables = start(router)
     assert_close(decision.temperature, np.full(2, 0.5 * np.sqrt(D)))
     assert variables["params"]["logits"]["bias"].tolist() == [0, 4, 0, 4]
     assert np.asarray(decision.active).sum() == 2 * 15
-    closed = LatentConfigurator(2, RouterConfig(initial_bias=-4.0))
-    variables = closed.init(jax.random.key(0), m, VALID, False)
-    assert not np.asarray(closed.apply(variables, m, VALID, False).active).any()
+    assert not np.asarray(start(RouterConfig(initial_bias=-4.0))[0].active).any()
 
 
 def test_a_tie_is_inactive_and_temperature_never_decides():
@@ -269,7 +269,7 @@ CREDIT = RouterConfig(key_credit=True)
 
 
 def test_the_published_router_hears_nothing_from_inactive_elements():
-    gradient, (_, active) = logit_gradients(PUBLISHED)
+    gradient, (_, active) = logit_gradients(PUBLISHED, form="dense")  # compiles sooner, as in the next test
     active = np.asarray(active)
     assert 0 < active.sum() < 15
     assert (np.asarray(gradient)[active] != 0).all()
@@ -307,11 +307,11 @@ BOTH = RouterConfig(straight_through=True, key_credit=True)
 
 def test_a_share_pays_some_inactive_elements_and_changes_no_value():
     """Which of them hear something depends on the key; active elements hear what they always did."""
-    published, (expected, active) = logit_gradients(PUBLISHED)
+    published, (expected, active) = logit_gradients(PUBLISHED, form="dense")
     active, real = np.asarray(active), np.asarray(VALID)
     heard = []
     for seed in range(3):
-        gradient, (y, _) = logit_gradients(dataclasses.replace(STRAIGHT, credit_share=0.5), seed=seed)
+        gradient, (y, _) = logit_gradients(dataclasses.replace(STRAIGHT, credit_share=0.5), seed=seed, form="dense")
         assert_close(y, expected)
         assert_close(np.asarray(gradient)[active], np.asarray(published)[active])
         heard.append(np.asarray(gradient) != 0)
@@ -438,7 +438,7 @@ class Counter(nn.Module):
 
 def test_a_module_with_other_collections_than_parameters_is_refused():
     with pytest.raises(ValueError, match=r"parameters only; counter has \['batch_stats'\]"):
-        make((Counter(name="counter"),)).init(jax.random.key(0), normal(0, BATCH, LENGTH, D), VALID)
+        initial(make((Counter(name="counter"),)))
 
 
 DROPPING = {
@@ -450,17 +450,23 @@ DROPPING = {
 
 @pytest.mark.parametrize("module", grid(DROPPING, "attention"))
 def test_dropout_follows_its_key_and_is_off_without_training(module):
-    layer = make((module,), activation="always")
+    layer = make((module,), activation="always", form="dense")  # packed: the two tests of dropout below
     variables, m = initial(layer), normal(0, BATCH, LENGTH, D)
-    run = jax.jit(
-        lambda key, train: layer.apply(variables, m, VALID, train, rngs={"dropout": key})[0], static_argnums=1
+
+    @jax.jit
+    def run(key):
+        trained, evaluated = (
+            layer.apply(variables, m, VALID, train, rngs={"dropout": key})[0] for train in (True, False)
+        )
+        return trained, evaluated, layer.apply(variables, m, VALID)[0]
+
+    (first, evaluated, plain), (again, *_), (other, evaluated_by_another, _) = (
+        run(jax.random.key(seed)) for seed in (0, 0, 1)
     )
-    first, again, other = (run(jax.random.key(seed), True) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.asarray(first - other)).max() > 1e-3
-    evaluated = run(jax.random.key(0), False)
-    np.testing.assert_array_equal(evaluated, run(jax.random.key(1), False))
-    assert_close(evaluated, jax.jit(layer.apply)(variables, m, VALID)[0])
+    np.testing.assert_array_equal(evaluated, evaluated_by_another)
+    assert_close(evaluated, plain)
     assert np.abs(np.asarray(first - evaluated)).max() > 1e-3
 
 

@@ -92,33 +92,32 @@ def test_the_layer_is_its_equations_in_float64(config):
     assert_close(y, by_hand(config, parameters(config), X, active, confidence))
 
 
-def test_the_layer_is_one_of_jaxs_own_attention_in_values_and_gradients():
-    for config in (FULL, SLIDING):
-        mask = jnp.asarray(visible(config, REAL) | np.eye(LENGTH, dtype=bool))
+# test_the_layer_is_its_equations_in_float64: a window and the past alone
+@pytest.mark.parametrize("config", grid({"full": FULL, "sliding": SLIDING}, "full"))
+def test_the_layer_is_one_of_jaxs_own_attention_in_values_and_gradients(config):
+    mask = jnp.asarray(visible(config, REAL) | np.eye(LENGTH, dtype=bool))
 
-        @jax.jit
-        def reference(p, x, mask=mask):
-            def value(p, x):
-                u, norm = p["unit"], lambda x: x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
-                n = norm(x) * u["norm_attention"]["scale"][None, None]
-                q, k, v = (
-                    (n @ u[name]["kernel"]).reshape(BATCH, LENGTH, 2, D // 2) for name in ("query", "key", "value")
-                )
-                turn = jax.vmap(jax.vmap(lambda a: rotate(a, jnp.arange(LENGTH)), 1, 1))
-                a = jax.nn.dot_product_attention(turn(q), turn(k), v, mask=mask[:, None])
-                a = a.reshape(x.shape) @ u["output"]["kernel"]
-                n = norm(x + a) * u["norm_mlp"]["scale"][None, None]
-                y = x + a + (jax.nn.silu(n @ u["gate"]["kernel"]) * (n @ u["up"]["kernel"])) @ u["down"]["kernel"]
-                return jnp.vdot(y, COTANGENT), y
+    @jax.jit
+    def reference(p, x):
+        def value(p, x):
+            u, norm = p["unit"], lambda x: x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
+            n = norm(x) * u["norm_attention"]["scale"][None, None]
+            q, k, v = ((n @ u[name]["kernel"]).reshape(BATCH, LENGTH, 2, D // 2) for name in ("query", "key", "value"))
+            turn = jax.vmap(jax.vmap(lambda a: rotate(a, jnp.arange(LENGTH)), 1, 1))
+            a = jax.nn.dot_product_attention(turn(q), turn(k), v, mask=mask[:, None])
+            a = a.reshape(x.shape) @ u["output"]["kernel"]
+            n = norm(x + a) * u["norm_mlp"]["scale"][None, None]
+            y = x + a + (jax.nn.silu(n @ u["gate"]["kernel"]) * (n @ u["up"]["kernel"])) @ u["down"]["kernel"]
+            return jnp.vdot(y, COTANGENT), y
 
-            gradients, y = jax.grad(value, argnums=(0, 1), has_aux=True)(p, x)
-            return y, gradients
+        gradients, y = jax.grad(value, argnums=(0, 1), has_aux=True)(p, x)
+        return y, gradients
 
-        p = parameters(config)
-        y, _, gradients = compiled(config)(p, X, VALID)
-        expected = reference(p, X)
-        assert_close(y[REAL], expected[0][REAL])
-        assert_close(gradients, expected[1], floor=vanishing(expected[1]))
+    p = parameters(config)
+    y, _, gradients = compiled(config)(p, X, VALID)
+    expected = reference(p, X)
+    assert_close(y[REAL], expected[0][REAL])
+    assert_close(gradients, expected[1], floor=vanishing(expected[1]))
 
 
 @pytest.mark.breadth  # test_pieces_of_streams_are_the_whole: a window

@@ -9,7 +9,7 @@ import pytest
 
 from seqboat.layers.terms import collect
 from seqboat.models.autoencoder import Autoencoder, AutoencoderConfig, nearest
-from tests.helpers import assert_close, normal
+from tests.helpers import assert_close, normal, random_like
 
 WIDTH, ROWS = 6, 5
 SMALL = AutoencoderConfig(width=WIDTH, target_width=None, latents=3, hidden=(8, 4), values=4, commitment=0.5)
@@ -25,23 +25,24 @@ def test_every_latent_takes_the_nearest_of_its_own_values():
 
 def test_values_learn_from_their_term_and_the_encoder_through_the_quantizer():
     model, plain = Autoencoder(SMALL), Autoencoder(dataclasses.replace(SMALL, quantized=False))
-    variables = jax.jit(model.init)(jax.random.key(0), INPUTS, LENGTHS)
+    variables = random_like(jax.eval_shape(model.init, jax.random.key(0), INPUTS, LENGTHS))
 
     @jax.jit
     def both(params):
-        def error(params, model):
+        def value(params):
             out, changed = model.apply({"params": params}, INPUTS, LENGTHS, True, mutable=["terms"])
-            return jnp.square(out.logits).sum(), (out, collect(changed.get("terms", {})))
+            terms = collect(changed["terms"])
+            values = [jnp.square(out.logits).sum(), terms["quantization"].scaled, terms["commitment"].scaled]
+            return jnp.stack(values), (out, terms)
 
-        def term(params, name):
-            return error(params, model)[1][1][name].scaled
-
-        straight = jax.value_and_grad(error, has_aux=True)(params, model)
-        terms = {name: jax.grad(term)(params, name) for name in ("quantization", "commitment")}
-        return straight, error(params, plain)[1][0].latents, terms
+        _, transpose, aux = jax.vjp(value, params, has_aux=True)
+        gradients = jax.lax.map(lambda seed: transpose(seed)[0], jnp.eye(3))  # compiled once
+        return *aux, gradients, plain.apply({"params": params}, INPUTS, LENGTHS).latents
 
     params = variables["params"]
-    ((_, (out, terms)), gradient), z, of_terms = both(params)
+    out, terms, gradients, z = both(params)
+    gradient, *of_terms = (jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in range(3))
+    of_terms = dict(zip(("quantization", "commitment"), of_terms, strict=True))
     values = np.asarray(params["values"])
     assert out.logits.shape == (ROWS, 1, WIDTH)
     assert all(set(column) <= set(own) for column, own in zip(np.asarray(out.latents).T, values, strict=True))

@@ -11,7 +11,7 @@ from seqboat.interp.dictionaries import SELECTIONS
 from seqboat.layers.terms import collect
 from seqboat.models import dictionary
 from seqboat.models.dictionary import Dictionary, DictionaryConfig, atoms
-from tests.helpers import assert_close, normal
+from tests.helpers import assert_close, grid, normal
 
 WIDTH, SIZE, ROWS = 6, 16, 12
 SMALL = DictionaryConfig(width=WIDTH, target_width=None, size=SIZE, k=3, auxiliary_k=4, dead_after=30)
@@ -41,16 +41,25 @@ def train(config: DictionaryConfig, variables: dict, inputs=INPUTS):
     )(variables, inputs)
 
 
-@pytest.mark.parametrize(("select", "target_width"), [*((select, None) for select in SELECTIONS), ("top_k", 4)])
+# Selections: tests/interp/test_dictionaries.py.
+@pytest.mark.parametrize(
+    ("select", "target_width"),
+    grid([*((select, None) for select in SELECTIONS), ("top_k", 4)], ("batch_top_k", None), ("top_k", 4)),
+)
 def test_the_arrays_of_a_dictionary_compute_what_it_does(select, target_width):
     """In the units of the inputs: centre and scale are folded away."""
     own = {"auxiliary": 0.0} if target_width else {}
     config = dataclasses.replace(SMALL, select=select, target_width=target_width, **own)
     variables = random_variables(config)
-    out = jax.jit(lambda v: Dictionary(config).apply(v, INPUTS, LENGTHS))(variables)
-    found = atoms(variables, config)
-    f = found.encode(INPUTS[:, 0])
-    assert_close(found.decode(f), out.logits[:, 0])
+
+    @jax.jit
+    def run(variables):
+        found = atoms(variables, config)
+        f = found.encode(INPUTS[:, 0])
+        return Dictionary(config).apply(variables, INPUTS, LENGTHS), found, f, found.decode(f)
+
+    out, found, f, decoded = run(variables)
+    assert_close(decoded, out.logits[:, 0])
     assert (f > 0).sum(1).tolist() == out.l0.tolist()
     assert_close(jnp.linalg.norm(found.decoder, axis=1), jnp.ones(SIZE))
     assert out.layers.elements.tolist() == [ROWS]
@@ -73,7 +82,7 @@ def test_atoms_have_length_1_and_no_gradient_along_themselves():
 
 def test_the_first_batches_decide_the_units(monkeypatch):
     monkeypatch.setattr(dictionary, "SETTLING", 2)
-    stats = Dictionary(SMALL).init(jax.random.key(0), INPUTS[:1], LENGTHS[:1])
+    stats = jax.jit(Dictionary(SMALL).init)(jax.random.key(0), INPUTS[:1], LENGTHS[:1])
     assert not stats["batch_stats"]["centre"].any()
     run = jax.jit(
         lambda variables, inputs: Dictionary(SMALL).apply(variables, inputs, LENGTHS, True, mutable=["batch_stats"])[1]

@@ -40,6 +40,7 @@ def test_selu_keeps_mean_and_variance_through_depth(dropout):
     assert variance.max() < 1.4
 
 
+@pytest.mark.breadth  # test_initial_values_have_these_variances; tests/analysis/test_depth.py
 def test_other_activations_do_not():
     """relu halves it in every layer with LeCun's variance, and keeps it with He's, with which selu's grows."""
     lecun = activations(False, activation="relu", initializer="lecun")[1]
@@ -48,7 +49,7 @@ def test_other_activations_do_not():
     assert he[-1] > 2 * he[0]
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("rate", grid((0.1, 0.5), 0.1))
 def test_alpha_dropout_keeps_mean_and_variance(rate):
     x = normal(0, 400, 500)
     y = AlphaDropout(rate).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
@@ -88,7 +89,7 @@ def test_critical_values_are_those_of_the_analysis(activation):
 )
 def test_initial_values_have_these_variances(initializer, activation, weight, bias):
     model = MLP(MLPConfig(2, (400,), activation, initializer))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1, 100)), jnp.ones(1, int))["params"]["hidden_0"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 100)), jnp.ones(1, int))["params"]["hidden_0"]
     assert float(params["kernel"].var()) * 100 == pytest.approx(weight, rel=0.05)
     assert float(params["bias"].var()) == pytest.approx(bias, rel=0.3)
 

@@ -98,6 +98,7 @@ def test_what_is_stored_for_the_backward_pass_changes_no_number(kept):
     assert_close(run(kept), expected, floor=vanishing(expected[1]))
 
 
+@pytest.mark.breadth  # tests/golden/test_loss_curve.py: losses from the initial numbers of every layer
 def test_every_layer_starts_from_its_own_numbers():
     params = jax.jit(Encoder(ENCODER).init)(jax.random.key(0), *encoder_inputs())["params"]["layers"]
     kernels = [params["ssm"][name] for name in ("delta", "alpha", "beta", "gamma", "omega")]
@@ -172,6 +173,7 @@ def test_padding_of_numbers_may_be_nan():
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+@pytest.mark.breadth  # test_frames.py: test_an_answer_is_the_head_of_the_mean_or_of_every_frame
 def test_the_mean_is_taken_over_the_true_length():
     """A linear head over the mean of what the encoder gives the real elements; nothing gives the head's bias."""
     config = dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False, vocabulary_size=None)
@@ -191,6 +193,7 @@ def generate(variables, inputs, lengths=LENGTHS):
     return compiled(LanguageModel(LANGUAGE))(variables, inputs, lengths)
 
 
+@pytest.mark.breadth  # test_streaming.py: streams, to which the future is unknown, equal the whole
 def test_language_model_depends_on_the_past_alone():
     """By exchanging symbols."""
     inputs = tokens()
@@ -205,7 +208,7 @@ def test_language_model_depends_on_the_past_alone():
         assert rms(other[:, t + 1 :] - out.logits[:, t + 1 :]) > 1e-3
 
 
-@pytest.mark.breadth  # test_language_model_depends_on_the_past_alone
+@pytest.mark.breadth  # test_battery.py: test_no_output_depends_on_a_later_element
 def test_gradients_of_an_element_are_of_the_past_alone():
     x, valid = normal(0, BATCH, LENGTH, D), jnp.ones((BATCH, LENGTH), bool)
     encoder = random_like(shapes(Encoder(ENCODER), x, valid))

@@ -39,7 +39,7 @@ def variables():
     return random_like(shapes(MODEL))
 
 
-apply = jax.jit(MODEL.apply)
+apply, encoder = jax.jit(MODEL.apply), jax.jit(Encoder(ENCODER).apply)
 
 
 def test_logits_of_every_pair():
@@ -55,7 +55,7 @@ def encode(inputs: jax.Array, lengths: jax.Array) -> np.ndarray:
     valid = jnp.arange(inputs.shape[1])[None] < lengths[:, None]
     params = variables()["params"]
     x = jnp.where(valid[..., None], params["embedding"]["table"][inputs], 0)
-    encoded = jax.jit(Encoder(ENCODER).apply)({"params": params["encoder"]}, x, valid)[0]
+    encoded = encoder({"params": params["encoder"]}, x, valid)[0]
     rows = zip(np.asarray(encoded, np.float64), lengths.tolist(), strict=True)
     return np.stack([row[:length].sum(0) / max(length, 1) for row, length in rows])
 

@@ -55,7 +55,8 @@ class Case:
         # The published initial values leave attention near zero: here every part matters.
         self.variables = random_like(jax.eval_shape(self.model.init, jax.random.key(0), self.tokens, self.lengths))
         self.apply = jax.jit(functools.partial(self.model.apply, mutable=["taps"]))
-        self.stream = jax.jit(functools.partial(self.model.apply, method="stream", mutable=["taps"]))
+        self.stream = jax.jit(functools.partial(self.model.apply, method="stream"))
+        self.tapped = jax.jit(functools.partial(self.model.apply, method="stream", mutable=["taps"]))
         self.learned = layer.activation == "learned"
         if self.learned:
             self.route("some")
@@ -89,7 +90,7 @@ class Case:
             tokens = np.full((self.batch, size), VOCABULARY - 1)  # padding that must not be read
             for i in range(self.batch):
                 tokens[i, : count[i]] = self.tokens[i, done[i] : done[i] + count[i]]
-            (output, state), _ = self.stream(variables or self.variables, tokens, jnp.asarray(count), state)
+            output, state = self.stream(variables or self.variables, tokens, jnp.asarray(count), state)
             for i in range(self.batch):
                 logits[i].append(np.asarray(output.logits[i, : count[i]]))
             stats.append(output.layers)
@@ -122,11 +123,8 @@ def uneven(size, seed=1):
 
 
 # Short pieces are computed in their places, longer ones packed.
-FAST = [
-    ("relative", 7),
-    ("relative", 23),
-    ("no position, s4d, dense", 23),
-]
+# The dense form streams in test_generate.py and test_carry.py, s4d in tests/ops/test_s4d.py.
+FAST = [("relative", 7), ("relative", 23)]
 EVERY = [(name, size) for name in CONFIGS for size in (7, 23) if (name, size) not in (("kernel", 7), ("never", 23))]
 
 
@@ -200,7 +198,7 @@ def test_single_streams_are_emptied_and_copied():
     done = len(first[0])
     state = fork(reset(state, jnp.array([False, True, False])), jnp.array([0, 1, 0]))
     tokens = np.stack([mine.tokens[0, done : done + 7], mine.tokens[1, :7], mine.tokens[0, done : done + 7]])
-    (output, after), _ = mine.stream(mine.variables, tokens, jnp.full(BATCH, 7), state)
+    output, after = mine.stream(mine.variables, tokens, jnp.full(BATCH, 7), state)
     whole = np.asarray(mine.whole()[0].logits)
     assert 0 < done < LENGTH - 7
     for i, expected in enumerate([whole[0, done : done + 7], whole[1, :7], whole[0, done : done + 7]]):
@@ -286,7 +284,7 @@ def test_taps_are_those_of_the_whole():
     mine = case("relative")
     _, taps = mine.whole()
     for size in (7, 23):
-        _, sown = mine.stream(
+        _, sown = mine.tapped(
             mine.variables, mine.tokens[:, :size], jnp.full(BATCH, size), mine.model.initial_state(BATCH)
         )
         assert_close(sown["taps"], jax.tree.map(lambda leaf, n=size: leaf[:, :, :n], taps))
@@ -296,7 +294,7 @@ def test_taps_are_those_of_the_whole():
 def test_taps_with_parameters_that_were_taken_apart_are_those_of_the_whole():
     mine, lengths = case("relative"), jnp.full(BATCH, 7)
     state = mine.model.initial_state(BATCH)
-    apart = mine.stream(separate(mine.variables), mine.tokens[:, :7], lengths, state)
+    apart = mine.tapped(separate(mine.variables), mine.tokens[:, :7], lengths, state)
     assert_close(apart[1]["taps"], jax.tree.map(lambda leaf: leaf[:, :, :7], mine.whole()[1]))
 
 

@@ -123,7 +123,7 @@ def test_chunks_on_an_accelerator(monkeypatch):
     assert_close((y, (d_params, d_x)), expected, BF16)
 
 
-@pytest.mark.parametrize("method", ["fft", "chunked", "reference"])
+@pytest.mark.parametrize("method", grid(("fft", "chunked", "reference"), "chunked"))
 def test_elements_that_are_not_valid_are_averaged_as_zeros(method):
     params, x = make_params(2), normal(5, BATCH, 7, WIDTH)
     valid = normal(7, BATCH, 7) > -0.3
@@ -148,6 +148,7 @@ def steps(params, state, x):
     return state, y.swapaxes(0, 1)
 
 
+@pytest.mark.breadth  # test_stream_equals_recurrent_steps_from_any_state, test_fast_forms_equal_the_reference
 def test_recurrent_steps_equal_the_convolution():
     params, x, cotangent = make_params(), normal(5, BATCH, 63, WIDTH), normal(6, BATCH, 63, WIDTH)
     recurrence = lambda params, x: steps(params, jnp.zeros((BATCH, WIDTH, STATES)), x)[1]
@@ -170,7 +171,8 @@ def test_stream_equals_recurrent_steps_from_any_state(length, form, monkeypatch)
 
 @pytest.mark.parametrize(
     ("cut", "method"),
-    grid(itertools.product((1, 30), ("fft", "chunked", "reference")), (1, "chunked")),
+    # tests/parallel/test_sequence.py: test_an_average_in_pieces_equals_the_whole
+    grid(itertools.product((1, 30), ("fft", "chunked", "reference"))),
 )
 def test_pieces_joined_by_their_states_equal_the_whole(cut, method, monkeypatch):
     monkeypatch.setattr(ema, "CHUNK", 8)

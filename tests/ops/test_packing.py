@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, grid, normal, value_and_vjp
+from helpers import assert_close, grid, normal
 
 from seqboat.ops.blocks import Blocks, map_blocks
 from seqboat.ops.packing import compress, extract, pack, row_info
@@ -26,7 +26,10 @@ def active(request):
     return jnp.asarray(request.param)
 
 
-@pytest.mark.parametrize(("block_size", "left", "right"), [(1, 0, 0), (4, 0, 0), (100, 0, 0), (4, 3, 5), (4, 1, 0)])
+@pytest.mark.parametrize(
+    ("block_size", "left", "right"),
+    grid([(1, 0, 0), (4, 0, 0), (100, 0, 0), (4, 3, 5), (4, 1, 0)], (4, 3, 5), (100, 0, 0)),
+)
 def test_active_rows_fill_the_slots_after_the_left_margin_in_order(active, block_size, left, right):
     packing = pack(active, block_size, left=left, right=right)
     rows = np.flatnonzero(active)
@@ -49,37 +52,52 @@ def test_every_row_is_described_as_loops_would(active):
     assert rows.weight is None
 
 
-def test_compress_then_extract_keeps_active_rows_and_zeroes_the_others(active):
-    packing, flat = pack(active, 4), np.asarray(active).reshape(-1)
-    x = {"float": normal(0, flat.size, 2), "integer": jnp.arange(1, flat.size + 1), "bool": jnp.ones(flat.size, bool)}
+@jax.jit
+def there_and_back(active, x):
+    """Compressed, extracted from there, and how many rows are active."""
+    packing = pack(active, 4)
     packed = compress(x, packing)
-    count = int(packing.filled)
+    return packed, extract(packed, packing), packing.filled
+
+
+def test_compress_then_extract_keeps_active_rows_and_zeroes_the_others(active):
+    flat = np.asarray(active).reshape(-1)
+    x = {"float": normal(0, flat.size, 2), "integer": jnp.arange(1, flat.size + 1), "bool": jnp.ones(flat.size, bool)}
+    packed, extracted, count = jax.tree.map(np.asarray, there_and_back(active, x))
+    x = jax.tree.map(np.asarray, x)
     for name, leaf in packed.items():
         np.testing.assert_array_equal(leaf[:count], x[name][flat])
-        assert not np.asarray(leaf[count:]).any()
-        back = np.asarray(extract(packed, packing)[name])
+        assert not leaf[count:].any()
+        back = extracted[name]
         np.testing.assert_array_equal(back[flat], x[name][flat])
         assert not back[~flat].any()
         assert back.dtype == x[name].dtype
 
 
-def test_gradients_of_compress_and_extract_are_their_transposes(active):
+@jax.jit
+def with_gradients(active, x, slots):
+    """Compressed rows with the gradient by them, and extracted slots with the gradient by these."""
     packing = pack(active, 4)
-    x, slots = normal(0, active.size, 2), normal(1, packing.source.size, 2)
-    assert_close(jnp.vdot(slots, compress(x, packing)), jnp.vdot(extract(slots, packing), x), floor=1)
-    _, (gradient,) = value_and_vjp(lambda x: compress(x, packing))(slots, x)
-    np.testing.assert_array_equal(gradient, extract(slots, packing))
-    _, (gradient,) = value_and_vjp(lambda slots: extract(slots, packing))(x, slots)
-    np.testing.assert_array_equal(gradient, compress(x, packing))
+    packed, of_rows = jax.vjp(lambda x: compress(x, packing), x)
+    extracted, of_slots = jax.vjp(lambda slots: extract(slots, packing), slots)
+    return packed, of_rows(slots)[0], extracted, of_slots(x)[0]
+
+
+def test_gradients_of_compress_and_extract_are_their_transposes(active):
+    x, slots = normal(0, active.size, 2), normal(1, -(-active.size // 4) * 4, 2)
+    packed, by_rows, extracted, by_slots = jax.tree.map(np.asarray, with_gradients(active, x, slots))
+    assert_close(np.vdot(slots, packed), np.vdot(extracted, x), floor=1)
+    np.testing.assert_array_equal(by_rows, extracted)
+    np.testing.assert_array_equal(by_slots, packed)
 
 
 def test_nan_in_inactive_rows_and_empty_slots_is_not_read():
     active = jnp.asarray(PATTERNS["some"])
     packing, flat = pack(active, 4), PATTERNS["some"].reshape(-1)
     x = jnp.where(flat[:, None], normal(0, flat.size, 2), jnp.nan)
-    assert np.isfinite(compress(x, packing)).all()
+    assert np.isfinite(jax.jit(compress)(x, packing)).all()
     slots = jnp.where((packing.source >= 0)[:, None], 1.0, jnp.nan)
-    assert np.isfinite(extract(slots, packing)).all()
+    assert np.isfinite(jax.jit(extract)(slots, packing)).all()
 
 
 # A windowed function of blocks: every row adds up its neighbours, weighted by a product of what both carry.
@@ -138,7 +156,7 @@ def blocked(params, own, halo, count, *, block_size, left, right, blocks_per_ite
 BLOCKS = [(4, 0, 0), (4, 2, 0), (4, 2, 2), (3, 5, 4), (1, 1, 0), (12, 11, 11)]
 
 
-@pytest.mark.parametrize(("block_size", "left", "right"), grid(BLOCKS, (4, 2, 0), (3, 5, 4), (1, 1, 0)))
+@pytest.mark.parametrize(("block_size", "left", "right"), grid(BLOCKS, (3, 5, 4)))
 def test_blocks_equal_plain_evaluation_in_values_and_gradients(block_size, left, right):
     sizes = {"block_size": block_size, "left": left, "right": right}
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
@@ -147,7 +165,7 @@ def test_blocks_equal_plain_evaluation_in_values_and_gradients(block_size, left,
         assert_close(fast(*args, jnp.int32(count), cotangent), reference(*args, jnp.int32(count), cotangent))
 
 
-@pytest.mark.parametrize(("block_size", "left", "right"), grid([(2, 2, 0), (2, 2, 2), (3, 5, 4), (2, 0, 0)], (3, 5, 4)))
+@pytest.mark.parametrize(("block_size", "left", "right"), grid([(2, 2, 0), (2, 2, 2), (3, 5, 4), (2, 0, 0)], (2, 2, 0)))
 def test_several_blocks_at_once_are_as_one(block_size, left, right):
     """Two at once compute whole trips, so the reference's blocks are as long as a trip."""
     args, cotangent = arguments(left, right), normal(4, ROWS, WIDTH)
@@ -189,7 +207,7 @@ def test_cotangents_of_blocks_that_did_not_run_are_not_read():
 def test_integer_and_boolean_leaves_get_no_gradient():
     args = arguments(1, 0)
     fn = lambda *args: blocked(*args, jnp.int32(5), block_size=4, left=1, right=0)["y"].sum()
-    gradients = jax.grad(fn, argnums=(0, 1, 2), allow_int=True)(*args)
+    gradients = jax.jit(jax.grad(fn, argnums=(0, 1, 2), allow_int=True))(*args)
     for gradient, arg in zip(jax.tree.leaves(gradients), jax.tree.leaves(args), strict=True):
         expected = arg.dtype if jnp.issubdtype(arg.dtype, jnp.floating) else jax.dtypes.float0
         assert gradient.dtype == expected

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal, value_and_vjp
+from helpers import assert_close, grid, normal, value_and_vjp
 
 from seqboat.ops import recurrence
 
@@ -47,7 +47,7 @@ def loop_gradients(cotangents, decay, input, valid, state, reverse):
     return d_decay, d_input, d_h
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", grid((False, True), True))
 def test_both_forms_equal_loops(reverse):
     decay, input, state = make_decay(), make(0, BATCH, LENGTH, STATES), make(2, BATCH, STATES)
     cotangents = make(4, BATCH, LENGTH, STATES), make(6, BATCH, STATES)
@@ -82,7 +82,7 @@ def test_pieces_of_streams_equal_the_whole():
         done += lengths
     assert (done == LENGTH).all()
     assert_close(state, expected[:, -1])
-    assert_close(recurrence.linear(decay, input, jnp.ones((BATCH, LENGTH), bool))[0], expected)
+    assert_close(run(decay, input, jnp.ones((BATCH, LENGTH), bool))[0], expected)
 
 
 def test_an_accelerator_takes_the_form_of_few_steps(monkeypatch):

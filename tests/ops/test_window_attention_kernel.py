@@ -237,8 +237,7 @@ def trace(case, backend):
     grid(
         [("triton", "cuda", "__gpu$xla.gpu.triton", case) for case in (LM, TEXT, SPEECH, LOOKED_UP, SLOTS)]
         + [("tpu", "tpu", "tpu_custom_call", case) for case in (LM, TEXT, SPEECH)],
-        *(("triton", "cuda", "__gpu$xla.gpu.triton", case) for case in (LM,)),
-        *(("tpu", "tpu", "tpu_custom_call", case) for case in (LM,)),
+        ("triton", "cuda", "__gpu$xla.gpu.triton", LM),
     ),
 )
 def test_lowers_for_the_hardware(backend, platform, call, case):
