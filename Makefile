@@ -30,15 +30,18 @@ quickstart: $(VENV)/.run
 accelerator:
 	PYTHON=$(PYTHON) launch/accelerator.sh $(ARGS)
 
+# Shapes and types of arrays, as annotated, are checked at every call of the library: a tenth of the tests' time.
+SHAPES := --jaxtyping-packages=seqboat,beartype.beartype
+
 # Two workers, for test time is compile time of one thread; a file stays with one worker, and so do its fixtures.
 test: lint
 	$(RUN) -m pytest -m "not slow and not breadth" -n 2 --dist loadfile
 
 test-breadth: $(VENV)/.dev
-	$(RUN) -m pytest -m "breadth and not slow" -n 2 --dist loadfile
+	$(RUN) -m pytest $(SHAPES) -m "breadth and not slow" -n 2 --dist loadfile
 
 test-all: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(SHAPES)
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

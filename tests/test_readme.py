@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import experiments.tasks
 from experiments.pages import figures
@@ -67,6 +68,7 @@ def test_the_layout_names_every_folder():
             assert path.parent.relative_to(ROOT).as_posix() in named
 
 
+@pytest.mark.breadth  # test_docs.py runs the other blocks of the guides
 def test_the_recipes_of_extending_run(monkeypatch, tmp_path):
     module, mixer, pieces, _, task, config, objective = python_blocks((ROOT / "docs/extending.md").read_text())
     names: dict = {}

@@ -14,6 +14,8 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 
 # Seconds without a heartbeat after which a process is considered dead and the others exit.
 HEARTBEAT_SECONDS = 100
+# A process alone has nobody to leave behind. It may be suspended (Ctrl-Z, a laptop that sleeps) and resumed: years.
+ALONE_SECONDS = 10**8
 
 # With this scheduler XLA:CPU may run two collectives of one device concurrently, such as one inside a loop and one
 # beside it. Each blocks a thread of a small pool, until no other device of the process gets a thread: a deadlock
@@ -41,7 +43,13 @@ def initialize() -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         address = f"127.0.0.1:{port}"
-        jax.distributed.initialize(address, num_processes=1, process_id=0, coordinator_bind_address=address)
+        jax.distributed.initialize(
+            address,
+            num_processes=1,
+            process_id=0,
+            coordinator_bind_address=address,
+            heartbeat_timeout_seconds=ALONE_SECONDS,
+        )
 
 
 def _initialize_given(given: dict) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from examples import predictive_rnn as pv
-from tests.helpers import assert_close, normal, random_like
+from tests.helpers import assert_close, grid, normal, random_like
 
 KEY, LENGTH = jax.random.key(0), 5
 ROLLOUT = jax.jit(pv.rollout, static_argnums=3)
@@ -38,7 +38,7 @@ def by_hand(params, a, noise):
     return np.stack(xs), np.array(kls)
 
 
-@pytest.mark.parametrize(("z", "known"), [(2, 3), (0, 3)])
+@pytest.mark.parametrize(("z", "known"), grid([(2, 3), (0, 3)], (2, 3)))
 def test_a_rollout_is_its_equations(z, known):
     """Codes for the first steps, then the prior. With z of size 0 it is a network of two time scales without noise."""
     params, a = params_of(z), normal(4, known, 2 * z)

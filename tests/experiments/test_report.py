@@ -305,6 +305,7 @@ def as_looked(loaded, looked, undrawn, monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda *_: looked)
 
 
+@pytest.mark.breadth  # test_the_page_of_a_trained_run
 def test_the_evaluation_is_shown_where_there_is_one(run, loaded, tmp_path, as_looked):
     workdir = Path(shutil.copytree(run, tmp_path / "run"))
     step = loaded.step

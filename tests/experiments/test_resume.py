@@ -117,7 +117,7 @@ PLACES = [("batch", step) for step in (1, 2, 3, 5, 8)]
 PLACES += [("evaluation", 4), ("evaluation", 8), ("save", 2), ("save", 4), ("save", 6), ("save", 8)]
 
 
-@pytest.mark.parametrize(("place", "step"), grid(PLACES, ("batch", 1), ("save", 6)))
+@pytest.mark.parametrize(("place", "step"), grid(PLACES, ("save", 6)))
 def test_stopped_anywhere(light_unbroken, tmp_path, place, step):
     experiment, unbroken = light_unbroken
     run_until_stopped(experiment, tmp_path, place, step)

@@ -92,8 +92,8 @@ def test_the_layer_is_its_equations_in_float64(config):
     assert_close(y, by_hand(config, parameters(config), X, active, confidence))
 
 
-# test_the_layer_is_its_equations_in_float64: a window and the past alone
-@pytest.mark.parametrize("config", grid({"full": FULL, "sliding": SLIDING}, "full"))
+@pytest.mark.breadth  # test_the_layer_is_its_equations_in_float64
+@pytest.mark.parametrize("config", [FULL, SLIDING], ids=["full", "sliding"])
 def test_the_layer_is_one_of_jaxs_own_attention_in_values_and_gradients(config):
     mask = jnp.asarray(visible(config, REAL) | np.eye(LENGTH, dtype=bool))
 
