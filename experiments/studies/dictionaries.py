@@ -129,7 +129,8 @@ def bars(
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """Three tables, each with the means over seeds and the least and largest values: layers, copying, planted atoms."""
+    """Three tables: layers and planted atoms, means over seeds with the least and largest values; and copying, the values
+    of all seeds, whose layers share the work in ways of their own."""
     over = lambda name: lambda row: row["spliced_controls"][name]["loss"] - row["plain"]["loss"]
     f1 = lambda name: lambda row: row["f1"][name]
     layers = {
@@ -148,7 +149,7 @@ def section(result: Mapping[str, Any]) -> str:
         "of a dictionary of the untrained model": f1("untrained"),
     }
     place = lambda row: f"`{row['site']}`, layer {row['layer']}"
-    tables = [_table("TokFSM", layers, place, result["layers"])]
+    tables = [_table("TokFSM", layers, place, result["layers"], lambda values: ranged(values, 3))]
     if result.get("copied"):
         copies = {
             "accuracy of the model": lambda row: row["accuracy"],
@@ -158,9 +159,9 @@ def section(result: Mapping[str, Any]) -> str:
             "queries with more than half at the right one": lambda row: row["most"],
             "attention to it": lambda row: row["attention"],
         }
-        tables.append(
-            _table("selective copying", copies, lambda row: f"`gated`, layer {row['layer']}", result["copied"])
-        )
+        by_seed = lambda values: " ".join(f"{value:.3f}" for value in values)
+        layer = lambda row: f"`gated`, layer {row['layer']}, by seed"
+        tables.append(_table("selective copying", copies, layer, result["copied"], by_seed))
     if result["planted"]:
         names = ("nmse", "l0", "recovered", "correlation")
         lines = ["| planted atoms | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -178,10 +179,11 @@ def _table(
     lines: Mapping[str, Callable[[Any], float]],
     place: Callable[[Any], str],
     rows: Sequence[Mapping[str, Any]],
+    cell: Callable[[Sequence[float]], str],
 ) -> str:
-    """A column for every place and a line for every number."""
+    """A column for every place and a line for every number, a cell of the values of all seeds."""
     places = list(dict.fromkeys(map(place, rows)))
-    of = lambda read: [ranged([read(row) for row in rows if place(row) == each], 3) for each in places]
+    of = lambda read: [cell([read(row) for row in rows if place(row) == each]) for each in places]
     body = [f"| {' | '.join([name, *of(read)])} |" for name, read in lines.items()]
     return "\n".join([f"| {title} | {' | '.join(places)} |", "|---" * (len(places) + 1) + "|", *body])
 

@@ -229,11 +229,12 @@ def test_the_tables_of_the_dictionaries():
     shares = dict.fromkeys(("accuracy", "queries", "right", "other", "most", "attention"), 0.25)
     atoms = {"seed": 1, "nmse": 0.2, "l0": 4.0, "recovered": 1.0, "correlation": None}
     found = [{**atoms, "select": "top_k", "k": 4}, {**atoms, "select": "norm", "norm_matching": 1 / 32}]
-    text = dictionaries.section({"layers": layers, "copied": [{"layer": 2, **shares}], "planted": found})
+    text = dictionaries.section({"layers": layers, "copied": 2 * [{"layer": 2, **shares}], "planted": found})
     assert "| TokFSM | `m`, layer 1 | `gated`, layer 1 |" in text
     assert "| loss that the splice adds | 0.150 (0.100 to 0.200) | 0.300 (0.300 to 0.300) |" in text
     assert "| that of as many channels | 1.000 (1.000 to 1.000) |" in text
-    assert "| to all other symbols | 0.250 (0.250 to 0.250) |" in text
+    assert "| selective copying | `gated`, layer 2, by seed |" in text
+    assert "| to all other symbols | 0.250 0.250 |" in text
     assert "| `top_k` k 4 | 0.20 (0.20 to 0.20) | 4.00 (4.00 to 4.00) | 1.00 (1.00 to 1.00) |  |" in text
     assert text.count("`norm`") == 1
     assert dictionaries.section({"layers": layers, "planted": []}).count("|---") == 3
