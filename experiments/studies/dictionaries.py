@@ -129,8 +129,8 @@ def bars(
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """Three tables: layers and planted atoms, means over seeds with the least and largest values; and copying, the values
-    of all seeds, whose layers share the work in ways of their own."""
+    """Three tables: layers and planted atoms, means over seeds with the least and largest values; and copying, the
+    values of all seeds, whose layers share the work in ways of their own."""
     over = lambda name: lambda row: row["spliced_controls"][name]["loss"] - row["plain"]["loss"]
     f1 = lambda name: lambda row: row["f1"][name]
     layers = {
