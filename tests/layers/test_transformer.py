@@ -204,7 +204,7 @@ def test_pieces_of_streams_are_the_whole(piece):
     assert_close(pieces_of(piece), compiled(ROUTED)(routed("some"), X, VALID)[0][REAL])
 
 
-@pytest.mark.breadth  # test_the_layer_is_one_of_jaxs_own_attention_in_values_and_gradients
+@pytest.mark.breadth  # test_the_layer_is_its_equations_in_float64
 def test_one_head_without_a_feed_forward_network_is_attend():
     config = dataclasses.replace(FULL, heads=1)
     p = jax.tree.map(lambda leaf: leaf, parameters(config))
