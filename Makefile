@@ -20,7 +20,7 @@ SHELL := /bin/bash
 # pyenv puts a python3.13 on the path that only runs once a version is chosen: choose the one that has it.
 export PYENV_VERSION ?= $(shell $(PYTHON) --version >/dev/null 2>&1 || pyenv whence $(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: quickstart accelerator test test-breadth test-all lint docs notebooks python clean
+.PHONY: quickstart accelerator test fast test-breadth test-all lint style types docs notebooks python clean
 
 quickstart: $(VENV)/.run
 	$(RUN) -m experiments.sweep --config=configs/sweeps/quickstart.py --workdir=$(WORKDIR) --out=$(WORKDIR)/table
@@ -33,8 +33,12 @@ accelerator:
 # Shapes and types of arrays, as annotated, are checked at every call of the library: a tenth of the tests' time.
 SHAPES := --jaxtyping-packages=seqboat,beartype.beartype
 
+# Types and tests side by side: mypy fills what two workers leave of two cores.
+test: style
+	@$(MAKE) --no-print-directory -j 2 types fast
+
 # Two workers, for test time is compile time of one thread; a file stays with one worker, and so do its fixtures.
-test: lint
+fast: $(VENV)/.dev
 	$(RUN) -m pytest -m "not slow and not breadth" -n 2 --dist loadfile
 
 test-breadth: $(VENV)/.dev
@@ -43,9 +47,13 @@ test-breadth: $(VENV)/.dev
 test-all: lint
 	$(RUN) -m pytest $(SHAPES)
 
-lint: $(VENV)/.dev
+lint: style types
+
+style: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+types: $(VENV)/.dev
 	$(RUN) -m mypy
 
 # Without jax: the API is read from the sources, not imported.
