@@ -39,7 +39,7 @@ test: style
 
 # Two workers, for test time is compile time of one thread; a file stays with one worker, and so do its fixtures.
 fast: $(VENV)/.dev
-	$(RUN) -m pytest -m "not slow and not breadth" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "not slow and not breadth" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-breadth: $(VENV)/.dev
 	$(RUN) -m pytest $(SHAPES) -m "breadth and not slow" -n 2 --dist loadfile

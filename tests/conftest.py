@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Test time is compile time, most of which makes code fast, and tiny programs need no fast code. Without LLVM's
@@ -15,6 +16,9 @@ os.environ["XLA_FLAGS"] = (
 import jax
 from absl import flags
 
+# A shell starts what it puts into the background with interrupts ignored, and processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tracing makes and drops small objects by the million: look for cycles among them less often.
 gc.set_threshold(50_000, 20, 50)
 # Eight devices, for what is split over them; everything else runs on the first.

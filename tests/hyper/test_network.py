@@ -41,11 +41,12 @@ def unconditioned(net):
 
 
 # The others are covered by test_low_rank_deltas_have_low_rank_and_full_ones_have_not,
+# test_one_chunk_of_a_leaf_is_a_full_head_on_the_trunk_of_code_and_embedding,
 # test_a_factor_of_one_changes_nothing_and_others_scale_columns and
 # test_one_piece_of_a_recurrent_head_is_one_step_of_an_lstm_cell.
 @pytest.mark.parametrize(
     ("head", "residual"),
-    grid(itertools.product(HEADS, (True, False)), ("scale", False), ("chunked", False)),
+    grid(itertools.product(HEADS, (True, False)), ("scale", False)),
 )
 def test_every_head_generates_what_the_target_computes_with(head, residual):
     if head == "scale" and not residual:

@@ -124,11 +124,11 @@ def uneven(size, seed=1):
 
 # Short pieces are computed in their places, longer ones packed.
 # The dense form streams in test_generate.py and test_carry.py, s4d in tests/ops/test_s4d.py.
-FAST = [("relative", 7), ("relative", 23)]
+FAST = ("relative", 7)
 EVERY = [(name, size) for name in CONFIGS for size in (7, 23) if (name, size) not in (("kernel", 7), ("never", 23))]
 
 
-@pytest.mark.parametrize(("name", "size"), grid(EVERY, *FAST))
+@pytest.mark.parametrize(("name", "size"), grid(EVERY, FAST))
 def test_streams_at_different_positions_equal_the_whole(name, size):
     assert 7 <= MAX_IN_PLACE_LENGTH < 23
     if case(name).learned:
