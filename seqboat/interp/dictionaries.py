@@ -31,7 +31,8 @@ FEW = 8
 def top_k(f: Features, k: int) -> Features:
     """The features of a row, given as numbers >= 0, that reach its k-th largest."""
     if k > FEW:
-        return _keep(f, _largest_bits(f, lambda kept: kept.sum(-1) >= k))
+        search = lambda f: _keep(f, _largest_bits(f, lambda kept: kept.sum(-1) >= k))
+        return jax.lax.cond(((f > 0).sum(-1) > k).any(), search, lambda f: f, f)  # rows of k or fewer keep all
     least = jnp.full((*f.shape[:-1], 1), jnp.inf)
     number = jnp.zeros(least.shape, jnp.int32)  # how many reach the least, as equal ones may be several
     for _ in range(k):
