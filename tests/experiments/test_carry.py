@@ -532,6 +532,7 @@ def another_text(tmp_path) -> Path:
 CHANGED = r"config\.task\.files\[0\]: 600 bytes, sha256 [0-9a-f]{12} -> 560 bytes, sha256 [0-9a-f]{12}"
 
 
+@pytest.mark.breadth  # test_resuming_on_other_data_says_so
 def test_an_evaluation_of_other_data_says_so(plain, another_text, capsys):
     result = evaluate_run(plain, data_dir=str(another_text.parent))
     (line,) = capsys.readouterr().err.splitlines()

@@ -555,6 +555,7 @@ def test_what_does_not_belong_together_is_refused(run, once, given, dictionary, 
     refused("no evaluation split 'tset'", run, given, split="tset")
 
 
+@pytest.mark.breadth  # test_what_cannot_be_compared_is_refused
 def test_another_runs_dictionary_is_refused(run, given, tiny, untrained, tmp_path):
     other = untrained(tiny({**VALUES, "seed": 3}), tmp_path / "o", step=4)
     refused(f"is of step 4 of {run}, not of step 4 of the run in {other}", other, given)

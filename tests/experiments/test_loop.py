@@ -179,6 +179,7 @@ def test_init_from_another_run(light, initial, tmp_path):
     assert not np.array_equal(initial(frozen).params["table"], second.params["table"])
 
 
+@pytest.mark.breadth  # test_init_from_another_run; test_resume.py
 def test_init_from_is_only_for_the_start(light, tmp_path):
     """A run that was stopped resumes from its own checkpoint, with the same command."""
     train(light({"train.steps": 2}), tmp_path / "other")
@@ -388,6 +389,7 @@ def test_not_a_number_stops_the_run_and_the_good_checkpoint_stays(light, tmp_pat
     assert saved(tmp_path)[-1] == 6
 
 
+@pytest.mark.breadth  # test_not_a_number_stops_the_run_and_the_good_checkpoint_stays
 def test_a_loss_that_is_not_a_number_at_the_very_first_step_is_said_to_be_the_loss(light, tmp_path):
     """Every gradient is not a number then, and naming one would lead astray."""
     with pytest.raises(UserError, match=r"finite at step 1: .*; there is no checkpoint yet; a lower") as caught:

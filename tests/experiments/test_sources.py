@@ -70,6 +70,7 @@ def test_preparing_again_writes_nothing(data_dir):
     assert shard(data_dir).stat().st_mtime_ns == before
 
 
+@pytest.mark.breadth  # test_tasks.py: test_the_number_of_processes_and_where_training_starts_change_no_batch
 def test_the_number_of_processes_changes_neither_examples_nor_order(tmp_path):
     """The files' bytes may differ: protobuf writes the features of an example in either order, run by run."""
     few = {"train": 300, "validation": 10, "test": 10}

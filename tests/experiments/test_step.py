@@ -180,6 +180,7 @@ def test_a_bad_step_leaves_the_state_as_it_was(light, initial, accumulate, spoil
         assert_equal(dataclasses.replace(state, step=before.step, bad_step=before.bad_step), before)
 
 
+@pytest.mark.breadth  # test_an_update_that_is_not_finite_changes_nothing
 def test_a_gradient_that_is_not_finite_is_a_bad_step_too(light, initial):
     """sqrt at zero: the loss is finite, its gradient is not."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import experiments
 from experiments.training.exports import write
@@ -18,6 +19,7 @@ PIECES = 5
 LAST = 10  # positions whose logits are kept
 
 
+@pytest.mark.breadth  # tests/experiments/test_exports.py: test_what_was_exported_is_loaded
 def test_the_same_logits_whole_and_in_pieces():
     run = experiments.load(MODEL)
     assert run.meta["versions"] == {"python": "3.11", "jax": "0.10.2"}

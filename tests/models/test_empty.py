@@ -51,7 +51,7 @@ def structure(tree):
     ("name", "kind"),
     grid(
         itertools.product(MODELS, KINDS),
-        ("language model", "dense"),  # packed: test_packing_of_nothing
+        # test_packing_of_nothing; tests/layers/test_battery.py has an empty sequence in every batch
     ),
 )
 def test_results_and_gradients_of_nothing_have_their_shapes(name, kind):

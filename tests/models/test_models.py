@@ -123,7 +123,9 @@ def classify(config, variables, inputs, lengths):
 LINEAR = dataclasses.replace(CLASSIFIER, head="linear", sinusoid=False)
 
 
-@pytest.mark.parametrize("config", grid((CLASSIFIER, LINEAR), CLASSIFIER))
+# tests/layers/test_battery.py: test_batch_mates_change_nothing; test_sparse_activation.py:
+# test_nan_in_padding_reaches_no_real_element
+@pytest.mark.parametrize("config", grid((CLASSIFIER, LINEAR)))
 def test_classification_depends_on_the_real_symbols_of_its_sequence_alone(config):
     inputs = tokens()
     variables = random_like(shapes(Classifier(config), inputs, LENGTHS))

@@ -71,6 +71,7 @@ def decide(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack(logits)
 
 
+@pytest.mark.breadth  # test_logits_of_every_pair; test_pairs_do_not_see_each_other
 def test_features_are_those_of_two_documents_encoded_alone():
     """Also when the documents of a pair change places."""
     inputs = pairs()
