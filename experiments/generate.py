@@ -36,14 +36,16 @@ _TOKENS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _BATCH = flags.DEFINE_integer("batch", 1, "Number of samples to generate.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Sampling temperature; 0 always takes the likeliest byte.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Sample from the K likeliest bytes only.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the smallest set of bytes with at least this total probability.")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Sampling temperature; 0 always takes the likeliest byte or token."
+)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Sample from the K likeliest bytes or tokens only.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the smallest set with at least this total probability.")
 _PARAMETER_DTYPE = cli.define_parameter_dtype()
 _FORCE = flags.DEFINE_list("force", [], "Codes that a run with codebooks takes at every byte, as SITE:LAYER:CODE.")
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 # What a model of tokens in two stages does not read.
-_OF_BYTES = (_PROMPT, _BYTES, _TEMPERATURE, _TOP_K, _TOP_P, _PARAMETER_DTYPE, _FORCE)
+_OF_BYTES = (_PROMPT, _BYTES, _PARAMETER_DTYPE, _FORCE)
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
         kind = f"{_WORKDIR.value} holds a model of tokens in two stages, which draws whole sequences as they come"
         for flag in _OF_BYTES:
             require(not flag.present, f"--{flag.name}: {kind}; remove --{flag.name}")
-        for row in draw_tokens(run, batch=batch, count=_TOKENS.value, seed=sampling.seed):
+        for row in draw_tokens(run, sampling, batch=batch, count=_TOKENS.value):
             print(*row.tolist())
         print(f"step {run.step}", file=sys.stderr)
         return

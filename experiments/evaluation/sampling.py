@@ -32,7 +32,9 @@ PIECE = 256
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """Samples from softmax(logits / temperature), restricted to the `top_k` likeliest symbols and to the smallest set
-    with total probability `top_p`. Temperature 0 takes the likeliest. Symbol 0, the padding, is never drawn."""
+    with total probability `top_p`. Temperature 0 takes the likeliest. Symbol 0, the padding, is never drawn.
+
+    A model in two stages draws labels and then the symbols of its labels, and each draw is restricted by itself."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -54,17 +56,24 @@ class Sampling:
         logits = logits.at[:, 0].set(-jnp.inf)
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1)
-        logits = self.keep(logits / self.temperature)
+        logits = self.restrict(logits)
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(logits)))
         return jax.vmap(jax.random.categorical)(keys, logits)
 
-    def keep(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    def restrict(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+        """The logits of the distribution that is drawn from: of temperature 0, of the likeliest alone."""
+        if self.temperature == 0:
+            return jnp.where(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool), 0.0, -jnp.inf)
+        return self.keep(logits / self.temperature)
+
+    def keep(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
         """The logits, with -inf for symbols excluded by `top_k` and `top_p`; ties are kept or excluded together."""
         ordered = -jnp.sort(-logits, axis=-1)
-        if self.top_k is not None and self.top_k < logits.shape[1]:
-            logits = jnp.where(logits >= ordered[:, self.top_k - 1, None], logits, -jnp.inf)
-            ordered = jnp.where(jnp.arange(ordered.shape[1])[None] < self.top_k, ordered, -jnp.inf)
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = jnp.where(logits >= ordered[..., self.top_k - 1, None], logits, -jnp.inf)
+            first = jnp.expand_dims(jnp.arange(ordered.shape[-1]) < self.top_k, range(ordered.ndim - 1))
+            ordered = jnp.where(first, ordered, -jnp.inf)
         if self.top_p < 1:
             probability = jax.nn.softmax(ordered, axis=-1)
             before = jnp.cumsum(probability, axis=-1) - probability
@@ -107,9 +116,9 @@ def generate(
     return _generate(model, variables, byte_ids(prompt), sampling, batch, count, _initial_state(model))
 
 
-def draw_tokens(run: Run, *, batch: int, count: int | None, seed: int) -> Int[np.ndarray, "B N"]:
+def draw_tokens(run: Run, sampling: Sampling, *, batch: int, count: int | None) -> Int[np.ndarray, "B N"]:
     """`count` tokens of each of `batch` sequences of a model in two stages, which follow the first symbol of its task,
-    by default as many as its sequences have. Drawn from the model's own distribution. Raises UserError."""
+    by default as many as its sequences have. Raises UserError."""
     module, config = read_task(read_config(run.values))
     name = module.__name__.rpartition(".")[2]
     require(
@@ -117,8 +126,8 @@ def draw_tokens(run: Run, *, batch: int, count: int | None, seed: int) -> Int[np
     )
     _initial_state(run.model)
     begin = jnp.full(batch, config.begin, jnp.int32)
-    key = jax.random.key(Sampling(seed=seed).seed)
-    return np.asarray(coarse_to_fine.sample(run.model, run.variables, begin, key, count or config.length - 1))
+    key, count = jax.random.key(sampling.seed), count or config.length - 1
+    return np.asarray(coarse_to_fine.sample(run.model, run.variables, begin, key, count, sampling.restrict))
 
 
 def make_step(model: LanguageModel, sampling: Sampling) -> Any:

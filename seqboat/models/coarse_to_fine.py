@@ -13,7 +13,7 @@ neighbouring tokens. Words of a language are not like that.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -159,11 +159,17 @@ def label(symbols: Int[Array, "*N"], clusters: Clusters) -> Int[Array, "*N"]:
     return table.at[symbols].get(mode="fill", fill_value=-1, wrap_negative_indices=False)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def sample(
-    model: CoarseToFine, variables: Mapping[str, Any], begin: Int[Array, "B"], key: Array, count: int
+    model: CoarseToFine,
+    variables: Mapping[str, Any],
+    begin: Int[Array, "B"],
+    key: Array,
+    count: int,
+    restrict: Callable[[Float[Array, "*B K"]], Float[Array, "*B K"]] = lambda logits: logits,
 ) -> Int[Array, "B N"]:
-    """Draws `count` symbols for each of B sequences after their first symbol, from the model's own distribution.
+    """Draws `count` symbols for each of B sequences after their first symbol, from the model's own distribution, or
+    from that of the logits of labels, and of the symbols of a label, as `restrict` changes them.
 
     One pass of the first stage per label, over K clusters, then one pass of the second over all labels. Raises
     ValueError for a model that cannot be streamed.
@@ -173,13 +179,13 @@ def sample(
     def step(before, key):
         labels, state = before
         logits, state = model.apply(variables, labels[:, None], jnp.ones_like(labels), state, method="stream_labels")
-        drawn = jax.random.categorical(key, logits[:, 0]).astype(labels.dtype)
+        drawn = jax.random.categorical(key, restrict(logits[:, 0])).astype(labels.dtype)
         return (drawn, state), drawn
 
     start = (label(begin, model.config.clusters), model.initial_state(len(begin)))
     labels = jax.lax.scan(step, start, jax.random.split(for_labels, count))[1].T
     symbols: Any = model.apply(variables, labels, method="symbols_given")
-    choice = jax.random.categorical(for_symbols, symbols)
+    choice = jax.random.categorical(for_symbols, restrict(symbols))
     return jnp.asarray(members(model.config.clusters))[labels, choice]
 
 

@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "--prompt: {tmp}/codes holds a model of tokens in two stages, which draws whole sequences as they come; remove "
         "--prompt",
     ),
-    "temperature of tokens": (["--workdir={tmp}/codes", "--temperature=0.5"], "as they come; remove --temperature"),
+    "bytes of tokens": (["--workdir={tmp}/codes", "--bytes=5"], "as they come; remove --bytes"),
     "batch": ([*ASKED, "--batch=0"], "--batch=0"),
     "step": ([*ASKED, "--step=7"], "there is no checkpoint of step 7 in {tmp}/credit_router/checkpoints"),
 }
@@ -266,7 +266,7 @@ def test_the_program_prints_whole_sequences(folder, monkeypatch, capsys):
     run = load_generator(folder / "codes")
     expected = coarse_to_fine.sample(run.model, run.variables, jnp.full(3, 1, jnp.int32), jax.random.key(5), 5)
     assert len({tuple(row) for row in expected.tolist()}) == 3
-    assert draw_tokens(run, batch=3, count=None, seed=5).tolist() == expected.tolist()
+    assert draw_tokens(run, Sampling(seed=5), batch=3, count=None).tolist() == expected.tolist()
     program = load_program("generate")
     flags = {"workdir": str(folder / "codes"), "batch": 3, "tokens": 5, "seed": 5, "prompt": b"", "bytes": 500}
     for name, value in flags.items():
@@ -284,14 +284,14 @@ def test_the_program_prints_whole_sequences(folder, monkeypatch, capsys):
         program.main()
     other = dataclasses.replace(run, values=mqar.get_config().to_dict())
     with pytest.raises(UserError, match=r"^config\.task\.name='mqar': its sequences have no known first symbol"):
-        draw_tokens(other, batch=1, count=None, seed=0)
+        draw_tokens(other, Sampling(), batch=1, count=None)
 
 
 @pytest.mark.breadth  # test_the_program_prints_whole_sequences
 def test_a_process_prints_whole_sequences(results, folder):
     run = load_generator(folder / "codes")
     rows = [list(map(int, line.split())) for line in results["tokens"].out.splitlines()]
-    assert rows == draw_tokens(run, batch=3, count=5, seed=5).tolist()
+    assert rows == draw_tokens(run, Sampling(seed=5), batch=3, count=5).tolist()
     assert results["tokens"].err == "step 0\n"
 
 

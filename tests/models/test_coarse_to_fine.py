@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.common.errors import UserError
+from experiments.evaluation.sampling import Sampling
 from experiments.tasks import codes, induction
 from experiments.training.footprint import step_flops
 from experiments.training.models import build_model, encodes_inputs
@@ -23,6 +24,7 @@ from seqboat.parallel.rules import SINGLE_DEVICE
 from tests.helpers import assert_close, random_like
 
 V, CLUSTERS = 6, (0, 1, 1, 2, 2, 2)
+OF = ((0, -1, -1), (1, 2, -1), (3, 4, 5))  # the symbols of every cluster
 LAYER = LayerConfig(8, 4, 6, mixer=elman.Config(), window_size=3, causal=True, activation="never", max_positions=8)
 CONFIG = CoarseToFineConfig(EncoderConfig(LAYER, 1, remat="none"), V, CLUSTERS)
 # Every sequence of three symbols after a first one.
@@ -103,6 +105,18 @@ def test_samples_have_these_probabilities(logits):
     assert abs(chi_squared - freedom) < 4 * np.sqrt(2 * freedom)
     again = sample(model, variables, jnp.zeros(count, jnp.int32), jax.random.key(1), 3)
     np.testing.assert_array_equal(again, drawn)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=1)], ids=["temperature", "top_k"])
+def test_the_likeliest_labels_get_their_likeliest_symbols(computed, sampling):
+    _, coarse, fine = map(np.asarray, computed)
+    model, variables = make()
+    drawn = np.asarray(sample(model, variables, jnp.zeros(2, jnp.int32), jax.random.key(1), 3, sampling.restrict))
+    (row,) = np.flatnonzero((ALL[:, 1:] == drawn[0]).all(1))
+    labels = coarse[row, :-1].argmax(-1)
+    assert labels.tolist() == [CLUSTERS[symbol] for symbol in drawn[0]]
+    symbols = np.asarray(OF)[labels, fine[row].argmax(-1)]
+    np.testing.assert_array_equal(drawn, [symbols, symbols])
 
 
 # tests/models/test_heads.py: a_factored_head_is_a_plain_one_in_the_limits.
