@@ -53,10 +53,7 @@ class Sampling:
 
     def draw(self, logits: Float[Array, "B V"], number: Int[Array, ""]) -> Int[Array, "B"]:
         """Symbol `number` of every sample: a function of the seed, `number`, and the sample's index."""
-        logits = logits.at[:, 0].set(-jnp.inf)
-        if self.temperature == 0:
-            return jnp.argmax(logits, axis=-1)
-        logits = self.restrict(logits)
+        logits = self.restrict(logits.at[:, 0].set(-jnp.inf))
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(len(logits)))
         return jax.vmap(jax.random.categorical)(keys, logits)
