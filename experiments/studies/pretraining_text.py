@@ -9,8 +9,8 @@ from typing import Any
 from experiments.studies import pretraining
 
 FOLDER, ROWS = "probes", True
-ARMS = ("random_encoder", "from_scratch", "cae", "cae_fine_tuned")
+ARMS = ("raw_inputs", "random_encoder", "from_scratch", "cae", "cae_fine_tuned")
 
 
-def study(save: Callable[[dict[str, Any]], None], *, seeds: range = range(3)) -> None:
+def study(save: Callable[[dict[str, Any]], None], *, seeds: range = range(5)) -> None:
     pretraining.compare("text", ARMS, save, seeds=seeds)
