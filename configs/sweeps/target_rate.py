@@ -9,10 +9,9 @@ point.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import digits
 from configs.lm import bytes as text
 from configs.synthetic import selective_copy
-from configs.variants import apply_variant
 
 RATES = (0.1, 0.25, 0.5, 0.75)
 
@@ -23,7 +22,8 @@ def get_config(data: str = "copying"):
 
 
 def _arm(data: str, rate: float) -> ConfigDict:
-    config = {"copying": _copying, "digits": _digits}.get(data, lambda: _bytes(data))()
+    recipes = {"copying": _copying, "digits": lambda: digits.get_config("credit_router")}
+    config = recipes.get(data, lambda: _bytes(data))()
     config.model.router.update(target_rate=rate, rate_control="exact")
     steps = config.train.steps
     config.train.update(log_every=100, evaluate_every=steps, checkpoint_every=steps)
@@ -33,17 +33,6 @@ def _arm(data: str, rate: float) -> ConfigDict:
 def _copying() -> ConfigDict:
     config = selective_copy.get_config("credit_router")
     config.train.steps = 1200
-    return config
-
-
-def _digits() -> ConfigDict:
-    config = base.get_config()
-    config.task.update(name="digits", length=64)
-    config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=16, max_positions=64)
-    config.model.update(block_size=64, remat="none")
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=100)
-    config.train.update(steps=800, batch_size=32)
-    apply_variant(config, "credit_router", tiny=lambda config: None)
     return config
 
 

@@ -35,13 +35,15 @@ WHERE = "config.objectives.guidance"
 class Config:
     """The guide is the model of `run`, a work directory, with its best parameters; or one `like` a group as
     `config.model`, not trained, of the task's sizes. It guides the first share `until` of the steps, by `rows` elements
-    of a batch, or all if there are fewer."""
+    of a batch, or all if there are fewer. With `shuffled` the guide's elements are in another order than the target's,
+    so that what it knows of each is lost: a control."""
 
     run: str | None = None
     like: dict | None = None
     weight: float = 1.0
     until: float = 0.2
     rows: int = 256
+    shuffled: bool = False
 
     def __post_init__(self):
         if (self.run is None) == (self.like is None):
@@ -99,8 +101,9 @@ class Objective:
             inputs, lengths = batch["inputs"], batch["lengths"]
             _, found = self.model.apply(frozen, inputs, lengths, mutable=["taps"])
             chosen, valid = draw_rows(key, lengths, inputs.shape[1], self.config.rows)
-            take = lambda layers: layers.reshape(len(layers), -1, layers.shape[-1])[:, chosen]
-            own, guide = take(own), jax.lax.stop_gradient(take(_layers(found["taps"])))
+            other = shift(chosen, valid) if self.config.shuffled else chosen
+            take = lambda layers, rows: layers.reshape(len(layers), -1, layers.shape[-1])[:, rows]
+            own, guide = take(own, chosen), jax.lax.stop_gradient(take(_layers(found["taps"]), other))
             here, there = pairs(len(own), len(guide))
             return (1 - jax.vmap(lambda x, y: cka(x, y, valid=valid))(own[here], guide[there])).sum()
 
@@ -111,12 +114,18 @@ class Objective:
 
 
 def draw_rows(key: Array, lengths: Array, length: int, rows: int) -> tuple[Array, Bool[Array, "N"]]:
-    """Indices of elements of the flattened batch (B L), different ones, and which of them are valid: all, unless the
-    batch has fewer valid ones."""
+    """Indices of elements of the flattened batch (B L), different ones in random order, and which of them are valid:
+    all, unless the batch has fewer valid ones, which come first then."""
     valid = (jnp.arange(length)[None] < lengths[:, None]).reshape(-1)
     score = jnp.where(valid, jax.random.uniform(key, valid.shape), -1)
     _, chosen = jax.lax.top_k(score, min(rows, len(valid)))
     return chosen, valid[chosen]
+
+
+def shift(chosen: Array, valid: Bool[Array, "N"]) -> Array:
+    """For every valid one of `draw_rows` another valid one, if there are two."""
+    count = valid.sum()
+    return chosen[(jnp.arange(len(chosen)) + count // 2) % jnp.maximum(count, 1)]
 
 
 def pairs(layers: int, guide: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from test_resume import assert_same_run
 from configs import base
 from configs.synthetic import mqar
 from experiments.common.errors import UserError
-from experiments.objectives.guidance import Config, Objective, draw_rows, pairs
+from experiments.objectives.guidance import Config, Objective, draw_rows, pairs, shift
 from experiments.training import objectives
 from experiments.training.experiment import build
 from experiments.training.loop import train
@@ -178,6 +178,9 @@ def test_a_guide_of_another_vocabulary_and_an_unknown_objective_are_refused(guid
 def test_rows_are_different_valid_elements_and_layers_are_spread_evenly():
     chosen, valid = jax.jit(draw_rows, static_argnums=(2, 3))(jax.random.key(0), np.array([5, 0, 3]), 6, 10)
     assert sorted(np.asarray(chosen)[np.asarray(valid)]) == [0, 1, 2, 3, 4, 12, 13, 14]
+    shuffled = np.asarray(jax.jit(shift)(chosen, valid))[:8]
+    assert sorted(shuffled) == [0, 1, 2, 3, 4, 12, 13, 14]
+    assert not (shuffled == np.asarray(chosen)[:8]).any()
     assert [list(zip(*map(np.ndarray.tolist, pairs(*n)), strict=True)) for n in ((4, 2), (2, 3))] == [
         [(0, 0), (1, 0), (2, 1), (3, 1)],
         [(0, 0), (0, 1), (1, 2)],

@@ -54,7 +54,8 @@ def test_every_arm_has_its_own_encoder(monkeypatch):
 
     seen.clear()
     pretraining_text.study(save, seeds=range(1))
-    assert seen == [("probe", "random"), ("whole", "trained"), ("probe", cae), ("whole", f"trained from {cae}")]
+    probes = [("probe", params) for params in (None, "random", cae)]
+    assert seen == [*probes[:2], ("whole", "trained"), probes[2], ("whole", f"trained from {cae}")]
 
 
 def test_a_probe_sees_the_mean_of_the_encoders_outputs():

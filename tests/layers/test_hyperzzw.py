@@ -1,5 +1,7 @@
 """HyperZZW against its equations in float64; the contract of a mixer is tested in test_mixers.py."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,16 @@ def test_it_is_the_sum_of_its_equations(causal):
             size = CONFIG.kernel_size
             expected = reference(past, own, size) + reference(future, own[::-1], size)[::-1]
         assert_close(y[row, :length], expected)
+
+
+def test_without_context_it_is_a_convolution_with_the_kernel():
+    module = dataclasses.replace(CONFIG, context=False).make(True, SINGLE_DEVICE)
+    x, valid = normal(0, 1, LENGTH, WIDTH), jnp.ones((1, LENGTH), bool)
+    variables = random_like(jax.eval_shape(module.init, jax.random.key(0), x, valid))
+    kernel = kernel_of(jax.tree.map(np.asarray, variables["params"]), CONFIG.kernel_size)
+    z = np.asarray(x[0]) / np.sqrt(np.square(x[0]).mean(-1, keepdims=True) + 1e-6)
+    expected = np.stack([np.convolve(z[:, d], kernel[:, d])[:LENGTH] for d in range(WIDTH)], -1)
+    assert_close(jax.jit(module.apply)(variables, x, valid), expected[None])
 
 
 def test_the_sign_of_the_inputs_is_lost():

@@ -25,12 +25,14 @@ EPSILON = 1e-6
 @dataclasses.dataclass(frozen=True)
 class Config(MixerConfig):
     """The kernel has `kernel_size` K lags, at coordinates from -1 to 1; it is made by a slow network of `slow_layers`
-    hidden layers of width `slow_width`, whose sines turn up to about 6 `frequency` times from lag 0 to K."""
+    hidden layers of width `slow_width`, whose sines turn up to about 6 `frequency` times from lag 0 to K. Without
+    `context` the kernel is that of the lag alone, the same for all inputs: a control."""
 
     kernel_size: int = 1024
     slow_width: int = 16
     slow_layers: int = 2
     frequency: float = 10.0
+    context: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,7 +76,7 @@ def slow_kernel(params: Params, config: Config, lags: int) -> Float[Array, "lags
 
 
 class HyperZZW(Mixer):
-    """x (B, L, D) -> y_t = sum over l <= t of w_l z_{t-l},  w_l = k_l z_l,  for l < K.
+    """x (B, L, D) -> y_t = sum over l <= t of w_l z_{t-l},  w_l = k_l z_l,  for l < K; without context w_l = k_l.
 
     z is x divided by the root mean square of its channels, in both factors, and zero where not valid. k_l is the
     kernel of `slow_kernel`. y is quadratic in z, and not equivariant to shifts: l is both a lag and a position. At the
@@ -112,6 +114,9 @@ class HyperZZW(Mixer):
         order = jnp.where(valid, valid.sum(1)[:, None] - 1 - jnp.arange(x.shape[1])[None], 0)[..., None]
         z = jnp.where(valid[..., None], jnp.take_along_axis(z, order, axis=1), 0) if reverse else z
         kernel = slow_kernel(params, self.config, min(self.config.kernel_size, x.shape[1]))
-        weights = z[:, : len(kernel)] * kernel[None]
-        y = jax.vmap(lambda z, w: fft_convolve(z[None], w.T)[0])(z, weights)
+        if self.config.context:
+            weights = z[:, : len(kernel)] * kernel[None]
+            y = jax.vmap(lambda z, w: fft_convolve(z[None], w.T)[0])(z, weights)
+        else:
+            y = fft_convolve(z, kernel.T)
         return (jnp.take_along_axis(y, order, axis=1) if reverse else y), None
