@@ -2,7 +2,8 @@
 
 Times forward and backward passes of our layers at given activation rates, against their always-active and no-attention
 forms, a transformer layer of equal width, and the published PyTorch layer if --published gives its authors' standalone
-file (renll/SeqBoat; it is executed, and needs torch and einops). All are timed in turn, in one process.
+file (renll/SeqBoat; it is executed, and needs torch and einops). All are timed in turn, in one process. The suite
+mixers also times what --sources has: clones of NicolasZucchet/minimal-LRU, lindermanlab/S5 and state-spaces/mamba.
 --layer=dtype=bfloat16,blocks_per_iteration=32 changes fields of every case's layer, --batch and --length its size.
 docs/performance.md describes the suites.
 """
@@ -30,6 +31,7 @@ _BATCH = flags.DEFINE_integer("batch", None, "Batch size of every case.", lower_
 _LENGTH = flags.DEFINE_integer("length", None, "Sequence length of every case.", lower_bound=1)
 _DEPTH = flags.DEFINE_integer("depth", None, "Layers of a model, in suites of models.", lower_bound=1)
 _PUBLISHED = flags.DEFINE_string("published", None, "Path of the published standalone PyTorch file to compare with.")
+_SOURCES = flags.DEFINE_string("sources", None, "Directory of clones to compare mixers with (suite mixers).")
 _FORMS = flags.DEFINE_bool(
     "forms", True, "Also time layers with attention everywhere and without, in suites of layers."
 )
@@ -54,6 +56,7 @@ def main() -> None:
         rounds=_ROUNDS.value or 1,
         seconds=_SECONDS.value or 0.0,
         published=Path(_PUBLISHED.value) if _PUBLISHED.value else None,
+        sources=Path(_SOURCES.value) if _SOURCES.value else None,
         forms=bool(_FORMS.value),
         transformer=bool(_TRANSFORMER.value),
         changes=changes,

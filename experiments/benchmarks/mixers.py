@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import contenders, kernels
+from experiments.benchmarks import contenders, kernels, sources
 from experiments.benchmarks.cases import Data
 from experiments.benchmarks.settings import Row, Settings
 from seqboat.layers import mixers, transformer
+from seqboat.layers.mixers import ssd
+from seqboat.ops.ssd import chunked
 from seqboat.parallel.rules import SINGLE_DEVICE
 
 BATCH, LENGTH, WIDTHS = 16, 512, (64, 128)
@@ -28,12 +30,19 @@ TORCH = {"elman": "RNN", "gru": "GRU", "lstm": "LSTM"}
 
 def suite(settings: Settings) -> Iterator[Row]:
     """Causal, forward and backward, at two widths: each mixer, with the recurrent layers of flax and, where it is
-    installed, of PyTorch; and our transformer block, with a layer around `jax.nn.dot_product_attention`."""
+    installed, of PyTorch; and our transformer block, with a layer around `jax.nn.dot_product_attention`. With --sources
+    also the sources of LRU and S5, and for SSD our operator beside ssd_minimal."""
     batch, length = settings.changes.batch or BATCH, settings.changes.length or LENGTH
     for width in WIDTHS:
         data = kernels.signal(batch, length, width)
         for name in NAMES:
-            yield from _rows(settings, name, data, {"seqboat": _ours(name, data), **_others(name, data)})
+            others = _others(name, data)
+            if settings.sources and name in ("lru", "s5"):
+                others["source"] = sources.runner(settings.sources, name, data)
+            yield from _rows(settings, name, data, {"seqboat": _ours(name, data), **others})
+        if settings.sources:
+            operators = {"seqboat": _operator(data), "ssd_minimal": sources.runner(settings.sources, "ssd", data)}
+            yield from _rows(settings, "ssd operator", data, operators)
         yield from _rows(settings, "transformer", data, _transformers(data))
 
 
@@ -60,6 +69,15 @@ def _ours(name: str, data: Data) -> Callable[[], object]:
     module = config.make(True, SINGLE_DEVICE)
     variables = jax.jit(module.init)(jax.random.key(0), data.x, data.valid)
     return contenders.Gradient(lambda variables, x: module.apply(variables, x, data.valid), data).runner(variables).run
+
+
+def _operator(data: Data) -> Callable[[], object]:
+    """Of SSD, without what is dense around it."""
+    config, operands = ssd.Config(), sources.operands(data)
+    state = jnp.zeros((len(data.x), *operands[0].shape[2:], config.state_size))
+    loss = lambda *operands: chunked(*operands, state, config.chunk_size)[0].sum()
+    program = jax.jit(jax.grad(loss, range(4))).lower(*operands).compile()
+    return lambda: contenders.wait(program, *operands)
 
 
 def _others(name: str, data: Data) -> dict[str, Callable[[], object]]:

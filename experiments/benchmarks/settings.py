@@ -38,15 +38,17 @@ class Changes:
 
 @dataclass(frozen=True)
 class Settings:
-    """Cases and rates; minimum rounds and seconds per comparison; the published file; whether to time the forms with
-    attention everywhere and without, and a transformer layer; what was changed in the cases, for suites that start
-    processes or have a case of their own; layers of a model; the directory of a profile."""
+    """Cases and rates; minimum rounds and seconds per comparison; the published file, and the directory of other
+    sources; whether to time the forms with attention everywhere and without, and a transformer layer; what was changed
+    in the cases, for suites that start processes or have a case of their own; layers of a model; the directory of a
+    profile."""
 
     cases: Mapping[str, Case]
     rates: tuple[float, ...]
     rounds: int
     seconds: float
     published: Path | None = None
+    sources: Path | None = None
     forms: bool = True
     transformer: bool = False
     changes: Changes = field(default_factory=Changes)
