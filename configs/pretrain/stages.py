@@ -27,7 +27,7 @@ def get_config(variant: str, task: dict, labels: int, sizes: Callable[[ConfigDic
     labelled = stage in ("probe", "fine_tune")
     config = base.get_config("classifier" if labelled else "context_autoencoder")
     config.model.update(layers=2, features=32, key_size=16, value_size=64)
-    config.model.update(activation="always", window_size=None, position="none", norm="layer", form="dense")
+    config.model.update(activation="always", window_size=None, position="none", norm="layer")
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", weight_decay=0.01)
     if labelled:
         config.task.update(**task, labels=labels)

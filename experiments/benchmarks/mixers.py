@@ -75,7 +75,7 @@ def _operator(data: Data) -> Callable[[], object]:
     """Of SSD, without what is dense around it."""
     config, operands = ssd.Config(), sources.operands(data)
     state = jnp.zeros((len(data.x), *operands[0].shape[2:], config.state_size))
-    loss = lambda *operands: chunked(*operands, state, config.chunk_size)[0].sum()
+    loss = lambda x, decay, b, c: chunked(x, decay, b, c, state, config.chunk_size)[0].sum()
     program = jax.jit(jax.grad(loss, range(4))).lower(*operands).compile()
     return lambda: contenders.wait(program, *operands)
 

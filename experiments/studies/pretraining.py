@@ -6,8 +6,8 @@ of it is fitted on the few labels that the seed draws; so is one of a random enc
 ("raw_inputs"). "cae_fine_tuned" trains the whole pretrained encoder on the same labels, "from_scratch" a random one.
 
 A probe is logistic regression (scikit-learn, C = 1) on the mean of the encoder's outputs, standardised by the labelled
-examples: it has one solution, so that no arm depends on how it is trained. The steps are those of `experiments.train`,
-under `jax.vmap` over seeds. The score is the accuracy on the first EVALUATED examples of the test split.
+examples: it has one solution, so that no arm depends on how it is trained. The steps are those of `experiments.train`.
+The score is the accuracy on the first EVALUATED examples of the test split.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def compare(recipe: str, arms: Sequence[str], save: Callable[[dict[str, Any]], N
         raise UserError("linear probes are scikit-learn's: pip install scikit-learn")
     get_config = importlib.import_module(f"configs.pretrain.{recipe}").get_config
     found: dict[str, Any] = {}
-    encoders: dict[str, Tree] = {}
+    encoders: dict[str, list[Tree]] = {}
     classifier = Runs(get_config("fine_tune").to_dict(), seeds)
     for arm in arms:
         began, values = time.monotonic(), classifier.values
@@ -58,86 +58,84 @@ def compare(recipe: str, arms: Sequence[str], save: Callable[[dict[str, Any]], N
             config = get_config(stage)
             config.model.update(changes)
             values = config.to_dict()
-            encoders[arm] = Runs(values, seeds).train().params
+            encoders[arm] = [state.params for state in Runs(values, seeds).train()]
         if arm == "from_scratch" or arm.endswith(TUNED):
             scores = classifier.accuracies(classifier.train(encoders.get(arm.removesuffix(TUNED))))
         else:
-            scores = classifier.probe(None if arm == "raw_inputs" else classifier.start(encoders.get(arm)).params)
+            started = [] if arm == "raw_inputs" else classifier.start(encoders.get(arm))
+            scores = classifier.probe([state.params for state in started] or None)
         found[arm] = row(values, seeds, scores)
         save(found)
         print(f"{arm}: {[round(score, 3) for score in scores]} after {time.monotonic() - began:.0f} s", flush=True)
 
 
 class Runs:
-    """Runs of one config from every seed, in one program."""
+    """Runs of one config from every seed, one after the other: under `vmap` loops of unknown length copy all that they
+    change, and a step takes up to four times as long."""
 
     def __init__(self, values: dict[str, Any], seeds: Sequence[int]):
         self.values, self.seeds = values, seeds
         self.experiments: list[Experiment] = [build({**values, "seed": seed}) for seed in seeds]
         functions = self.experiments[0].functions
-        self._seeds = jnp.array(seeds, jnp.uint32)
-        self._init = jax.jit(jax.vmap(functions.init))
-        self._train = jax.jit(jax.vmap(functions.train), donate_argnums=0)
-        self._evaluate = jax.jit(jax.vmap(functions.evaluate, (0, None)))
-        self._encode = jax.jit(jax.vmap(functools.partial(encode, self.experiments[0].model)))
+        self._init, self._evaluate = jax.jit(functions.init), jax.jit(functions.evaluate)
+        self._train = jax.jit(functions.train, donate_argnums=0)
+        self._encode = jax.jit(functools.partial(encode, self.experiments[0].model))
 
-    def start(self, encoder: Tree | None = None) -> TrainState:
-        """The first states, every leaf with an axis of seeds; `encoder` has the SELECTED parameters to start from."""
-        state = self._init(self._seeds)
-        own = {} if encoder is None else {name: jax.tree.map(jnp.copy, encoder[name]) for name in SELECTED}
-        return state.replace(params={**state.params, **own})
+    def start(self, encoders: Sequence[Tree] | None = None) -> list[TrainState]:
+        """The first state of every seed; `encoders` have the SELECTED parameters to start from."""
+        states = [self._init(np.uint32(seed)) for seed in self.seeds]
+        if encoders is None:
+            return states
+        own = ({name: jax.tree.map(jnp.copy, encoder[name]) for name in SELECTED} for encoder in encoders)
+        return [state.replace(params={**state.params, **each}) for state, each in zip(states, own, strict=True)]
 
-    def train(self, encoder: Tree | None = None) -> TrainState:
+    def train(self, encoders: Sequence[Tree] | None = None) -> list[TrainState]:
         """The last states."""
-        state = self.start(encoder)
-        loaders = [experiment.task.train_batches(0) for experiment in self.experiments]
-        for _ in range(self.values["train"]["steps"]):
-            state = self._train(state, together(loaders), self._seeds)
-        if (state.bad_step >= 0).any():
-            raise FloatingPointError(f"a run of {self.values['model']['name']} stopped being finite")
+        return [self._trained(*run) for run in zip(self.start(encoders), self.experiments, self.seeds, strict=True)]
+
+    def _trained(self, state: TrainState, experiment: Experiment, seed: int) -> TrainState:
+        for batch in itertools.islice(experiment.task.train_batches(0), self.values["train"]["steps"]):
+            state = self._train(state, batch, np.uint32(seed))
+        if state.bad_step >= 0:
+            raise FloatingPointError(f"seed {seed} of {self.values['model']['name']} stopped being finite")
         return state
 
-    def accuracies(self, state: TrainState) -> list[float]:
+    def accuracies(self, states: Sequence[TrainState]) -> list[float]:
         """Of every seed."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        sums = [jax.device_get(self._evaluate(variables, batch)["accuracy"]) for batch in self._tested()]
-        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), sums)
-        return means({"accuracy": total})["accuracy"]
+        return [self._accuracy({"params": state.params, "batch_stats": state.batch_stats}) for state in states]
 
-    def probe(self, params: Tree | None) -> list[float]:
+    def _accuracy(self, variables: Tree) -> float:
+        sums = (jax.device_get(self._evaluate(variables, batch)["accuracy"]) for batch in self._tested())
+        return means({"accuracy": functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), sums)})["accuracy"]
+
+    def probe(self, params: Sequence[Tree] | None) -> list[float]:
         """The accuracy of every seed's linear probe, of the inputs themselves without `params`."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        count, size = self.values["task"]["labels"], self.values["train"]["batch_size"]
-        loaders = [experiment.task.train_batches(0) for experiment in self.experiments]
-        known = self._features(params, [together(loaders) for _ in range(count // size)])
-        tests = (
-            {name: np.stack([array] * len(self.seeds)) for name, array in batch.items()} for batch in self._tested()
-        )
-        asked = self._features(params, list(tests))
-        fit = lambda x, y: make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(x, y)
-        return [fit(*own).score(*other) for own, other in zip(known, asked, strict=True)]
+        batches, scores = self.values["task"]["labels"] // self.values["train"]["batch_size"], []
+        for experiment, own in zip(self.experiments, params or [None] * len(self.seeds), strict=True):
+            known = self._features(own, itertools.islice(experiment.task.train_batches(0), batches))
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(*known)
+            scores.append(model.score(*self._features(own, self._tested())))
+        return scores
 
-    def _features(self, params: Tree | None, batches: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Features (N, D) and targets (N,) of every seed."""
-        parts = []
+    def _features(self, params: Tree | None, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        """Features (N, D) and targets (N,)."""
+        x, y = [], []
         for batch in batches:
-            inputs, lengths = batch["inputs"], batch["lengths"]
-            x = inputs.reshape(*inputs.shape[:2], -1) if params is None else self._encode(params, inputs, lengths)
-            parts.append((np.asarray(x), batch["targets"], batch["weights"] > 0))
-        x, y, real = (np.concatenate(part, 1) for part in zip(*parts, strict=True))
-        return [(x[seed][real[seed]], y[seed][real[seed]]) for seed in range(len(self.seeds))]
+            inputs, real = batch["inputs"], batch["weights"] > 0
+            features = (
+                inputs.reshape(len(inputs), -1) if params is None else self._encode(params, inputs, batch["lengths"])
+            )
+            x.append(np.asarray(features)[real])
+            y.append(batch["targets"][real])
+        return np.concatenate(x), np.concatenate(y)
 
     def _tested(self) -> Iterator[Batch]:
         batches = self.experiments[0].task.evaluation_batches("test")
         return itertools.islice(batches, -(-EVALUATED // self.values["train"]["batch_size"]))
-
-
-def together(loaders: Sequence[Iterator[Batch]]) -> Batch:
-    """The next batches of all seeds, in one."""
-    return jax.tree.map(lambda *rows: np.stack(rows), *map(next, loaders))
 
 
 def encode(model: Any, params: Mapping[str, Any], inputs: jax.Array, lengths: jax.Array) -> jax.Array:

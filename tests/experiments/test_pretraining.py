@@ -19,23 +19,30 @@ def test_every_arm_has_its_own_encoder(monkeypatch):
         def __init__(self, values, seeds):
             self.values, self.seeds = values, seeds
 
-        def start(self, encoder=None):
-            return SimpleNamespace(params=encoder or "random")
+        def start(self, encoders=None):
+            return [SimpleNamespace(params=params) for params in encoders or ["random"] * len(self.seeds)]
 
-        def train(self, encoder=None):
+        def train(self, encoders=None):
             model = self.values["model"]
             pretrained = (
                 f"align {model['align']}, {model['regressor_layers']} layers" if "align" in model else "trained"
             )
-            return SimpleNamespace(params=pretrained if encoder is None else f"{pretrained} from {encoder}")
+            starts = [pretrained] * len(self.seeds)
+            if encoders is not None:
+                starts = [f"{pretrained} from {encoder}" for encoder in encoders]
+            return [SimpleNamespace(params=params) for params in starts]
 
         def probe(self, params):
-            seen.append(("probe", params))
+            seen.append(("probe", params and one(params)))
             return [0.5, 0.75]
 
-        def accuracies(self, state):
-            seen.append(("whole", state.params))
+        def accuracies(self, states):
+            seen.append(("whole", one([state.params for state in states])))
             return [1.0, 1.0]
+
+    def one(values):
+        (value,) = set(values)
+        return value
 
     monkeypatch.setattr(pretraining, "Runs", Fake)
     seen: list = []
