@@ -17,7 +17,7 @@ def get_config(variant: str = "paper"):
     config.task.update(name="gliding_digits", length=8, size=16, wrap=False, answer="clip")
     config.task.update(train_examples=20_000, test_examples=2_000, data_seed=0)
     config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=8, max_positions=8)
-    config.model.update(block_size=64, causal=True, norm="layer", form="dense")
+    config.model.update(block_size=64, causal=True, norm="layer")
     config.optimizer.update(learning_rate=4e-3, schedule="cosine", warmup_steps=50, weight_decay=0.01)
     config.train.update(steps=1500, batch_size=64, log_every=100, evaluate_every=500, checkpoint_every=500)
     names = variant.split(",")
