@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,33 +81,20 @@ class Config(SlotConfig):
         return walk / count + math.log2(self.choices)
 
 
-class Task(SlotTask):
+class CodesTask(SlotTask):
     """Inputs (B, L) are the begin symbol and the codes, targets the codes and a 0 that has no weight. So a model that
     looks ahead sees its targets: it takes a causal one, or one whose logits are an exact likelihood all the same.
 
     Metrics: `bits_per_token`, the mean of -log2 p; and in evaluations its parts, `bits_coarse` of the cluster of a code
-    and `bits_fine` of a code in its cluster, and `excess`, the bits above the entropy of the source.
+    and `bits_fine` of a code in its cluster.
     """
 
     selection_metric = "bits_per_token"
     higher_is_better = False
     baseline_name = "the frequencies of codes"
 
-    def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
-        self.successors, self.choices = tables(config)
+    def __init__(self, config: Any, **batching: int):
         super().__init__(config, chance=float("nan"), **batching)
-
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        config, count = self.config, self.config.length - 1
-        taken = rng.integers(config.edges, size=count - 1)
-        walk = [int(rng.integers(config.coarse))]
-        for edge in taken.tolist():
-            walk.append(int(self.successors[walk[-1], edge]))
-        at_end = [config.edges]
-        context = np.concatenate([taken, at_end] if config.neighbour == "next" else [at_end, taken])
-        fine = self.choices[walk, context, rng.integers(config.choices, size=count)]
-        codes = FIRST_CODE + np.array(walk) * config.fine + fine
-        return np.concatenate([[BEGIN], codes]), np.concatenate([codes, [0]])
 
     def loss(self, output: Logits, batch: Mapping[str, Array]) -> tuple[Scalar, Scalar, Sums]:
         """No accuracy: a model of two stages has seen the cluster of a target when it scores the codes in it."""
@@ -118,8 +105,8 @@ class Task(SlotTask):
         weights, targets = batch["weights"], batch["targets"]
         within_cluster = log_softmax_within(output.logits, self.config.clusters)
         fine = -jnp.take_along_axis(within_cluster, targets[..., None], axis=-1)[..., 0] / math.log(2)
-        whole = cross_entropy(output.logits, targets) / math.log(2)
-        parts = {"bits_coarse": whole - fine, "bits_fine": fine, "excess": whole - self.config.entropy}
+        coarse = cross_entropy(output.logits, targets) / math.log(2) - fine
+        parts = {"bits_coarse": coarse, "bits_fine": fine}
         return {name: (jnp.sum(weights * part), jnp.sum(weights)) for name, part in parts.items()}
 
     def baseline(self, split: str) -> dict[str, float]:
@@ -129,11 +116,40 @@ class Task(SlotTask):
         share = counts[counts > 0] / counts.sum()
         return {"bits_per_token": float(-(share * np.log2(share)).sum())}
 
+
+class Task(CodesTask):
+    """In evaluations also `excess`, the bits above the entropy of the source."""
+
+    def __init__(self, config: Config, *, data_dir: str | None = None, **batching: int):
+        self.successors, self.choices = tables(config)
+        super().__init__(config, **batching)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        config, count = self.config, self.config.length - 1
+        taken = rng.integers(config.edges, size=count - 1)
+        walk = [int(rng.integers(config.coarse))]
+        for edge in taken.tolist():
+            walk.append(int(self.successors[walk[-1], edge]))
+        at_end = [config.edges]
+        context = np.concatenate([taken, at_end] if config.neighbour == "next" else [at_end, taken])
+        fine = self.choices[walk, context, rng.integers(config.choices, size=count)]
+        return example(FIRST_CODE + np.array(walk) * config.fine + fine)
+
+    def evaluation_metrics(self, output: Logits, batch: Mapping[str, Array]) -> Sums:
+        parts = super().evaluation_metrics(output, batch)
+        (coarse, weight), (fine, _) = parts["bits_coarse"], parts["bits_fine"]
+        return {**parts, "excess": (coarse + fine - weight * self.config.entropy, weight)}
+
     def symbol(self, number: int) -> str:
         """A code is CLUSTER.CODE, the begin symbol an arrow."""
         if number < FIRST_CODE:
             return "→ " if number == BEGIN else "∅ "
         return "{}.{} ".format(*divmod(number - FIRST_CODE, self.config.fine))
+
+
+def example(codes: Int[np.ndarray, "L-1"]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (L,)."""
+    return np.concatenate([[BEGIN], codes]), np.concatenate([codes, [0]])
 
 
 def tables(config: Config) -> tuple[Int[np.ndarray, "K edges"], Int[np.ndarray, "K contexts choices"]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from experiments.common.errors import UserError
 from experiments.tasks.base import ClassificationConfig, ClassificationTask
@@ -47,14 +48,19 @@ class Task(ClassificationTask):
         super().__init__(config, sources, **batching)
 
     def encode(self, example: tuple[np.ndarray, int]) -> np.ndarray:
-        count = math.isqrt(self.config.length) if self.config.patches else None
         picture = example[0]
-        if count:
-            picture = picture.reshape(count, 8 // count, count, 8 // count).swapaxes(1, 2)
+        if self.config.patches:
+            return squares(picture, math.isqrt(self.config.length))
         return picture.reshape(self.config.length, -1)
 
     def label(self, example: tuple[np.ndarray, int]) -> int:
         return example[1]
+
+
+def squares(pictures: Float[np.ndarray, "*N 64"], count: int) -> Float[np.ndarray, "*N squares pixels"]:
+    """`count` by `count` squares, row by row."""
+    rows = pictures.reshape(*pictures.shape[:-1], count, 8 // count, count, 8 // count)
+    return rows.swapaxes(-3, -2).reshape(*pictures.shape[:-1], count * count, -1)
 
 
 def read() -> tuple[Any, Any]:
