@@ -2,6 +2,7 @@
 
 import functools
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +18,7 @@ from experiments.common.errors import UserError
 from experiments.data.sources import Generated
 from experiments.tasks import retrieval
 from experiments.training.experiment import build
+from experiments.training.objectives import attach
 from experiments.training.step import means
 from seqboat.models import stackvae
 
@@ -65,12 +67,23 @@ NO_ATTENTION = SIZES | {
     "task.test_examples": 16,
 }
 FRAMES = NO_ATTENTION | {"model.filters": (4, 8), "model.mixer.truncation": None}
+SLOW = {name: value for name, value in NO_ATTENTION.items() if name != "model.mixer.state_size"}
+SLOW |= {"model.layers": 2, "model.mixer.kernel_size": 32, "model.mixer.frequency": 1.0}
 CODES = NO_ATTENTION | {"task.length": 8, "task.coarse": 4, "task.fine": 4}
 SERIES = {"task.channels": 6, "task.groups": 2, "task.length": 8, "task.anomalies": 10, "task.span": 12}
 SERIES |= {f"task.{split}_elements": 400 for split in ("train", "validation", "test")}
 SERIES |= {"model.hidden": (8,), "model.latents": 2, "model.neighbours": 3, "optimizer.warmup_steps": 1}
 SERIES |= {name: value for name, value in SMALL.items() if name in ("train.batch_size", "train.steps")}
+
+
+def _slow():
+    config = selective_copy.get_config("no_attention,hyperzzw")
+    config.objectives = base.objective("slow")
+    return config
+
+
 CONFIGS = {
+    "slow": (SimpleNamespace(get_config=_slow), SLOW),
     "frames": (gliding_digits, FRAMES),
     "codes": (codes, CODES),
     "series": (coupled_series, SERIES),
@@ -99,7 +112,7 @@ def run(name, mesh, start=None, **changes):
     """((losses, parameters, statistics, the optimiser's state) after STEPS steps, metrics, an evaluation).
 
     `start` holds the first state, or is empty and takes it, for another run that then compiles no initialiser."""
-    experiment = build(values(name, **{"mesh": mesh, **changes}))
+    experiment = attach(build(values(name, **{"mesh": mesh, **changes})), Path("nowhere"))
     partition, task = experiment.partition, experiment.task
     if start:
         state = jax.tree.map(jnp.asarray, start[0])
@@ -167,10 +180,12 @@ def test_a_model_without_attention_trains_as_on_one_device(mesh):
         ("frames", "fsdp=2,fsdp_hidden=2,sequence=2"),
         ("codes", "data=2,fsdp=2,fsdp_hidden=2"),
         ("series", "data"),
+        ("slow", "data=2,fsdp=2,fsdp_hidden=2"),
     ],
 )
 def test_models_with_parts_of_their_own_train_as_on_one_device(name, mesh, monkeypatch):
-    """The convolutions of frames, both stages of tokens, and the terms of a series, whose draws depend on the mesh."""
+    """The convolutions of frames, both stages of tokens, the terms of a series, whose draws depend on the mesh, and the
+    kernels that the objective `slow` compares."""
     if name == "frames":
         pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     monkeypatch.setattr(stackvae.jax.random, "normal", lambda key, shape: 0.5 + jnp.zeros(shape))
