@@ -133,7 +133,10 @@ def initial_mean(leaf: Leaf, config: HyperConfig) -> Any:
 
 
 class Trunk(nn.Module):
-    """Layers  x <- leaky_relu(W x + b)  with Var(W) = gain / fan_out and b = 0: the expected squared norm is kept."""
+    """Layers  x <- leaky_relu(W x + b)  with Var(W) = gain / fan_out and b = 0: the expected squared norm is kept.
+
+    It is kept at any norm, since the unit is homogeneous; selu would pull it to its own, whatever the encoding has.
+    """
 
     config: HyperConfig
 
