@@ -28,6 +28,7 @@ from experiments.data.sources import open_split
 from experiments.tasks import (
     codes,
     corpus,
+    digit_codes,
     digits,
     gliding_digits,
     image,
@@ -1085,6 +1086,27 @@ def test_bits_of_codes_are_those_of_clusters_and_of_codes_in_them():
     share = np.bincount(targets)[2:] / len(targets)
     assert task.baseline("test") == {"bits_per_token": pytest.approx(-np.sum(share * np.log2(np.maximum(share, 1e-9))))}
     assert [task.symbol(number) for number in (0, 1, 2, 10)] == ["∅ ", "→ ", "0.0 ", "2.2 "]
+
+
+def test_digits_as_codes_are_the_nearest_of_the_codebook():
+    """Every square of 2 x 2 pixels; a code's cluster has the codes near it, and shuffled ones are as large."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    task = digit_codes.Task(digit_codes.Config(codes=8, coarse=3), batch_size=4, seed=0)
+    centers, groups = digit_codes.codebook(8, 3)
+    picture = digits.read()[0][200].reshape(8, 8)  # the first of the test split
+    squares = np.array([picture[i : i + 2, j : j + 2].ravel() for i in range(0, 8, 2) for j in range(0, 8, 2)])
+    expected = 2 + np.square(squares[:, None] - centers).sum(-1).argmin(1)
+    batch = next(task.evaluation_batches("test"))
+    assert batch["inputs"][0].tolist() == [1, *expected]
+    assert batch["targets"][0].tolist() == [*expected, 0]
+    assert task.config.clusters == (0, 0, *(groups + 1))
+    means = np.array([centers[groups == group].mean(0) for group in range(3)])
+    np.testing.assert_array_equal(np.square(centers[:, None] - means).sum(-1).argmin(1), groups)
+    shuffled = dataclasses.replace(task.config, shuffled=True).clusters
+    assert sorted(shuffled) == sorted(task.config.clusters)
+    assert shuffled != task.config.clusters
+    with pytest.raises(ValueError, match="coarse=9: must be at most 8"):
+        digit_codes.Config(codes=8, coarse=9)
 
 
 @pytest.mark.parametrize(
