@@ -8,11 +8,12 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from experiments.common.config import within
 from experiments.data.sources import Source
@@ -85,5 +86,6 @@ def squares() -> Float[np.ndarray, "N 16 4"]:
     return digits.squares(digits.read()[0], 4)
 
 
-def closest(x: Float[Array, "*B 4"], codes: Float[Array, "C 4"]) -> Int[np.ndarray, "*B"]:
-    return np.asarray(nearest(x, codes[None]))[..., 0, 0]
+def closest(x: Any, codes: Any) -> Int[np.ndarray, "*B"]:
+    """Which of the codes (C, 4) is nearest to each x (*B, 4)."""
+    return np.asarray(nearest(jnp.asarray(x), jnp.asarray(codes)[None]))[..., 0, 0]
