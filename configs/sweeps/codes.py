@@ -17,7 +17,9 @@ ARMS = {"two_stages": "tiny", "plain": "tiny,plain", "factored": "tiny,factored"
 
 
 def get_config(data: str = "source"):
-    suffix = {"source": "", "digits": ",digits"}[data]
+    if data not in ("source", "digits"):
+        raise ValueError(f"unknown data {data!r}: there are source and digits")
+    suffix = ",digits" if data == "digits" else ""
     arms = {name: codes.get_config(variant + suffix) for name, variant in ARMS.items()}
     if data == "source":
         for name in ("two_stages", "plain", "factored"):

@@ -33,6 +33,8 @@ def suite(settings: Settings) -> Iterator[Row]:
     installed, of PyTorch; and our transformer block, with a layer around `jax.nn.dot_product_attention`. With --sources
     also the sources of LRU and S5, and for SSD our operator beside ssd_minimal."""
     batch, length = settings.changes.batch or BATCH, settings.changes.length or LENGTH
+    if settings.sources:
+        sources.check(settings.sources)  # before anything is timed
     for width in WIDTHS:
         data = kernels.signal(batch, length, width)
         for name in NAMES:

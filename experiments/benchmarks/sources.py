@@ -24,14 +24,19 @@ from seqboat.layers.mixers import lru, s5, ssd
 FILES = {"lru": "minimal-LRU/lru/model.py", "s5": "S5/s5/ssm.py", "ssd": "mamba/mamba_ssm/modules/ssd_minimal.py"}
 
 
+def check(sources: Path) -> None:
+    """Raises UserError for a file that is not there."""
+    for name in FILES.values():
+        if not (sources / name).is_file():
+            raise UserError(f"--sources: there is no file {sources / name}")
+
+
 def runner(sources: Path, name: str, data: Data) -> Callable[[], object]:
     """Forward and backward of the source of that mixer, of our mixer's default sizes; for "ssd" of its operator."""
     path = sources / FILES[name]
-    if not path.is_file():
-        raise UserError(f"--sources: there is no file {path}")
     try:
         return {"lru": _lru, "s5": _s5, "ssd": _ssd}[name](path, data)
-    except (ImportError, AttributeError, TypeError, SyntaxError) as error:
+    except (ImportError, AttributeError, TypeError, SyntaxError, OSError) as error:
         raise UserError(f"--sources: {path} cannot be run: {type(error).__name__}: {error}") from error
 
 

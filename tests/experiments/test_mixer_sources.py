@@ -53,7 +53,7 @@ SETTINGS = Settings({}, (1.0,), rounds=1, seconds=0.0, changes=Changes(batch=2, 
 
 @pytest.fixture
 def clones(tmp_path):
-    texts = {sources.FILES["lru"]: LRU, sources.FILES["s5"]: S5, "S5/s5/ssm_init.py": START}
+    texts = {sources.FILES["lru"]: LRU, sources.FILES["s5"]: S5, "S5/s5/ssm_init.py": START, sources.FILES["ssd"]: ""}
     for name, text in texts.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -70,6 +70,9 @@ def test_sources_are_timed_beside_ours(clones, monkeypatch):
     timed = [(row["mixer"], row["contender"]) for row in rows if row["contender"] != "seqboat"]
     assert timed == [("lru", "source"), ("s5", "source"), ("ssd operator", "ssd_minimal")]
     assert not hasattr(jnp, "DeviceArray")
+    (clones / sources.FILES["ssd"]).unlink()
+    with pytest.raises(UserError, match=r"--sources: there is no file .*ssd_minimal.py"):
+        next(mixers.suite(replace(SETTINGS, sources=clones)))
 
 
 def test_operands_are_those_of_our_mixer():
@@ -86,15 +89,13 @@ def test_operands_are_those_of_our_mixer():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"--sources: there is no file .*model.py"),
         ("class Other: pass", r"--sources: .*model.py cannot be run: AttributeError: .*'LRU'"),
         ("import not_there", r"--sources: .*model.py cannot be run: ModuleNotFoundError: No module named 'not_there'"),
         ("class :", r"--sources: .*model.py cannot be run: SyntaxError"),
     ],
 )
-def test_a_clone_that_is_not_there_or_another_is_refused_in_one_line(clones, text, message):
-    path = clones / sources.FILES["lru"]
-    path.unlink() if text is None else path.write_text(text)
+def test_a_clone_of_something_else_is_refused_in_one_line(clones, text, message):
+    (clones / sources.FILES["lru"]).write_text(text)
     with pytest.raises(UserError, match=message) as refused:
         sources.runner(clones, "lru", kernels.signal(1, 8, 16))
     assert "\n" not in str(refused.value)
