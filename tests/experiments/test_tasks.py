@@ -1100,6 +1100,8 @@ def test_digits_as_codes_are_the_nearest_of_the_codebook():
     assert batch["inputs"][0].tolist() == [1, *expected]
     assert batch["targets"][0].tolist() == [*expected, 0]
     assert task.config.clusters == (0, 0, *(groups + 1))
+    other = digit_codes.Task(dataclasses.replace(task.config, shuffled=True), batch_size=4, seed=0)
+    assert task.fingerprint != other.fingerprint
     means = np.array([centers[groups == group].mean(0) for group in range(3)])
     np.testing.assert_array_equal(np.square(centers[:, None] - means).sum(-1).argmin(1), groups)
     shuffled = dataclasses.replace(task.config, shuffled=True).clusters
