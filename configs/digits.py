@@ -15,6 +15,6 @@ def get_config(variant: str = "paper"):
     config.model.update(layers=2, features=64, key_size=32, value_size=128, window_size=16, max_positions=64)
     config.model.update(block_size=64, remat="none")
     config.optimizer.update(learning_rate=3e-3, warmup_steps=100)
-    config.train.update(steps=800, batch_size=32)
+    config.train.update(steps=800, batch_size=32, checkpoint_every=400)
     apply_variant(config, variant, tiny=lambda config: None)
     return config

@@ -173,7 +173,7 @@ def test_recipes_have_as_many_parameters_as_the_published_models(name):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_without_data_the_remedy_is_one_line(recipe, tmp_path, monkeypatch):
     """What to do is said at once: nothing looks for a network, nothing retries."""
-    own_data = ("configs/interp/factors", "configs/interp/prototypes", "configs/pretrain/digits")
+    own_data = ("configs/digits", "configs/interp/factors", "configs/interp/prototypes", "configs/pretrain/digits")
     if recipe.startswith(("configs/quickstart", "configs/synthetic", "configs/hyper", *own_data)):
         pytest.skip("generated in memory, or in a package")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked for a network"))
