@@ -1,7 +1,6 @@
 """Tokens of a codebook in two stages, and the controls, at equal parameters: 256 codes in 16 clusters, no attention.
 
     python -m experiments.sweep --config=configs/sweeps/codes.py --workdir=runs/codes --out=runs/codes/table
-
     python -m experiments.sweep --config=configs/sweeps/codes.py:digits --workdir=runs/digits --out=runs/digits/table
 
 The source of the first four arms is on the side of two stages: a code depends on its cluster and on the next one. That

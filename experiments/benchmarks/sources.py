@@ -28,7 +28,7 @@ def check(sources: Path) -> None:
     """Raises UserError for a file that is not there."""
     for name in FILES.values():
         if not (sources / name).is_file():
-            raise UserError(f"--sources: there is no file {sources / name}")
+            raise UserError(f"--sources: {sources / name} does not exist")
 
 
 def runner(sources: Path, name: str, data: Data) -> Callable[[], object]:
