@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels, pixel by pixel: real pictures, for about a minute on two cores.
+"""Handwritten digits of 8 x 8 pixels, pixel by pixel: real pictures, two or three minutes on two cores.
 
     python -m experiments.train --config=configs/digits.py:credit_router --workdir=runs/digits
 
