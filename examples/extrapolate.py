@@ -1,12 +1,15 @@
-"""How far a fact is remembered: a model trained on short sequences reads long ones as streams, at constant memory.
+"""How far a fact is remembered: models trained on short sequences read long ones as streams, at constant memory.
 
-    python -m examples.extrapolate --workdir=runs/induction [--longest=20] [--sequences=16] [--out=extrapolation.json]
+    python -m examples.extrapolate --workdir=runs/induction [--longest=20] [--sequences=16] [--out=FILE]
 
-For lengths 2^8, 2^10, .. 2^longest of the induction task (`experiments/tasks/induction.py`): the accuracy at the last
-token, and how many tokens of a sequence activated attention, in each layer.
+The work directory is that of a run of the induction task (`experiments/tasks/induction.py`), or of several: of seeds,
+of a sweep. For lengths 2^8, 2^10, .. 2^longest: the accuracy at the last token, and how many tokens of a sequence
+activated attention, in each layer. --out writes FILE.json and FILE.png.
 """
 
 import functools
+import statistics
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,41 +19,69 @@ from absl import flags
 
 import experiments
 from examples import _fit
-from experiments.common import cli
+from experiments.common import cli, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path, write_json
+from experiments.common.pictures import save_picture
 from experiments.common.provenance import command, hardware, versions
 from experiments.tasks import induction
+from experiments.training.restore import CHECKPOINTS
 
 PIECE = 4096
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Work directory of a run of configs/synthetic/induction.py.", required=True
+    "workdir", None, "Work directory of runs of configs/synthetic/induction.py.", required=True
 )
 _LONGEST = flags.DEFINE_integer("longest", 20, "Logarithm of the longest length.", lower_bound=8, upper_bound=30)
 _SEQUENCES = flags.DEFINE_integer("sequences", 16, "Number of sequences per length.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "JSON file of the result.")
+_OUT = flags.DEFINE_string("out", None, "Path of the JSON file and the picture, without suffix.")
+
+Row = dict[str, Any]
 
 
 def main() -> None:
     out = user_path(_OUT.value, "--out") if _OUT.value else None
     if out is not None:
-        _fit.refuse(out)
-    run = experiments.load(user_path(str(_WORKDIR.value), "--workdir"))
-    if not isinstance(run.task, induction.Task):
-        raise UserError(f"--workdir={_WORKDIR.value}: its task is not induction")
+        _fit.refuse(Path(f"{out}.json"))
+    runtime.use_compilation_cache()
+    runtime.keep_memory()
+    lengths = [2**power for power in range(8, int(_LONGEST.value) + 1, 2)]
+    found: dict[str, dict[str, Any]] = {}
+    for arm, directory in runs(user_path(str(_WORKDIR.value), "--workdir")):
+        run = experiments.load(directory)
+        if not isinstance(run.task, induction.Task):
+            raise UserError(f"{directory}: its task is not induction")
+        print(f"{arm}, seed {run.values['seed']}, step {run.step}")
+        rows = measure(run, lengths, int(_SEQUENCES.value))
+        found.setdefault(arm, {})[str(run.values["seed"])] = {"step": run.step, "rows": rows}
+    if out is not None:
+        about = {"command": command(), "versions": versions(), "hardware": hardware()}
+        write_json(Path(f"{out}.json"), {**about, "sequences": int(_SEQUENCES.value), "arms": found})
+        draw(found, Path(f"{out}.png"))
+
+
+def runs(workdir: Path) -> list[tuple[str, Path]]:
+    """The runs at or below a directory, with the name of each one's arm. Raises UserError if there are none."""
+    if (workdir / CHECKPOINTS).is_dir():
+        return [(workdir.name, workdir)]
+    below = sorted(path.parent for path in workdir.glob(f"**/{CHECKPOINTS}"))
+    if not below:
+        raise UserError(f"--workdir={workdir}: has no {CHECKPOINTS}, nor has a directory below it")
+    return [(path.parent.name, path) for path in below]
+
+
+def measure(run: Any, lengths: list[int], sequences: int) -> list[Row]:
+    """For each length the accuracy, and the mean number of active tokens in each layer; printed as they come."""
     stream = jax.jit(functools.partial(run.model.apply, method="stream"))
     rows = []
-    for power in range(8, int(_LONGEST.value) + 1, 2):
-        rows.append(measure(run, stream, 2**power, int(_SEQUENCES.value)))
-        print("length {length:>9,}  accuracy {accuracy:.3f}  active tokens {active}".format(**rows[-1]), flush=True)
-    if out is not None:
-        about = {"command": command(), "versions": versions(), "hardware": hardware(), "step": run.step}
-        write_json(out, {**about, "rows": rows})
+    for length in lengths:
+        rows.append({"length": length, **read(run, stream, length, sequences)})
+        print("  length {length:>9,}  accuracy {accuracy:.3f}  active tokens {active}".format(**rows[-1]), flush=True)
+    return rows
 
 
-def measure(run: Any, stream: Any, length: int, sequences: int) -> dict[str, Any]:
-    """Accuracy on sequences of a length, and the mean number of active tokens in each layer."""
+def read(run: Any, stream: Any, length: int, sequences: int) -> Row:
+    """Of sequences of a length, in pieces."""
     task = induction.Task(induction.Config(length=length, alphabet=run.task.config.alphabet), batch_size=1, seed=0)
     rng = np.random.default_rng(length)
     inputs, targets = map(np.stack, zip(*(task.draw(rng) for _ in range(sequences)), strict=True))
@@ -59,14 +90,30 @@ def measure(run: Any, stream: Any, length: int, sequences: int) -> dict[str, Any
     for begin in range(0, length, size):
         output, state = stream(run.variables, inputs[:, begin : begin + size], lengths, state)
         active = active + np.asarray(output.layers.active).sum(-1)
-    found = np.asarray(output.logits[:, -1]).argmax(-1)
-    accuracy = float((found == targets[:, -1]).mean())
-    return {
-        "length": length,
-        "sequences": sequences,
-        "accuracy": accuracy,
-        "active": np.round(active / sequences, 2).tolist(),
-    }
+    right = np.asarray(output.logits[:, -1]).argmax(-1) == targets[:, -1]
+    return {"accuracy": float(right.mean()), "active": np.round(active / sequences, 2).tolist()}
+
+
+def draw(arms: dict[str, dict[str, Any]], path: Path) -> None:
+    """Accuracy and the number of active tokens, of the busiest layer, over lengths: the mean of the seeds, and all."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (arm, seeds) in enumerate(arms.items()):
+        for axis, value in ((left, lambda row: row["accuracy"]), (right, lambda row: max(row["active"], default=0))):
+            curves = [[value(row) for row in seed["rows"]] for seed in seeds.values()]
+            lengths = [row["length"] for row in next(iter(seeds.values()))["rows"]]
+            for curve in curves:
+                axis.plot(lengths, curve, color=f"C{number}", alpha=0.25, linewidth=1)
+            mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+            axis.plot(lengths, mean, color=f"C{number}", marker="o", markersize=3, label=arm)
+    left.set(xscale="log", xlabel="length of the stream", ylabel="accuracy", ylim=(-0.03, 1.03))
+    right.set(xscale="log", yscale="symlog", xlabel="length of the stream", ylabel="active tokens, busiest layer")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    left.legend(fontsize=7)
+    save_picture(figure, path)
 
 
 if __name__ == "__main__":
