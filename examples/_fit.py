@@ -7,7 +7,7 @@ prints a row for each arm, and writes them with the command, the seeds, the hard
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def shown(summary: dict[str, Any]) -> str:
     return ("-" if mean is None else f"{mean:.3f}") + ("" if error is None else f" ± {error:.3f}")
 
 
-def table(found: Found, seeds: range, steps: int) -> dict[str, Any]:
+def table(found: Found, seeds: Iterable[int], steps: int) -> dict[str, Any]:
     """The file that docs/claims.md is made from: the first metric of an arm is its selection metric."""
     about = {"command": command(), "versions": versions(), "hardware": hardware()}
     about |= {"seeds": list(seeds), "config": {"train": {"steps": steps}}}

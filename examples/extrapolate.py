@@ -4,7 +4,7 @@
 
 The work directory is that of a run of the induction task (`experiments/tasks/induction.py`), or of several: of seeds,
 of a sweep. For lengths 2^8, 2^10, .. 2^longest: the accuracy at the last token, and how many tokens of a sequence
-activated attention, in each layer. --out writes FILE.json and FILE.png.
+activated attention, in each layer. --out writes FILE.json, which claims can name (docs/claims.md), and FILE.png.
 """
 
 import functools
@@ -23,7 +23,6 @@ from experiments.common import cli, runtime
 from experiments.common.errors import UserError
 from experiments.common.files import user_path, write_json
 from experiments.common.pictures import save_picture
-from experiments.common.provenance import command, hardware, versions
 from experiments.tasks import induction
 from experiments.training.restore import CHECKPOINTS
 
@@ -46,18 +45,19 @@ def main() -> None:
     runtime.use_compilation_cache()
     runtime.keep_memory()
     lengths = [2**power for power in range(8, int(_LONGEST.value) + 1, 2)]
-    found: dict[str, dict[str, Any]] = {}
+    arms: dict[str, list[list[Row]]] = {}
+    seeds: set[int] = set()
     for arm, directory in runs(user_path(str(_WORKDIR.value), "--workdir")):
         run = experiments.load(directory)
         if not isinstance(run.task, induction.Task):
             raise UserError(f"{directory}: its task is not induction")
         print(f"{arm}, seed {run.values['seed']}, step {run.step}")
-        rows = measure(run, lengths, int(_SEQUENCES.value))
-        found.setdefault(arm, {})[str(run.values["seed"])] = {"step": run.step, "rows": rows}
+        arms.setdefault(arm, []).append(measure(run, lengths, int(_SEQUENCES.value)))
+        seeds.add(run.values["seed"])
     if out is not None:
-        about = {"command": command(), "versions": versions(), "hardware": hardware()}
-        write_json(Path(f"{out}.json"), {**about, "sequences": int(_SEQUENCES.value), "arms": found})
-        draw(found, Path(f"{out}.png"))
+        found = {arm: metrics(rows) for arm, rows in arms.items()}
+        write_json(Path(f"{out}.json"), _fit.table(found, sorted(seeds), run.values["train"]["steps"]))
+        draw(arms, Path(f"{out}.png"))
 
 
 def runs(workdir: Path) -> list[tuple[str, Path]]:
@@ -94,26 +94,42 @@ def read(run: Any, stream: Any, length: int, sequences: int) -> Row:
     return {"accuracy": float(right.mean()), "active": np.round(active / sequences, 2).tolist()}
 
 
-def draw(arms: dict[str, dict[str, Any]], path: Path) -> None:
-    """Accuracy and the number of active tokens, of the busiest layer, over lengths: the mean of the seeds, and all."""
+def metrics(seeds: list[list[Row]]) -> dict[str, list[float]]:
+    """Of an arm: name -> a value per seed. The longest length comes first, since the first is what a claim is about."""
+    found = {}
+    for rows in reversed(list(zip(*seeds, strict=True))):
+        length = rows[0]["length"]
+        found[f"accuracy_{length}"] = [row["accuracy"] for row in rows]
+        for layer, active in enumerate(zip(*(row["active"] for row in rows), strict=True), 1):
+            found[f"active_{layer}_{length}"] = list(active)
+    return found
+
+
+def draw(arms: dict[str, list[list[Row]]], path: Path) -> None:
+    """Accuracy, and the number of active tokens in each layer, over lengths: the mean of the seeds, and each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, (arm, seeds) in enumerate(arms.items()):
-        for axis, value in ((left, lambda row: row["accuracy"]), (right, lambda row: max(row["active"], default=0))):
-            curves = [[value(row) for row in seed["rows"]] for seed in seeds.values()]
-            lengths = [row["length"] for row in next(iter(seeds.values()))["rows"]]
-            for curve in curves:
-                axis.plot(lengths, curve, color=f"C{number}", alpha=0.25, linewidth=1)
-            mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-            axis.plot(lengths, mean, color=f"C{number}", marker="o", markersize=3, label=arm)
+        curve(left, [[(row["length"], row["accuracy"]) for row in rows] for rows in seeds], f"C{number}", "-", arm)
+        for layer, style in zip(range(len(seeds[0][0]["active"])), ("-", "--", ":", "-."), strict=False):
+            points = [[(row["length"], row["active"][layer]) for row in rows] for rows in seeds]
+            curve(right, points, f"C{number}", style, f"{arm}, layer {layer + 1}")
     left.set(xscale="log", xlabel="length of the stream", ylabel="accuracy", ylim=(-0.03, 1.03))
-    right.set(xscale="log", yscale="symlog", xlabel="length of the stream", ylabel="active tokens, busiest layer")
+    right.set(xscale="log", yscale="symlog", xlabel="length of the stream", ylabel="active tokens")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    left.legend(fontsize=7)
+        axis.legend(fontsize=6)
     save_picture(figure, path)
+
+
+def curve(axis: Any, seeds: list[list[tuple[int, float]]], color: str, style: str, label: str) -> None:
+    for points in seeds:
+        axis.plot(*zip(*points, strict=True), style, color=color, alpha=0.25, linewidth=1)
+    lengths = [length for length, _ in seeds[0]]
+    mean = [statistics.fmean(value for _, value in points) for points in zip(*seeds, strict=True)]
+    axis.plot(lengths, mean, style, color=color, marker="o", markersize=3, label=label)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,11 @@ def test_a_directory_of_a_sweep_has_its_runs_by_arm(tmp_path):
         extrapolate.runs(tmp_path / "nothing")
 
 
-def test_the_picture_has_a_curve_for_each_arm(tmp_path):
-    rows = [{"length": length, "accuracy": 0.5, "active": [3.0, 4.0]} for length in (256, 1024)]
-    extrapolate.draw({"learned": {"0": {"rows": rows}, "1": {"rows": rows}}}, tmp_path / "x.png")
+def test_an_arm_has_a_value_per_seed_the_longest_length_first_and_a_picture(tmp_path):
+    seeds = [[{"length": n, "accuracy": a, "active": [3.0, n / 2]} for n in (256, 1024)] for a in (0.5, 1.0)]
+    found = extrapolate.metrics(seeds)
+    assert list(found)[:3] == ["accuracy_1024", "active_1_1024", "active_2_1024"]
+    assert found["accuracy_256"] == [0.5, 1.0]
+    assert found["active_2_1024"] == [512.0, 512.0]
+    extrapolate.draw({"learned": seeds}, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
