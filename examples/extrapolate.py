@@ -118,6 +118,7 @@ def draw(arms: dict[str, list[list[Row]]], path: Path) -> None:
             curve(right, points, f"C{number}", style, f"{arm}, layer {layer + 1}")
     left.set(xscale="log", xlabel="length of the stream", ylabel="accuracy", ylim=(-0.03, 1.03))
     right.set(xscale="log", yscale="symlog", xlabel="length of the stream", ylabel="active tokens")
+    right.set_ylim(bottom=0)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)

@@ -124,10 +124,10 @@ def grid(cases: Iterable[Any], *fast: Any) -> list:
 
 
 def load_program(name: str) -> ModuleType:
-    """The program experiments.NAME, its flags as they are by default. They are not left with absl, as programs have
-    flags of the same names."""
+    """The program experiments.NAME, or a module by its whole name, its flags as they are by default. They are not left
+    with absl, as programs have flags of the same names."""
     before = set(flags.FLAGS)
-    module = importlib.import_module(f"experiments.{name}")
+    module = importlib.import_module(name if "." in name else f"experiments.{name}")
     own = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
     for attribute, holder in list(vars(module).items()):
         if isinstance(holder, flags.FlagHolder):

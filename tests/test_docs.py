@@ -93,7 +93,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def known_flags() -> set[str]:
-    sources = [path.read_text() for path in (ROOT / "experiments").rglob("*.py")]
+    sources = [path.read_text() for room in ("experiments", "examples") for path in (ROOT / room).rglob("*.py")]
     return {
         flag for source in sources for flag in re.findall(r'(?:DEFINE|define)\w*\(\s*(?:_\w+\(\), )?"(\w+)"', source)
     }

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from examples import extrapolate
 from experiments.common.errors import UserError
 from experiments.tasks import induction
+from tests.helpers import load_program
+
+extrapolate = load_program("examples.extrapolate")
 
 ALPHABET = 4
 
