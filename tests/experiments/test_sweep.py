@@ -10,6 +10,7 @@ from configs.sweeps import (
     coupled_series,
     depth,
     gliding_digits,
+    induction,
     mixers,
     mqar,
     quickstart,
@@ -163,7 +164,7 @@ def test_the_sweeps_of_the_documentation_are_valid():
 
 
 @pytest.mark.breadth
-@pytest.mark.parametrize("module", [codes, coupled_series, gliding_digits, mixers, transformers])
+@pytest.mark.parametrize("module", [codes, coupled_series, gliding_digits, induction, mixers, transformers])
 def test_the_sweeps_of_other_systems_are_valid(module):
     if module is gliding_digits:
         pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
