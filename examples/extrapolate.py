@@ -51,6 +51,10 @@ def main() -> None:
         run = experiments.load(directory)
         if not isinstance(run.task, induction.Task):
             raise UserError(f"{directory}: its task is not induction")
+        try:
+            run.model.initial_state(1)
+        except ValueError as error:
+            raise UserError(f"{directory}: {error}") from error
         print(f"{arm}, seed {run.values['seed']}, step {run.step}")
         arms.setdefault(arm, []).append(measure(run, lengths, int(_SEQUENCES.value)))
         seeds.add(run.values["seed"])
