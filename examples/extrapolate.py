@@ -45,22 +45,15 @@ def main() -> None:
     runtime.use_compilation_cache()
     runtime.keep_memory()
     lengths = [2**power for power in range(8, int(_LONGEST.value) + 1, 2)]
+    loaded = [(arm, load(directory)) for arm, directory in runs(user_path(str(_WORKDIR.value), "--workdir"))]
     arms: dict[str, list[list[Row]]] = {}
-    seeds: set[int] = set()
-    for arm, directory in runs(user_path(str(_WORKDIR.value), "--workdir")):
-        run = experiments.load(directory)
-        if not isinstance(run.task, induction.Task):
-            raise UserError(f"{directory}: its task is not induction")
-        try:
-            run.model.initial_state(1)
-        except ValueError as error:
-            raise UserError(f"{directory}: {error}") from error
+    for arm, run in loaded:
         print(f"{arm}, seed {run.values['seed']}, step {run.step}")
         arms.setdefault(arm, []).append(measure(run, lengths, int(_SEQUENCES.value)))
-        seeds.add(run.values["seed"])
     if out is not None:
         found = {arm: metrics(rows) for arm, rows in arms.items()}
-        write_json(Path(f"{out}.json"), _fit.table(found, sorted(seeds), run.values["train"]["steps"]))
+        seeds = sorted({run.values["seed"] for _, run in loaded})
+        write_json(Path(f"{out}.json"), _fit.table(found, seeds, loaded[0][1].values["train"]["steps"]))
         draw(arms, Path(f"{out}.png"))
 
 
@@ -72,6 +65,18 @@ def runs(workdir: Path) -> list[tuple[str, Path]]:
     if not below:
         raise UserError(f"--workdir={workdir}: has no {CHECKPOINTS}, nor has a directory below it")
     return [(path.parent.name, path) for path in below]
+
+
+def load(directory: Path) -> Any:
+    """A trained model. Raises UserError for one of another task, or that cannot read streams."""
+    run = experiments.load(directory)
+    if not isinstance(run.task, induction.Task):
+        raise UserError(f"{directory}: its task is not induction")
+    try:
+        run.model.initial_state(1)
+    except ValueError as error:
+        raise UserError(f"{directory}: {error}") from error
+    return run
 
 
 def measure(run: Any, lengths: list[int], sequences: int) -> list[Row]:
